@@ -1,0 +1,82 @@
+"""Files that are there whole or not at all."""
+
+import csv
+import hashlib
+import json
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from tagger.errors import TaggerError
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a sibling to write to, file or folder; it takes the place of `path` on success only.
+
+    Parents are created: DVC removes the outputs of a stage before it runs.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    _remove(partial)
+    try:
+        yield partial
+        if partial.is_dir():
+            _remove(path)
+        partial.replace(path)
+    finally:
+        _remove(partial)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    with replacing(path) as partial:
+        partial.write_text(text, encoding="utf-8", newline="\n")
+
+
+def write_json(path: Path, content: Any) -> None:
+    write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    r"""Write RFC 4180 rows in UTF-8, lines ended by `\n`; numbers as Python prints them."""
+    with replacing(path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(header)
+        writer.writerows(rows)
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    """Return the rows of a CSV with a header, as text; a byte order mark is no part of it."""
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            return [{k: v or "" for k, v in row.items() if k} for row in csv.DictReader(file)]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise TaggerError(f"{path} cannot be read: {error}. It must be a CSV in UTF-8.") from error
+
+
+def read_json(path: Path) -> Any:
+    try:
+        return json.loads(require(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise TaggerError(f"{path} cannot be read: {error}. It must be JSON in UTF-8.") from error
+
+
+def require(path: Path) -> Path:
+    """Return the path of what an earlier stage writes, if it is there."""
+    if not path.exists():
+        raise TaggerError(f"{path} is missing. It is written by an earlier stage: run `dvc repro`.")
+    return path
+
+
+def sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

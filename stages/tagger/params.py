@@ -1,0 +1,170 @@
+"""The parameters of every stage: `params.yaml`, checked at the door."""
+
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import yaml
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
+from pydantic_core import ErrorDetails
+
+from tagger.errors import TaggerError, did_you_mean
+
+PATH = Path("params.yaml")
+
+
+class Frozen(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Preset(Frozen):
+    """One entry of `models:`, everything that differs between backbones."""
+
+    backbone: str  # timm name, "eva02_large_patch14_clip_336.merged2b"
+    image_size: PositiveInt  # pixels, square
+    batch_size: PositiveInt  # pictures per optimizer step
+    learning_rate: PositiveFloat  # peak, after warmup
+    layer_decay: float = Field(gt=0, le=1)  # learning rate of a layer over that of the next
+    drop_path: float = Field(ge=0, lt=1)  # share of residual branches left out in training
+    pretrained: bool | str  # from scratch, timm's weights from the hub, or a weights file
+    model_args: dict[str, Any] = {}  # further arguments of the backbone's constructor
+
+
+class Demo(Frozen):
+    pictures: PositiveInt
+    size: int = Field(ge=16)  # pixels, square
+
+
+class Prepare(Frozen):
+    folder: Path  # pictures with `.txt` sidecars, searched through all its subfolders
+    separator: str = Field(min_length=1)  # between the tags of a sidecar
+
+
+class Vocabulary(Frozen):
+    source: Path  # data/tags.parquet, or a selected_tags.csv
+    min_count: NonNegativeInt  # posts
+
+
+class Split(Frozen):
+    method: Literal["stratified", "iterative", "random"]
+    train: PositiveFloat  # share of the posts; the three sum to 1
+    validation: PositiveFloat
+    test: PositiveFloat
+
+    @property
+    def proportions(self) -> tuple[float, float, float]:
+        return self.train, self.validation, self.test
+
+    @model_validator(mode="after")
+    def _sums_to_one(self) -> Self:
+        if abs(sum(self.proportions) - 1) > 1e-6:
+            raise ValueError(f"train, validation and test sum to {sum(self.proportions):g}, not 1")
+        return self
+
+
+class Train(Frozen):
+    epochs: PositiveInt
+    warmup: float = Field(ge=0, lt=1)  # share of all steps
+    weight_decay: NonNegativeFloat
+    loss: Literal["bce", "asymmetric"]
+    gamma_negative: NonNegativeFloat  # asymmetric loss only
+    gamma_positive: NonNegativeFloat
+    clip: float = Field(ge=0, lt=1)  # probability by which negatives are shifted
+    flip: float = Field(ge=0, le=1)  # share of pictures mirrored
+    min_crop: float = Field(gt=0, le=1)  # smallest share of the picture's area that a crop keeps
+    precision: Literal["fp32", "bf16"]  # of the forward pass on CUDA; a CPU computes in fp32
+    workers: NonNegativeInt  # processes that read pictures
+
+
+class Evaluate(Frozen):
+    threshold: Literal["global", "category"]
+    batch_size: PositiveInt
+    workers: NonNegativeInt
+
+
+class Export(Frozen):
+    opset: int = Field(ge=13, le=17)  # older runtimes refuse newer ones
+    parity_pictures: PositiveInt  # test pictures on which torch and ONNX are compared
+    tolerance: PositiveFloat  # largest difference of a probability
+
+
+class Infer(Frozen):
+    model: Path  # an export folder
+    batch_size: PositiveInt
+    lang: Literal["en", "zh"]
+
+
+class Params(Frozen):
+    seed: NonNegativeInt
+    model: str  # the preset to train, a key of `models`
+    models: dict[str, Preset]
+    demo: Demo
+    prepare: Prepare
+    vocabulary: Vocabulary
+    split: Split
+    train: Train
+    evaluate: Evaluate
+    export: Export
+    infer: Infer
+
+    @property
+    def preset(self) -> Preset:
+        return self.models[self.model]
+
+
+def load(path: Path = PATH) -> Params:
+    """Return the checked parameters.
+
+    Raises TaggerError with one line for an unknown key, a wrong type, a value out of range.
+    """
+    content = _read(path)
+    try:
+        params = Params.model_validate(content)
+    except ValidationError as error:
+        raise TaggerError(f"{path}: {_explain(error.errors()[0], content)}") from None
+    if params.model not in params.models:
+        hint = did_you_mean(params.model, params.models)
+        known = ", ".join(params.models)
+        raise TaggerError(f"{path}: Unknown preset {params.model!r}.{hint} Presets: {known}.")
+    return params
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise TaggerError(f"{path} is missing. Run from the root of the project.") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise TaggerError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise TaggerError(f"{path} holds no parameters. Restore it from Git.")
+    return content
+
+
+def _explain(error: ErrorDetails, content: dict[str, Any]) -> str:
+    where = ".".join(str(part) for part in error["loc"] if part not in ("bool", "str"))
+    if error["type"] == "extra_forbidden":
+        *owner, key = error["loc"]
+        return f"Unknown key {where}.{did_you_mean(str(key), _keys(owner))}"
+    if error["type"] == "missing":
+        return f"{where} is missing. Add it, or restore {PATH} from Git."
+    if error["type"] == "value_error":
+        return f"{where}: {error['msg'].removeprefix('Value error, ')}."
+    return f"{where} is {error['input']!r}. {error['msg']}."
+
+
+def _keys(owner: list[str | int]) -> list[str]:
+    """Return the keys known at a place of params.yaml, such as models.convnext."""
+    if owner and owner[0] == "models":
+        return list(Preset.model_fields)
+    section = Params.model_fields[str(owner[0])].annotation if owner else Params
+    return list(getattr(section, "model_fields", []))
