@@ -1,0 +1,76 @@
+"""Make the folder that people download, and prove that it tags as the model does."""
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tagger import (
+    backbone,
+    dataset,
+    errors,
+    exported,
+    files,
+    images,
+    onnx_export,
+    params,
+    parity,
+    preprocess,
+    thresholds,
+)
+from tagger.metrics import Floats
+from tagger.predict import predict
+from tagger.vocabulary import Tag
+
+POSTS = Path("data/posts.parquet")
+TAGS = Path("data/tags.parquet")
+SPLIT = Path("data/split.parquet")
+MODEL = Path("models/tagger")
+THRESHOLDS = Path("models/thresholds.csv")
+EXPORT = Path("models/export")
+REPORT = Path("metrics/export.json")
+
+
+def main(p: params.Params) -> None:
+    tags, parts = dataset.read(POSTS, TAGS, MODEL / "vocabulary.csv", SPLIT)
+    limits = thresholds.per_tag(thresholds.read(THRESHOLDS), tags, p.evaluate.threshold)
+    with files.replacing(EXPORT) as folder:
+        write(folder, tags, limits, p.export.opset)
+        report = compare(folder, parts["test"].head(p.export.parity_pictures), limits, p)
+    files.write_json(REPORT, report)
+    print(
+        f"{len(tags)} tags -> {EXPORT}; ONNX and torch agree within "
+        f"{report['onnx']['largest_difference']:.1e} on {report['pictures']} pictures"
+    )
+
+
+def write(folder: Path, tags: Sequence[Tag], limits: Floats, opset: int) -> None:
+    folder.mkdir()
+    for name in (backbone.CONFIG, backbone.WEIGHTS, exported.PREPROCESS):
+        shutil.copyfile(MODEL / name, folder / name)
+    shutil.copyfile(THRESHOLDS, folder / THRESHOLDS.name)
+    exported.write_tags(tags, limits, folder / exported.SELECTED_TAGS)
+    size = preprocess.read(folder / exported.PREPROCESS).size
+    onnx_export.write(backbone.load(MODEL), folder / exported.ONNX, size=size, opset=opset)
+
+
+def compare(folder: Path, part: dataset.Part, limits: Floats, p: params.Params) -> dict[str, Any]:
+    """Tag real pictures with the model and through each export; raise where they differ."""
+    prepared = preprocess.read(MODEL / exported.PREPROCESS)
+    loading = {"batch_size": p.evaluate.batch_size, "workers": p.evaluate.workers}
+    model = predict(backbone.load(MODEL), part, prepared, **loading)
+    again = predict(backbone.load(folder), part, prepared, **loading)
+    tagger = exported.load(folder, "cpu")
+    pictures = [images.open_rgb(part.files[row]) for row in model.rows]
+    paths = {"timm": again.scores, "onnx": np.concatenate([tagger([one]) for one in pictures])}
+    report: dict[str, Any] = {"pictures": len(pictures)}
+    for name, scores in paths.items():
+        report[name] = parity.check(name, model.scores, scores, limits, p.export.tolerance)
+    return report
+
+
+if __name__ == "__main__":
+    with errors.reported():
+        main(params.load())
