@@ -36,7 +36,7 @@ PICTURES_ON_SHEET = 12
 
 def main(p: params.Evaluate) -> None:
     tags, parts = dataset.read(POSTS, TAGS, MODEL / "vocabulary.csv", SPLIT)
-    model = backbone.load(MODEL).to(backbone.device_of())
+    model = backbone.to_device(backbone.load(MODEL))
     prepared = preprocess.read(MODEL / "preprocess.json")
     judged = {
         name: predict(model, parts[name], prepared, batch_size=p.batch_size, workers=p.workers)

@@ -12,6 +12,7 @@ from tagger import errors, params
 
 if TYPE_CHECKING:
     from tagger.captions import Caption
+    from tagger.metrics import Floats
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -26,28 +27,20 @@ def main(arguments: Sequence[str]) -> int:
     if args.output == "txt" and not args.overwrite:
         refuse_to_overwrite([one.sidecar for one in found])
     tagger = exported.load(args.model, args.device)
+    limits = tagger.limits(args.threshold)
     failures: list[tagging.Failure] = []
     begun = time.monotonic()
-    write(
-        args,
-        tagging.tag(
-            tagger,
-            found,
-            threshold=args.threshold,
-            batch_size=args.batch_size,
-            failures=failures,
-        ),
-    )
-    rate = (len(found) - len(failures)) / (time.monotonic() - begun)
-    tell(f"{len(found) - len(failures):,} pictures tagged, {rate:,.0f} a second")
+    write(args, tagging.tag(tagger, found, limits, args.batch_size, failures), limits)
+    tagged = len(found) - len(failures)
+    tell(f"tagged: {tagged:,} pictures, {tagged / (time.monotonic() - begun):,.0f} a second")
     if failures:
         path = (args.output_dir or Path()) / "infer_failures.csv"
         files.write_csv(path, tagging.Failure._fields, failures)
-        tell(f"{len(failures):,} pictures failed: see {path}")
+        tell(f"failed: {len(failures):,} pictures, see {path}")
     return 1 if failures else 0
 
 
-def write(args: argparse.Namespace, tagged: "Iterable[Caption]") -> None:
+def write(args: argparse.Namespace, tagged: "Iterable[Caption]", limits: "Floats") -> None:
     from tagger import captions
 
     folder = args.output_dir or Path()
@@ -59,7 +52,7 @@ def write(args: argparse.Namespace, tagged: "Iterable[Caption]") -> None:
         captions.write_csv(tagged, folder / "tags.csv")
     else:
         for caption in tagged:
-            print(captions.text(caption, args.threshold, args.lang))
+            print(captions.text(caption, limits, args.lang))
 
 
 def refuse_to_overwrite(sidecars: Sequence[Path]) -> None:

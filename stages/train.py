@@ -2,11 +2,9 @@
 
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
-
-import torch
-from torch import nn
 
 from tagger import backbone, dataset, errors, files, params, tracking, training, vocabulary
 from tagger.training import Epoch
@@ -27,11 +25,9 @@ log = logging.getLogger("train")
 
 def main(p: params.Params) -> None:
     start_log()
-    torch.manual_seed(p.seed)
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    training.make_deterministic(p.seed)
     tags, parts = dataset.read(POSTS, TAGS, VOCABULARY, SPLIT)
-    model = backbone.build(p.preset, len(tags))
-    model.to(memory_format=torch.channels_last).to(backbone.device_of())
+    model = backbone.to_device(backbone.build(p.preset, len(tags)))
     preprocess = backbone.preprocessing(model, p.preset)
     hashes = {path.stem: files.sha256(path) for path in (POSTS, VOCABULARY, SPLIT)}
     settings = p.model_dump(include={"seed", "model", "train"}) | {"preset": p.preset.model_dump()}
@@ -43,7 +39,8 @@ def main(p: params.Params) -> None:
         backbone.save_config(model, preprocess, MODEL)
         files.write_json(MODEL / "run.json", {"run_id": run.id, "params": settings, "data": hashes})
         learning = training.epochs(model, parts, preprocess, p.preset, p.train, p.seed)
-        history = keep(learning, model, p.train.epochs, run)
+        save = partial(backbone.save_weights, model)
+        history = keep(learning, save, p.train.epochs, run)
         best, last = max(history, key=lambda epoch: epoch.macro_ap), history[-1]
         run.log_checkpoint("best", BEST, best.numbers(), best.number)
         run.log_checkpoint("last", LAST, last.numbers(), last.number)
@@ -53,7 +50,7 @@ def main(p: params.Params) -> None:
 
 
 def keep(
-    learning: Iterator[Epoch], model: nn.Module, epochs: int, run: tracking.Run
+    learning: Iterator[Epoch], save: Callable[[Path], None], epochs: int, run: tracking.Run
 ) -> list[Epoch]:
     """Tell, track and save every epoch as it ends; return them all."""
     history: list[Epoch] = []
@@ -66,10 +63,10 @@ def keep(
         run.log_metrics(epoch.numbers(), step=epoch.number)
         rows = [(past.number, *past.numbers().values()) for past in history]
         files.write_csv(CURVE, ("epoch", *epoch.numbers()), rows)
-        backbone.save_weights(model, LAST)
+        save(LAST)
         if epoch.macro_ap > best:
             best = epoch.macro_ap
-            backbone.save_weights(model, BEST)
+            save(BEST)
     return history
 
 

@@ -96,8 +96,7 @@ def load(folder: Path) -> nn.Module:
         raise TaggerError(f"{folder} does not load: {_line(error)}. Train again.") from error
 
 
-def device_of(name: str = "auto") -> torch.device:
-    """Return the device asked for; `auto` is CUDA where there is one."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(name)
+def to_device(model: nn.Module) -> nn.Module:
+    """Return the model on CUDA where there is one, in the layout that convolutions prefer."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return model.to(memory_format=torch.channels_last).to(device)

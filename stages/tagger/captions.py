@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tagger import files
+from tagger.metrics import Floats
 from tagger.vocabulary import CATEGORIES
 
 
@@ -29,7 +30,7 @@ class Words(NamedTuple):
     picture: str
     heading: str
     nothing: str
-    own: str  # the threshold, where each tag has its own
+    own: str  # in place of a number, where thresholds differ
 
 
 WORDS = {
@@ -37,21 +38,21 @@ WORDS = {
         picture="Picture: {}",
         heading="Predicted tags (confidence > {}):",
         nothing="No tag has a confidence above the threshold {}",
-        own="best",
+        own="of each tag",
     ),
     "zh": Words(
         picture="图片: {}",
         heading="预测标签 (置信度 > {}):",
         nothing="没有标签的置信度高于阈值 {}",
-        own="最佳阈值",
+        own="各标签自己的阈值",
     ),
 }
 
 
-def text(caption: Caption, threshold: float | None, lang: str) -> str:
-    """Return what the terminal shows of a picture; threshold None is each tag's own."""
+def text(caption: Caption, limits: Floats, lang: str) -> str:
+    """Return what the terminal shows of a picture; limits: (tags,), often all the same."""
     words = WORDS[lang]
-    limit = words.own if threshold is None else f"{threshold:g}"
+    limit = f"{limits[0]:g}" if (limits == limits[0]).all() else words.own
     lines = [words.picture.format(caption.file)]
     lines.append((words.heading if caption.tags else words.nothing).format(limit))
     lines += [f"{given.tag}: {given.confidence:.4f}" for given in caption.tags]

@@ -35,6 +35,10 @@ class Tagger:
         """Return the probabilities of every tag, (pictures, tags), for RGB images."""
         return self.run(np.stack([self.preprocess(picture) for picture in pictures]))
 
+    def limits(self, threshold: float | None) -> Floats:
+        """Return the threshold of each tag, (tags,): the one asked for, or else its own."""
+        return self.thresholds if threshold is None else np.full(len(self.tags), threshold)
+
 
 def write_tags(tags: Sequence[Tag], thresholds: Floats, path: Path) -> None:
     header = (*Tag._fields, "best_threshold")
@@ -94,7 +98,7 @@ def _on_cuda(folder: Path) -> Callable[[Array], Array]:
 
     from tagger import backbone
 
-    model = backbone.load(folder).to(memory_format=torch.channels_last).cuda()
+    model = backbone.to_device(backbone.load(folder))
 
     def run(pixels: Array) -> Array:
         with torch.inference_mode():

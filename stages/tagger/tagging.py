@@ -14,6 +14,7 @@ from tagger import folder, images
 from tagger.captions import Caption, Given
 from tagger.errors import TaggerError
 from tagger.exported import Tagger
+from tagger.metrics import Floats
 from tagger.vocabulary import CATEGORIES
 
 
@@ -51,16 +52,14 @@ def find(inputs: Iterable[Path], *, recursive: bool, output_dir: Path | None) ->
 def tag(
     tagger: Tagger,
     found: Sequence[Found],
-    *,
-    threshold: float | None,
+    limits: Floats,
     batch_size: int,
     failures: list[Failure],
 ) -> Iterator[Caption]:
     """Yield a caption for every picture that can be read; add the others to `failures`.
 
-    threshold: one for all tags, or None for each tag's own
+    limits: (tags,), the confidence from which on each tag is given
     """
-    limits = tagger.thresholds if threshold is None else np.full(len(tagger.tags), threshold)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for start in range(0, len(found), batch_size):
             readable: list[tuple[Found, Image.Image]] = []
@@ -84,7 +83,7 @@ def _open(one: Found) -> Image.Image | Failure:
 
 
 def _caption(
-    tagger: Tagger, one: Found, scores: npt.NDArray[np.float32], limits: npt.NDArray[np.float64]
+    tagger: Tagger, one: Found, scores: npt.NDArray[np.float32], limits: Floats
 ) -> Caption:
     ratings = [
         column for column, tag in enumerate(tagger.tags) if CATEGORIES[tag.category] == "rating"

@@ -59,6 +59,12 @@ class Epoch:
         )
 
 
+def make_deterministic(seed: int) -> None:
+    """Make every later choice and sum of torch follow from the seed, on the same machine."""
+    torch.manual_seed(seed)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+
+
 def epochs(
     model: nn.Module,
     parts: dict[str, Part],
