@@ -1,0 +1,19 @@
+"""Draw the demonstration set, a folder of tagged pictures as a user would bring."""
+
+from pathlib import Path
+
+from tagger import demo_drawing, errors, params
+
+FOLDER = Path("data/demo")
+
+
+def main(p: params.Params) -> None:
+    counts = demo_drawing.draw(FOLDER, pictures=p.demo.pictures, size=p.demo.size, seed=p.seed)
+    print(
+        f"drew {p.demo.pictures:,} pictures of {p.demo.size} px, {len(counts):,} tags -> {FOLDER}"
+    )
+
+
+if __name__ == "__main__":
+    with errors.reported():
+        main(params.load())

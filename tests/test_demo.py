@@ -1,0 +1,243 @@
+"""The demonstration set: its tags are true of its pixels, and the same seed draws it again."""
+
+import colorsys
+import csv
+import json
+import os
+from collections import Counter
+from importlib.resources import files
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+from tagger import demo_drawing, demo_looks
+from tagger.demo_looks import Look
+
+Pixels = NDArray[np.uint8]  # (height, width, 4), red green blue alpha
+
+PICTURES = 72
+SIZE = 64
+
+# First and last degree of hue; brown is left out, being a dark orange.
+HUES = {
+    "red": (345, 375),
+    "orange": (18, 35),
+    "yellow": (40, 60),
+    "green": (80, 160),
+    "aqua": (178, 192),
+    "blue": (205, 230),
+    "purple": (250, 290),
+    "pink": (322, 344),
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data") / "demo"
+    demo_drawing.draw(folder, pictures=PICTURES, size=SIZE, seed=1)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def looks() -> list[Look]:
+    return [demo_looks.choose(0, picture) for picture in range(3000)]
+
+
+def tagged(folder: Path, *wanted: str) -> list[tuple[Pixels, set[str]]]:
+    """Return the pixels and tags of the pictures that have all the wanted tags."""
+    posts = [(pixels(path), tags(path)) for path in sorted(folder.glob("*.png"))]
+    return [post for post in posts if post[1].issuperset(wanted)]
+
+
+def pixels(path: Path) -> Pixels:
+    return np.asarray(Image.open(path).convert("RGBA"))
+
+
+def tags(path: Path) -> set[str]:
+    return set(path.with_suffix(".txt").read_text(encoding="utf-8").strip().split(", "))
+
+
+def has_hue(colour: NDArray[np.uint8], name: str) -> bool:
+    first, last = HUES[name]
+    hue, saturation, value = colorsys.rgb_to_hsv(*(colour[:3] / 255))
+    return (
+        saturation > 0.2 and value > 0.3 and any(first <= hue * 360 + k <= last for k in (0, 360))
+    )
+
+
+def share_of_hue(picture: Pixels, name: str) -> float:
+    return float(np.mean([has_hue(colour, name) for colour in picture[::2, ::2].reshape(-1, 4)]))
+
+
+def commonest_of_border(picture: Pixels) -> NDArray[np.uint8]:
+    border = np.concatenate([picture[0], picture[:, 0], picture[:, -1]])
+    colours, counts = np.unique(border, axis=0, return_counts=True)
+    return np.asarray(colours[counts.argmax()])
+
+
+def test_same_seed_gives_the_same_bytes_for_any_number_of_workers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for workers in (1, 3):
+        monkeypatch.setattr(os, "cpu_count", lambda n=workers: n)
+        demo_drawing.draw(tmp_path / str(workers), pictures=6, size=32, seed=5)
+    one, three = ({p.name: p.read_bytes() for p in (tmp_path / n).iterdir()} for n in ("1", "3"))
+    assert one == three
+    assert sorted(one) == sorted(
+        [f"000{i}.{end}" for i in range(6) for end in ("png", "txt")] + ["tags.csv"]
+    )
+
+
+def test_another_seed_gives_other_pictures() -> None:
+    assert [demo_looks.choose(1, i) for i in range(9)] != [
+        demo_looks.choose(2, i) for i in range(9)
+    ]
+
+
+def test_a_run_that_fails_leaves_the_former_set_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    folder = tmp_path / "demo"
+    folder.mkdir()
+    (folder / "0000.txt").write_text("general\n")
+    monkeypatch.setattr(demo_drawing, "_draw_all", fail)
+    with pytest.raises(KeyboardInterrupt):
+        demo_drawing.draw(folder, pictures=3, size=16, seed=0)
+    assert [path.name for path in tmp_path.rglob("*")] == ["demo", "0000.txt"]
+
+
+def test_every_picture_has_the_size_asked_for_and_one_line_of_tags(folder: Path) -> None:
+    pictures = sorted(folder.glob("*.png"))
+    assert [path.stem for path in pictures] == [f"{i:04}" for i in range(PICTURES)]
+    for path in pictures:
+        text = path.with_suffix(".txt").read_bytes().decode("utf-8")
+        names = text.removesuffix("\n").split(", ")
+        assert pixels(path).shape == (SIZE, SIZE, 4)
+        assert text.count("\n") == 1
+        assert len(set(names)) == len(names)
+        assert all(name == name.strip().lower() and " " not in name for name in names)
+
+
+def test_every_tag_in_a_sidecar_is_in_tags_csv_and_no_other(folder: Path) -> None:
+    with (folder / "tags.csv").open(encoding="utf-8", newline="") as file:
+        header, *rows = csv.reader(file)
+    assert header == ["name", "category"]
+    assert {name for name, _ in rows} == set().union(*(t for _, t in tagged(folder)))
+    assert {code for _, code in rows} == {"0", "1", "3", "4", "9"}
+
+
+def test_every_picture_has_one_rating_one_style_and_one_artist(looks: list[Look]) -> None:
+    for look in looks:
+        codes = Counter(demo_looks.category(tag) for tag in look.tags)
+        assert (codes[9], codes[3], codes[1]) == (1, 1, 1)
+        assert codes[4] <= 1
+
+
+def test_plain_backgrounds_have_the_colour_of_their_tag(folder: Path) -> None:
+    checked = 0
+    for name in HUES:
+        for picture, _ in tagged(folder, "simple_background", f"{name}_background"):
+            assert has_hue(commonest_of_border(picture), name)
+            checked += 1
+    assert checked > 20
+
+
+def test_hair_has_the_colour_of_its_tag(folder: Path) -> None:
+    checked = 0
+    for name in HUES:
+        for picture, names in tagged(folder, f"{name}_hair"):
+            if f"{name}_background" not in names:
+                assert share_of_hue(picture, name) > 0.02
+                checked += 1
+    assert checked > 10
+
+
+def test_only_transparent_backgrounds_are_transparent_and_they_have_no_colour(folder: Path) -> None:
+    for picture, names in tagged(folder):
+        grounds = {name for name in names if name.endswith("_background")}
+        transparent = grounds == {"transparent_background"}
+        assert (picture[0, 0, 3] == 0) == transparent
+        assert transparent or "transparent_background" not in grounds
+
+
+def test_greyscale_pictures_are_grey_and_claim_no_colour(folder: Path, looks: list[Look]) -> None:
+    for picture, _ in tagged(folder, "greyscale"):
+        assert np.ptp(picture[..., :3].astype(int), axis=-1).max() <= 2
+    for look in looks:
+        if "greyscale" in look.tags:
+            assert not any(tag.startswith(tuple(HUES)) for tag in look.tags)
+
+
+@pytest.mark.parametrize(
+    ("cover", "covered"),
+    [
+        ("sunglasses", {"closed_eyes", "one_eye_closed", "wide-eyed", "heart-shaped_pupils"}),
+        ("sleep_mask", {"closed_eyes", "one_eye_closed", "star-shaped_pupils"}),
+        ("mouth_mask", {"smile", "open_mouth", "frown", "teeth", "beard", "mustache"}),
+        ("bald", {f"{name}_hair" for name in (*HUES, "black", "long", "short", "curly")}),
+        ("baseball_cap", {f"{name}_hair" for name in (*HUES, "black", "long", "short", "curly")}),
+        ("transparent_background", {"white_background", "simple_background"}),
+    ],
+)
+def test_what_is_covered_has_no_tag(looks: list[Look], cover: str, covered: set[str]) -> None:
+    covering = [look for look in looks if cover in look.tags]
+    assert covering
+    assert not [look for look in covering if covered & set(look.tags)]
+
+
+def test_whatever_shows_the_look_of_a_character_is_tagged_so(looks: list[Look]) -> None:
+    for character in demo_looks.load().characters:
+        drawn = {i for i, look in enumerate(looks) if character.name in look.tags}
+        alike = {
+            i
+            for i, look in enumerate(looks)
+            if look.style == character.style and character.values.items() <= look.values.items()
+        }
+        assert drawn == alike
+
+
+def test_tags_are_many_and_have_a_long_tail(looks: list[Look]) -> None:
+    counts = Counter(tag for look in looks for tag in look.tags)
+    codes = Counter(demo_looks.category(tag) for tag in counts)
+    assert 130 <= len(counts) <= 190
+    assert sum(count >= 30 for count in counts.values()) >= 125
+    assert sum(count < 30 for count in counts.values()) >= 10
+    assert min(counts.values()) >= 8
+    assert codes[3] >= 8
+    assert 16 <= codes[4] <= 24
+
+
+def test_about_a_quarter_of_the_pictures_show_a_character(looks: list[Look]) -> None:
+    shown = [any(demo_looks.category(tag) == 4 for tag in look.tags) for look in looks]
+    assert 0.2 < np.mean(shown) < 0.3
+
+
+def test_the_order_of_the_pictures_carries_no_meaning(looks: list[Look]) -> None:
+    first, second = (Counter(look.style for look in half) for half in (looks[:1500], looks[1500:]))
+    assert all(0.6 < first[style] / second[style] < 1.6 for style in demo_looks.load().styles)
+
+
+@pytest.mark.parametrize("style", demo_looks.load().styles)
+def test_every_value_of_the_tables_is_one_that_the_style_has(style: str) -> None:
+    definition = json.loads((files("dicebear_styles") / f"{style}.json").read_bytes())
+    for option, rows in demo_looks.load().styles[style].options.items():
+        values = {value for row in rows for value in row.values} - {"none"}
+        if option in definition["components"]:
+            assert values <= definition["components"][option]["variants"].keys()
+        else:
+            known = {f"{name}Color" for name in definition["colors"]}
+            assert option in known | {"pose", "finish", "background", "backgroundColor"}
+
+
+@pytest.mark.parametrize("style", demo_looks.load().styles)
+def test_optional_parts_are_all_decided_by_the_tables(style: str) -> None:
+    definition = json.loads((files("dicebear_styles") / f"{style}.json").read_bytes())
+    parts = definition["components"].items()
+    optional = {name for name, part in parts if part.get("probability", 100) < 100}
+    assert optional <= demo_looks.load().styles[style].options.keys()
