@@ -4,6 +4,7 @@ import argparse
 import logging
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,8 +25,8 @@ def main(arguments: Sequence[str]) -> int:
     from tagger import exported, files, tagging
 
     found = tagging.find(args.input, recursive=args.recursive, output_dir=args.output_dir)
-    if args.output == "txt" and not args.overwrite:
-        refuse_to_overwrite([one.sidecar for one in found])
+    if args.output == "txt":
+        check_sidecars([one.sidecar for one in found], args.overwrite)
     tagger = exported.load(args.model, args.device)
     limits = tagger.limits(args.threshold)
     failures: list[tagging.Failure] = []
@@ -55,9 +56,16 @@ def write(args: argparse.Namespace, tagged: "Iterable[Caption]", limits: "Floats
             print(captions.text(caption, limits, args.lang))
 
 
-def refuse_to_overwrite(sidecars: Sequence[Path]) -> None:
+def check_sidecars(sidecars: Sequence[Path], overwrite: bool) -> None:
+    """Raise TaggerError where a sidecar would be written twice, or replaced unasked."""
+    shared = [sidecar for sidecar, times in Counter(sidecars).items() if times > 1]
+    if shared:
+        raise errors.TaggerError(
+            f"Pictures of the same name would share the sidecar {shared[0]}. Tag them in turn, "
+            "with another --output-dir each, or take --output json."
+        )
     existing = [sidecar for sidecar in sidecars if sidecar.exists()]
-    if existing:
+    if existing and not overwrite:
         raise errors.TaggerError(
             f"{len(existing):,} sidecars are there already, {existing[0]} first. "
             "Give --overwrite to replace them, or --output-dir to write elsewhere."
@@ -72,6 +80,13 @@ def share(text: str) -> float:
     value = float(text)
     if not 0 <= value <= 1:
         raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
+    return value
+
+
+def positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
     return value
 
 
@@ -96,7 +111,9 @@ def parse(arguments: Sequence[str], p: params.Infer) -> argparse.Namespace:
     )
     add("--output-dir", type=Path, help="where to write (sidecars: beside the pictures, else .)")
     add("--overwrite", action="store_true", help="replace sidecars that exist")
-    add("--batch-size", type=int, default=p.batch_size, help="pictures at a time (%(default)s)")
+    add(
+        "--batch-size", type=positive, default=p.batch_size, help="pictures at a time (%(default)s)"
+    )
     add("--lang", choices=("en", "zh"), default=p.lang, help="of the text (%(default)s)")
     return parser.parse_args(arguments)
 

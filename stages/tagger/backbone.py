@@ -1,12 +1,14 @@
 """Any timm backbone with one output per tag: built, saved, and loaded back."""
 
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import timm
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
-from timm.models import get_pretrained_cfg
+from timm.models import PretrainedCfg, get_pretrained_cfg
 from timm.models._hub import save_config_for_hf
 from torch import nn
 
@@ -18,6 +20,19 @@ from tagger.preprocess import Preprocess
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
 
+# What timm, safetensors and torch raise for weights that are away, damaged or of another network.
+_NO_WEIGHTS = (
+    OSError,
+    RuntimeError,
+    ValueError,
+    KeyError,
+    TypeError,
+    EOFError,
+    AttributeError,
+    SafetensorError,
+    UnpicklingError,
+)
+
 
 def build(preset: Preset, tags: int) -> nn.Module:
     """Return the backbone with a head of `tags` logits.
@@ -25,36 +40,58 @@ def build(preset: Preset, tags: int) -> nn.Module:
     Raises TaggerError for a name that timm does not know, arguments that the backbone does not
     take, and weights that are not to be had.
     """
-    if not timm.is_model(preset.backbone):
-        name = preset.backbone.split(".")[0]
-        hint = did_you_mean(name, timm.list_models())
-        raise TaggerError(f"timm knows no backbone {preset.backbone!r}.{hint}")
     arguments: dict[str, Any] = {"drop_path_rate": preset.drop_path, **preset.model_args}
-    config = get_pretrained_cfg(preset.backbone)
-    if config is not None and config.fixed_input_size:
+    if _config(preset.backbone).fixed_input_size:
         arguments["img_size"] = preset.image_size
     try:
-        return timm.create_model(
-            preset.backbone, num_classes=tags, **_weights(preset.pretrained), **arguments
-        )
-    except OSError as error:
-        raise TaggerError(
-            f"The weights of {preset.backbone} are not to be had: {_line(error)}. "
-            "Give the preset's `pretrained` a weights file, or false to train from scratch."
-        ) from error
+        model = timm.create_model(preset.backbone, num_classes=tags, **arguments)
     except (AssertionError, RuntimeError, TypeError, ValueError) as error:
         raise TaggerError(
             f"{preset.backbone} cannot be built with image_size {preset.image_size} and "
             f"model_args {preset.model_args}: {_line(error)}."
         ) from error
+    _check_patches(model, preset)
+    return _pretrained(preset, num_classes=tags, **arguments) if preset.pretrained else model
 
 
-def _weights(pretrained: bool | str) -> dict[str, Any]:
-    if isinstance(pretrained, bool):
-        return {"pretrained": pretrained}
-    if not Path(pretrained).is_file():
-        raise TaggerError(f"`pretrained` names the file {pretrained}, which does not exist.")
-    return {"pretrained": True, "pretrained_cfg_overlay": {"file": pretrained}}
+def _config(name: str) -> PretrainedCfg:
+    if not timm.is_model(name):
+        hint = did_you_mean(name.split(".")[0], timm.list_models())
+        raise TaggerError(f"timm knows no backbone {name!r}.{hint}")
+    try:
+        return get_pretrained_cfg(name) or PretrainedCfg()
+    except RuntimeError as error:
+        raise TaggerError(f"timm knows no backbone {name!r}: {_line(error)}.") from error
+
+
+def _check_patches(model: nn.Module, preset: Preset) -> None:
+    """Refuse a size of which the border, or everything, would fall outside the patches."""
+    patch = getattr(getattr(model, "patch_embed", None), "patch_size", None)
+    if patch and (preset.image_size % patch[0] or preset.image_size < 2 * patch[0]):
+        nearest = max(2, round(preset.image_size / patch[0])) * patch[0]
+        raise TaggerError(
+            f"image_size {preset.image_size} is not filled by the {patch[0]} px patches of "
+            f"{preset.backbone}. Take {nearest}."
+        )
+
+
+def _pretrained(preset: Preset, **arguments: Any) -> nn.Module:
+    """Return the backbone with timm's weights from the hub, or a file's, under a fresh head."""
+    overlay: dict[str, Any] = {}
+    source = f"the weights of {preset.backbone}"
+    if isinstance(preset.pretrained, str):
+        source, overlay = preset.pretrained, {"file": preset.pretrained}
+        if not Path(source).is_file():
+            raise TaggerError(f"`pretrained` names the file {source}, which does not exist.")
+    try:
+        return timm.create_model(
+            preset.backbone, pretrained=True, pretrained_cfg_overlay=overlay, **arguments
+        )
+    except _NO_WEIGHTS as error:
+        raise TaggerError(
+            f"{preset.backbone} cannot load {source}: {_line(error)}. "
+            "Give the preset's `pretrained` a file of its weights, or false to train from scratch."
+        ) from error
 
 
 def _line(error: Exception) -> str:
@@ -92,7 +129,7 @@ def load(folder: Path) -> nn.Module:
     files.require(folder / CONFIG)
     try:
         return timm.create_model(f"local-dir:{folder.absolute()}", pretrained=True).eval()
-    except (OSError, RuntimeError, ValueError, KeyError) as error:
+    except _NO_WEIGHTS as error:
         raise TaggerError(f"{folder} does not load: {_line(error)}. Train again.") from error
 
 

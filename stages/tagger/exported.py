@@ -59,13 +59,23 @@ def load(folder: Path, device: str = "auto") -> Tagger:
             f"{folder} is no export: it lacks {', '.join(missing)}. "
             "Run `dvc repro`, or name an export folder with --model."
         )
-    rows = files.read_csv(folder / SELECTED_TAGS)
-    return Tagger(
-        tags=vocabulary.read(folder / SELECTED_TAGS),
-        thresholds=np.array([float(row["best_threshold"]) for row in rows]),
-        preprocess=preprocess.read(folder / PREPROCESS),
-        run=_on_cuda(folder) if _use_cuda(device) else _on_cpu(folder / ONNX),
-    )
+    prepared = preprocess.read(folder / PREPROCESS)
+    run = _on_cuda(folder) if _use_cuda(device) else _on_cpu(folder / ONNX)
+    tags = vocabulary.read(folder / SELECTED_TAGS)
+    outputs = run(np.zeros((1, 3, prepared.size, prepared.size), np.float32)).shape[1]
+    if len(tags) != outputs:
+        raise TaggerError(
+            f"{folder / SELECTED_TAGS} has {len(tags)} tags, the model {outputs} outputs. "
+            "Export again."
+        )
+    return Tagger(tags, _thresholds(folder / SELECTED_TAGS), prepared, run)
+
+
+def _thresholds(path: Path) -> Floats:
+    try:
+        return np.array([float(row["best_threshold"]) for row in files.read_csv(path)])
+    except (KeyError, ValueError) as error:
+        raise TaggerError(f"{path}: no best_threshold on every line ({error}).") from None
 
 
 def _use_cuda(device: str) -> bool:

@@ -89,8 +89,13 @@ def parse_tags(text: str, separator: str) -> list[str]:
     if "\0" in text:
         raise ValueError("holds a NUL byte")
     joined = separator.join(text.splitlines())
-    names = ("_".join(name.split()).lower() for name in joined.split(separator))
+    names = map(normal, joined.split(separator))
     return list(dict.fromkeys(name for name in names if name))
+
+
+def normal(name: str) -> str:
+    """Return the name of a tag in lower_snake_case, as on Danbooru."""
+    return "_".join(name.split()).lower()
 
 
 def read_categories(folder: Path) -> dict[str, tuple[int, int]]:
@@ -105,7 +110,7 @@ def read_categories(folder: Path) -> dict[str, tuple[int, int]]:
             category = int(row["category"])
             if category not in CATEGORIES:
                 raise ValueError(f"unknown category {category}")
-            known[row["name"]] = category, int(row.get("tag_id") or -1)
+            known[normal(row["name"])] = category, int(row.get("tag_id") or -1)
         except (KeyError, ValueError) as error:
             raise TaggerError(f"{path}: line {number}: {error}. See the README.") from None
     return known

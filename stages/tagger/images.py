@@ -13,7 +13,15 @@ SUFFIXES = frozenset(
 WHITE = (255, 255, 255)
 
 # What Pillow's decoders are known to raise on damaged or hostile files.
-_DAMAGE = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
+_DAMAGE = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    RuntimeError,
+    struct.error,
+    Image.DecompressionBombError,
+)
 
 
 class Unreadable(Exception):

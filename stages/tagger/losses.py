@@ -29,10 +29,10 @@ def asymmetric_loss(
     Ridnik et al. 2021, https://arxiv.org/abs/2009.14119, equation 7.
     """
     logits = logits.float()
-    shifted = (logits.sigmoid() - clip).clamp(min=0)
-    # Never log(0): a shifted probability stays below 1, and unshifted ones come from the logits.
+    # Never log(0), and never the infinite slope of a root at 0: both end in NaN.
+    shifted = (logits.sigmoid() - clip).clamp(min=0, max=1 - 1e-7)
     log_negative = torch.log1p(-shifted) if clip > 0 else logsigmoid(-logits)
-    positive = (-logits).sigmoid() ** gamma_positive * logsigmoid(logits)
+    positive = (-logits).sigmoid().clamp(min=1e-12) ** gamma_positive * logsigmoid(logits)
     negative = shifted**gamma_negative * log_negative
     loss = -torch.where(targets > 0, positive, negative)
     return (loss * (targets >= 0)).sum(dim=1).mean()

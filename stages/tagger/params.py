@@ -15,7 +15,6 @@ from pydantic import (
     ValidationError,
     model_validator,
 )
-from pydantic_core import ErrorDetails
 
 from tagger.errors import TaggerError, did_you_mean
 
@@ -31,7 +30,7 @@ class Preset(Frozen):
 
     backbone: str  # timm name, "eva02_large_patch14_clip_336.merged2b"
     image_size: PositiveInt  # pixels, square
-    batch_size: PositiveInt  # pictures per optimizer step
+    batch_size: int = Field(ge=2)  # pictures per optimizer step; batch norm needs two
     learning_rate: PositiveFloat  # peak, after warmup
     layer_decay: float = Field(gt=0, le=1)  # learning rate of a layer over that of the next
     drop_path: float = Field(ge=0, lt=1)  # share of residual branches left out in training
@@ -130,7 +129,7 @@ def load(path: Path = PATH) -> Params:
     try:
         params = Params.model_validate(content)
     except ValidationError as error:
-        raise TaggerError(f"{path}: {_explain(error.errors()[0], content)}") from None
+        raise TaggerError(f"{path}: {_explain(error)}") from None
     if params.model not in params.models:
         hint = did_you_mean(params.model, params.models)
         known = ", ".join(params.models)
@@ -150,7 +149,9 @@ def _read(path: Path) -> dict[str, Any]:
     return content
 
 
-def _explain(error: ErrorDetails, content: dict[str, Any]) -> str:
+def _explain(mistakes: ValidationError) -> str:
+    # A misspelt key is also a missing one: say what is wrong, not what follows from it.
+    error = min(mistakes.errors(), key=lambda error: error["type"] != "extra_forbidden")
     where = ".".join(str(part) for part in error["loc"] if part not in ("bool", "str"))
     if error["type"] == "extra_forbidden":
         *owner, key = error["loc"]

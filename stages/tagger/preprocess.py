@@ -80,12 +80,16 @@ def read(path: Path) -> Preprocess:
     content = files.read_json(path)
     try:
         pad, _, normalize = content["test"]
+        width, height = pad["size"]
+        red, green, blue = map(int, pad["background_color"])
+        if width != height or pad["interpolation"] not in _RESAMPLING:
+            raise ValueError(f"{width} x {height}, {pad['interpolation']}")
         return Preprocess(
-            size=int(pad["size"][0]),
+            size=int(width),
             mean=_triple(normalize["mean"]),
             std=_triple(normalize["std"]),
-            interpolation=str(pad["interpolation"]),
-            background=tuple(pad["background_color"]),
+            interpolation=pad["interpolation"],
+            background=(red, green, blue),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise TaggerError(

@@ -49,19 +49,23 @@ def tag_rows(judged: Predictions, tags: Sequence[Tag], limits: Floats) -> Iterab
 
 def pr_rows(judged: Predictions, points: int = 200) -> list[tuple[float, float]]:
     """Return the curve of precision over recall, all pairs of picture and tag taken together."""
+    if not judged.truth.any():
+        return []
     order = np.argsort(-judged.scores, axis=None, kind="stable")
-    true_positive = np.cumsum(judged.truth.ravel()[order])
-    recall = true_positive / max(1, true_positive[-1])
-    ends = np.unique(np.searchsorted(recall, np.linspace(1 / points, 1, points)))
-    ends = ends[ends < len(recall)]
-    precision = true_positive[ends] / (ends + 1)
-    return list(zip(recall[ends].round(6), precision.round(6), strict=True))
+    scores = judged.scores.ravel()[order]
+    given = np.append(np.flatnonzero(scores[:-1] != scores[1:]), len(scores) - 1) + 1
+    true_positive = np.cumsum(judged.truth.ravel()[order])[given - 1]  # per distinct score
+    recall = true_positive / true_positive[-1]
+    shown = np.unique(np.searchsorted(recall, np.linspace(1 / points, 1, points)))
+    precision = true_positive[shown] / given[shown]
+    return list(zip(recall[shown].round(6), precision.round(6), strict=True))
 
 
 def f1_rows(judged: Predictions, grid: Floats) -> Iterable[Sequence[float]]:
     """Return a row per threshold of the grid under F1_HEADER; macro over tags with support."""
     counts = metrics.sweep(judged.scores, judged.truth, grid)
-    macro = counts.f1[:, judged.truth.any(axis=0)].mean(axis=1)
+    has = judged.truth.any(axis=0)
+    macro = counts.f1[:, has].sum(axis=1) / max(1, has.sum())
     overall = counts.summed()
     micro = (overall.f1[:, 0], macro, overall.precision[:, 0], overall.recall[:, 0])
     return zip(grid, *(column.round(6) for column in micro), strict=True)

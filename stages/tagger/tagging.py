@@ -24,7 +24,7 @@ class Found(NamedTuple):
 
 
 class Failure(NamedTuple):
-    file: Path
+    file: str
     reason: str
     detail: str
 
@@ -76,10 +76,12 @@ def tag(
 
 
 def _open(one: Found) -> Image.Image | Failure:
+    if not str(one.file).isprintable():
+        return Failure(ascii(str(one.file)), "name", "holds characters that cannot be printed")
     try:
         return images.open_rgb(one.file)
     except images.Unreadable as error:
-        return Failure(one.file, "unreadable picture", str(error))
+        return Failure(str(one.file), "unreadable picture", str(error))
 
 
 def _caption(

@@ -29,14 +29,18 @@ class Threshold(NamedTuple):
 
 
 def fit(scores: Scores, truth: Truth, tags: Sequence[Tag]) -> list[Threshold]:
-    """Return the thresholds of best micro F1 over all tags, and over those of each category."""
+    """Return the thresholds of best micro F1 over all tags, and over those of each category.
+
+    A category without a positive picture takes the threshold over all tags.
+    """
     counts = metrics.sweep(scores, truth, GRID)
     categories = np.array([tag.category for tag in tags])
     rows = [_best(counts, ALL)]
     for code, name in CATEGORIES.items():
         inside = categories == code
         if inside.any():
-            rows.append(_best(Counts(*(c[:, inside] for c in counts)), name))
+            best = _best(Counts(*(c[:, inside] for c in counts)), name)
+            rows.append(best if best.support else best._replace(threshold=rows[0].threshold))
     return rows
 
 

@@ -2,10 +2,12 @@
 
 import logging
 import os
+import shutil
+import sqlite3
 import subprocess
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -78,15 +80,17 @@ def run(name: str | None = None, *, run_id: str | None = None, **tags: str) -> I
     current = Run()
     current.try_to(_open_store)
     tags |= {"git_commit": _git_commit(), "dvc_experiment": os.environ.get("DVC_EXP_NAME", "")}
-    new = None if run_id else {"run_name": name, "tags": {k: v for k, v in tags.items() if v}}
-    active = current.try_to(mlflow.start_run, run_id, **(new or {}))
+    new = {} if run_id else {"run_name": name, "tags": {k: v for k, v in tags.items() if v}}
+    active = current.try_to(mlflow.start_run, run_id, **new)
     current.id = active.info.run_id if active else run_id
     status = "FAILED"
     try:
         yield current
         status = "FINISHED"
     finally:
-        current.try_to(mlflow.end_run, status)
+        if active:
+            with suppress(Exception):  # told already, where the store has failed
+                mlflow.end_run(status)
 
 
 def _open_store() -> None:
@@ -99,7 +103,10 @@ def _open_store() -> None:
     root = Path(os.environ.get("DVC_ROOT", ".")).absolute()
     local = "MLFLOW_TRACKING_URI" not in os.environ
     if local:
-        mlflow.set_tracking_uri(f"sqlite:///{root / 'mlflow.db'}")
+        database = root / "mlflow.db"
+        with closing(sqlite3.connect(database)) as connection:  # MLflow would try for minutes
+            connection.execute("select 1 from sqlite_master limit 1")
+        mlflow.set_tracking_uri(f"sqlite:///{database}")
     if mlflow.get_experiment_by_name(EXPERIMENT) is None:
         artifacts = (root / "mlruns").as_uri() if local else None
         mlflow.create_experiment(EXPERIMENT, artifact_location=artifacts)
@@ -107,6 +114,9 @@ def _open_store() -> None:
 
 
 def _git_commit() -> str:
+    """Return the commit checked out, or nothing outside a repository and without Git."""
+    if not shutil.which("git"):
+        return ""
     command = ["git", "rev-parse", "HEAD"]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     return result.stdout.strip()

@@ -106,7 +106,7 @@ def epochs(
         yield Epoch(
             number=number,
             loss=loss,
-            learning_rate=float(schedule.get_last_lr()[0]),
+            learning_rate=max(map(float, schedule.get_last_lr())),
             macro_ap=metrics.macro_ap(judged.scores, judged.truth),
             micro_ap=metrics.micro_ap(judged.scores, judged.truth),
             pictures_per_second=rate,
@@ -170,13 +170,16 @@ def loss_of(recipe: Train) -> Loss:
 
 def optimizer_of(model: nn.Module, preset: Preset, recipe: Train) -> Optimizer:
     """Return AdamW with layer-wise learning rates, without decay on norms and biases."""
-    return create_optimizer_v2(
+    optimizer = create_optimizer_v2(
         model,
         opt="adamw",
         lr=preset.learning_rate,
         weight_decay=recipe.weight_decay,
         layer_decay=preset.layer_decay if preset.layer_decay < 1 else None,
     )
+    for group in optimizer.param_groups:  # which only timm's own schedulers would do
+        group["lr"] *= group.get("lr_scale", 1.0)
+    return optimizer
 
 
 def schedule_of(optimizer: Optimizer, steps: int, warmup: float) -> LambdaLR:

@@ -105,9 +105,8 @@ def read_selected(path: Path, *, min_count: int) -> list[Tag]:
         )
         if tag.name in tags:
             raise TaggerError(f"{path}: line {number} repeats the tag {tag.name!r}. Remove one.")
-        if tag.count >= min_count:
-            tags[tag.name] = tag
-    return list(tags.values())
+        tags[tag.name] = tag
+    return [tag for tag in tags.values() if tag.count >= min_count]
 
 
 def _numbered(path: Path) -> Iterable[tuple[int, dict[str, str]]]:
@@ -123,5 +122,5 @@ def _parse(row: Mapping[str, str], path: Path, number: int) -> Tag:
         return Tag(int(row["tag_id"]), row["name"], category, int(float(row["count"])))
     except KeyError as error:
         raise TaggerError(f"{path}: line {number} has no {error.args[0]!r}.") from None
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:
         raise TaggerError(f"{path}: line {number}: {error}.") from None

@@ -1,0 +1,183 @@
+"""What the tests share: real pictures with tags, and a small tagger exported from them."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import infer
+import prepare
+from tagger import (
+    backbone,
+    demo_drawing,
+    errors,
+    files,
+    folder,
+    params,
+    posts,
+    thresholds,
+    vocabulary,
+)
+from tagger.dataset import Part
+from tagger.params import Params, Preset
+from tagger.thresholds import ALL, Threshold
+from tagger.vocabulary import CATEGORIES, Tag
+
+PICTURES = 24
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    """Networks this small are slower in several threads than in one."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    return Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="session")
+def shipped(root: Path) -> Params:
+    """The parameters as they are in the repository."""
+    return params.load(root / params.PATH)
+
+
+@pytest.fixture(scope="session")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of drawn pictures with sidecars and tags.csv. Copy it to change it."""
+    drawn = tmp_path_factory.mktemp("data") / "demo"
+    demo_drawing.draw(drawn, pictures=PICTURES, size=64, seed=0)
+    return drawn
+
+
+@pytest.fixture(scope="session")
+def labelled(demo: Path) -> tuple[list[Tag], Part]:
+    """The tags on at least three of the drawn pictures, and all pictures with these labels."""
+    pictures, _ = folder.read(demo, ",")
+    seen = prepare.tags_of(pictures, folder.read_categories(demo))
+    tags = vocabulary.select(seen, min_count=3)
+    row_of = {tag.name: row for row, tag in enumerate(seen)}
+    manifest = demo.parent / "posts.parquet"
+    posts.write([prepare.row(one, i, row_of) for i, one in enumerate(pictures)], manifest)
+    labels = posts.columns_of(posts.read(manifest, len(seen)).labels, seen, tags)
+    return tags, Part([one.file for one in pictures], labels)
+
+
+@pytest.fixture(scope="session")
+def tags(labelled: tuple[list[Tag], Part]) -> list[Tag]:
+    return labelled[0]
+
+
+@pytest.fixture(scope="session")
+def part(labelled: tuple[list[Tag], Part]) -> Part:
+    return labelled[1]
+
+
+@pytest.fixture(scope="session")
+def preset() -> Preset:
+    """The smallest network that has batch norm, as most that are trained do."""
+    return Preset(
+        backbone="test_efficientnet",
+        image_size=32,
+        batch_size=8,
+        learning_rate=1e-2,
+        layer_decay=1,
+        drop_path=0,
+        pretrained=False,
+    )
+
+
+@pytest.fixture(scope="session")
+def model_folder(tmp_path_factory: pytest.TempPathFactory, tags: list[Tag], preset: Preset) -> Path:
+    """models/tagger as training leaves it, with weights as they were drawn."""
+    written = tmp_path_factory.mktemp("project") / "models" / "tagger"
+    torch.manual_seed(0)
+    model = backbone.build(preset, len(tags))
+    for weights in model.get_classifier().parameters():  # type: ignore[operator]
+        torch.nn.init.normal_(weights, std=0.5)  # else every probability is near a half
+    prepared = backbone.preprocessing(model, preset)
+    prepared.write(written / "preprocess.json")
+    vocabulary.write(tags, written / "vocabulary.csv")
+    backbone.save_config(model, prepared, written)
+    backbone.save_weights(model, written / backbone.WEIGHTS)
+    return written
+
+
+@pytest.fixture(scope="session")
+def export_folder(model_folder: Path, tags: list[Tag]) -> Path:
+    """models/export, by the stage's own hand."""
+    import export
+
+    fitted = [
+        Threshold(name, "", 0.5, 1, 0.5, 0.5, 0.5, "best_f1")
+        for name in (ALL, *CATEGORIES.values())
+    ]
+    limits = np.linspace(0.3, 0.7, len(tags))
+    project = model_folder.parent.parent
+    thresholds.write(fitted, project / export.THRESHOLDS)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(project)
+        with files.replacing(export.EXPORT) as unfinished:
+            export.write(unfinished, tags, limits, opset=17)
+    return project / export.EXPORT
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Callable[[str, str | bytes], Path]:
+    """Write a file below the test's folder, byte for byte; return its path."""
+
+    def write(name: str, content: str | bytes) -> Path:
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
+        return path
+
+    return write
+
+
+@pytest.fixture
+def paint(tmp_path: Path) -> Callable[[str], Path]:
+    """Write a picture of 8 x 8 pixels in one colour below the test's folder; return its path."""
+
+    def paint(name: str) -> Path:
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8), (200, 30, 60)).save(path)
+        return path
+
+    return paint
+
+
+@pytest.fixture
+def pictures(part: Part, tmp_path: Path) -> Path:
+    """A folder of three pictures without sidecars, and one more in a subfolder."""
+    folder = tmp_path / "pictures"
+    (folder / "inner").mkdir(parents=True)
+    for file, name in zip(part.files, ["a.png", "b.png", "c.png", "inner/d.png"], strict=False):
+        shutil.copyfile(file, folder / name)
+    return folder
+
+
+@pytest.fixture
+def run(export_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
+    """Call main in an empty folder with the small export; exit codes as the program has them."""
+    work = tmp_path / "work"
+    work.mkdir()
+    monkeypatch.chdir(work)
+
+    def run(*arguments: object) -> int:
+        words = [str(word) for word in arguments]
+        if "--model" not in words:
+            words += ["--model", str(export_folder)]
+        try:
+            with errors.reported():
+                return infer.main(words)
+        except SystemExit as ended:
+            return int(ended.code or 0)
+
+    return run

@@ -1,0 +1,191 @@
+"""The exported graph is what older runtimes load, and says what the model says."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+import torch
+
+from tagger import backbone, exported, files, images, onnx_export, parity, thresholds, vocabulary
+from tagger.dataset import Part
+from tagger.errors import TaggerError
+from tagger.exported import Tagger
+from tagger.params import Params
+from tagger.predict import predict
+from tagger.vocabulary import Tag
+
+# The smaller sizes at which each laptop preset is exported here.
+SIZES = {"mobilenetv4": 64, "convnext": 64, "vit": 32, "swin": 48, "eva02": 28}
+
+
+@pytest.fixture(scope="module")
+def tagger(export_folder: Path) -> Tagger:
+    return exported.load(export_folder, "cpu")
+
+
+@pytest.fixture
+def broken(export_folder: Path, tmp_path: Path) -> Path:
+    """A copy of the export, to be damaged."""
+    return Path(shutil.copytree(export_folder, tmp_path / "export"))
+
+
+def random_pixels(size: int, pictures: int) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
+    shape = (pictures, 3, size, size)
+    return np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+
+
+def test_the_graph_has_the_opset_names_and_shapes_promised(
+    export_folder: Path, tags: list[Tag]
+) -> None:
+    model = onnx.load(export_folder / "model.onnx")
+    onnx.checker.check_model(model, full_check=True)
+    assert {(entry.domain, entry.version) for entry in model.opset_import} == {("", 17)}
+    session = ort.InferenceSession(export_folder / "model.onnx")
+    (given,) = session.get_inputs()
+    assert (given.name, given.type, given.shape) == ("input", "tensor(float)", ["batch", 3, 32, 32])
+    outputs = {output.name: output.shape for output in session.get_outputs()}
+    assert list(outputs) == ["prediction", "logits", "embedding"]
+    assert outputs["prediction"][0] == outputs["embedding"][0] == "batch"
+    for pictures in (1, 3, 8):
+        prediction, logits, embedding = session.run(None, {"input": random_pixels(32, pictures)})
+        assert prediction.shape == logits.shape == (pictures, len(tags))
+        assert embedding.shape[0] == pictures
+        assert prediction == pytest.approx(1 / (1 + np.exp(-logits)), abs=1e-6)
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_every_laptop_preset_becomes_a_graph_that_agrees_with_torch(
+    shipped: Params, tmp_path: Path, name: str
+) -> None:
+    size = SIZES[name]
+    changed = {"image_size": size}
+    if name == "swin":
+        changed["model_args"] = {  # type: ignore[assignment]
+            "embed_dim": 24,
+            "depths": [1, 1, 1, 1],
+            "num_heads": [1, 2, 4, 8],
+            "window_size": 3,
+        }
+    model = backbone.build(shipped.models[name].model_copy(update=changed), 5).eval()
+    onnx_export.write(model, tmp_path / "model.onnx", size=size, opset=17)
+    pixels = random_pixels(size, 3)
+    session = ort.InferenceSession(tmp_path / "model.onnx")
+    _, logits, embedding = session.run(None, {"input": pixels})
+    with torch.inference_mode():
+        expected = model(torch.from_numpy(pixels))
+        features = model.forward_head(  # type: ignore[operator]
+            model.forward_features(torch.from_numpy(pixels)),  # type: ignore[operator]
+            pre_logits=True,
+        )
+    assert logits == pytest.approx(expected.numpy(), abs=1e-4)
+    assert embedding == pytest.approx(features.numpy(), abs=1e-3)
+    assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
+
+
+def test_an_opset_that_the_backbone_cannot_have_is_refused(shipped: Params, tmp_path: Path) -> None:
+    swin = shipped.models["vit"].model_copy(update={"image_size": 32})
+    with pytest.raises(TaggerError, match=r"opset|ONNX"):
+        onnx_export.write(backbone.build(swin, 5), tmp_path / "model.onnx", size=32, opset=5)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_export_tags_as_the_model_does(
+    model_folder: Path, tagger: Tagger, part: Part, tags: list[Tag]
+) -> None:
+    model = backbone.load(model_folder)
+    judged = predict(model, part, tagger.preprocess, batch_size=5, workers=0)
+    scores = tagger([images.open_rgb(file) for file in part.files])
+    assert scores == pytest.approx(judged.scores, abs=1e-5)
+    assert np.array_equal(judged.truth, part.labels.toarray() > 0)
+    assert judged.scores.std() > 0.1
+    assert list(tagger.tags) == tags
+
+
+def test_a_batch_gives_what_single_pictures_give(tagger: Tagger, part: Part) -> None:
+    pictures = [images.open_rgb(file) for file in part.files[:9]]
+    alone = np.concatenate([tagger([picture]) for picture in pictures])
+    assert tagger(pictures) == pytest.approx(alone, abs=1e-5)
+
+
+def test_thresholds_are_those_written(export_folder: Path, tagger: Tagger, tags: list[Tag]) -> None:
+    assert tagger.thresholds.tolist() == np.linspace(0.3, 0.7, len(tags)).tolist()
+    rows = files.read_csv(export_folder / "selected_tags.csv")
+    assert list(rows[0]) == ["tag_id", "name", "category", "count", "best_threshold"]
+    assert vocabulary.read(export_folder / "selected_tags.csv") == tags
+    assert thresholds.read(export_folder / "thresholds.csv")
+
+
+def test_the_export_holds_all_that_timm_and_imgutils_need(export_folder: Path) -> None:
+    assert {path.name for path in export_folder.iterdir()} >= {
+        "config.json",
+        "model.safetensors",
+        "model.onnx",
+        "preprocess.json",
+        "selected_tags.csv",
+        "thresholds.csv",
+    }
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "selected_tags.csv", "preprocess.json"])
+def test_a_folder_that_lacks_a_file_is_refused(broken: Path, name: str) -> None:
+    (broken / name).unlink()
+    with pytest.raises(TaggerError, match=rf"is no export: it lacks {name}\. Run `dvc repro`"):
+        exported.load(broken, "cpu")
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("model.onnx", lambda data: b""),
+        ("model.onnx", lambda data: data[: len(data) // 2]),
+        ("model.onnx", lambda data: b"no graph at all"),
+        ("preprocess.json", lambda data: b"{}"),
+        ("selected_tags.csv", lambda data: data.replace(b"best_threshold", b"threshold")),
+        ("selected_tags.csv", lambda data: data.replace(b",0.3\n", b",low\n")),
+        ("selected_tags.csv", lambda data: data.replace(b",0.3\n", b",\n")),
+        ("selected_tags.csv", lambda data: data[: data.rindex(b"\n", 0, -1) + 1]),
+    ],
+)
+def test_a_damaged_export_is_refused_by_name(
+    broken: Path, name: str, change: Callable[[bytes], bytes]
+) -> None:
+    (broken / name).write_bytes(change((broken / name).read_bytes()))
+    with pytest.raises(TaggerError, match=rf"\A[^\n]*{name}[^\n]*\Z"):
+        exported.load(broken, "cpu")
+
+
+def test_cuda_that_is_not_there_is_told_and_the_cpu_used(
+    export_folder: Path,
+    part: Part,
+    tagger: Tagger,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    on_cpu = exported.load(export_folder, "cuda")
+    assert "CUDA is not available, going on with the CPU." in caplog.messages
+    picture = images.open_rgb(part.files[0])
+    assert np.array_equal(on_cpu([picture]), tagger([picture]))
+
+
+def test_parity_is_measured_and_its_loss_refused() -> None:
+    model = np.array([[0.2, 0.5], [0.7, 0.1]], dtype=np.float32)
+    limits = np.array([0.5, 0.5])
+    assert parity.check("onnx", model, model, limits, 1e-4) == {
+        "largest_difference": 0.0,
+        "same_decisions": 1.0,
+    }
+    export = model - np.array([[0, 1e-5], [0, 0]], dtype=np.float32)
+    report = parity.check("onnx", model, export, limits, 1e-4)
+    assert report["same_decisions"] == 0.75
+    assert report["largest_difference"] == pytest.approx(1e-5, rel=0.01)
+    export[1, 0] = 0.6
+    with pytest.raises(TaggerError, match=r"onnx export differs.*1\.00e-01.*picture 1 .*tag 0"):
+        parity.check("onnx", model, export, limits, 1e-4)
+    export[1, 0] = np.nan
+    with pytest.raises(TaggerError, match="differs"):
+        parity.check("onnx", model, export, limits, 1e-4)

@@ -1,0 +1,114 @@
+"""The manifest: its columns are a contract, and what is written is what is read."""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from scipy.sparse import csr_array
+
+import prepare
+from tagger import folder, posts
+from tagger.errors import TaggerError
+from tagger.vocabulary import Tag
+
+POSTS = {
+    "id": pa.string(),
+    "file": pa.string(),
+    "shard": pa.string(),
+    "offset": pa.int64(),
+    "size": pa.int64(),
+    "width": pa.int32(),
+    "height": pa.int32(),
+    "created_at": pa.timestamp("us", tz="UTC"),
+    "group": pa.int64(),
+    "tags": pa.list_(pa.int32()),
+}
+TAGS = {"tag_id": pa.int64(), "name": pa.string(), "category": pa.int8(), "count": pa.int64()}
+
+
+def row(name: str, group: int, tags: list[int]) -> dict[str, object]:
+    return {"id": name, "file": f"data/{name}", "group": group, "tags": tags}
+
+
+def schema(path: Path) -> dict[str, pa.DataType]:
+    return {field.name: field.type for field in pq.read_schema(path)}
+
+
+def test_files_have_the_columns_of_the_contract(tmp_path: Path) -> None:
+    posts.write([row("a", 0, [0])], tmp_path / "posts.parquet")
+    posts.write_tags([Tag(1, "a", 0, 1)], tmp_path / "tags.parquet")
+    parts = np.array([2], dtype=np.int8)
+    posts.write_split(["a"], parts, tmp_path / "split.parquet")
+    assert schema(tmp_path / "posts.parquet") == POSTS
+    assert schema(tmp_path / "tags.parquet") == TAGS
+    assert schema(tmp_path / "split.parquet") == {"id": pa.string(), "split": pa.string()}
+    assert pq.read_table(tmp_path / "split.parquet")["split"].to_pylist() == ["test"]
+
+
+def test_labels_are_those_written(tmp_path: Path) -> None:
+    path = tmp_path / "posts.parquet"
+    posts.write([row("a", 5, [2, 0]), row("b", 5, []), row("c", 9, [1])], path)
+    read = posts.read(path, 4)
+    assert (list(read.ids), list(read.files)) == (["a", "b", "c"], ["data/a", "data/b", "data/c"])
+    assert read.groups.tolist() == [5, 5, 9]
+    assert read.labels.toarray().tolist() == [[1, 0, 1, 0], [0, 0, 0, 0], [0, 1, 0, 0]]
+
+
+def test_labels_of_a_file_with_many_row_groups_are_read_whole(tmp_path: Path) -> None:
+    path = tmp_path / "posts.parquet"
+    rows = [row(str(i), i, [i % 3]) for i in range(10)]
+    pq.write_table(pa.Table.from_pylist(rows, schema=posts.SCHEMA), path, row_group_size=3)
+    assert posts.read(path, 3).labels.toarray().argmax(axis=1).tolist() == [
+        i % 3 for i in range(10)
+    ]
+
+
+def test_columns_follow_the_vocabulary() -> None:
+    labels = csr_array(np.array([[1, 0, 1], [0, 1, 0]], dtype=np.float32))
+    seen = [Tag(-1, name, 0, 1) for name in ("a", "b", "c")]
+    chosen = posts.columns_of(labels, seen, [seen[2], seen[1]])
+    assert chosen.toarray().tolist() == [[1, 0], [0, 1]]
+    with pytest.raises(TaggerError, match="No post has the tag 'd'"):
+        posts.columns_of(labels, seen, [Tag(-1, "d", 0, 1)])
+
+
+def test_awkward_names_survive_parquet(tmp_path: Path) -> None:
+    tags = [Tag(-i, name, 0, i) for i, name in enumerate(["null", "nan", 'a,"b"', "初音"], 1)]
+    posts.write_tags(tags, tmp_path / "tags.parquet")
+    assert posts.read_tags(tmp_path / "tags.parquet") == tags
+
+
+def test_a_split_of_other_posts_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "split.parquet"
+    posts.write_split(["a", "b"], np.array([0, 1], dtype=np.int8), path)
+    assert posts.read_split(path, ["a", "b"]).tolist() == [0, 1]
+    for others in (["b", "a"], ["a"], ["a", "b", "c"]):
+        with pytest.raises(TaggerError, match="splits other posts"):
+            posts.read_split(path, others)
+
+
+def test_what_an_earlier_stage_writes_is_asked_for_by_name(tmp_path: Path) -> None:
+    with pytest.raises(TaggerError, match=r"posts\.parquet is missing.*dvc repro"):
+        posts.read(tmp_path / "posts.parquet", 1)
+
+
+def test_tags_of_real_pictures_point_at_their_rows(demo: Path, tmp_path: Path) -> None:
+    pictures, rejected = folder.read(demo, ",")
+    tags = prepare.tags_of(pictures, folder.read_categories(demo))
+    row_of = {tag.name: number for number, tag in enumerate(tags)}
+    posts.write([prepare.row(one, i, row_of) for i, one in enumerate(pictures)], tmp_path / "posts")
+    read = posts.read(tmp_path / "posts", len(tags))
+    assert not rejected
+    assert read.labels.sum(axis=0).tolist() == [tag.count for tag in tags]
+    for number, picture in enumerate(pictures):
+        names = {tags[column].name for column in read.labels[[number]].indices}
+        assert names == set(picture.tags)
+
+
+def test_tags_without_an_id_get_negative_running_numbers(demo: Path) -> None:
+    pictures, _ = folder.read(demo, ",")
+    known = {"miku": (4, 42)} | folder.read_categories(demo)
+    tags = prepare.tags_of([pictures[0]._replace(tags=["miku", "b", "a"])], known)
+    assert tags == [Tag(-1, "a", 0, 1), Tag(-2, "b", 0, 1), Tag(42, "miku", 4, 1)]

@@ -1,0 +1,135 @@
+"""One preprocessing: the whole picture in a square, saved in the form that others read."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from tagger import preprocess
+from tagger.errors import TaggerError
+from tagger.preprocess import Preprocess
+
+HALF = (0.5, 0.5, 0.5)
+IMAGENET = Preprocess(32, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), "bilinear", (1, 2, 3))
+
+
+def noise(width: int, height: int) -> Image.Image:
+    pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return Image.fromarray(pixels)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 90), st.integers(1, 90), st.integers(1, 50))
+def test_the_whole_picture_lies_undistorted_in_the_middle(
+    width: int, height: int, size: int
+) -> None:
+    black = Image.new("RGB", (width, height))
+    square = np.asarray(Preprocess(size, HALF, HALF).fit(black))
+    assert square.shape == (size, size, 3)
+    dark = (square == 0).all(axis=2)
+    rows, columns = np.flatnonzero(dark.any(axis=1)), np.flatnonzero(dark.any(axis=0))
+    assert dark[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1].all()
+    assert (square[~dark] == 255).all()
+    assert max(len(rows), len(columns)) == size
+    scale = size / max(width, height)
+    assert len(rows) == pytest.approx(max(1, height * scale), abs=0.5)
+    assert len(columns) == pytest.approx(max(1, width * scale), abs=0.5)
+    for spots in (rows, columns):
+        assert 0 <= (size - 1 - spots[-1]) - spots[0] <= 1
+
+
+@pytest.mark.parametrize("shape", [(64, 64), (100, 40), (31, 97), (5, 9), (300, 2)])
+@pytest.mark.parametrize("name", ["bilinear", "bicubic", "lanczos"])
+def test_input_equals_a_plain_reference(shape: tuple[int, int], name: str) -> None:
+    image = noise(*shape)
+    prepared = Preprocess(32, IMAGENET.mean, IMAGENET.std, name, (1, 2, 3))
+    longest = max(shape)
+    small = image.resize(
+        (max(1, round(shape[0] * 32 / longest)), max(1, round(shape[1] * 32 / longest))),
+        Image.Resampling[name.upper()],
+    )
+    expected = np.full((32, 32, 3), (1, 2, 3), dtype=np.float64)
+    top, left = (32 - small.height) // 2, (32 - small.width) // 2
+    expected[top : top + small.height, left : left + small.width] = np.asarray(small)
+    expected = (expected / 255 - IMAGENET.mean) / IMAGENET.std
+    result = prepared(image)
+    assert result.dtype == np.float32
+    assert result.flags["C_CONTIGUOUS"]
+    assert result == pytest.approx(expected.transpose(2, 0, 1), abs=1e-5)
+
+
+def test_a_picture_of_the_right_size_is_left_as_it_is() -> None:
+    image = noise(32, 32)
+    assert np.array_equal(np.asarray(IMAGENET.fit(image)), np.asarray(image))
+
+
+@pytest.mark.parametrize("prepared", [IMAGENET, Preprocess(448, HALF, (0.1, 0.2, 1 / 3))])
+def test_what_is_written_is_what_is_read(tmp_path: Path, prepared: Preprocess) -> None:
+    prepared.write(tmp_path / "preprocess.json")
+    read = preprocess.read(tmp_path / "preprocess.json")
+    assert read == prepared
+    assert np.array_equal(read(noise(50, 20)), prepared(noise(50, 20)))
+
+
+def test_the_file_has_the_stages_that_imgutils_reads(tmp_path: Path) -> None:
+    IMAGENET.write(tmp_path / "preprocess.json")
+    content = json.loads((tmp_path / "preprocess.json").read_text())
+    assert content.keys() == {"test", "val"}
+    assert content["test"] == content["val"]
+    assert content["test"] == [
+        {
+            "type": "pad_to_size",
+            "size": [32, 32],
+            "background_color": [1, 2, 3],
+            "interpolation": "bilinear",
+        },
+        {"type": "maybe_to_tensor"},
+        {"type": "normalize", "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]},
+    ]
+
+
+def test_constants_come_from_the_backbone() -> None:
+    config = {"mean": HALF, "std": [0.1, 0.2, 0.3], "interpolation": "bilinear", "crop_pct": 0.9}
+    assert preprocess.from_config(config, 96) == Preprocess(96, HALF, (0.1, 0.2, 0.3), "bilinear")
+    assert (
+        preprocess.from_config(config | {"interpolation": "random"}, 96).interpolation == "bicubic"
+    )
+
+
+PAD = {"size": [8, 8], "interpolation": "bicubic", "background_color": [0, 0, 0]}
+NORM = {"mean": HALF, "std": HALF}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        [],
+        {},
+        {"test": []},
+        {"test": [{}, {}, {}]},
+        {"test": [PAD | {"size": 8}, {}, NORM]},
+        {"test": [PAD | {"size": []}, {}, NORM]},
+        {"test": [PAD, {}, {"mean": 0.5, "std": 0.5}]},
+        {"test": [PAD, {}, {"mean": [0.5], "std": [0.5]}]},
+        {"test": [PAD | {"interpolation": "nearest"}, {}, NORM]},
+        {"test": [PAD | {"background_color": "white"}, {}, NORM]},
+    ],
+)
+def test_another_preprocessing_is_refused(
+    write: Callable[[str, str], Path], content: object
+) -> None:
+    path = write("preprocess.json", json.dumps(content))
+    with pytest.raises(TaggerError, match=r"preprocess\.json is no preprocessing of ours"):
+        preprocess.read(path)
+
+
+def test_a_broken_file_is_refused(write: Callable[[str, str], Path], tmp_path: Path) -> None:
+    with pytest.raises(TaggerError, match="must be JSON"):
+        preprocess.read(write("preprocess.json", "{"))
+    with pytest.raises(TaggerError, match="is missing"):
+        preprocess.read(tmp_path / "none.json")

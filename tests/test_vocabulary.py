@@ -1,0 +1,151 @@
+"""The vocabulary: its order, its limits, and names that look like something else."""
+
+import csv
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tagger import vocabulary
+from tagger.errors import TaggerError
+from tagger.vocabulary import CATEGORIES, Tag
+
+Write = Callable[[str, str | bytes], Path]
+
+AWKWARD = [
+    "null", "nan", "none", "true", "1", "1e5", "don't_say_\"lazy\"", "a,b", ";)", "^_^", "=1+1",
+    "-", "#", "é", "初音ミク", "'", '"', '""', "\\", "\U0001f600", "n/a", "inf",
+]  # fmt: skip
+
+
+def test_tags_are_ordered_by_category_then_count_then_name() -> None:
+    given = [(5, 9), (1, 9), (3, 9), (4, 9), (0, 1), (0, 7), (9, 2)]
+    tags = [Tag(-1, f"tag_{i}", category, count) for i, (category, count) in enumerate(given)]
+    twin = Tag(-1, "a_twin", 0, 7)
+    ordered = vocabulary.select([*tags, twin], min_count=1)
+    assert [tag.category for tag in ordered] == [9, 0, 0, 0, 4, 3, 1, 5]
+    assert [tag.name for tag in ordered[1:4]] == ["a_twin", "tag_5", "tag_4"]
+
+
+def test_categories_are_danboorus_in_the_order_promised() -> None:
+    assert list(CATEGORIES.items()) == [
+        (9, "rating"),
+        (0, "general"),
+        (4, "character"),
+        (3, "copyright"),
+        (1, "artist"),
+        (5, "meta"),
+    ]
+
+
+def test_tags_on_too_few_posts_are_left_out() -> None:
+    tags = [Tag(-1, "rare", 0, 4), Tag(-1, "enough", 0, 5)]
+    assert vocabulary.select(tags, min_count=5) == [tags[1]]
+
+
+def test_a_vocabulary_without_tags_is_refused_with_the_highest_count() -> None:
+    with pytest.raises(TaggerError, match=r"on 9 posts, the most common one is on 4"):
+        vocabulary.select([Tag(-1, "rare", 0, 4)], min_count=9)
+    with pytest.raises(TaggerError, match="No tag"):
+        vocabulary.select([], min_count=0)
+
+
+def test_awkward_names_survive_writing_and_reading(tmp_path: Path) -> None:
+    tags = [Tag(i, name, 0, 1) for i, name in enumerate(AWKWARD)]
+    vocabulary.write(tags, tmp_path / "vocabulary.csv")
+    assert vocabulary.read(tmp_path / "vocabulary.csv") == tags
+
+
+@given(st.lists(st.text(min_size=1).filter(lambda name: name.isprintable()), unique=True))
+def test_any_printable_name_survives_writing_and_reading(
+    tmp_path_factory: pytest.TempPathFactory, names: list[str]
+) -> None:
+    path = tmp_path_factory.mktemp("vocabulary") / "vocabulary.csv"
+    tags = [Tag(-1 - i, name, 4, 3) for i, name in enumerate(names)]
+    vocabulary.write(tags, path)
+    assert vocabulary.read(path) == tags
+
+
+def test_files_are_rfc_4180_with_line_feeds(tmp_path: Path) -> None:
+    path = tmp_path / "vocabulary.csv"
+    vocabulary.write([Tag(1, 'don\'t_say_"lazy"', 3, 2), Tag(2, "初音ミク", 4, 1)], path)
+    assert path.read_bytes().decode("utf-8") == (
+        "tag_id,name,category,count\n"
+        '1,"don\'t_say_""lazy""",3,2\n'
+        "2,初音ミク,4,1\n"
+    )  # fmt: skip
+
+
+def test_selected_tags_need_names_only(write: Write) -> None:
+    path = write("selected_tags.csv", "name\nlong_hair\nnull\nnan\n")
+    chosen = vocabulary.read_selected(path, min_count=20)
+    assert [tag.name for tag in chosen] == ["long_hair", "null", "nan"]
+    assert {(tag.tag_id, tag.category) for tag in chosen} == {(-1, -1)}
+
+
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_selected_tags_of_wd14_are_read(write: Write, mark: str, end: str) -> None:
+    rows = ["tag_id,name,category,count", "9999999,general,9,807858", "470575,1girl,0,19", "", ""]
+    path = write("selected_tags.csv", mark + end.join(rows))
+    chosen = vocabulary.read_selected(path, min_count=20)
+    assert chosen == [Tag(9999999, "general", 9, 807858)]
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("name,count\na,50\nb,50\na,60\n", "line 4 repeats the tag 'a'"),
+        ("name,count\na,5\nb,50\na,60\n", "line 4 repeats the tag 'a'"),
+        ("tag,count\na,50\n", "line 2 has no 'name'"),
+        ("name,count\n,50\n", "line 2 has no 'name'"),
+        ("name,count\na,many\n", "line 2: .*many"),
+        ("name,count\na,inf\n", "line 2: .*inf"),
+        ("name,category\na,2\n", "line 2 has the unknown category 2"),
+        ("name,category\na,general\n", "line 2: .*general"),
+    ],
+)
+def test_mistakes_in_selected_tags_are_told_with_their_line(
+    write: Write, text: str, told: str
+) -> None:
+    path = write("selected_tags.csv", text)
+    with pytest.raises(TaggerError, match=rf"selected_tags\.csv: {told}"):
+        vocabulary.read_selected(path, min_count=20)
+
+
+def test_a_missing_or_unreadable_selection_is_refused(write: Write, tmp_path: Path) -> None:
+    with pytest.raises(TaggerError, match=r"there is no file .*none\.csv"):
+        vocabulary.read_selected(tmp_path / "none.csv", min_count=0)
+    with pytest.raises(TaggerError, match="must be a CSV in UTF-8"):
+        vocabulary.read_selected(write("latin.csv", b"name\ncaf\xe9\n"), min_count=0)
+
+
+def test_wanted_tags_that_no_post_has_are_named() -> None:
+    seen = [Tag(7, "long_hair", 0, 30), Tag(-2, "miku", 4, 10), Tag(-3, "gone", 0, 0)]
+    wanted = [Tag(-1, name, -1, 0) for name in ("miku", "hatsune", "long_hair", "gone")]
+    found, unknown = vocabulary.match(wanted, seen)
+    assert found == [seen[0], seen[1]]
+    assert unknown == ["hatsune", "gone"]
+
+
+def test_wanted_ids_and_categories_win_over_seen_ones() -> None:
+    found, _ = vocabulary.match([Tag(5, "miku", 4, 99)], [Tag(-1, "miku", 0, 10)])
+    assert found == [Tag(5, "miku", 4, 10)]
+
+
+def test_a_selection_that_no_post_has_is_refused() -> None:
+    with pytest.raises(TaggerError, match="No post has one of the 1 tags wanted"):
+        vocabulary.match([Tag(-1, "miku", 4, 9)], [Tag(-1, "long_hair", 0, 10)])
+
+
+def test_categories_are_counted_by_name() -> None:
+    tags = [Tag(-1, "a", 4, 1), Tag(-1, "b", 0, 1), Tag(-1, "c", 4, 1)]
+    assert list(vocabulary.count_categories(tags).items()) == [("general", 1), ("character", 2)]
+
+
+def test_tags_csv_is_read_as_it_is_named(tmp_path: Path) -> None:
+    vocabulary.write([Tag(1, "nan", 0, 2)], tmp_path / "vocabulary.csv")
+    with (tmp_path / "vocabulary.csv").open(encoding="utf-8", newline="") as file:
+        assert next(iter(csv.DictReader(file)))["name"] == "nan"
