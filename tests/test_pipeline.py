@@ -1,0 +1,174 @@
+"""The whole pipeline, with the real dvc, in a clone of the repository with tiny pictures."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import onnxruntime
+import pytest
+import yaml
+from mlflow.entities import Run
+
+ROOT = Path(__file__).parent.parent
+ALL = ["demo", "prepare", "vocabulary", "split", "train", "evaluate", "export"]
+TINY = {"backbone": "mobilenetv4_conv_small_035", "image_size": 32, "batch_size": 16}
+
+
+def execute(clone: Path, *command: str) -> str:
+    """Return what a command printed; its `python` is the one that runs the tests."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    env = {k: v for k, v in os.environ.items() if k != "MLFLOW_TRACKING_URI"} | {"PATH": path}
+    result = subprocess.run(
+        command, cwd=clone, env=env, capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout + result.stderr
+
+
+def dvc(clone: Path, *arguments: str) -> str:
+    return execute(clone, sys.executable, "-m", "dvc", *arguments)
+
+
+def ran(output: str) -> list[str]:
+    return re.findall(r"Running stage '(?:data/dvc.yaml:)?(\w+)'", output)
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A repository with the files of this one, and parameters small enough for seconds."""
+    clone = tmp_path_factory.mktemp("clone")
+    listed = execute(ROOT, "git", "ls-files", "--cached", "--others", "--exclude-standard")
+    for name in listed.splitlines():
+        if (ROOT / name).is_file():
+            (clone / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, clone / name)
+    content = yaml.safe_load((clone / "params.yaml").read_text(encoding="utf-8"))
+    content["demo"] = {"pictures": 150, "size": 32}
+    content["vocabulary"]["min_count"] = 10
+    content["train"] |= {"epochs": 1, "workers": 0}
+    content["evaluate"]["workers"] = 0
+    content["models"]["mobilenetv4"] |= TINY
+    content["models"]["vit"] |= {"image_size": 32, "batch_size": 16}
+    (clone / "params.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
+    execute(clone, "git", "init", "--quiet")
+    execute(clone, "git", "config", "user.name", "test")
+    execute(clone, "git", "config", "user.email", "test@localhost")
+    commit(clone)
+    return clone
+
+
+@pytest.fixture(scope="module")
+def first(clone: Path) -> str:
+    """What the first `dvc repro` printed; everything it wrote is committed."""
+    output = dvc(clone, "repro")
+    commit(clone)
+    return output
+
+
+def commit(clone: Path) -> None:
+    execute(clone, "git", "add", "--all")
+    execute(clone, "git", "commit", "--quiet", "--message", "test")
+
+
+def runs(clone: Path) -> list[Run]:
+    mlflow.set_tracking_uri(f"sqlite:///{clone / 'mlflow.db'}")
+    found = mlflow.search_runs(experiment_names=["tagger"], output_format="list")
+    return [run for run in found if isinstance(run, Run)]
+
+
+def params_of(clone: Path) -> dict[str, Any]:
+    content = yaml.safe_load((clone / "params.yaml").read_text(encoding="utf-8"))
+    assert isinstance(content, dict)
+    return content
+
+
+def test_one_command_runs_every_stage_and_leaves_an_export(clone: Path, first: str) -> None:
+    assert ran(first) == ALL
+    session = onnxruntime.InferenceSession(clone / "models/export/model.onnx")
+    assert [output.name for output in session.get_outputs()][0] == "prediction"
+    report = json.loads((clone / "metrics/evaluate.json").read_text(encoding="utf-8"))
+    assert report["test"]["images"] > 0
+    assert 0 < report["test"]["macro_ap"] <= 1
+
+
+def test_a_fresh_clone_has_the_folders_and_ignores_what_stages_write(
+    clone: Path, first: str
+) -> None:
+    tracked = execute(clone, "git", "ls-files").splitlines()
+    for folder in ("data", "models", "metrics"):
+        assert f"{folder}/README.md" in tracked
+    assert "metrics/evaluate.json" in tracked
+    assert not [name for name in tracked if name.endswith((".parquet", ".safetensors", ".db"))]
+
+
+def test_with_nothing_to_do_no_stage_runs(clone: Path, first: str) -> None:
+    assert ran(dvc(clone, "repro")) == []
+
+
+def test_the_run_holds_parameters_curves_test_figures_and_where_it_came_from(
+    clone: Path, first: str
+) -> None:
+    (run,) = runs(clone)
+    report = json.loads((clone / "metrics/evaluate.json").read_text(encoding="utf-8"))
+    assert run.info.status == "FINISHED"
+    assert run.data.params["preset.backbone"] == TINY["backbone"]
+    assert run.data.params["train.epochs"] == "1"
+    assert run.data.metrics["test.macro_ap"] == report["test"]["macro_ap"]
+    assert run.data.metrics["macro_ap"] > 0
+    tags = run.data.tags
+    assert tags["preset"] == "mobilenetv4"
+    assert len(tags["git_commit"]) == 40
+    assert {"posts", "vocabulary", "split"} <= tags.keys()
+    logged = {file.path for file in mlflow.MlflowClient().list_artifacts(run.info.run_id)}
+    assert {"train.log", "pr_curve.png", "f1_by_threshold.png", "predictions.png"} <= logged
+
+
+def test_a_changed_threshold_policy_runs_only_what_depends_on_it(clone: Path, first: str) -> None:
+    output = dvc(clone, "exp", "run", "--set-param", "evaluate.threshold=category")
+    assert ran(output) == ["evaluate", "export"]
+    output = dvc(clone, "exp", "run", "--set-param", "evaluate.threshold=global")
+    assert ran(output) == []
+
+
+def test_another_preset_trains_and_the_first_comes_back_without_training(
+    clone: Path, first: str
+) -> None:
+    before = (clone / "models/tagger/model.safetensors").read_bytes()
+    assert ran(dvc(clone, "exp", "run", "-S", "model=vit")) == ["train", "evaluate", "export"]
+    assert (clone / "models/tagger/model.safetensors").read_bytes() != before
+    assert ran(dvc(clone, "exp", "run", "-S", "model=mobilenetv4")) == []
+    assert (clone / "models/tagger/model.safetensors").read_bytes() == before
+
+
+def test_queued_experiments_run_and_are_compared(clone: Path, first: str) -> None:
+    dvc(clone, "exp", "run", "--queue", "--name", "slow", "-S", rate("3e-5"))
+    dvc(clone, "exp", "run", "--queue", "--name", "fast", "-S", rate("1e-4"))
+    dvc(clone, "exp", "run", "--run-all")
+    assert params_of(clone)["models"]["mobilenetv4"]["learning_rate"] == 4e-3
+    by_name = {run.data.tags.get("dvc_experiment"): run for run in runs(clone)}
+    assert by_name["slow"].data.params["preset.learning_rate"] == "3e-05"
+    assert by_name["fast"].data.params["preset.learning_rate"] == "0.0001"
+    shown = dvc(clone, "exp", "show", "--csv", "--no-pager")
+    assert "slow" in shown and "fast" in shown and "test.macro_ap" in shown
+    plots = json.loads(dvc(clone, "plots", "diff", "HEAD", "slow", "--json"))
+    assert {"Precision and recall", "F1 by threshold"} <= {
+        plot.split("::")[-1] for plot in plots["data"] if "::" in plot
+    } | set(plots["data"])
+
+
+def test_a_rate_in_scientific_notation_is_a_number(clone: Path, first: str) -> None:
+    """DVC writes 3e-05, which PyYAML takes for a string."""
+    dvc(clone, "exp", "run", "-S", rate("3e-5"))
+    assert params_of(clone)["models"]["mobilenetv4"]["learning_rate"] == "3e-05"
+    latest = max(runs(clone), key=lambda run: run.info.start_time)
+    assert float(latest.data.params["preset.learning_rate"]) == 3e-5
+
+
+def rate(value: str) -> str:
+    return f"models.mobilenetv4.learning_rate={value}"
