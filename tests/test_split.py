@@ -128,9 +128,15 @@ def test_a_tag_on_ten_posts_is_dealt_out_in_its_proportions() -> None:
         assert np.bincount(parts[members], minlength=3).tolist() == [8, 1, 1]
 
 
-def test_a_tag_on_one_post_is_learnt() -> None:
-    labels = csr_array(np.eye(10, dtype=np.float32))
-    assert set(split.stratified(labels, SHARES, seed=0)) == {0}
+def test_a_tag_on_one_post_is_learnt_where_there_is_room() -> None:
+    labels = csr_array(np.eye(10, 8, dtype=np.float32))  # two posts have no tag
+    assert set(split.stratified(labels, SHARES, seed=0)[:8]) == {0}
+
+
+def test_parts_have_the_sizes_asked_for() -> None:
+    labels = csr_array(np.random.default_rng(0).random((1000, 40)) < 0.1)
+    parts = split.stratified(labels, SHARES, seed=0)
+    assert np.bincount(parts).tolist() == [800, 100, 100]
 
 
 def test_posts_without_tags_are_dealt_out_by_size() -> None:

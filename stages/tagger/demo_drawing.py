@@ -30,7 +30,6 @@ POSES: dict[str, dict[str, Any]] = {
 
 PLAIN = '<rect width="100" height="100" fill="#{colour}"/>'
 OVERLAY = '<rect width="100" height="100" fill="url(#overlay)"/>'
-PATTERN = '<pattern id="overlay" patternUnits="userSpaceOnUse" '
 BACKGROUNDS = {
     "plain": PLAIN,
     "transparent": "",
@@ -40,18 +39,11 @@ BACKGROUNDS = {
     "striped": PLAIN
     + '<path d="M-84-5l110 110M-56-5l110 110M-28-5l110 110M0-5l110 110M28-5l110 110M56-5l110 110'
     + 'M84-5l110 110M-112-5l110 110" stroke="{shade}" stroke-width="10" opacity=".5"/>',
-    "polka_dot": PLAIN
-    + f'{PATTERN} width="20" height="20">'
-    + f'<circle cx="10" cy="10" r="6" fill="{{shade}}" opacity=".5"/></pattern>{OVERLAY}',
-    "checkered": PLAIN
-    + f'{PATTERN} width="25" height="25">'
-    + f'<path d="M0 0h12.5v25h12.5v-12.5h-25z" fill="{{shade}}" opacity=".5"/></pattern>{OVERLAY}',
 }
 
 FINISHES = {
     "full_colour": "",
     "greyscale": '<feColorMatrix type="saturate" values="0"/>',
-    "sepia": '<feColorMatrix values=".39 .77 .19 0 0 .35 .69 .17 0 0 .27 .53 .13 0 0 0 0 0 1 0"/>',
 }
 
 

@@ -25,8 +25,8 @@ def stratified(
     proportions: share of the posts wanted in each part, summing to 1
     groups: (posts,), posts with the same number stay together; None: each post on its own
 
-    The rarest tag left is dealt out first, each group to the part that lacks most posts of that
-    tag, then most posts, then at random. Sechidis et al. 2011,
+    The rarest tag left is dealt out first, each group to the part, of those not yet full, that
+    lacks most posts of that tag, then most posts, then at random. Sechidis et al. 2011,
     https://doi.org/10.1007/978-3-642-23808-6_10.
     """
     labels, group_of = _by_group(labels, groups)
@@ -45,7 +45,7 @@ def stratified(
 
     def deal(group: int, preference: npt.NDArray[np.float64]) -> None:
         noise = random.random(len(proportions))
-        part = np.lexsort((noise, wanted_posts, preference))[-1]
+        part = np.lexsort((noise, wanted_posts, preference, wanted_posts > 0))[-1]
         part_of[group] = part
         tags = slice(labels.indptr[group], labels.indptr[group + 1])
         wanted[labels.indices[tags], part] -= labels.data[tags]

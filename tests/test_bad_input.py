@@ -1,0 +1,137 @@
+"""A user's mistake ends a stage with one clear line, exit code 2, and nothing half-written."""
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parent.parent
+Stage = Callable[..., str]
+
+
+@pytest.fixture
+def project(tmp_path: Path, demo: Path) -> Path:
+    """A project of two dozen pictures, with parameters to match."""
+    shutil.copytree(demo, tmp_path / "data/demo")
+    change(tmp_path, ROOT / "params.yaml", **{"vocabulary.min_count": 1})
+    return tmp_path
+
+
+def change(project: Path, source: Path | None = None, **values: Any) -> None:
+    """Write params.yaml with some values changed, by their dotted path."""
+    path = project / "params.yaml"
+    content = yaml.safe_load((source or path).read_text(encoding="utf-8"))
+    for key, value in values.items():
+        *parents, name = key.split(".")
+        section = content
+        for parent in parents:
+            section = section[parent]
+        section[name] = value
+    path.write_text(yaml.safe_dump(content), encoding="utf-8")
+
+
+def run(project: Path, stage: str, code: int = 0) -> str:
+    """Return what a stage says on standard error."""
+    script = ROOT / "stages" / f"{stage}.py"
+    ended = subprocess.run(
+        [sys.executable, script], cwd=project, capture_output=True, text=True, check=False
+    )
+    assert ended.returncode == code, ended.stderr
+    return ended.stderr
+
+
+def mistake(project: Path, stage: str) -> str:
+    """Return the one line that a stage says of a mistake."""
+    (line,) = run(project, stage, code=2).splitlines()
+    assert line.startswith("error: ")
+    assert not list(project.rglob("*.partial"))
+    return line
+
+
+def test_an_unknown_preset_is_named_with_the_nearest(project: Path) -> None:
+    change(project, model="eva2")
+    line = mistake(project, "train")
+    assert "Unknown preset 'eva2'. Did you mean 'eva02'?" in line
+
+
+def test_an_unknown_key_is_named_with_the_nearest(project: Path) -> None:
+    change(project, **{"models.convnext.lerning_rate": 0.1})
+    line = mistake(project, "prepare")
+    assert "Unknown key models.convnext.lerning_rate. Did you mean 'learning_rate'?" in line
+
+
+def test_a_missing_folder_is_named(project: Path) -> None:
+    change(project, **{"prepare.folder": "pictures"})
+    assert "there is no folder pictures" in mistake(project, "prepare")
+
+
+def test_a_folder_without_pictures_says_what_it_should_hold(project: Path) -> None:
+    for picture in project.glob("data/demo/*.png"):
+        picture.unlink()
+    line = mistake(project, "prepare")
+    assert "data/demo holds no pictures" in line and ".png" in line
+
+
+def test_a_folder_without_sidecars_says_which_file_is_wanted(project: Path) -> None:
+    for sidecar in project.glob("data/demo/*.txt"):
+        sidecar.unlink()
+    line = mistake(project, "prepare")
+    assert "None of the 24 pictures in data/demo has a sidecar" in line
+    assert "0000.png needs its tags in 0000.txt" in line
+
+
+def test_unreadable_files_are_left_out_and_listed(project: Path) -> None:
+    (project / "data/demo/0000.png").write_bytes(b"no picture")
+    (project / "data/demo/0001.txt").write_bytes(b"\xff\xfe broken")
+    (project / "data/demo/0002.txt").unlink()
+    assert run(project, "prepare") == ""
+    rejected = (project / "metrics/rejected.csv").read_text(encoding="utf-8").splitlines()
+    assert [line.split(",")[:2] for line in rejected[1:]] == [
+        ["0000.png", "unreadable picture"],
+        ["0001.png", "unreadable sidecar"],
+        ["0002.png", "no sidecar"],
+    ]
+    assert '"posts": 21' in (project / "metrics/prepare.json").read_text(encoding="utf-8")
+
+
+def test_an_empty_vocabulary_says_how_common_tags_are(project: Path) -> None:
+    run(project, "prepare")
+    change(project, **{"vocabulary.min_count": 1000})
+    line = mistake(project, "vocabulary")
+    assert "No tag is on 1,000 posts, the most common one is on 24" in line
+
+
+def test_a_selected_tags_csv_of_other_tags_is_refused(project: Path) -> None:
+    run(project, "prepare")
+    (project / "mine.csv").write_text("name,count\n1girl,5000\n", encoding="utf-8")
+    change(project, **{"vocabulary.source": "mine.csv"})
+    assert "No post has one of the 1 tags wanted" in mistake(project, "vocabulary")
+
+
+def test_a_split_that_leaves_a_part_empty_is_refused(project: Path) -> None:
+    run(project, "prepare")
+    run(project, "vocabulary")
+    change(project, **{"split.train": 0.998, "split.validation": 0.001, "split.test": 0.001})
+    assert "No post falls to validation" in mistake(project, "split")
+    assert not (project / "data/split.parquet").exists()
+
+
+def test_training_on_nothing_is_refused(project: Path) -> None:
+    for stage in ("prepare", "vocabulary", "split"):
+        run(project, stage)
+    for picture in project.glob("data/demo/*.png"):
+        picture.unlink()
+    change(project, **{"train.workers": 0})
+    line = mistake(project, "train")
+    assert "No training picture can be read" in line
+
+
+@pytest.mark.parametrize("stage", ["vocabulary", "split", "train", "evaluate", "export"])
+def test_a_stage_run_too_early_names_what_it_lacks(project: Path, stage: str) -> None:
+    line = mistake(project, stage)
+    assert "is missing. It is written by an earlier stage: run `dvc repro`." in line
