@@ -73,7 +73,10 @@ def draw_sheet(judged: Predictions, part: Part, tags: list[Tag], limits: Floats)
 
 
 def track(figures: dict[str, Any]) -> None:
+    """Add to the run of the training, where there is one: a store may have been away."""
     run_id = files.read_json(MODEL / "run.json")["run_id"]
+    if run_id is None:
+        return
     with tracking.run(run_id=run_id) as run:
         run.log_metrics(figures)
         run.log_files(REPORT, PER_TAG, THRESHOLDS, SHEET)

@@ -22,7 +22,8 @@ STAGES = {
 def test_a_stage_depends_on_exactly_the_modules_it_imports(name: str) -> None:
     finder = ModuleFinder(path=[str(ROOT / "stages")])
     finder.run_script(str(ROOT / "stages" / f"{name}.py"))
-    files = {Path(module.__file__) for module in finder.modules.values() if module.__file__}
+    modules: dict[str, Any] = finder.modules
+    files = {Path(module.__file__) for module in modules.values() if module.__file__}
     imported = {file.relative_to(ROOT).as_posix() for file in files}
     declared = {dep for dep in STAGES[name]["deps"] if dep.endswith(".py")}
     assert declared == imported
