@@ -137,6 +137,7 @@ def test_a_misspelt_key_is_called_unknown_not_missing(
         ("demo.size", 8, r"demo\.size is 8\..*16"),
         ("prepare.separator", "", r"prepare\.separator is ''\.."),
         ("models.vit.image_size", -96, r"models\.vit\.image_size is -96\..*greater than 0"),
+        ("models.vit.batch_size", 1, r"models\.vit\.batch_size is 1\..*or equal to 2"),
         ("models.vit.pretrained", 3.5, r"models\.vit\.pretrained is 3\.5\."),
         ("models.vit.layer_decay", 1.1, r"models\.vit\.layer_decay is 1\.1\..*less than or equal"),
         ("split.test", 0.3, r"split: train, validation and test sum to 1\.2, not 1\."),

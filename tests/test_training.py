@@ -170,19 +170,13 @@ def test_too_few_pictures_are_refused(
             train(parts | {"train": parts["train"].head(count)}, preset, recipe)
 
 
-@pytest.mark.parametrize("size", [1, 5, 1000])
-def test_any_batch_size_trains_or_is_refused_in_one_line(
+@pytest.mark.parametrize("size", [2, 5, 1000])
+def test_any_batch_size_trains(
     parts: dict[str, Part], preset: Preset, recipe: Train, size: int
 ) -> None:
-    once = recipe.model_copy(update={"epochs": 1})
     sized = preset.model_copy(update={"batch_size": size})
-    try:
-        _, history = train(parts, sized, once)
-    except TaggerError as error:
-        assert size == 1
-        assert "batch_size" in str(error)
-    else:
-        assert np.isfinite(history[0].loss)
+    _, history = train(parts, sized, recipe.model_copy(update={"epochs": 1}))
+    assert np.isfinite(history[0].loss)
 
 
 def test_unreadable_pictures_are_left_out_and_told(
