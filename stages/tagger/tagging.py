@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -60,11 +61,13 @@ def tag(
 
     limits: (tags,), the confidence from which on each tag is given
     """
+    ratings = [n for n, tag in enumerate(tagger.tags) if CATEGORIES[tag.category] == "rating"]
+    open_one = partial(_open, tagger.preprocess.background)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for start in range(0, len(found), batch_size):
             readable: list[tuple[Found, Image.Image]] = []
             batch = found[start : start + batch_size]
-            for one, picture in zip(batch, pool.map(_open, batch), strict=True):
+            for one, picture in zip(batch, pool.map(open_one, batch), strict=True):
                 if isinstance(picture, Failure):
                     failures.append(picture)
                 else:
@@ -72,24 +75,26 @@ def tag(
             if readable:
                 scores = tagger([picture for _, picture in readable])
                 for (one, _), row in zip(readable, scores, strict=True):
-                    yield _caption(tagger, one, row, limits)
+                    yield _caption(tagger, ratings, one, row, limits)
 
 
-def _open(one: Found) -> Image.Image | Failure:
+def _open(background: tuple[int, int, int], one: Found) -> Image.Image | Failure:
     if not str(one.file).isprintable():
         return Failure(ascii(str(one.file)), "name", "holds characters that cannot be printed")
     try:
-        return images.open_rgb(one.file)
+        return images.open_rgb(one.file, background)
     except images.Unreadable as error:
         return Failure(str(one.file), "unreadable picture", str(error))
 
 
 def _caption(
-    tagger: Tagger, one: Found, scores: npt.NDArray[np.float32], limits: Floats
+    tagger: Tagger,
+    ratings: Sequence[int],
+    one: Found,
+    scores: npt.NDArray[np.float32],
+    limits: Floats,
 ) -> Caption:
-    ratings = [
-        column for column, tag in enumerate(tagger.tags) if CATEGORIES[tag.category] == "rating"
-    ]
+    """Return what is said of a picture; ratings: the columns of the scores that are ratings."""
     likeliest = max(ratings, key=lambda column: float(scores[column]), default=None)
     order = np.argsort(-scores, kind="stable")
     given = [
