@@ -66,7 +66,7 @@ def tell(test: dict[str, Any]) -> None:
 
 def draw_sheet(judged: Predictions, part: Part, tags: list[Tag], limits: Floats) -> None:
     shown = judged.rows[:PICTURES_ON_SHEET]
-    pictures = [images.open_rgb(part.files[row]) for row in shown]
+    pictures = [images.open_rgb(part.places[row]) for row in shown]
     drawn = sheet.draw(pictures, judged.scores, judged.truth, [tag.name for tag in tags], limits)
     with files.replacing(SHEET) as partial:
         drawn.save(partial, format="PNG")

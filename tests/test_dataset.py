@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from hypothesis import given
@@ -12,6 +13,7 @@ from PIL import Image
 from tagger import dataset, images, posts, vocabulary
 from tagger.augment import CropAndFlip
 from tagger.dataset import Order, Part, Pictures
+from tagger.images import Place
 from tagger.preprocess import Preprocess
 from tagger.vocabulary import Tag
 
@@ -21,9 +23,10 @@ PREPROCESS = Preprocess(16, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 def broken(part: Part, tmp_path: Path) -> Part:
     """Return eight of the pictures, the third of them unreadable, the sixth missing."""
     (tmp_path / "bad.png").write_bytes(b"\x89PNG\r\n\x1a\n")
-    files = list(part.files[:8])
-    files[2], files[5] = tmp_path / "bad.png", tmp_path / "none.png"
-    return Part(files, part.labels[:8])
+    places = list(part.places[:8])
+    places[2] = Place(str(tmp_path / "bad.png"), 0, 8)
+    places[5] = Place(str(tmp_path / "none.png"), 0, 8)
+    return Part(places, part.labels[:8])
 
 
 @given(st.integers(1, 200), st.integers(0, 2**32), st.integers(0, 1000))
@@ -84,7 +87,7 @@ def test_labels_match_the_sidecars(part: Part, tags: list[Tag]) -> None:
     names = {tag.name for tag in tags}
     for batch in loader:
         for row, targets in zip(batch.rows, batch.targets, strict=True):
-            sidecar = part.files[row].with_suffix(".txt").read_text(encoding="utf-8")
+            sidecar = Path(part.places[row].path).with_suffix(".txt").read_text(encoding="utf-8")
             wanted = names & set(sidecar.strip().split(", "))
             assert {tags[i].name for i in torch.nonzero(targets).flatten()} == wanted
             assert wanted
@@ -94,7 +97,7 @@ def test_pixels_are_those_of_the_picture_preprocessed(part: Part) -> None:
     sample = Pictures(part, PREPROCESS)[0, 4]
     assert sample.row == 4
     assert sample.pixels is not None
-    assert np.array_equal(sample.pixels, PREPROCESS(images.open_rgb(part.files[4])))
+    assert np.array_equal(sample.pixels, PREPROCESS(images.open_rgb(part.places[4])))
 
 
 def test_an_unreadable_picture_is_left_out_and_reported(part: Part, tmp_path: Path) -> None:
@@ -115,7 +118,7 @@ def test_a_batch_of_unreadable_pictures_is_empty(part: Part, tmp_path: Path) -> 
 
 
 def test_a_picture_looks_the_same_for_the_same_seed_epoch_and_row_only(part: Part) -> None:
-    image = images.open_rgb(part.files[0])
+    image = images.open_rgb(part.places[0])
     looks = {
         (seed, epoch, row): CropAndFlip(seed, 0.3, 0.5)(image, (epoch, row)).tobytes()
         for seed in (0, 1)
@@ -154,8 +157,12 @@ def test_crops_do_not_darken_the_border_or_leave_the_picture() -> None:
 
 def test_parts_of_the_split_are_read_with_their_own_rows(tmp_path: Path) -> None:
     tags = [Tag(-1, "a", 0, 3), Tag(-2, "b", 0, 2)]
-    rows = [{"id": str(i), "file": f"{i}.png", "group": i, "tags": [i % 2]} for i in range(5)]
-    posts.write(rows, tmp_path / "posts")
+    rows = [
+        {"id": str(i), "file": f"{i}.png", "offset": 0, "size": 8, "group": i, "tags": [i % 2]}
+        for i in range(4)
+    ]
+    rows.append({"id": "4", "file": "x", "shard": "a.tar", "offset": 9, "size": 7, "tags": [0]})
+    posts.write(pa.Table.from_pylist(rows, schema=posts.SCHEMA), tmp_path / "posts")
     posts.write_tags(tags, tmp_path / "tags")
     vocabulary.write(tags[::-1], tmp_path / "vocabulary")
     parts = np.array([0, 2, 0, 1, 0], dtype=np.int8)
@@ -164,7 +171,11 @@ def test_parts_of_the_split_are_read_with_their_own_rows(tmp_path: Path) -> None
         *(tmp_path / name for name in ("posts", "tags", "vocabulary", "split"))
     )
     assert read == tags[::-1]
-    assert by_name["train"].files == [Path("0.png"), Path("2.png"), Path("4.png")]
+    assert by_name["train"].places == [
+        Place("0.png", 0, 8),
+        Place("2.png", 0, 8),
+        Place("a.tar", 9, 7),
+    ]
     assert by_name["validation"].labels.toarray().tolist() == [[1, 0]]
     assert by_name["test"].labels.toarray().tolist() == [[1, 0]]
     assert by_name["train"].head(2).labels.toarray().tolist() == [[0, 1], [0, 1]]

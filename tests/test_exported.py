@@ -99,7 +99,7 @@ def test_the_export_tags_as_the_model_does(
 ) -> None:
     model = backbone.load(model_folder)
     judged = predict(model, part, tagger.preprocess, batch_size=5, workers=0)
-    scores = tagger([images.open_rgb(file) for file in part.files])
+    scores = tagger([images.open_rgb(file) for file in part.places])
     assert scores == pytest.approx(judged.scores, abs=1e-5)
     assert np.array_equal(judged.truth, part.labels.toarray() > 0)
     assert judged.scores.std() > 0.1
@@ -107,7 +107,7 @@ def test_the_export_tags_as_the_model_does(
 
 
 def test_a_batch_gives_what_single_pictures_give(tagger: Tagger, part: Part) -> None:
-    pictures = [images.open_rgb(file) for file in part.files[:9]]
+    pictures = [images.open_rgb(file) for file in part.places[:9]]
     alone = np.concatenate([tagger([picture]) for picture in pictures])
     assert tagger(pictures) == pytest.approx(alone, abs=1e-5)
 
@@ -169,7 +169,7 @@ def test_cuda_that_is_not_there_is_told_and_the_cpu_used(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     on_cpu = exported.load(export_folder, "cuda")
     assert "CUDA is not available, going on with the CPU." in caplog.messages
-    picture = images.open_rgb(part.files[0])
+    picture = images.open_rgb(part.places[0])
     assert np.array_equal(on_cpu([picture]), tagger([picture]))
 
 

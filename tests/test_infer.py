@@ -21,7 +21,7 @@ Infer = Callable[..., int]
 def expected(export_folder: Path, part: Part, tags: list[Tag]) -> dict[str, float]:
     """What the model gives for picture a.png, by falling confidence."""
     tagger = exported.load(export_folder, "cpu")
-    scores = tagger([images.open_rgb(part.files[0])])[0]
+    scores = tagger([images.open_rgb(part.places[0])])[0]
     given = sorted(zip(scores.tolist(), range(len(tags)), strict=True), key=lambda s: (-s[0], s[1]))
     return {tags[column].name: score for score, column in given}
 

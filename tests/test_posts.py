@@ -8,9 +8,9 @@ import pyarrow.parquet as pq
 import pytest
 from scipy.sparse import csr_array
 
-import prepare
-from tagger import folder, posts
+from tagger import posts
 from tagger.errors import TaggerError
+from tagger.images import Place
 from tagger.vocabulary import Tag
 
 POSTS = {
@@ -29,7 +29,12 @@ TAGS = {"tag_id": pa.int64(), "name": pa.string(), "category": pa.int8(), "count
 
 
 def row(name: str, group: int, tags: list[int]) -> dict[str, object]:
-    return {"id": name, "file": f"data/{name}", "group": group, "tags": tags}
+    place = {"file": f"data/{name}", "offset": 0, "size": 8}
+    return {"id": name, **place, "group": group, "tags": tags}
+
+
+def write(rows: list[dict[str, object]], path: Path) -> None:
+    posts.write(pa.Table.from_pylist(rows, schema=posts.SCHEMA), path)
 
 
 def schema(path: Path) -> dict[str, pa.DataType]:
@@ -37,7 +42,7 @@ def schema(path: Path) -> dict[str, pa.DataType]:
 
 
 def test_files_have_the_columns_of_the_contract(tmp_path: Path) -> None:
-    posts.write([row("a", 0, [0])], tmp_path / "posts.parquet")
+    write([row("a", 0, [0])], tmp_path / "posts.parquet")
     posts.write_tags([Tag(1, "a", 0, 1)], tmp_path / "tags.parquet")
     parts = np.array([2], dtype=np.int8)
     posts.write_split(["a"], parts, tmp_path / "split.parquet")
@@ -49,9 +54,10 @@ def test_files_have_the_columns_of_the_contract(tmp_path: Path) -> None:
 
 def test_labels_are_those_written(tmp_path: Path) -> None:
     path = tmp_path / "posts.parquet"
-    posts.write([row("a", 5, [2, 0]), row("b", 5, []), row("c", 9, [1])], path)
+    write([row("a", 5, [2, 0]), row("b", 5, []), row("c", 9, [1])], path)
     read = posts.read(path, 4)
-    assert (list(read.ids), list(read.files)) == (["a", "b", "c"], ["data/a", "data/b", "data/c"])
+    assert list(read.ids) == ["a", "b", "c"]
+    assert list(read.places) == [Place(f"data/{name}", 0, 8) for name in "abc"]
     assert read.groups.tolist() == [5, 5, 9]
     assert read.labels.toarray().tolist() == [[1, 0, 1, 0], [0, 0, 0, 0], [0, 1, 0, 0]]
 
@@ -92,23 +98,3 @@ def test_a_split_of_other_posts_is_refused(tmp_path: Path) -> None:
 def test_what_an_earlier_stage_writes_is_asked_for_by_name(tmp_path: Path) -> None:
     with pytest.raises(TaggerError, match=r"posts\.parquet is missing.*dvc repro"):
         posts.read(tmp_path / "posts.parquet", 1)
-
-
-def test_tags_of_real_pictures_point_at_their_rows(demo: Path, tmp_path: Path) -> None:
-    pictures, rejected = folder.read(demo, ",")
-    tags = prepare.tags_of(pictures, folder.read_categories(demo))
-    row_of = {tag.name: number for number, tag in enumerate(tags)}
-    posts.write([prepare.row(one, i, row_of) for i, one in enumerate(pictures)], tmp_path / "posts")
-    read = posts.read(tmp_path / "posts", len(tags))
-    assert not rejected
-    assert read.labels.sum(axis=0).tolist() == [tag.count for tag in tags]
-    for number, picture in enumerate(pictures):
-        names = {tags[column].name for column in read.labels[[number]].indices}
-        assert names == set(picture.tags)
-
-
-def test_tags_without_an_id_get_negative_running_numbers(demo: Path) -> None:
-    pictures, _ = folder.read(demo, ",")
-    known = {"miku": (4, 42)} | folder.read_categories(demo)
-    tags = prepare.tags_of([pictures[0]._replace(tags=["miku", "b", "a"])], known)
-    assert tags == [Tag(-1, "a", 0, 1), Tag(-2, "b", 0, 1), Tag(42, "miku", 4, 1)]

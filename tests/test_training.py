@@ -13,6 +13,7 @@ from torch.optim import SGD, Optimizer
 from tagger import backbone, training
 from tagger.dataset import Part
 from tagger.errors import TaggerError
+from tagger.images import Place
 from tagger.params import Params, Preset, Train
 from tagger.training import Epoch
 
@@ -182,10 +183,10 @@ def test_any_batch_size_trains(
 def test_unreadable_pictures_are_left_out_and_told(
     parts: dict[str, Part], preset: Preset, recipe: Train, tmp_path: Path
 ) -> None:
-    files = list(parts["train"].files)
-    files[3] = tmp_path / "gone.png"
+    places = list(parts["train"].places)
+    places[3] = Place(str(tmp_path / "gone.png"), 0, 8)
     _, history = train(
-        parts | {"train": Part(files, parts["train"].labels)},
+        parts | {"train": Part(places, parts["train"].labels)},
         preset.model_copy(update={"batch_size": 24}),
         recipe.model_copy(update={"epochs": 1}),
     )
@@ -196,9 +197,9 @@ def test_unreadable_pictures_are_left_out_and_told(
 def test_nothing_but_unreadable_pictures_is_refused(
     parts: dict[str, Part], preset: Preset, recipe: Train, tmp_path: Path
 ) -> None:
-    files = [tmp_path / "gone.png"] * 24
+    places = [Place(str(tmp_path / "gone.png"), 0, 8)] * 24
     with pytest.raises(TaggerError, match="No training picture can be read: No such file"):
-        train(parts | {"train": Part(files, parts["train"].labels)}, preset, recipe)
+        train(parts | {"train": Part(places, parts["train"].labels)}, preset, recipe)
 
 
 def test_an_epoch_is_told_as_a_person_would() -> None:

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from tagger import images, posts, vocabulary
+from tagger.images import Place
 from tagger.preprocess import Preprocess
 from tagger.vocabulary import Tag
 
@@ -25,14 +26,14 @@ Augment = Callable[[Image.Image, Key], Image.Image]
 class Part:
     """The posts of one part of the split."""
 
-    files: Sequence[Path]
+    places: Sequence[Place]
     labels: csr_array  # (posts, tags), in the order of the vocabulary
 
     def __len__(self) -> int:
-        return len(self.files)
+        return len(self.places)
 
     def head(self, count: int) -> "Part":
-        return Part(self.files[:count], self.labels[:count])
+        return Part(self.places[:count], self.labels[:count])
 
 
 def read(
@@ -47,7 +48,7 @@ def read(
     parts = {}
     for number, name in enumerate(posts.PARTS):
         rows = np.flatnonzero(part_of == number).tolist()
-        parts[name] = Part([Path(manifest.files[row]) for row in rows], labels[rows])
+        parts[name] = Part([manifest.places[row] for row in rows], labels[rows])
     return tags, parts
 
 
@@ -80,7 +81,7 @@ class Pictures(Dataset[Any]):
         _, row = key
         targets = self.part.labels[[row]].toarray()[0]
         try:
-            image = images.open_rgb(self.part.files[row], self.preprocess.background)
+            image = images.open_rgb(self.part.places[row], self.preprocess.background)
         except images.Unreadable as error:
             return Sample(row, None, targets, str(error))
         if self.augment:

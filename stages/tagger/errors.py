@@ -1,9 +1,14 @@
 """What a person did that cannot work, told in one line: where, what, and the way out."""
 
+import errno
+import os
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
+
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_NO_RIGHT = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 class TaggerError(Exception):
@@ -17,6 +22,14 @@ def reported() -> Iterator[None]:
         yield
     except TaggerError as error:
         print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except OSError as error:
+        if error.errno not in (*_NO_ROOM, *_NO_RIGHT):
+            raise
+        where = f"{error.filename}: " if error.filename else ""
+        way_out = "Make room" if error.errno in _NO_ROOM else "Allow it"
+        reason = os.strerror(error.errno)
+        print(f"error: {where}{reason}. {way_out}, then run again.", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

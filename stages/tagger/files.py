@@ -7,7 +7,9 @@ import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
+
+from rich.filesize import decimal
 
 from tagger.errors import TaggerError
 
@@ -49,9 +51,19 @@ def write_json(path: Path, content: Any) -> None:
 def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
     r"""Write RFC 4180 rows in UTF-8, lines ended by `\n`; numbers as Python prints them."""
     with replacing(path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
+        writer = csv.writer(_Lines(file))
         writer.writerow(header)
         writer.writerows(rows)
+
+
+class _Lines:
+    """Ends lines by a newline alone; told to do so itself, csv would not quote a `\r`."""
+
+    def __init__(self, file: TextIO) -> None:
+        self._file = file
+
+    def write(self, line: str) -> None:
+        self._file.write(line.removesuffix("\r\n") + "\n")
 
 
 def read_csv(path: Path) -> list[dict[str, str]]:
@@ -66,7 +78,7 @@ def read_csv(path: Path) -> list[dict[str, str]]:
 def read_json(path: Path) -> Any:
     try:
         return json.loads(require(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise TaggerError(f"{path} cannot be read: {error}. It must be JSON in UTF-8.") from error
 
 
@@ -80,3 +92,18 @@ def require(path: Path) -> Path:
 def sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def digest(content: bytes) -> bytes:
+    return hashlib.sha256(content).digest()
+
+
+def check_space(folder: Path, needed: int) -> None:
+    """Raise TaggerError where a folder, which need not be there yet, has no room for the bytes."""
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    free = shutil.disk_usage(existing).free
+    if free < needed:
+        raise TaggerError(
+            f"{folder} has {decimal(free)} free, and {decimal(needed)} are needed. "
+            "Make room, name a folder on another disk, or take fewer pictures."
+        )

@@ -4,7 +4,7 @@
 row numbers in the latter. Memory grows with the labels, four bytes each, never posts x tags.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from scipy.sparse import csr_array
 
 from tagger import files
 from tagger.errors import TaggerError
+from tagger.images import Place
 from tagger.vocabulary import Tag
 
 SCHEMA = pa.schema(
@@ -38,13 +39,17 @@ TAGS_SCHEMA = pa.schema(
 )
 PARTS = ("train", "validation", "test")
 
+_ROWS = 100_000  # of a row group
+_STORED: dict[str, Any] = {"compression": "zstd", "compression_level": 1}
+_REPETITIVE = ["tags.list.element", "file", "shard"]  # columns worth a dictionary
+
 
 @dataclass(frozen=True)
 class Posts:
     """The columns of posts.parquet that training and judging need, row for row."""
 
     ids: Sequence[str]
-    files: Sequence[str]
+    places: Sequence[Place]
     groups: npt.NDArray[np.int64]  # (posts,)
     labels: csr_array  # (posts, tags) of tags.parquet, 1 where a post has a tag
 
@@ -52,8 +57,14 @@ class Posts:
         return len(self.ids)
 
 
-def write(rows: Sequence[dict[str, Any]], path: Path) -> None:
-    _write_table(pa.Table.from_pylist(list(rows), schema=SCHEMA), path)
+def write(posts: pa.Table, path: Path) -> None:
+    """Write the columns of SCHEMA, some ten thousand posts at a time."""
+    with (
+        files.replacing(path) as partial,
+        pq.ParquetWriter(partial, SCHEMA, use_dictionary=_REPETITIVE, **_STORED) as writer,
+    ):
+        for batch in posts.select(SCHEMA.names).to_batches(max_chunksize=_ROWS):
+            writer.write_batch(batch.cast(SCHEMA), row_group_size=_ROWS)
 
 
 def write_tags(tags: Sequence[Tag], path: Path) -> None:
@@ -68,12 +79,19 @@ def write_split(ids: Sequence[str], parts: npt.NDArray[np.int8], path: Path) -> 
 
 def _write_table(table: pa.Table, path: Path) -> None:
     with files.replacing(path) as partial:
-        pq.write_table(table, partial, compression="zstd")
+        pq.write_table(table, partial, **_STORED)
+
+
+def places(posts: pa.Table) -> Iterator[Place]:
+    """Yield where each picture lies, by the columns file, shard, offset and size."""
+    columns = (posts[name].to_pylist() for name in ("file", "shard", "offset", "size"))
+    for file, shard, offset, size in zip(*columns, strict=True):
+        yield Place(shard or file, offset, size)
 
 
 def read(path: Path, tags: int) -> Posts:
     """Return the manifest whose labels point at the `tags` rows of tags.parquet."""
-    columns = ["id", "file", "group", "tags"]
+    columns = ["id", "file", "shard", "offset", "size", "group", "tags"]
     table = pq.read_table(files.require(path), columns=columns).combine_chunks()
     lists = table["tags"].combine_chunks()
     indices = lists.flatten().to_numpy()
@@ -81,7 +99,7 @@ def read(path: Path, tags: int) -> Posts:
     ones = np.ones(len(indices), dtype=np.float32)
     return Posts(
         ids=table["id"].to_pylist(),
-        files=table["file"].to_pylist(),
+        places=list(places(table)),
         groups=table["group"].to_numpy(),
         labels=csr_array((ones, indices, offsets), shape=(len(table), tags)),
     )

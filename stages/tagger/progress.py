@@ -1,13 +1,45 @@
 """A progress bar where someone watches, silence elsewhere."""
 
 import sys
-from collections.abc import Iterable
-from typing import TypeVar
+from collections.abc import Iterable, Iterator
+from typing import Protocol, TypeVar
 
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from rich.progress import track as rich_track
 
 T = TypeVar("T")
 
 
+class Sized(Protocol):
+    def __len__(self) -> int: ...
+
+
+S = TypeVar("S", bound=Sized)
+
+
 def track(items: Iterable[T], description: str) -> Iterable[T]:
     return rich_track(items, description, transient=True, disable=not sys.stdout.isatty())
+
+
+def count(blocks: Iterable[S], total: int, description: str) -> Iterator[S]:
+    """Yield the blocks, showing how many of `total` rows they held so far, rate and time left."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, transient=True, disable=not sys.stdout.isatty()) as progress:
+        task = progress.add_task(description, total=total, rate="")
+        for block in blocks:
+            yield block
+            progress.advance(task, len(block))
+            speed = progress.tasks[0].speed
+            progress.update(task, rate=f"{speed:,.0f}/s" if speed else "")

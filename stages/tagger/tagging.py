@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from tagger import folder, images
+from tagger import images, walk
 from tagger.captions import Caption, Given
 from tagger.errors import TaggerError
 from tagger.exported import Tagger
@@ -41,7 +41,7 @@ def find(inputs: Iterable[Path], *, recursive: bool, output_dir: Path | None) ->
         if not path.exists():
             raise TaggerError(f"There is no picture or folder {path}.")
         base = path if path.is_dir() else path.parent
-        for file in sorted(folder.find(path, recursive=recursive)) if path.is_dir() else [path]:
+        for file in sorted(walk.find(path, recursive=recursive)) if path.is_dir() else [path]:
             target = output_dir / file.relative_to(base) if output_dir else file
             found.setdefault(file, Found(file, target.with_suffix(".txt")))
     if not found:

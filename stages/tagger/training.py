@@ -111,7 +111,7 @@ def epochs(
             micro_ap=metrics.micro_ap(judged.scores, judged.truth),
             pictures_per_second=rate,
             seconds_left=(time.monotonic() - started) / number * (recipe.epochs - number),
-            failures=[f"{part.files[row]}: {reason}" for row, reason in failures],
+            failures=[f"{part.places[row].path}: {reason}" for row, reason in failures],
         )
 
 

@@ -1,0 +1,162 @@
+"""The same work on many chunks: on every core, in their order, and not again after a stop.
+
+Only a few chunks are held at a time. With a folder to remember in, each result is kept there until
+the caller removes it, so that a run that was killed goes on where it was.
+"""
+
+import hashlib
+import multiprocessing
+import os
+import shutil
+import signal
+import threading
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager, suppress
+from functools import partial
+from itertools import chain, islice
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any, TypeAlias, TypeVar
+
+import pyarrow as pa
+import pyarrow.feather as feather
+
+from tagger import files
+from tagger.errors import TaggerError
+
+# What the workers of every stage import, loaded once and not by each worker of each pool.
+_LOADED_ONCE = ["PIL.ImageOps", "imagesize", "pandas", "pyarrow.feather", "pyarrow.parquet"]
+_LOADED_ONCE += ["pydantic", "rich.progress", "scipy.sparse.csgraph", "yaml"]
+
+T = TypeVar("T")
+Work: TypeAlias = partial[pa.Table]  # of a function of a module, with settings that print whole
+
+
+def mapped(
+    work: Work, chunks: Iterable[pa.Table], memory: Path | None = None
+) -> Iterator[pa.Table]:
+    """Yield what the work makes of each chunk. A single chunk is worked on in this process."""
+    chunks = iter(chunks)
+    first = list(islice(chunks, 2))
+    if len(first) < 2:
+        yield from (_remembered(work, chunk, memory) for chunk in first)
+        return
+    cores = os.cpu_count() or 1
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(_LOADED_ONCE)
+    with ProcessPoolExecutor(cores, mp_context=context, initializer=_begin) as pool:
+        pending: deque[Future[pa.Table]] = deque()
+        try:
+            for chunk in chain(first, chunks):
+                with _without_interrupts():
+                    pending.append(pool.submit(_in_worker, work, chunk, memory))
+                if len(pending) > 2 * cores:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
+        except SystemExit:  # one of the processes was interrupted
+            raise KeyboardInterrupt from None
+        except BrokenProcessPool:
+            raise TaggerError(
+                f"A process died while working on {work.func.__name__.replace('_', ' ')}, perhaps "
+                "for want of memory. Run again: it goes on where it was."
+            ) from None
+        finally:
+            if pending:  # broken off
+                _interrupt(list((pool._processes or {}).values()))
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+@contextmanager
+def _without_interrupts() -> Iterator[None]:
+    """Start processes that do not hear Ctrl-C until they want to."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def ahead(items: Iterable[T]) -> Iterator[T]:
+    """Yield the items, the next one being made in a thread meanwhile."""
+    iterator = iter(items)
+    with ThreadPoolExecutor(1) as thread:
+        following = thread.submit(next, iterator, None)
+        while (item := following.result()) is not None:
+            following = thread.submit(next, iterator, None)
+            yield item
+
+
+def _interrupt(processes: list[BaseProcess]) -> None:
+    for process in processes:
+        with suppress(ProcessLookupError):
+            os.kill(process.pid or 0, signal.SIGINT)
+
+
+def _begin() -> None:
+    """Let this process end with the one that started it, even by SIGKILL, and quietly at Ctrl-C."""
+
+    def wait() -> None:
+        parent = multiprocessing.parent_process()
+        if parent:
+            parent.join()
+            os._exit(1)
+
+    signal.signal(signal.SIGINT, _end)
+    threading.Thread(target=wait, daemon=True).start()
+
+
+def _end(number: int, frame: Any) -> None:
+    raise SystemExit(128 + number)
+
+
+def _in_worker(work: Work, chunk: pa.Table, memory: Path | None) -> pa.Table:
+    """Work where Ctrl-C is heard; elsewhere it would break off a result on its way."""
+    try:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+        return _remembered(work, chunk, memory)
+    except SystemExit:  # for the chunks that wait, too
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        signal.pthread_kill(threading.get_ident(), signal.SIGINT)
+        raise
+    finally:
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+
+
+def _remembered(work: Work, chunk: pa.Table, memory: Path | None) -> pa.Table:
+    if memory is None:
+        return work(chunk)
+    path = memory / f"{key(work, chunk)}.arrow"
+    if path.exists():
+        return feather.read_table(path, memory_map=False)
+    result = work(chunk)
+    with files.replacing(path) as partial_file:
+        feather.write_feather(result, partial_file, compression="zstd")
+    return result
+
+
+def key(work: Work, chunk: pa.Table) -> str:
+    digest = hashlib.sha256(f"{work.func.__qualname__} {work.args} {work.keywords}".encode())
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, chunk.schema) as writer:
+        writer.write_table(chunk.combine_chunks())
+    digest.update(sink.getvalue())
+    return digest.hexdigest()
+
+
+def memory(stage: str) -> Path:
+    """Return where a stage keeps what a later run can go on with, out of sight of Git and DVC."""
+    return Path(os.environ.get("DVC_ROOT", "."), ".scratch", stage)
+
+
+def forget(memory: Path) -> None:
+    """Remove what was kept, as the stage is done."""
+    shutil.rmtree(memory, ignore_errors=True)
+
+
+def chunked(table: pa.Table, rows: int) -> Iterator[pa.Table]:
+    for start in range(0, len(table), rows):
+        yield table.slice(start, rows)
