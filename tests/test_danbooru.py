@@ -1,0 +1,351 @@
+"""Danbooru's metadata with pictures in tars or loose: what is found, and what is not believed."""
+
+import io
+import json
+import os
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+import prepare
+from tagger import images, posts, shards
+from tagger.errors import TaggerError
+from tagger.params import Params
+from tagger.sources import COLUMNS
+from tagger.sources.danbooru import Danbooru
+
+Row = dict[str, Any]
+Write = Callable[[str, str | bytes], Path]
+
+
+def metadata(path: Path, rows: list[Row]) -> Path:
+    pq.write_table(pa.Table.from_pylist(rows), path)
+    return path
+
+
+def post(number: int, **columns: Any) -> Row:
+    return {"id": number, "tag_string": "1girl smile", **columns}
+
+
+@pytest.fixture
+def source(tmp_path: Path, shipped: Params) -> Callable[[list[Row]], Danbooru]:
+    """Return a source of some metadata, with pictures in the folder `pictures`."""
+    (tmp_path / "pictures").mkdir()
+
+    def source(rows: list[Row]) -> Danbooru:
+        path = metadata(tmp_path / "metadata.parquet", rows)
+        return Danbooru(path, tmp_path / "pictures", shipped.prepare.fetch)
+
+    return source
+
+
+def read(source: Danbooru) -> list[Row]:
+    """Return the posts with their tags by category."""
+    rows = []
+    for batch in source.read():
+        for number, row in enumerate(batch.posts.to_pylist()):
+            tags = {code: lists[number].as_py() for code, lists in batch.tags.items()}
+            rows.append({**row, "tags": tags})
+    return rows
+
+
+def located(source: Danbooru) -> dict[str, Row]:
+    """Return the place of the picture of each post, by id."""
+    (batch,) = source.read()
+    found = batch.posts
+    for name in ("file", "shard", "offset", "size", "modified"):
+        found = found.append_column(name, pa.nulls(len(found), COLUMNS[name]))
+    return {row["id"]: row for row in source.locate(found).to_pylist()}
+
+
+def contents(source: Danbooru) -> dict[str, bytes | None]:
+    """Return the bytes of the picture of each post, None where there is none."""
+    found = {}
+    for name, row in located(source).items():
+        place = images.Place(row["shard"] or row["file"] or "", row["offset"], row["size"])
+        found[name] = images.read(place) if row["file"] else None
+    return found
+
+
+def test_all_that_the_metadata_knows_is_read(source: Callable[[list[Row]], Danbooru]) -> None:
+    row = post(
+        8123456,
+        created_at="2005-05-24T03:35:31.000-04:00",
+        rating="q",
+        score=-2,
+        image_width=640,
+        image_height=480,
+        tag_string_general="1girl smile",
+        tag_string_character="saber",
+        tag_string_copyright="fate_(series)",
+        tag_string_artist="",
+        tag_string_meta="highres",
+        parent_id=8000000.0,
+        is_deleted=True,
+        is_banned=False,
+        md5="unused",
+    )
+    one, two = read(source([row, {**row, "id": 2, "rating": None, "parent_id": None}]))
+    assert (one["id"], one["score"], one["parent"]) == ("8123456", -2, "8000000")
+    assert (one["width"], one["height"]) == (640, 480)
+    assert (one["deleted"], one["banned"]) == (True, False)
+    assert one["created_at"].isoformat() == "2005-05-24T07:35:31+00:00"
+    tags = {code: [tag for tag in tags if tag] for code, tags in one["tags"].items()}
+    assert tags == {
+        0: ["1girl", "smile"],
+        4: ["saber"],
+        3: ["fate_(series)"],
+        1: [],
+        5: ["highres"],
+        9: ["questionable"],
+    }
+    assert (two["tags"][9], two["parent"]) == ([], None)
+
+
+def test_the_necessary_columns_are_enough(source: Callable[[list[Row]], Danbooru]) -> None:
+    assert read(source([post(1)])) == [{"id": "1", "tags": {None: ["1girl", "smile"]}}]
+    row = {"id": 2, "tag_string_general": "smile"}
+    assert read(source([row])) == [{"id": "2", "tags": {0: ["smile"]}}]
+
+
+def test_tags_of_a_category_without_a_column_are_among_all(
+    source: Callable[[list[Row]], Danbooru],
+) -> None:
+    (row,) = read(source([post(1, tag_string_general="smile")]))
+    assert row["tags"] == {0: ["smile"], None: ["1girl", "smile"]}
+
+
+@pytest.mark.parametrize("row", [{"tag_string": "smile"}, {"id": 1}, {"id": 1, "rating": "g"}])
+def test_a_missing_column_is_told_with_those_there(
+    source: Callable[[list[Row]], Danbooru], row: Row
+) -> None:
+    with pytest.raises(TaggerError, match=r"metadata\.parquet has no column '(id|tag_string)'"):
+        read(source([row]))
+
+
+def test_what_is_no_parquet_or_not_there_is_told(
+    source: Callable[[list[Row]], Danbooru], tmp_path: Path
+) -> None:
+    found = source([post(1)])
+    found.metadata.write_bytes(b"id,tag_string\n1,smile\n")
+    with pytest.raises(TaggerError, match=r"metadata\.parquet cannot be read") as error:
+        read(found)
+    assert "\n" not in str(error.value)
+    found.metadata.unlink()
+    with pytest.raises(TaggerError, match=r"prepare\.path: there is no file"):
+        read(found)
+
+
+def test_an_id_that_is_no_number_is_told(source: Callable[[list[Row]], Danbooru]) -> None:
+    with pytest.raises(TaggerError, match="column 'id' holds what is no number"):
+        located(source([{"id": "one", "tag_string": "smile"}]))
+
+
+def test_a_folder_of_pictures_that_is_not_there_is_named(
+    source: Callable[[list[Row]], Danbooru], tmp_path: Path
+) -> None:
+    found = source([post(1)])
+    (tmp_path / "pictures").rmdir()
+    with pytest.raises(TaggerError, match=r"prepare\.pictures: there is no folder"):
+        located(found)
+
+
+def pack(tar: Path, members: list[tuple[str, bytes]], **options: Any) -> None:
+    """Write a tar without an index."""
+    tar.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(tar, "w", **options) as archive:
+        for name, content in members:
+            header = tarfile.TarInfo(name)
+            header.size = len(content)
+            archive.addfile(header, io.BytesIO(content))
+
+
+MEMBERS = [(f"{number}.webp", bytes([number]) * number) for number in range(1, 8)]
+
+
+def wanted(*numbers: int) -> dict[str, bytes | None]:
+    return {str(number): bytes([number]) * number for number in numbers}
+
+
+def test_pictures_are_found_loose_in_tars_and_below_folders(
+    source: Callable[[list[Row]], Danbooru], tmp_path: Path, write: Write
+) -> None:
+    write("pictures/1.png", MEMBERS[0][1])
+    write("pictures/0002/2.JPG", MEMBERS[1][1])
+    shards.write(tmp_path / "pictures/0003.tar", MEMBERS[2:4])
+    pack(tmp_path / "pictures/below/0005.tar", [("./images/5.webp", MEMBERS[4][1])])
+    pack(tmp_path / "pictures/0006.tar", [("d" * 120 + "/6.webp", MEMBERS[5][1])])
+    found = contents(source([post(number) for number in (6, 5, 4, 3, 2, 1, 99)]))
+    assert found == {**wanted(1, 2, 3, 4, 5, 6), "99": None}
+
+
+def test_where_the_first_or_last_picture_is_missing_no_other_takes_its_place(
+    source: Callable[[list[Row]], Danbooru], tmp_path: Path
+) -> None:
+    found = source([post(number) for number in (1, 4, 9)])
+    assert set(contents(found).values()) == {None}
+    shards.write(tmp_path / "pictures/0003.tar", [MEMBERS[2], MEMBERS[4]])
+    assert set(contents(found).values()) == {None}
+
+
+def test_what_lies_beside_a_picture_is_none(
+    source: Callable[[list[Row]], Danbooru], tmp_path: Path, write: Write
+) -> None:
+    members = [("1.json", b"{}"), ("1.txt", b"smile"), MEMBERS[0], ("a1.webp", b""), ("1", b"")]
+    pack(tmp_path / "pictures/0001.tar", members)
+    write("pictures/2.txt", "smile")
+    assert contents(source([post(1), post(2)])) == {**wanted(1), "2": None}
+
+
+def test_the_first_of_two_pictures_of_an_id_counts(
+    source: Callable[[list[Row]], Danbooru], tmp_path: Path
+) -> None:
+    shards.write(tmp_path / "pictures/a.tar", [("1.webp", b"first"), ("0001.webp", b"again")])
+    shards.write(tmp_path / "pictures/b.tar", [("1.webp", b"second")])
+    assert contents(source([post(1)])) == {"1": b"first"}
+
+
+LIES: dict[str, Any] = {
+    "not JSON": lambda index: "{",
+    "a list": lambda index: [],
+    "past the end": lambda index: change(index, "7.webp", offset=10**9),
+    "negative": lambda index: change(index, "1.webp", offset=-5),
+    "overlapping": lambda index: change(index, "2.webp", offset=512),
+    "huge": lambda index: change(index, "3.webp", size=10**30),
+    "a text": lambda index: change(index, "3.webp", offset="512"),
+}
+
+
+def change(index: Any, name: str, **values: Any) -> Any:
+    index["files"][name].update(values)
+    return index
+
+
+@pytest.mark.parametrize("lie", LIES.values(), ids=LIES.keys())
+def test_a_false_index_costs_no_picture_and_is_noted(
+    source: Callable[[list[Row]], Danbooru], tmp_path: Path, lie: Any
+) -> None:
+    tar = tmp_path / "pictures/0001.tar"
+    shards.write(tar, MEMBERS)
+    path = tar.with_suffix(".json")
+    path.write_text(json.dumps(lie(json.loads(path.read_text()))))
+    found = source([post(number) for number in range(1, 8)])
+    assert contents(found) == wanted(*range(1, 8))
+    (note,) = found.notes
+    assert "0001.json" in note and "read from the tar itself" in note
+
+
+def test_an_index_of_another_tar_costs_no_picture(
+    source: Callable[[list[Row]], Danbooru], tmp_path: Path
+) -> None:
+    folder = tmp_path / "pictures"
+    shards.write(folder / "a.tar", MEMBERS[:3])
+    shards.write(folder / "b.tar", MEMBERS[3:])
+    (folder / "a.json").rename(folder / "c.json")
+    (folder / "b.json").rename(folder / "a.json")
+    (folder / "c.json").rename(folder / "b.json")
+    found = source([post(number) for number in range(1, 8)])
+    assert contents(found) == wanted(*range(1, 8))
+    assert len(found.notes) == 2
+
+
+def test_a_damaged_tar_costs_its_own_pictures_alone(
+    source: Callable[[list[Row]], Danbooru], tmp_path: Path, write: Write
+) -> None:
+    shards.write(tmp_path / "pictures/a.tar", MEMBERS[:3])
+    cut = tmp_path / "pictures/a.tar"
+    cut.write_bytes(cut.read_bytes()[: 3 * 512 + 1])
+    write("pictures/b.tar", b"no tar at all" * 100)
+    write("pictures/c.tar", b"")
+    shards.write(tmp_path / "pictures/d.tar", MEMBERS[3:])
+    found = source([post(number) for number in range(1, 8)])
+    assert contents(found) == {**wanted(1, 4, 5, 6, 7), "2": None, "3": None}
+    assert [note.split("/")[-1][:5] for note in found.notes] == ["a.jso", "b.tar", "c.tar"]
+
+
+@pytest.mark.parametrize("name", ["../1.webp", "a/../../1.webp", "/etc/1.webp", "a\n/1.webp"])
+@pytest.mark.parametrize("indexed", [True, False])
+def test_members_of_unsafe_names_are_left_out_and_counted(
+    source: Callable[[list[Row]], Danbooru], tmp_path: Path, name: str, indexed: bool
+) -> None:
+    members = [(name, b"evil"), MEMBERS[1]]
+    tar = tmp_path / "pictures/0001.tar"
+    shards.write(tar, members) if indexed else pack(tar, members)
+    found = source([post(1), post(2)])
+    assert contents(found) == {"1": None, **wanted(2)}
+    assert any("1 members with unsafe names" in note for note in found.notes)
+
+
+def test_names_that_are_no_utf8_cost_nothing_else(
+    source: Callable[[list[Row]], Danbooru], tmp_path: Path, write: Write
+) -> None:
+    odd = os.fsdecode(b"\xff\xfe")
+    write("pictures/2.webp", MEMBERS[1][1])
+    (tmp_path / "pictures" / odd).mkdir()
+    (tmp_path / "pictures" / odd / "3.webp").write_bytes(b"3")
+    (tmp_path / "pictures" / f"{odd}.webp").write_bytes(b"x")
+    pack(
+        tmp_path / "pictures/0001.tar",
+        [(f"{odd}.webp", b"x"), MEMBERS[0]],
+        format=tarfile.GNU_FORMAT,
+    )
+    assert contents(source([post(1), post(2)])) == wanted(1, 2)
+
+
+def test_what_is_linked_or_hangs_costs_nothing_else(
+    source: Callable[[list[Row]], Danbooru], tmp_path: Path, write: Write
+) -> None:
+    write("pictures/1.webp", MEMBERS[0][1])
+    (tmp_path / "pictures/loop").symlink_to(".")
+    (tmp_path / "pictures/2.webp").symlink_to("nowhere.webp")
+    os.mkfifo(tmp_path / "pictures/3.webp")
+    os.mkfifo(tmp_path / "pictures/4.tar")
+    found = source([post(number) for number in (1, 2, 3)])
+    assert contents(found) == {**wanted(1), "2": None, "3": None}
+    assert any("loop" in note for note in found.notes)
+
+
+def test_a_whole_run_writes_places_from_which_pictures_are_read(
+    tmp_path: Path, demo: Path, shipped: Params, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("DVC_ROOT", raising=False)
+    drawn = {n: (demo / f"{n:04d}.png").read_bytes() for n in range(6)}
+    tars = [(f"{number}.png", content) for number, content in drawn.items()]
+    shards.write(Path("pictures/0000.tar"), tars[:3])
+    pack(Path("pictures/0001.tar"), [*tars[3:5], ("7.png", b"no picture")])
+    Path("pictures/5.png").write_bytes(drawn[5])
+    rows = [post(number, rating="gsqe"[number % 4]) for number in range(8)]
+    p = shipped.prepare.model_copy(
+        update={
+            "source": "danbooru",
+            "path": metadata(Path("metadata.parquet"), rows),
+            "pictures": Path("pictures"),
+        }
+    )
+    prepare.main(p)
+    tags = {tag.name: (tag.tag_id, tag.category) for tag in posts.read_tags(prepare.TAGS)}
+    assert {name: tags[name] for name in ("general", "sensitive", "questionable", "explicit")} == {
+        "general": (9999999, 9),
+        "sensitive": (9999998, 9),
+        "questionable": (9999997, 9),
+        "explicit": (9999996, 9),
+    }
+    found = posts.read(prepare.POSTS, len(tags))
+    assert list(found.ids) == [str(number) for number in range(6)]
+    assert [images.read(place) for place in found.places] == list(drawn.values())
+    sizes = pq.read_table(prepare.POSTS)["width"].to_pylist()
+    assert sizes == [Image.open(io.BytesIO(content)).width for content in drawn.values()]
+    rejected = prepare.REJECTED.read_text(encoding="utf-8").splitlines()
+    assert [line.split(",")[:2] for line in rejected[1:]] == [
+        ["6", "no picture"],
+        ["7", "unreadable picture"],
+    ]
+    notes = json.loads(prepare.REPORT.read_text(encoding="utf-8"))
+    assert "0001.tar has no index" in json.dumps(notes)
