@@ -1,59 +1,85 @@
 """List every usable picture with its tags, and every other one with the reason."""
 
-from collections import Counter
 from pathlib import Path
 
-from tagger import errors, files, folder, params, posts
-from tagger.vocabulary import Tag, ordered
+import pyarrow as pa
+
+from tagger import errors, files, intake, params, pictures, posts, rules, work
+from tagger.lexicon import Lexicon
+from tagger.rejected import Rejected
+from tagger.sources import Source
+from tagger.sources.danbooru import Danbooru
+from tagger.sources.folder import Folder
+from tagger.sources.table import Table
+from tagger.vocabulary import Tag
 
 POSTS = Path("data/posts.parquet")
 TAGS = Path("data/tags.parquet")
 REPORT = Path("metrics/prepare.json")
 REJECTED = Path("metrics/rejected.csv")
+CHANGES = Path("metrics/tag_changes.csv")
+FREQUENCY = Path("metrics/tag_frequency.csv")
+PER_POST = Path("metrics/tags_per_post.csv")
+SIDES = Path("metrics/sides.csv")
+ASPECTS = Path("metrics/aspects.csv")
+DRAWING = Path("metrics/posts.png")
+ACCEPTED_SHEET = Path("metrics/accepted.jpg")
+REJECTED_SHEET = Path("metrics/rejected.jpg")
 
 
 def main(p: params.Prepare) -> None:
-    pictures, rejected = folder.read(p.folder, p.separator)
-    tags = tags_of(pictures, folder.read_categories(p.folder))
-    row_of = {tag.name: row for row, tag in enumerate(tags)}
-    posts.write([row(picture, i, row_of) for i, picture in enumerate(pictures)], POSTS)
+    left_out = Rejected()
+    memory = work.memory("prepare")
+    source = source_of(p)
+    lexicon = Lexicon(rules.read(*p.rule_folders))
+    found = intake.gather(source, lexicon, p.filters, left_out)
+    found = intake.choose(found, lexicon, p.filters, left_out)
+    found = pictures.located(found, source, left_out)
+    found = pictures.verified(found, p, left_out, memory)
+    found = pictures.copied(found, p.copies, left_out)
+    found = pictures.grouped(intake.require(found, left_out), p.groups, memory)
+    tags = intake.tags_of(lexicon, intake.count(found, len(lexicon)))
+    found = intake.renumbered(found, lexicon, tags)
+    posts.write(found, POSTS)
     posts.write_tags(tags, TAGS)
-    files.write_csv(REJECTED, folder.Rejected._fields, rejected)
-    files.write_json(
-        REPORT,
-        {
-            "posts": len(pictures),
-            "tags": len(tags),
-            "labels": sum(tag.count for tag in tags),
-            "rejected": dict(Counter(reject.reason for reject in rejected)),
-        },
-    )
-    left_out = f", left out {len(rejected):,}: see {REJECTED}" if rejected else ""
-    print(f"{len(pictures):,} posts with {len(tags):,} tags -> {POSTS}{left_out}")
+    report(found, tags, lexicon, left_out, source.notes, p.folders)
+    work.forget(memory)
+    some = f", left out {len(left_out):,}: see {REJECTED}" if len(left_out) else ""
+    print(f"{len(found):,} posts with {len(tags):,} tags -> {POSTS}{some}")
 
 
-def tags_of(pictures: list[folder.Picture], categories: dict[str, tuple[int, int]]) -> list[Tag]:
-    """Return the tags seen, each with its category, id and count, in the vocabulary's order."""
-    counts = Counter(name for picture in pictures for name in picture.tags)
-    known = ((name, count, *categories.get(name, (0, -1))) for name, count in counts.items())
-    tags = ordered(Tag(tag_id, name, category, count) for name, count, category, tag_id in known)
-    return [
-        tag._replace(tag_id=-1 - row) if tag.tag_id < 0 else tag for row, tag in enumerate(tags)
-    ]
+def source_of(p: params.Prepare) -> Source:
+    if p.source == "folder":
+        return Folder(p.folders, p.separator)
+    if p.source == "table":
+        return Table(p.path, p.pictures, p.path_column, p.tag_column, p.separator)
+    return Danbooru(p.path, p.pictures, p.fetch)
 
 
-def row(picture: folder.Picture, group: int, row_of: dict[str, int]) -> dict[str, object]:
-    """Return the row of posts.parquet for a picture in a file of its own."""
-    return {
-        "id": picture.id,
-        "file": picture.file.as_posix(),
-        "offset": 0,
-        "size": picture.size,
-        "width": picture.width,
-        "height": picture.height,
-        "group": group,
-        "tags": [row_of[name] for name in picture.tags],
-    }
+def report(
+    found: pa.Table,
+    tags: list[Tag],
+    lexicon: Lexicon,
+    left_out: Rejected,
+    notes: list[str],
+    folders: list[Path],
+) -> None:
+    """Write the numbers, what was left out, and what the data looks like."""
+    from tagger import overview, sheet  # matplotlib, which the workers need not load
+
+    left_out.write(REJECTED)
+    files.write_json(REPORT, overview.numbers(found, tags, lexicon, left_out, notes))
+    files.write_csv(CHANGES, overview.CHANGES, overview.changes(lexicon))
+    files.write_csv(FREQUENCY, overview.FREQUENCY, overview.frequency(tags))
+    files.write_csv(PER_POST, overview.PER_POST, overview.per_post(found))
+    files.write_csv(SIDES, overview.SIDES, overview.sides(found))
+    files.write_csv(ASPECTS, overview.ASPECTS, overview.aspects(found))
+    with files.replacing(DRAWING) as partial:
+        overview.figure(found, tags).savefig(partial, format="png")
+    with files.replacing(ACCEPTED_SHEET) as partial:
+        sheet.contact(overview.accepted(found, tags)).save(partial, "JPEG")
+    with files.replacing(REJECTED_SHEET) as partial:
+        sheet.contact(overview.rejected(left_out.table(), folders)).save(partial, "JPEG")
 
 
 if __name__ == "__main__":

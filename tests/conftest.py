@@ -10,20 +10,24 @@ import torch
 from PIL import Image
 
 import infer
-import prepare
 from tagger import (
     backbone,
     demo_drawing,
     errors,
     files,
-    folder,
+    intake,
     params,
     posts,
+    rules,
     thresholds,
     vocabulary,
 )
+from tagger import pictures as pictures_of
 from tagger.dataset import Part
+from tagger.lexicon import Lexicon
 from tagger.params import Params, Preset
+from tagger.rejected import Rejected
+from tagger.sources.folder import Folder
 from tagger.thresholds import ALL, Threshold
 from tagger.vocabulary import CATEGORIES, Tag
 
@@ -56,16 +60,17 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def labelled(demo: Path) -> tuple[list[Tag], Part]:
+def labelled(demo: Path, shipped: Params) -> tuple[list[Tag], Part]:
     """The tags on at least three of the drawn pictures, and all pictures with these labels."""
-    pictures, _ = folder.read(demo, ",")
-    seen = prepare.tags_of(pictures, folder.read_categories(demo))
+    p = shipped.prepare
+    lexicon = Lexicon(rules.read(demo))
+    found = intake.gather(Folder([demo], p.separator), lexicon, p.filters, Rejected())
+    seen = intake.tags_of(lexicon, intake.count(found, len(lexicon)))
+    file = demo.parent / "posts.parquet"
+    posts.write(intake.renumbered(pictures_of.grouped(found, p.groups), lexicon, seen), file)
+    manifest = posts.read(file, len(seen))
     tags = vocabulary.select(seen, min_count=3)
-    row_of = {tag.name: row for row, tag in enumerate(seen)}
-    manifest = demo.parent / "posts.parquet"
-    posts.write([prepare.row(one, i, row_of) for i, one in enumerate(pictures)], manifest)
-    labels = posts.columns_of(posts.read(manifest, len(seen)).labels, seen, tags)
-    return tags, Part([one.file for one in pictures], labels)
+    return tags, Part(manifest.places, posts.columns_of(manifest.labels, seen, tags))
 
 
 @pytest.fixture(scope="session")
@@ -158,8 +163,8 @@ def pictures(part: Part, tmp_path: Path) -> Path:
     """A folder of three pictures without sidecars, and one more in a subfolder."""
     folder = tmp_path / "pictures"
     (folder / "inner").mkdir(parents=True)
-    for file, name in zip(part.files, ["a.png", "b.png", "c.png", "inner/d.png"], strict=False):
-        shutil.copyfile(file, folder / name)
+    for place, name in zip(part.places, ["a.png", "b.png", "c.png", "inner/d.png"], strict=False):
+        shutil.copyfile(place.path, folder / name)
     return folder
 
 

@@ -1,5 +1,6 @@
 """A user's mistake ends a stage with one clear line, exit code 2, and nothing half-written."""
 
+import resource
 import shutil
 import subprocess
 import sys
@@ -67,7 +68,7 @@ def test_an_unknown_key_is_named_with_the_nearest(project: Path) -> None:
 
 
 def test_a_missing_folder_is_named(project: Path) -> None:
-    change(project, {"prepare.folder": "pictures"})
+    change(project, {"prepare.path": "pictures"})
     assert "there is no folder pictures" in mistake(project, "prepare")
 
 
@@ -92,12 +93,29 @@ def test_unreadable_files_are_left_out_and_listed(project: Path) -> None:
     (project / "data/demo/0002.txt").unlink()
     assert run(project, "prepare") == ""
     rejected = (project / "metrics/rejected.csv").read_text(encoding="utf-8").splitlines()
-    assert [line.split(",")[:2] for line in rejected[1:]] == [
+    assert [line.split(",")[:2] for line in sorted(rejected[1:])] == [
         ["0000.png", "unreadable picture"],
         ["0001.png", "unreadable sidecar"],
         ["0002.png", "no sidecar"],
     ]
     assert '"posts": 21' in (project / "metrics/prepare.json").read_text(encoding="utf-8")
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(project: Path) -> None:
+    ended = subprocess.run(
+        [sys.executable, ROOT / "stages/prepare.py"],
+        cwd=project,
+        capture_output=True,
+        text=True,
+        check=False,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000)),
+    )
+    assert ended.returncode == 2
+    assert ended.stderr == "error: File too large. Make room, then run again.\n"
+    assert not (project / "data/posts.parquet").exists()
+    assert not list(project.rglob("*.partial"))
+    run(project, "prepare")
+    assert (project / "data/posts.parquet").exists()
 
 
 def test_an_empty_vocabulary_says_how_common_tags_are(project: Path) -> None:

@@ -1,16 +1,21 @@
 """A sheet of pictures with what a model says of each, beside the truth."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from tagger.metrics import Floats, Scores, Truth
 
 GIVEN, WRONG, MISSED = "#1a7f37", "#cf222e", "#8c959f"
 _LEGEND = (("given and true", GIVEN), ("given, not true", WRONG), ("true, not given", MISSED))
 _SIDE, _TEXT, _LINE, _TOP = 168, 176, 14, 34  # pixels: picture, its text, a line, the legend
+_CAPTION = 8  # lines under a picture
+
+Font: TypeAlias = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
 def draw(
@@ -56,3 +61,45 @@ def _lines(
             yield f"{names[tag]} {scores[tag]:.2f}"[:30], GIVEN if truth[tag] else WRONG
     for tag in np.flatnonzero(truth & ~given).tolist():
         yield names[tag][:30], MISSED
+
+
+def contact(tiles: Iterable[tuple[Image.Image | None, str]], *, columns: int = 6) -> Image.Image:
+    """Return pictures side by side, each with a few lines under it; grey where there is none."""
+    tiles = list(tiles)
+    font = ImageFont.load_default(12)
+    captions = [_wrapped(text, font) for _, text in tiles]
+    width, height = _SIDE + 12, _SIDE + max(map(len, captions), default=0) * _LINE + 16
+    rows = max(1, -(-len(tiles) // columns))
+    sheet = Image.new("RGB", (columns * width + 12, rows * height + 12), "white")
+    pen = ImageDraw.Draw(sheet)
+    for number, (picture, _) in enumerate(tiles):
+        x, y = 12 + number % columns * width, 12 + number // columns * height
+        shown = Image.new("RGB", (_SIDE, _SIDE), "#eaeef2")
+        if picture:
+            picture = ImageOps.contain(picture, (_SIDE, _SIDE))
+            shown.paste(picture, ((_SIDE - picture.width) // 2, (_SIDE - picture.height) // 2))
+        sheet.paste(shown, (x, y))
+        for row, line in enumerate(captions[number]):
+            pen.text((x, y + _SIDE + 4 + row * _LINE), line, fill="black", font=font)
+    return sheet
+
+
+def _wrapped(text: str, font: Font) -> list[str]:
+    """Return the lines of a text as wide as a picture, as many as have room."""
+    lines: list[str] = []
+    for word in text.split():
+        if lines and font.getlength(f"{lines[-1]} {word}") <= _SIDE:
+            lines[-1] += f" {word}"
+        else:
+            lines.extend(islice(_pieces(word, font), _CAPTION + 1))
+        if len(lines) > _CAPTION:
+            return [*lines[: _CAPTION - 1], f"{lines[_CAPTION - 1][:-3]} ..."]
+    return lines
+
+
+def _pieces(word: str, font: Font) -> Iterator[str]:
+    while word:
+        ends = range(2, len(word) + 1)
+        end = next((end - 1 for end in ends if font.getlength(word[:end]) > _SIDE), len(word))
+        yield word[:end]
+        word = word[end:]

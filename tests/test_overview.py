@@ -1,0 +1,261 @@
+"""The report adds up, its tables are right by hand, and any data set can be drawn."""
+
+import io
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image, ImageFont
+
+from tagger import overview, sheet
+from tagger.lexicon import Lexicon
+from tagger.rejected import Rejected
+from tagger.rules import Rules
+from tagger.sources import REJECTED
+from tagger.vocabulary import Tag
+
+Size = tuple[int | None, int | None]
+
+TAGS = [
+    Tag(9_999_999, "general", 9, 3),
+    Tag(1, "smile", 0, 2),
+    Tag(2, "初音ミク", 4, 1),
+    Tag(3, "a_very_long_name_without_end_" * 20, 4, 1),
+]
+LISTS = [[0, 1], [0], [0, 1, 2, 3]]
+SIZES: list[Size] = [(64, 64), (300, 100), (31, None)]
+ODD = ["", "^_^", "初音ミク" * 30, "العربية", "😀", "two\nlines", "W" * 500, "x " * 500, "\t"]
+
+
+def posts_of(
+    paths: Iterable[Path] = (),
+    lists: Sequence[Sequence[int]] = LISTS,
+    sizes: Sequence[Size] = SIZES,
+    groups: Sequence[int] = (0, 1, 0),
+) -> pa.Table:
+    files = [*map(str, paths), *["none.png"] * len(lists)][: len(lists)]
+    width, height = zip(*sizes, strict=True)
+    return pa.table(
+        {
+            "id": [f"{number}.png" for number in range(len(lists))],
+            "file": files,
+            "shard": pa.nulls(len(lists), pa.string()),
+            "offset": [0] * len(lists),
+            "size": [Path(file).stat().st_size if Path(file).exists() else 9 for file in files],
+            "width": pa.array(width, pa.int32()),
+            "height": pa.array(height, pa.int32()),
+            "group": list(groups),
+            "tags": pa.array(lists, pa.list_(pa.int32())),
+        }
+    )
+
+
+def left_out(*rows: tuple[str | None, str, str | None]) -> pa.Table:
+    columns = [list(column) for column in zip(*rows, strict=True)] or [[], [], []]
+    return pa.table(columns, schema=REJECTED)
+
+
+@pytest.fixture
+def lexicon() -> Lexicon:
+    """Two batches put right by every kind of rule."""
+    known = Rules(
+        known={},
+        aliases={"lh": "long_hair", "grin": "smile"},
+        implications={"long_hair": ("hair",)},
+        deprecated=frozenset({"old"}),
+        renames={"bad_id": "", "smile": "smiling"},
+        cycles=("alias a -> b",),
+    )
+    met = Lexicon(known)
+    met.labels({None: pa.array([["lh", "old", "bad_id"], ["lh", "grin", "smile"]])})
+    met.labels({None: pa.array([["grin"], ["lh", "hair"]])})
+    return met
+
+
+def test_numbers_add_up(lexicon: Lexicon) -> None:
+    rejected = Rejected()
+    rejected.add(left_out(("a", "no tags", None), ("b", "score", "1"), ("c", "no tags", None)))
+    numbers = overview.numbers(posts_of(), TAGS, lexicon, rejected, ["a note"])
+    assert numbers == {
+        "posts": 3,
+        "tags": 4,
+        "labels": sum(map(len, LISTS)),
+        "categories": {"rating": 1, "general": 1, "character": 2},
+        "rejected": {"no tags": 2, "score": 1},
+        "labels_changed": {
+            "alias": 5,
+            "deprecated": 1,
+            "implication": 2,
+            "rename": 3,
+            "repeated": 1,
+        },
+        "cycles": ["alias a -> b"],
+        "groups": {"of_several": 1, "posts_in_them": 2, "largest": 2},
+        "notes": ["a note"],
+    }
+
+
+def test_changes_are_told_by_rule_the_strongest_first(lexicon: Lexicon) -> None:
+    assert overview.changes(lexicon) == [
+        ("alias", "lh", "long_hair", 3),
+        ("alias", "grin", "smile", 2),
+        ("deprecated", "old", "", 1),
+        ("implication", "", "hair", 2),
+        ("rename", "smile", "smiling", 2),
+        ("rename", "bad_id", "", 1),
+        ("repeated", "", "", 1),
+    ]
+    assert overview.changes(Lexicon(Rules(known={}))) == []
+
+
+def test_tables_are_right_by_hand() -> None:
+    assert overview.frequency(TAGS) == [(1, 3), (2, 2), (3, 1), (4, 1)]
+    assert overview.per_post(posts_of()) == [(0, 0), (1, 1), (2, 1), (3, 0), (4, 1)]
+    assert overview.sides(posts_of()) == [(0, 0), (32, 0), (64, 1), (96, 1)]
+    counts: dict[float, int] = dict(overview.aspects(posts_of()))
+    assert (counts[0.25], counts[1.0], sum(counts.values())) == (0, 1, 2)
+    assert max(edge for edge, count in counts.items() if count) == pytest.approx(2.83, abs=0.01)
+
+
+def test_a_long_tail_is_told_in_some_hundred_rows_from_first_to_last() -> None:
+    rows = overview.frequency([Tag(n, str(n), 0, 100_000 - n) for n in range(50_000)])
+    assert (rows[0], rows[-1]) == ((1, 100_000), (50_000, 50_001))
+    assert 100 < len(rows) <= 200
+    assert rows == sorted(set(rows))
+
+
+@given(st.lists(st.tuples(st.integers(1, 5_000), st.integers(1, 5_000)), min_size=1, max_size=20))
+def test_every_known_size_is_counted_once(sizes: list[tuple[int, int]]) -> None:
+    found = posts_of(lists=[[]] * len(sizes), sizes=sizes, groups=[0] * len(sizes))
+    for rows in (overview.sides(found), overview.aspects(found), overview.per_post(found)):
+        assert sum(count for _, count in rows) == len(sizes)
+    start: dict[int, int] = dict(overview.sides(found))
+    for width, height in sizes:
+        assert start[min(width, height) // 32 * 32]
+
+
+def test_extreme_aspects_are_counted_at_the_ends() -> None:
+    found = posts_of(sizes=[(1, 5_000), (5_000, 1), (1, 1)])
+    rows: dict[float, int] = dict(overview.aspects(found))
+    assert {edge: count for edge, count in rows.items() if count} == {
+        0.25: 1,
+        1.0: 1,
+        max(rows): 1,
+    }
+
+
+@pytest.mark.parametrize(
+    ("found", "tags"),
+    [
+        (posts_of(), TAGS),
+        (posts_of(lists=[[0]], sizes=[(7, 9)], groups=[0]), TAGS[:1]),
+        (posts_of(lists=[[0]], sizes=[(None, None)], groups=[0]), TAGS[1:2]),
+        (posts_of(sizes=[(None, 1), (1, None), (None, None)]), TAGS[1:]),
+        (posts_of(sizes=[(1, 60_000), (60_000, 1), (8, 8)]), TAGS),
+    ],
+)
+def test_any_data_set_is_drawn(found: pa.Table, tags: list[Tag]) -> None:
+    written = io.BytesIO()
+    overview.figure(found, tags).savefig(written, format="png")
+    with Image.open(written) as drawing:
+        assert drawing.size == (1100, 650)
+        assert len(drawing.convert("L").getcolors() or []) > 10
+
+
+def test_what_is_not_known_is_said() -> None:
+    def texts(found: pa.Table, tags: list[Tag]) -> list[list[str]]:
+        drawn = overview.figure(found, tags).axes
+        return [[text.get_text() for text in axes.texts] for axes in drawn]
+
+    unknown = posts_of(sizes=[(None, None)] * 3)
+    assert texts(unknown, TAGS[1:]) == [[], [], *[["not known"]] * 4]
+    assert texts(posts_of(), TAGS) == [[]] * 6
+
+
+def test_accepted_posts_are_evenly_spread_each_with_its_tags(part_paths: list[Path]) -> None:
+    names = [text for _, text in overview.accepted(posts_of(part_paths), TAGS)]
+    assert names[:2] == ["0.png: general, smile", "1.png: general"]
+    many = posts_of(lists=[[1]] * 100, sizes=[(1, 1)] * 100, groups=range(100))
+    ids = [text.split(".")[0] for _, text in overview.accepted(many, TAGS)]
+    assert (len(ids), ids[0], ids[-1]) == (24, "0", "99")
+    steps = [int(after) - int(before) for before, after in pairwise(ids)]
+    assert set(steps) == {4, 5}
+
+
+@pytest.fixture
+def part_paths(tmp_path: Path) -> list[Path]:
+    """Two pictures."""
+    paths = [tmp_path / "red.png", tmp_path / "blue.png"]
+    for path, colour in zip(paths, ("red", "blue"), strict=True):
+        Image.new("RGB", (40, 20), colour).save(path)
+    return paths
+
+
+def test_a_picture_that_is_gone_has_no_tile_but_a_text(part_paths: list[Path]) -> None:
+    found = list(overview.accepted(posts_of(part_paths), TAGS))
+    assert [picture.getpixel((0, 0)) if picture else None for picture, _ in found] == [
+        (255, 0, 0),
+        (0, 0, 255),
+        None,
+    ]
+
+
+def test_rejected_posts_are_shown_of_each_reason_in_turn() -> None:
+    rows = [(str(number), "common", None) for number in range(1_000)]
+    found = left_out(*rows, ("x", "rare", "why"), ("y", "rare", None))
+    texts = [text for _, text in overview.rejected(found, [])]
+    assert len(texts) == 24
+    assert texts[:5] == ["0: common. ", "x: rare. why", "1: common. ", "y: rare. ", "2: common. "]
+
+
+def test_rejected_pictures_are_found_in_every_folder(tmp_path: Path) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    for folder, colour in ((first, "red"), (second, "blue")):
+        folder.mkdir()
+        Image.new("RGB", (4, 4), colour).save(folder / "a.png")
+    (first / "bad.png").write_bytes(b"no picture")
+    (second / "b.png").write_bytes((second / "a.png").read_bytes())  # not the first's b.png
+    ids = ["a.png", f"{second}/a.png", "bad.png", "b.png", "x" * 2_000, ".", None]
+    found = left_out(*((name, "no sidecar", None) for name in ids))
+    shown = [picture for picture, _ in overview.rejected(found, [first, second])]
+    assert [picture.getpixel((0, 0)) if picture else None for picture in shown] == [
+        (255, 0, 0),
+        (0, 0, 255),
+        *[None] * 5,
+    ]
+    assert not any(picture for picture, _ in overview.rejected(found, []))
+
+
+@pytest.mark.parametrize(("tiles", "rows"), [(0, 1), (1, 1), (6, 1), (7, 2), (1_000, 167)])
+def test_a_sheet_has_room_for_every_tile(tiles: int, rows: int) -> None:
+    drawn = sheet.contact([(None, "a")] * tiles)
+    assert drawn.width == 6 * 180 + 12
+    one = sheet.contact([(None, "a")]).height - 12
+    assert drawn.height - 12 == rows * (one if tiles else one - 14)
+    places = [(90 + tile % 6 * 180, 90 + tile // 6 * one) for tile in range(6 * rows)]
+    grey = [drawn.getpixel(place) == (234, 238, 242) for place in places if place[1] < drawn.height]
+    assert sum(grey) == tiles
+
+
+@pytest.mark.parametrize("text", ODD)
+def test_any_text_is_drawn_within_the_width_of_its_tile(text: str) -> None:
+    picture = Image.new("RGB", (900, 3), "red")
+    drawn = sheet.contact([(picture, text)] * 2, columns=2).convert("L")
+    between = drawn.crop((180 + 4, 0, 192 - 2, drawn.height))  # what parts the two tiles
+    assert between.getextrema() == (255, 255)
+    assert drawn.height <= 12 + 168 + 8 * 14 + 16
+    left, right = (drawn.crop((x, 0, x + 168, drawn.height)) for x in (12, 192))
+    assert left.tobytes() == right.tobytes()
+
+
+def test_a_text_that_is_too_long_ends_in_dots_and_a_short_one_is_whole() -> None:
+    font = ImageFont.load_default(12)
+    assert sheet._wrapped("a, b", font) == ["a, b"]
+    long = sheet._wrapped("word " * 500, font)
+    assert len(long) == 8
+    assert [line.endswith(" ...") for line in long] == [False] * 7 + [True]
+    assert "".join(sheet._wrapped("W" * 40, font)) == "W" * 40
