@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.sparse import csr_array
 
-from tagger import draw, filters, params
+from tagger import compiled, draw, filters, params
 from tagger.errors import TaggerError
 from tagger.filters import TagFilter, Verdict
 from tagger.lexicon import Lexicon
@@ -307,7 +307,10 @@ def capped(draw: st.DrawFn) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.int64
 def test_no_tag_is_above_the_cap_and_no_post_is_left_out_in_vain(
     drawn: tuple[npt.NDArray[np.bool_], npt.NDArray[np.int64], int],
 ) -> None:
-    labels, order, cap = drawn
+    assert_capped(*drawn)
+
+
+def assert_capped(labels: npt.NDArray[np.bool_], order: npt.NDArray[np.int64], cap: int) -> None:
     out = draw.beyond_cap(csr_array(labels), order, cap)
     counts = labels[~out].sum(axis=0)
     assert out.shape == (len(labels),)
@@ -316,3 +319,10 @@ def test_no_tag_is_above_the_cap_and_no_post_is_left_out_in_vain(
         assert (counts + labels[post] > cap).any()
     first = order[: min(cap, len(order))]
     assert not out[first].any()  # who comes first stays
+
+
+def test_compiled_for_very_many_posts_the_cap_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiled, "_INTERPRETED", 0)
+    random = np.random.default_rng(0)
+    for posts in (0, 1, 200):
+        assert_capped(random.random((posts, 9)) < 0.3, random.permutation(posts), 20)

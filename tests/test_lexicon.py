@@ -6,13 +6,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.sparse import csr_array
 
-from tagger import rules
+from tagger import compiled, rules
 from tagger.lexicon import Change, Lexicon
 from tagger.rules import Rules
 
@@ -239,3 +240,23 @@ def test_a_chain_of_thousands_is_followed(kind: str) -> None:
         known = Rules(known={}, implications=chain | {"t0000": tuple(names[1:])})
         expected = set(names)
     assert put_right(Lexicon(known), ["t0000"]) == [expected]
+
+
+def test_compiled_for_very_many_labels_they_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiled, "_INTERPRETED", 0)
+    random = np.random.default_rng(0)
+    known = Rules(
+        known={},
+        aliases={"t1": "t2"},
+        implications={"t3": ("t4", "t9", "unwritten"), "t5": ("t6",)},
+        deprecated=frozenset({"t7"}),
+        renames={"t8": "t3", "t9": "", "t6": "new"},
+    )
+    lexicon, by_hand = Lexicon(known), ByHand(known)
+    for size in (40, 0, 1, 25):
+        batch: Batch = {
+            category: [[f"t{tag}" for tag in random.integers(0, 30, 9)] for _ in range(size)]
+            for category in (None, 0, 4)
+        }
+        assert sets(lexicon, lexicon.labels(arrow(batch))) == by_hand.batch(batch)
+    assert lexicon.changes == by_hand.changes

@@ -131,7 +131,9 @@ def _names(ids: list[str], form: str) -> list[str]:
         path = Path(*(part for part in Path(identity).parts if part.strip("/") not in ("", "..")))
         short = path.with_suffix("") if path.suffix.lower() in images.SUFFIXES else path
         name = f"{short}.{form}"
+        if name in names:
+            name = f"{path}.{form}"
         while name in names:
-            name = f"{path}.{form}" if name != f"{path}.{form}" else f"_{name}"
+            name = f"_{name}"
         names[name] = None
     return list(names)
