@@ -113,7 +113,7 @@ def test_tags_may_be_lists(tmp_path: Path, suffix: str) -> None:
         {"path": "c.png", "tags": None},
     ]
     path = write_rows(tmp_path / f"t{suffix}", rows)
-    assert [row["tags"] for row in read(path)] == [["1girl", "a,b"], [], None]
+    assert [row["tags"] for row in read(path)] == [["1girl", "a,b"], [], []]
 
 
 @pytest.mark.parametrize(

@@ -71,7 +71,8 @@ def _lists(starts: npt.ArrayLike, numbers: npt.ArrayLike) -> pa.Array:
 
 def choose(posts: pa.Table, lexicon: Lexicon, p: params.Filters, left_out: Rejected) -> pa.Table:
     """Return the posts less those of an id seen before, and what cap and sample leave out."""
-    posts, _ = judge(posts, [repeated(posts)], left_out)
+    nameless = filters.plain("no id", pc.is_null(posts["id"]).to_numpy(), "the source names none")
+    posts, _ = judge(posts, [nameless, repeated(posts)], left_out)
     if p.max_posts_per_tag is not None:
         posts, _ = judge(posts, [beyond_cap(posts, lexicon, p)], left_out)
     if p.sample is not None:
@@ -88,14 +89,11 @@ def require(posts: pa.Table, left_out: Rejected) -> pa.Table:
 
 
 def repeated(posts: pa.Table) -> Verdict:
-    """Leave out posts without an id, and all but the first of those with the same."""
-    ids = posts["id"]
-    codes = ids.dictionary_encode().combine_chunks()
-    codes = codes.indices if isinstance(codes, pa.Array) else codes.chunk(0).indices
+    """Leave out all but the first of posts with the same id."""
+    codes = pc.fill_null(posts["id"], "").combine_chunks().dictionary_encode().indices.to_numpy()
     first = np.zeros(len(posts), dtype=np.bool_)
-    codes = pc.fill_null(codes, -1).to_numpy(zero_copy_only=False)
     first[np.unique(codes, return_index=True)[1]] = True
-    return Verdict("duplicate id", ~first | (codes == -1), ids)
+    return Verdict("duplicate id", ~first, posts["id"])
 
 
 def beyond_cap(posts: pa.Table, lexicon: Lexicon, p: params.Filters) -> Verdict:

@@ -7,7 +7,6 @@ with four bytes for each label that the caller keeps.
 
 from collections import Counter
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import numpy.typing as npt
@@ -62,12 +61,12 @@ class Lexicon:
 
         tags: list<string> for each post, by category, None where the source does not say
         """
-        with ThreadPoolExecutor() as threads:
-            encoded = list(threads.map(_encode, tags.values()))
-        written = [
-            (starts, self._meant(texts, category))
-            for category, (starts, texts) in zip(tags, encoded, strict=True)
-        ]
+        encoded = list(map(_encode, tags.values()))
+        known = self._number_texts(pa.concat_arrays([texts.dictionary for _, texts in encoded]))
+        written = []
+        for category, (starts, texts) in zip(tags, encoded, strict=True):
+            own, known = np.split(known, [len(texts.dictionary)])
+            written.append((starts, self._meant(own, texts.indices.to_numpy(), category)))
         settled = settle(written, *self._implications(), self._last_names())
         self._changed["repeated", "", ""] += settled.repeated
         for number in np.flatnonzero(settled.implied).tolist():
@@ -81,25 +80,24 @@ class Lexicon:
         shape = len(settled.starts) - 1, len(self)
         return csr_array((true, settled.tags, settled.starts), shape=shape)
 
-    def _meant(self, written: pa.DictionaryArray, category: int | None) -> Numbers:
-        """Return the tag that is meant by each text, or DROPPED."""
-        texts = self._number_texts(written.dictionary)
-        indices = written.indices.to_numpy()
-        self._written[texts] += np.bincount(indices, minlength=len(texts))
+    def _meant(self, texts: Numbers, labels: Numbers, category: int | None) -> Numbers:
+        """Return the tag that is meant by each label, or DROPPED; labels are places in texts."""
+        self._written[texts] += np.bincount(labels, minlength=len(texts))
         meant = self._meanings[texts]
         if category is not None:
             named = meant[meant != DROPPED]
             named = named[self._categories[named] == _UNKNOWN]
             self._categories[named] = category
-        return np.asarray(meant[indices])
+        return np.asarray(meant[labels])
 
     def _number_texts(self, texts: pa.Array) -> Numbers:
         """Return the number of each text as it is written, and learn those that are new."""
         known = pc.index_in(texts, value_set=self._texts)
         numbers = np.array(pc.fill_null(known, -1).to_numpy(), dtype=np.int32)
-        new = texts.filter(pc.is_null(known))
-        if len(new):
-            numbers[numbers < 0] = len(self._texts) + np.arange(len(new))
+        unknown = texts.filter(pc.is_null(known))
+        if len(unknown):
+            new = unknown.unique()
+            numbers[numbers < 0] = len(self._texts) + pc.index_in(unknown, value_set=new).to_numpy()
             meant = [self._resolve(normal(text))[0] for text in new.to_pylist()]
             self._texts = pa.concat_arrays([self._texts, new])
             self._meanings = np.concatenate([self._meanings, np.array(meant, np.int32)])
@@ -155,6 +153,6 @@ def _encode(lists: pa.Array) -> tuple[Starts, pa.DictionaryArray]:
     """Return where the texts of each post start, (posts + 1,), and the texts, encoded."""
     lengths = pc.fill_null(pc.list_value_length(lists), 0).to_numpy()
     texts = lists.flatten()
-    if texts.null_count:
-        texts = pc.fill_null(texts, "")
-    return np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]), texts.dictionary_encode()
+    if not pa.types.is_dictionary(texts.type):
+        texts = pc.fill_null(texts, "").dictionary_encode()
+    return np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]), texts

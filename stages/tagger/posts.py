@@ -41,7 +41,11 @@ PARTS = ("train", "validation", "test")
 
 _ROWS = 100_000  # of a row group
 _STORED: dict[str, Any] = {"compression": "zstd", "compression_level": 1}
-_REPETITIVE = ["tags.list.element", "file", "shard"]  # columns worth a dictionary
+# The numbers of tags are stored by bytes of the same rank, faster and smaller than by dictionary.
+_POSTS_STORED = _STORED | {
+    "use_dictionary": ["file", "shard"],
+    "column_encoding": {"tags.list.element": "BYTE_STREAM_SPLIT"},
+}
 
 
 @dataclass(frozen=True)
@@ -61,7 +65,7 @@ def write(posts: pa.Table, path: Path) -> None:
     """Write the columns of SCHEMA, some ten thousand posts at a time."""
     with (
         files.replacing(path) as partial,
-        pq.ParquetWriter(partial, SCHEMA, use_dictionary=_REPETITIVE, **_STORED) as writer,
+        pq.ParquetWriter(partial, SCHEMA, **_POSTS_STORED) as writer,
     ):
         for batch in posts.select(SCHEMA.names).to_batches(max_chunksize=_ROWS):
             writer.write_batch(batch.cast(SCHEMA), row_group_size=_ROWS)

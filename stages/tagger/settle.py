@@ -43,9 +43,11 @@ def settle(
     room = len(kept) + int(np.diff(implied_starts)[kept].sum())
     ends, tags = np.zeros(starts.shape[1], np.int32), np.empty(room, np.int32)
     added, renamed = np.zeros(len(names), np.int64), np.zeros(len(names), np.int64)
-    last = np.full(len(names), -1, np.int64)
+    last = np.full(len(names), -1, np.int32)
+    any_renamed = bool((names != np.arange(len(names))).any())
     repeated = fast(_settle, room)(
-        starts, labels, implied_starts, implied, names, last, added, renamed, ends, tags
+        *(starts, labels, implied_starts, implied, names, any_renamed),
+        *(last, added, renamed, ends, tags),
     )
     return Settled(ends, tags[: ends[-1]].copy(), int(repeated), added, renamed)
 
@@ -56,7 +58,8 @@ def _settle(
     implied_starts: Counts,
     implied: Numbers,
     names: Numbers,
-    last: Counts,  # (tags,), twice the post that had a tag last, one more under its last name
+    any_renamed: bool,
+    last: Numbers,  # (tags,), twice the post that had a tag last, one more under its last name
     added: Counts,
     renamed: Counts,
     ends: Numbers,
@@ -86,14 +89,16 @@ def _settle(
                     added[tag] += 1
                     tags[size] = tag
                     size += 1
-        end = size
-        size = first
-        for place in range(first, end):
-            tag = names[tags[place]]
-            renamed[tags[place]] += tag != tags[place]
-            if tag != DROPPED and last[tag] != 2 * post + 1:
-                last[tag] = 2 * post + 1
-                tags[size] = tag
-                size += 1
+        if any_renamed:
+            end = size
+            size = first
+            for place in range(first, end):
+                tag = names[tags[place]]
+                if tag != tags[place]:
+                    renamed[tags[place]] += 1
+                if tag != DROPPED and last[tag] != 2 * post + 1:
+                    last[tag] = 2 * post + 1
+                    tags[size] = tag
+                    size += 1
         ends[post + 1] = size
     return repeated

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
-_PAUSE = 0.05  # seconds between two looks at the memory
+_PAUSE = 1.0  # seconds between two looks at the memory, which hold up what is looked at
 
 
 class Run(NamedTuple):

@@ -23,6 +23,23 @@ SIZES = {"general": (40_000, 27), "character": (20_000, 2), "copyright": (10_000
 ALIASES = 40_000
 IMPLICATIONS = 35_000
 _CHUNK = 100_000  # posts
+_NUMBERS: tuple[str, ...] = (
+    "uploader_id",
+    "approver_id",
+    "fav_count",
+    "up_score",
+    "down_score",
+    "file_size",
+)
+_NUMBERS += ("tag_count", *(f"tag_count_{name}" for name in SIZES), "pixiv_id", "bit_flags")
+_FLAGS: tuple[str, ...] = (
+    "has_children",
+    "has_active_children",
+    "has_visible_children",
+    "has_large",
+)
+_FLAGS += ("is_pending", "is_flagged")
+_URLS = ("source", "file_url", "large_file_url", "preview_file_url")
 _CODES = {"general": 0, "artist": 1, "copyright": 3, "character": 4, "meta": 5}
 _WORDS = ("long", "hair", "blue", "red", "girl", "sword", "hat", "eyes", "open", "smile", "dress")
 
@@ -66,7 +83,16 @@ def _table(
         "is_deleted": random.random(len(ids)) < 0.03,
         "is_banned": random.random(len(ids)) < 0.01,
     }
-    return pa.table(columns)
+    return pa.table(columns | _rest(ids, random))
+
+
+def _rest(ids: npt.NDArray[np.int64], random: np.random.Generator) -> dict[str, Any]:
+    """Return what else is in Danbooru's post record, which nobody here asks for."""
+    count = len(ids)
+    numbers = {name: random.integers(0, 1_000_000, count, np.int32) for name in _NUMBERS}
+    flags = {name: random.random(count) < 0.1 for name in _FLAGS}
+    urls = [f"https://cdn.example/original/{number % 256:02x}/{number:032x}.jpg" for number in ids]
+    return numbers | flags | dict.fromkeys(_URLS, pa.array(urls)) | {"file_ext": ["jpg"] * count}
 
 
 def _tags(posts: int, category: str, texts: pa.Array, random: np.random.Generator) -> pa.Array:

@@ -40,7 +40,8 @@ class Batch(NamedTuple):
     """Some posts, the tags of each as they are written, and what was left out on the way."""
 
     posts: pa.Table  # columns of COLUMNS
-    tags: dict[int | None, pa.Array]  # list<string> for each post, by category; None: unknown
+    # list<string>, plain or as dictionary, for each post, by category; None: unknown
+    tags: dict[int | None, pa.Array]
     rejected: pa.Table  # REJECTED
 
 
@@ -143,4 +144,13 @@ def lists_of(values: pa.ChunkedArray, separator: str) -> pa.Array:
     array = _decoded(values).combine_chunks()
     if pa.types.is_string(array.type):
         array = pc.split_pattern(array, separator)
-    return array.cast(pa.list_(pa.string()))
+    return encoded(array.cast(pa.list_(pa.string())))
+
+
+def encoded(lists: pa.Array) -> pa.Array:
+    """Return lists of texts with each text held once: so they are filtered in no time."""
+    lengths = pc.fill_null(pc.list_value_length(lists), 0).to_numpy()
+    starts = pa.array(np.concatenate([[0], np.cumsum(lengths)]), pa.int32())
+    texts = lists.flatten()
+    texts = pc.fill_null(texts, "") if texts.null_count else texts
+    return pa.ListArray.from_arrays(starts, texts.dictionary_encode())

@@ -20,7 +20,7 @@ from tagger.images import SUFFIXES
 from tagger.sources import COLUMNS, KNOWN, REJECTED, Batch, Source
 from tagger.vocabulary import CATEGORIES
 
-_ROWS = 100_000  # posts at a time
+_ROWS = 50_000  # posts at a time
 _TAGS = {code: f"tag_string_{name}" for code, name in CATEGORIES.items() if name != "rating"}
 _PLACE = ("file", "shard", "offset", "size", "modified")
 _SCHEMA = pa.schema({"id": pa.int64(), **{name: COLUMNS[name] for name in _PLACE}})
