@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.sparse import coo_array, csr_array
 
+from tagger import stratify
 from tagger.errors import TaggerError
 
 Parts = npt.NDArray[np.int8]  # (posts,), the number of each post's part
@@ -27,40 +28,14 @@ def stratified(
 
     The rarest tag left is dealt out first, each group to the part, of those not yet full, that
     lacks most posts of that tag, then most posts, then at random. Sechidis et al. 2011,
-    https://doi.org/10.1007/978-3-642-23808-6_10.
+    https://doi.org/10.1007/978-3-642-23808-6_10. Then single posts are moved where that evens the
+    shares of their tags; the sizes stay.
     """
-    labels, group_of = _by_group(labels, groups)
-    sizes = np.bincount(group_of)
-    random = np.random.default_rng(seed)
-    order = random.permutation(len(sizes))
-    order = order[np.argsort(-sizes[order], kind="stable")]
-    rank = np.empty_like(order)
-    rank[order] = np.arange(len(order))
-
-    wanted_posts = np.asarray(proportions) * sizes.sum()  # (parts,)
-    wanted = np.outer(labels.sum(axis=0), proportions)  # (tags, parts)
-    left = np.asarray((labels > 0).sum(axis=0)).astype(np.float64)  # groups to deal, per tag
-    part_of = np.full(len(sizes), -1, dtype=np.int8)
-    by_tag = labels.tocsc()
-
-    def deal(group: int, preference: npt.NDArray[np.float64]) -> None:
-        noise = random.random(len(proportions))
-        part = np.lexsort((noise, wanted_posts, preference, wanted_posts > 0))[-1]
-        part_of[group] = part
-        tags = slice(labels.indptr[group], labels.indptr[group + 1])
-        wanted[labels.indices[tags], part] -= labels.data[tags]
-        left[labels.indices[tags]] -= 1
-        wanted_posts[part] -= sizes[group]
-
-    while (left > 0).any():
-        tag = int(np.where(left > 0, left, np.inf).argmin())
-        having = by_tag.indices[by_tag.indptr[tag] : by_tag.indptr[tag + 1]]
-        for group in sorted(having[part_of[having] < 0], key=rank.__getitem__):
-            deal(group, wanted[tag])
-        left[tag] = 0
-    for group in order[part_of[order] < 0]:  # groups without a tag
-        deal(group, wanted_posts)
-    return part_of[group_of]
+    labels = csr_array(labels, copy=not labels.has_canonical_format or not labels.data.all())
+    labels.sum_duplicates()
+    labels.eliminate_zeros()
+    group_of = _numbered(groups, labels.shape[0])
+    return stratify.assign(labels, group_of, proportions, seed)[group_of]
 
 
 def iterative(
@@ -119,11 +94,16 @@ def _by_group(
 ) -> tuple[csr_array, npt.NDArray[np.int64]]:
     """Return how many posts of each group have each tag, (groups, tags), and each post's group."""
     posts = labels.shape[0]
-    if groups is None:
-        groups = np.arange(posts)
-    _, group_of = np.unique(groups, return_inverse=True)
+    group_of = _numbered(groups, posts)
     members = coo_array((np.ones(posts), (group_of, np.arange(posts))))
     return csr_array(members.tocsr() @ labels), group_of
+
+
+def _numbered(groups: npt.NDArray[np.int64] | None, posts: int) -> npt.NDArray[np.int64]:
+    """Return the group of each post, (posts,), numbered from 0."""
+    if groups is None:
+        return np.arange(posts)
+    return np.asarray(np.unique(groups, return_inverse=True)[1])
 
 
 def check(parts: Parts, labels: csr_array, names: Sequence[str]) -> None:
