@@ -8,21 +8,14 @@ Memory beyond the labels: four bytes a label for their transpose, some fifty a p
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
 from numba.extending import register_jitable
 from scipy.sparse import csr_array
 
-# Arrays, or lists, with which Python alone is faster.
-Ints = Any
-Floats = Any
-
-# Compiling takes seconds, the first time on a machine; interpreting takes one for so many labels.
-_INTERPRETED = 300_000
-_PASSES = 2  # of moving single posts; further ones gain little
+from tagger.compiled import fast
+from tagger.refine import Floats, Ints, refine
 
 
 def assign(
@@ -53,11 +46,9 @@ def assign(
         np.full(len(sizes), -1, np.int8),
         random.integers(1, 1 << 31, 1),
     )
+    deal = fast(_deal, len(labels.indices))
     parts = np.empty(len(sizes), np.int8)
-    if len(labels.indices) <= _INTERPRETED:
-        parts[order] = _deal(*(table.tolist() for table in tables))
-    else:
-        parts[order] = njit(cache=True)(_deal)(*tables)
+    parts[order] = deal(*(t.tolist() for t in tables) if deal is _deal else tables)
     return parts
 
 
@@ -107,93 +98,8 @@ def _deal(
                     if 0 < left[other] < rarest:
                         rarest = left[other]
     _fill(group_starts, room, part_of)
-    _refine(starts, tags, group_starts, members, wanted, inside, room, part_of)
+    refine(starts, tags, group_starts, members, wanted, inside, room, part_of)
     return part_of
-
-
-@register_jitable
-def _refine(
-    starts: Ints,
-    tags: Ints,
-    group_starts: Ints,
-    members: Ints,
-    wanted: Floats,
-    inside: Ints,
-    room: Floats,
-    part_of: Ints,
-) -> None:
-    """Move posts that are a group of their own where that evens the shares of their tags.
-
-    Meanwhile a part may have one post too many or too few; a last scan puts that right.
-    """
-    for turn in range(_PASSES + len(room)):
-        best_group = -1
-        most = -1e300 if turn >= _PASSES else 1e-9
-        to = 0
-        for group in range(len(part_of)):
-            if group_starts[group + 1] - group_starts[group] > 1:
-                continue
-            post = members[group_starts[group]]
-            here = part_of[group]
-            for part in range(len(room)):
-                if turn < _PASSES:
-                    allowed = room[part] >= 0 and room[here] <= 0
-                else:
-                    allowed = room[here] <= -1 and room[part] > 0
-                if part == here or not allowed:
-                    continue
-                gain = 0.0
-                for label in range(starts[post], starts[post + 1]):
-                    gain += _gain(wanted, inside, tags[label] * len(room), here, part, len(room))
-                if gain > most:
-                    most = gain
-                    best_group = group
-                    to = part
-            if best_group == group and turn < _PASSES:
-                _move(starts, tags, post, wanted, inside, room, here, to)
-                part_of[group] = to
-                most = 1e-9
-        if turn >= _PASSES and best_group >= 0:
-            post = members[group_starts[best_group]]
-            _move(starts, tags, post, wanted, inside, room, part_of[best_group], to)
-            part_of[best_group] = to
-
-
-@register_jitable
-def _move(
-    starts: Ints,
-    tags: Ints,
-    post: int,
-    wanted: Floats,
-    inside: Ints,
-    room: Floats,
-    here: int,
-    there: int,
-) -> None:
-    room[here] += 1
-    room[there] -= 1
-    for label in range(starts[post], starts[post + 1]):
-        row = tags[label] * len(room)
-        wanted[row + here] += 1
-        inside[row + here] -= 1
-        wanted[row + there] -= 1
-        inside[row + there] += 1
-
-
-@register_jitable
-def _gain(wanted: Floats, inside: Ints, row: int, here: int, there: int, parts: int) -> float:
-    """Return by how much moving one post of a tag evens its shares, in shares of its posts."""
-    posts = 0
-    for part in range(parts):
-        posts += inside[row + part]
-    before = abs(wanted[row + here]) + abs(wanted[row + there])
-    after = abs(wanted[row + here] + 1) + abs(wanted[row + there] - 1)
-    gain = float((before - after) / posts)
-    if inside[row + here] == 1:
-        gain -= 1
-    if inside[row + there] == 0:
-        gain += 1
-    return gain
 
 
 @register_jitable
