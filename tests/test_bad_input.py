@@ -136,6 +136,7 @@ def test_a_split_that_leaves_a_part_empty_is_refused(project: Path) -> None:
     run(project, "prepare")
     run(project, "vocabulary")
     change(project, {"split.train": 0.998, "split.validation": 0.001, "split.test": 0.001})
+    change(project, {"split.method": "random"})
     assert "No post falls to validation" in mistake(project, "split")
     assert not (project / "data/split.parquet").exists()
 

@@ -227,8 +227,8 @@ def test_of_posts_with_one_id_the_first_is_taken_and_without_an_id_none(want: Wa
     found, lexicon, left_out = taken(source, want())
     assert ids_of(found) == ["1", "2", "3"]
     assert names_of(found, lexicon.names) == [{"a"}, {"b"}, {"c", "d", "e"}]
-    assert left_out.table()["id"].to_pylist() == [None, "1", "2", None]
-    assert left_out.counts() == {"duplicate id": 4}
+    assert left_out.table()["id"].to_pylist() == [None, None, "1", "2"]
+    assert left_out.counts() == {"no id": 2, "duplicate id": 2}
 
 
 def test_only_the_categories_named_are_capped(want: Want) -> None:

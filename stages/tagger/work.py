@@ -14,22 +14,17 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import partial
 from itertools import chain, islice
-from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any, TypeAlias, TypeVar
+from typing import TypeAlias, TypeVar
 
 import pyarrow as pa
 import pyarrow.feather as feather
 
 from tagger import files
 from tagger.errors import TaggerError
-
-# What the workers of every stage import, loaded once and not by each worker of each pool.
-_LOADED_ONCE = ["PIL.ImageOps", "imagesize", "pandas", "pyarrow.feather", "pyarrow.parquet"]
-_LOADED_ONCE += ["pydantic", "rich.progress", "scipy.sparse.csgraph", "yaml"]
 
 T = TypeVar("T")
 Work: TypeAlias = partial[pa.Table]  # of a function of a module, with settings that print whole
@@ -46,19 +41,16 @@ def mapped(
         return
     cores = os.cpu_count() or 1
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(_LOADED_ONCE)
     with ProcessPoolExecutor(cores, mp_context=context, initializer=_begin) as pool:
         pending: deque[Future[pa.Table]] = deque()
         try:
             for chunk in chain(first, chunks):
                 with _without_interrupts():
-                    pending.append(pool.submit(_in_worker, work, chunk, memory))
+                    pending.append(pool.submit(_remembered, work, chunk, memory))
                 if len(pending) > 2 * cores:
                     yield pending.popleft().result()
             while pending:
                 yield pending.popleft().result()
-        except SystemExit:  # one of the processes was interrupted
-            raise KeyboardInterrupt from None
         except BrokenProcessPool:
             raise TaggerError(
                 f"A process died while working on {work.func.__name__.replace('_', ' ')}, perhaps "
@@ -66,13 +58,13 @@ def mapped(
             ) from None
         finally:
             if pending:  # broken off
-                _interrupt(list((pool._processes or {}).values()))
+                _kill_workers()
             pool.shutdown(wait=True, cancel_futures=True)
 
 
 @contextmanager
 def _without_interrupts() -> Iterator[None]:
-    """Start processes that do not hear Ctrl-C until they want to."""
+    """Start processes that do not hear Ctrl-C: they inherit what is blocked."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
@@ -80,24 +72,28 @@ def _without_interrupts() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
+def _kill_workers() -> None:
+    """End the processes at work at once. What they leave unfinished, the next run replaces."""
+    for process in multiprocessing.active_children():
+        process.kill()
+
+
 def ahead(items: Iterable[T]) -> Iterator[T]:
     """Yield the items, the next one being made in a thread meanwhile."""
     iterator = iter(items)
     with ThreadPoolExecutor(1) as thread:
         following = thread.submit(next, iterator, None)
-        while (item := following.result()) is not None:
-            following = thread.submit(next, iterator, None)
-            yield item
-
-
-def _interrupt(processes: list[BaseProcess]) -> None:
-    for process in processes:
-        with suppress(ProcessLookupError):
-            os.kill(process.pid or 0, signal.SIGINT)
+        try:
+            while (item := following.result()) is not None:
+                following = thread.submit(next, iterator, None)
+                yield item
+        except BaseException:
+            _kill_workers()  # for which the thread may wait
+            raise
 
 
 def _begin() -> None:
-    """Let this process end with the one that started it, even by SIGKILL, and quietly at Ctrl-C."""
+    """Let this process end with the one that started it, even by SIGKILL."""
 
     def wait() -> None:
         parent = multiprocessing.parent_process()
@@ -105,25 +101,8 @@ def _begin() -> None:
             parent.join()
             os._exit(1)
 
-    signal.signal(signal.SIGINT, _end)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=wait, daemon=True).start()
-
-
-def _end(number: int, frame: Any) -> None:
-    raise SystemExit(128 + number)
-
-
-def _in_worker(work: Work, chunk: pa.Table, memory: Path | None) -> pa.Table:
-    """Work where Ctrl-C is heard; elsewhere it would break off a result on its way."""
-    try:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-        return _remembered(work, chunk, memory)
-    except SystemExit:  # for the chunks that wait, too
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        signal.pthread_kill(threading.get_ident(), signal.SIGINT)
-        raise
-    finally:
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
 
 
 def _remembered(work: Work, chunk: pa.Table, memory: Path | None) -> pa.Table:
