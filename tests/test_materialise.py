@@ -298,7 +298,6 @@ def test_a_run_that_was_broken_off_goes_on_and_ends_as_if_it_had_not_been(
     out, err = broken_off.communicate(timeout=100)
     if ending == signal.SIGINT:
         assert (broken_off.returncode, out, err) == (130, "", "interrupted\n")
-        assert not list(folder.glob(".*"))
     whole = [path for path in folder.glob("*.tar") if path.with_suffix(".json").exists()]
     assert 3 <= len(whole) < _PICTURES
     for tar in whole:
