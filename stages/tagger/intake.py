@@ -118,7 +118,9 @@ def beyond_sample(posts: pa.Table, size: int, seed: int) -> Verdict:
 
 def labels_of(posts: pa.Table, tags: int) -> csr_array:
     """Return the tags of posts, boolean (posts, tags)."""
-    return _matrix(posts["tags"].combine_chunks(), np.arange(tags, dtype=np.int32))
+    starts, numbers = _flat(posts["tags"].combine_chunks())
+    true = np.ones(len(numbers), dtype=np.bool_)
+    return csr_array((true, numbers, starts), shape=(len(posts), tags))
 
 
 def count(posts: pa.Table, tags: int) -> npt.NDArray[np.int64]:
@@ -148,15 +150,13 @@ def renumbered(posts: pa.Table, lexicon: Lexicon, tags: list[Tag]) -> pa.Table:
     rows = np.array([row_of.get(name, -1) for name in lexicon.names], dtype=np.int32)
     chunks = []
     for chunk in posts["tags"].chunks:
-        labels = _matrix(chunk, rows)
-        chunks.append(_lists(labels.indptr, labels.indices))
+        starts, numbers = _flat(chunk)
+        chunks.append(_lists(starts, rows[numbers]))
     column = pa.chunked_array(chunks, pa.list_(pa.int32()))
     return posts.set_column(posts.column_names.index("tags"), "tags", column)
 
 
-def _matrix(lists: pa.Array, columns: npt.NDArray[np.int32]) -> csr_array:
-    """Return boolean (posts, columns), with the column of each number."""
-    indices = columns[lists.flatten().to_numpy()]
-    starts = np.concatenate([[0], np.cumsum(pc.list_value_length(lists).to_numpy())])
-    true = np.ones(len(indices), dtype=np.bool_)
-    return csr_array((true, indices, starts), shape=(len(lists), len(columns)))
+def _flat(lists: pa.Array) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int32]]:
+    """Return where the numbers of each list start, (lists + 1,), and all numbers."""
+    lengths = pc.list_value_length(lists).to_numpy()
+    return np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]), lists.flatten().to_numpy()

@@ -5,7 +5,6 @@ killed goes on with the next one, and a tar that fits is used again by any later
 """
 
 import io
-import json
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -111,7 +110,7 @@ def shard(pictures: pa.Table, *, folder: str, side: int, form: str, quality: int
 
 def _rows(tar: Path) -> pa.Table:
     """Return what the index of one of our tars says, in the order of its pictures."""
-    index: dict[str, Any] = json.loads(tar.with_suffix(".json").read_text(encoding="utf-8"))
+    index: dict[str, Any] = files.read_json(tar.with_suffix(".json"))
     rows: list[tuple[Any, ...]] = []
     for name in index["names"]:
         if name in index["failed"]:
