@@ -70,7 +70,9 @@ def labelled(demo: Path, shipped: Params) -> tuple[list[Tag], Part]:
     posts.write(intake.renumbered(pictures_of.grouped(found, p.groups), lexicon, seen), file)
     manifest = posts.read(file, len(seen))
     tags = vocabulary.select(seen, min_count=3)
-    return tags, Part(manifest.places, posts.columns_of(manifest.labels, seen, tags))
+    return tags, Part(
+        list(posts.places(manifest.table)), posts.columns_of(manifest.labels, seen, tags)
+    )
 
 
 @pytest.fixture(scope="session")

@@ -338,8 +338,8 @@ def test_a_whole_run_writes_places_from_which_pictures_are_read(
         "explicit": (9999996, 9),
     }
     found = posts.read(prepare.POSTS, len(tags))
-    assert list(found.ids) == [str(number) for number in range(6)]
-    assert [images.read(place) for place in found.places] == list(drawn.values())
+    assert found.ids.to_pylist() == [str(number) for number in range(6)]
+    assert [images.read(place) for place in posts.places(found.table)] == list(drawn.values())
     sizes = pq.read_table(prepare.POSTS)["width"].to_pylist()
     assert sizes == [Image.open(io.BytesIO(content)).width for content in drawn.values()]
     rejected = prepare.REJECTED.read_text(encoding="utf-8").splitlines()

@@ -166,7 +166,7 @@ def test_parts_of_the_split_are_read_with_their_own_rows(tmp_path: Path) -> None
     posts.write_tags(tags, tmp_path / "tags")
     vocabulary.write(tags[::-1], tmp_path / "vocabulary")
     parts = np.array([0, 2, 0, 1, 0], dtype=np.int8)
-    posts.write_split([str(i) for i in range(5)], parts, tmp_path / "split")
+    posts.write_split(pa.chunked_array([[str(i) for i in range(5)]]), parts, tmp_path / "split")
     read, by_name = dataset.read(
         *(tmp_path / name for name in ("posts", "tags", "vocabulary", "split"))
     )

@@ -45,7 +45,7 @@ def test_files_have_the_columns_of_the_contract(tmp_path: Path) -> None:
     write([row("a", 0, [0])], tmp_path / "posts.parquet")
     posts.write_tags([Tag(1, "a", 0, 1)], tmp_path / "tags.parquet")
     parts = np.array([2], dtype=np.int8)
-    posts.write_split(["a"], parts, tmp_path / "split.parquet")
+    posts.write_split(pa.chunked_array([["a"]]), parts, tmp_path / "split.parquet")
     assert schema(tmp_path / "posts.parquet") == POSTS
     assert schema(tmp_path / "tags.parquet") == TAGS
     assert schema(tmp_path / "split.parquet") == {"id": pa.string(), "split": pa.string()}
@@ -56,8 +56,8 @@ def test_labels_are_those_written(tmp_path: Path) -> None:
     path = tmp_path / "posts.parquet"
     write([row("a", 5, [2, 0]), row("b", 5, []), row("c", 9, [1])], path)
     read = posts.read(path, 4)
-    assert list(read.ids) == ["a", "b", "c"]
-    assert list(read.places) == [Place(f"data/{name}", 0, 8) for name in "abc"]
+    assert read.ids.to_pylist() == ["a", "b", "c"]
+    assert list(posts.places(read.table)) == [Place(f"data/{name}", 0, 8) for name in "abc"]
     assert read.groups.tolist() == [5, 5, 9]
     assert read.labels.toarray().tolist() == [[1, 0, 1, 0], [0, 0, 0, 0], [0, 1, 0, 0]]
 
@@ -69,6 +69,13 @@ def test_labels_of_a_file_with_many_row_groups_are_read_whole(tmp_path: Path) ->
     assert posts.read(path, 3).labels.toarray().argmax(axis=1).tolist() == [
         i % 3 for i in range(10)
     ]
+
+
+@pytest.mark.parametrize("tag", [3, -1])
+def test_a_tag_that_is_not_in_the_table_of_tags_is_refused(tmp_path: Path, tag: int) -> None:
+    write([row("a", 0, [0, tag])], tmp_path / "posts.parquet")
+    with pytest.raises(TaggerError, match=r"tags beyond the 3 of tags\.parquet.*dvc repro"):
+        posts.read(tmp_path / "posts.parquet", 3)
 
 
 def test_columns_follow_the_vocabulary() -> None:
@@ -88,11 +95,12 @@ def test_awkward_names_survive_parquet(tmp_path: Path) -> None:
 
 def test_a_split_of_other_posts_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "split.parquet"
-    posts.write_split(["a", "b"], np.array([0, 1], dtype=np.int8), path)
-    assert posts.read_split(path, ["a", "b"]).tolist() == [0, 1]
+    ids = pa.chunked_array([["a"], ["b"]])
+    posts.write_split(ids, np.array([0, 1], dtype=np.int8), path)
+    assert posts.read_split(path, ids).tolist() == [0, 1]
     for others in (["b", "a"], ["a"], ["a", "b", "c"]):
         with pytest.raises(TaggerError, match="splits other posts"):
-            posts.read_split(path, others)
+            posts.read_split(path, pa.chunked_array([others]))
 
 
 def test_what_an_earlier_stage_writes_is_asked_for_by_name(tmp_path: Path) -> None:

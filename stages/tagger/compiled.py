@@ -7,7 +7,7 @@ from typing import TypeVar, cast
 F = TypeVar("F", bound=Callable[..., object])
 
 # Compiling takes seconds, the first time on a machine; interpreting takes one for so many steps.
-_INTERPRETED = 300_000
+_INTERPRETED = 600_000
 
 
 def fast(function: F, steps: int) -> F:

@@ -27,7 +27,7 @@ class Part:
     """The posts of one part of the split."""
 
     places: Sequence[Place]
-    labels: csr_array  # (posts, tags), in the order of the vocabulary
+    labels: csr_array  # boolean (posts, tags), in the order of the vocabulary
 
     def __len__(self) -> int:
         return len(self.places)
@@ -47,8 +47,8 @@ def read(
     part_of = posts.read_split(split_file, manifest.ids)
     parts = {}
     for number, name in enumerate(posts.PARTS):
-        rows = np.flatnonzero(part_of == number).tolist()
-        parts[name] = Part([manifest.places[row] for row in rows], labels[rows])
+        rows = np.flatnonzero(part_of == number)
+        parts[name] = Part(list(posts.places(manifest.table.take(rows))), labels[rows])
     return tags, parts
 
 
@@ -79,7 +79,7 @@ class Pictures(Dataset[Any]):
 
     def __getitem__(self, key: Key) -> Sample:
         _, row = key
-        targets = self.part.labels[[row]].toarray()[0]
+        targets = self.part.labels[[row]].toarray()[0].astype(np.float32)
         try:
             image = images.open_rgb(self.part.places[row], self.preprocess.background)
         except images.Unreadable as error:

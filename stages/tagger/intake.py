@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 from scipy.sparse import csr_array
 
 from tagger import filters, params, work
+from tagger import posts as manifest
 from tagger.errors import TaggerError
 from tagger.filters import TagFilter, Verdict
 from tagger.lexicon import Lexicon
@@ -102,7 +103,8 @@ def beyond_cap(posts: pa.Table, lexicon: Lexicon, p: params.Filters) -> Verdict:
 
     cap = p.max_posts_per_tag or len(posts)
     counted = [CATEGORIES[lexicon.category(tag)] in p.capped for tag in range(len(lexicon))]
-    labels = csr_array(labels_of(posts, len(lexicon))[:, np.flatnonzero(counted)])
+    labels = manifest.labels_of(posts["tags"].combine_chunks(), len(lexicon))
+    labels = csr_array(labels[:, np.flatnonzero(counted)])
     out = draw.beyond_cap(labels, draw.order(posts["id"], p.seed), cap)
     return filters.plain("cap", out, f"a tag of it is on {cap:,} posts")
 
@@ -114,13 +116,6 @@ def beyond_sample(posts: pa.Table, size: int, seed: int) -> Verdict:
     out = np.zeros(len(posts), dtype=np.bool_)
     out[draw.order(posts["id"], seed)[size:]] = True
     return filters.plain("sample", out, f"not one of {size:,} drawn")
-
-
-def labels_of(posts: pa.Table, tags: int) -> csr_array:
-    """Return the tags of posts, boolean (posts, tags)."""
-    starts, numbers = _flat(posts["tags"].combine_chunks())
-    true = np.ones(len(numbers), dtype=np.bool_)
-    return csr_array((true, numbers, starts), shape=(len(posts), tags))
 
 
 def count(posts: pa.Table, tags: int) -> npt.NDArray[np.int64]:
@@ -150,13 +145,7 @@ def renumbered(posts: pa.Table, lexicon: Lexicon, tags: list[Tag]) -> pa.Table:
     rows = np.array([row_of.get(name, -1) for name in lexicon.names], dtype=np.int32)
     chunks = []
     for chunk in posts["tags"].chunks:
-        starts, numbers = _flat(chunk)
+        starts, numbers = manifest.flat(chunk)
         chunks.append(_lists(starts, rows[numbers]))
     column = pa.chunked_array(chunks, pa.list_(pa.int32()))
     return posts.set_column(posts.column_names.index("tags"), "tags", column)
-
-
-def _flat(lists: pa.Array) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int32]]:
-    """Return where the numbers of each list start, (lists + 1,), and all numbers."""
-    lengths = pc.list_value_length(lists).to_numpy()
-    return np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]), lists.flatten().to_numpy()

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from scipy.sparse import csr_array
 
@@ -50,15 +51,21 @@ _POSTS_STORED = _STORED | {
 
 @dataclass(frozen=True)
 class Posts:
-    """The columns of posts.parquet that training and judging need, row for row."""
+    """The manifest, row for row."""
 
-    ids: Sequence[str]
-    places: Sequence[Place]
-    groups: npt.NDArray[np.int64]  # (posts,)
-    labels: csr_array  # (posts, tags) of tags.parquet, 1 where a post has a tag
+    table: pa.Table  # what posts.parquet says of each but its tags
+    labels: csr_array  # boolean (posts, tags) of tags.parquet
 
     def __len__(self) -> int:
-        return len(self.ids)
+        return len(self.table)
+
+    @property
+    def ids(self) -> pa.ChunkedArray:
+        return self.table["id"]
+
+    @property
+    def groups(self) -> npt.NDArray[np.int64]:  # (posts,)
+        return np.asarray(self.table["group"].to_numpy())
 
 
 def write(posts: pa.Table, path: Path) -> None:
@@ -76,9 +83,10 @@ def write_tags(tags: Sequence[Tag], path: Path) -> None:
     _write_table(pa.Table.from_pylist(rows, schema=TAGS_SCHEMA), path)
 
 
-def write_split(ids: Sequence[str], parts: npt.NDArray[np.int8], path: Path) -> None:
+def write_split(ids: pa.ChunkedArray, parts: npt.NDArray[np.int8], path: Path) -> None:
     """Write which part each post belongs to: `parts` holds numbers of PARTS, (posts,)."""
-    _write_table(pa.table({"id": ids, "split": [PARTS[part] for part in parts]}), path)
+    names = pa.DictionaryArray.from_arrays(pa.array(parts), pa.array(PARTS))
+    _write_table(pa.table({"id": ids, "split": names.cast(pa.string())}), path)
 
 
 def _write_table(table: pa.Table, path: Path) -> None:
@@ -95,18 +103,24 @@ def places(posts: pa.Table) -> Iterator[Place]:
 
 def read(path: Path, tags: int) -> Posts:
     """Return the manifest whose labels point at the `tags` rows of tags.parquet."""
-    columns = ["id", "file", "shard", "offset", "size", "group", "tags"]
-    table = pq.read_table(files.require(path), columns=columns).combine_chunks()
-    lists = table["tags"].combine_chunks()
-    indices = lists.flatten().to_numpy()
-    offsets = np.concatenate([[0], np.cumsum(lists.value_lengths().to_numpy())])
-    ones = np.ones(len(indices), dtype=np.float32)
-    return Posts(
-        ids=table["id"].to_pylist(),
-        places=list(places(table)),
-        groups=table["group"].to_numpy(),
-        labels=csr_array((ones, indices, offsets), shape=(len(table), tags)),
-    )
+    table = pq.read_table(files.require(path)).combine_chunks()
+    labels = labels_of(table["tags"].combine_chunks(), tags)
+    if labels.indices.max(initial=-1) >= tags or labels.indices.min(initial=0) < 0:
+        raise TaggerError(f"{path} has tags beyond the {tags:,} of tags.parquet. Run `dvc repro`.")
+    return Posts(table.drop_columns("tags"), labels)
+
+
+def labels_of(lists: pa.Array, tags: int) -> csr_array:
+    """Return the tags of posts, boolean (posts, tags), from lists of their numbers."""
+    starts, numbers = flat(lists)
+    true = np.ones(len(numbers), dtype=np.bool_)
+    return csr_array((true, numbers, starts), shape=(len(lists), tags))
+
+
+def flat(lists: pa.Array) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int32]]:
+    """Return where the numbers of each list start, (lists + 1,), and all numbers."""
+    lengths = pc.list_value_length(lists).to_numpy()
+    return np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]), lists.flatten().to_numpy()
 
 
 def read_tags(path: Path) -> list[Tag]:
@@ -114,18 +128,27 @@ def read_tags(path: Path) -> list[Tag]:
     return [Tag(*row) for row in zip(*(columns[name] for name in Tag._fields), strict=True)]
 
 
-def read_split(path: Path, ids: Sequence[str]) -> npt.NDArray[np.int8]:
+def read_split(path: Path, ids: pa.ChunkedArray) -> npt.NDArray[np.int8]:
     """Return the part of each post, (posts,), numbers of PARTS. Raises TaggerError for others."""
     table = pq.read_table(files.require(path))
-    if table["id"].to_pylist() != list(ids):
+    parts = pc.index_in(table["split"], value_set=pa.array(PARTS))
+    if not table["id"].equals(ids) or parts.null_count:
         raise TaggerError(f"{path} splits other posts than these. Run `dvc repro`.")
-    return np.array([PARTS.index(part) for part in table["split"].to_pylist()], dtype=np.int8)
+    return np.asarray(parts.to_numpy(), dtype=np.int8)
 
 
 def columns_of(labels: csr_array, seen: Sequence[Tag], wanted: Sequence[Tag]) -> csr_array:
-    """Return labels with the columns of a vocabulary, (posts, wanted), in its order."""
+    """Return labels with the columns of a vocabulary, boolean (posts, wanted), in its order."""
     row_of = {tag.name: row for row, tag in enumerate(seen)}
     missing = [tag.name for tag in wanted if tag.name not in row_of]
     if missing:
         raise TaggerError(f"No post has the tag {missing[0]!r}. Make the vocabulary again.")
-    return csr_array(labels.tocsc()[:, [row_of[tag.name] for tag in wanted]])
+    column_of = np.full(len(seen), -1, dtype=np.int32)
+    column_of[[row_of[tag.name] for tag in wanted]] = np.arange(len(wanted))
+    columns = column_of[labels.indices]
+    kept = columns >= 0
+    starts = np.concatenate([[0], np.cumsum(kept, dtype=np.int32)])[labels.indptr]
+    true = np.ones(int(starts[-1]), dtype=np.bool_)
+    chosen = csr_array((true, columns[kept], starts), shape=(labels.shape[0], len(wanted)))
+    chosen.sort_indices()
+    return chosen

@@ -1,4 +1,7 @@
-"""Even out a split: move single posts between its parts where that brings tags nearer their shares.
+"""Even out a split: move groups between its parts where that brings tags nearer their shares.
+
+A part ends within the size of the largest group of what it should hold. A tag on as many groups as
+there are parts ends in each, unless no single move can bring that about.
 
 Written for numba, and for lists: small splits are refined by the interpreter.
 """
@@ -11,89 +14,190 @@ from numba.extending import register_jitable
 Ints = Any
 Floats = Any
 
-_PASSES = 2  # over all posts; further ones gain little
+_PASSES = 2  # over all groups; further ones gain little
+_ROUNDS = 3  # of giving parts the tags that they lack
+_LOSSES = (0.0, 0.1, 0.5, 1e300)  # to tags, that evening sizes may cost; below 1 none goes missing
+_NONE = -1
+_LEAST = 1e-9  # gain that is more than rounding
 
 
 @register_jitable
 def refine(
+    starts: Ints,  # (groups + 1,), of the tags of each group's posts
+    tags: Ints,  # (labels,)
+    sizes: Ints,  # (groups,), posts
+    tag_starts: Ints,  # (tags + 1,), of each tag's groups
+    tag_groups: Ints,  # (labels,)
+    wanted: Floats,  # (tags * parts,), posts that each part wants more of each tag
+    inside: Ints,  # (tags * parts,), posts of each tag in each part
+    room: Floats,  # (parts,), posts that each part wants more
+    part_of: Ints,  # (groups,)
+) -> None:
+    """Even the shares of tags, then sizes; then give parts the tags that they lack, and even again."""
+    for _ in range(_PASSES):
+        _even_tags(starts, tags, sizes, wanted, inside, room, part_of)
+    for loss in _LOSSES:
+        _even_sizes(starts, tags, sizes, wanted, inside, room, part_of, loss)
+    for _ in range(_ROUNDS):
+        _spread(starts, tags, sizes, tag_starts, tag_groups, wanted, inside, room, part_of)
+        for loss in _LOSSES[:-1]:
+            _even_sizes(starts, tags, sizes, wanted, inside, room, part_of, loss)
+
+
+@register_jitable
+def _even_tags(
     starts: Ints,
     tags: Ints,
-    group_starts: Ints,
-    members: Ints,
+    sizes: Ints,
     wanted: Floats,
     inside: Ints,
     room: Floats,
     part_of: Ints,
 ) -> None:
-    """Move posts that are a group of their own where that evens the shares of their tags.
-
-    Meanwhile a part may have one post too many or too few; a last scan puts that right.
-    """
-    for turn in range(_PASSES + len(room)):
-        best_group = -1
-        most = -1e300 if turn >= _PASSES else 1e-9
-        to = 0
-        for group in range(len(part_of)):
-            if group_starts[group + 1] - group_starts[group] > 1:
-                continue
-            post = members[group_starts[group]]
-            here = part_of[group]
-            for part in range(len(room)):
-                if turn < _PASSES:
-                    allowed = room[part] >= 0 and room[here] <= 0
-                else:
-                    allowed = room[here] <= -1 and room[part] > 0
-                if part == here or not allowed:
-                    continue
-                gain = 0.0
-                for label in range(starts[post], starts[post + 1]):
-                    gain += _gain(wanted, inside, tags[label] * len(room), here, part, len(room))
+    """Move each group where its tags are wanted; a part may get one too many or lack one."""
+    for group in range(len(part_of)):
+        here = part_of[group]
+        best = here
+        most = _LEAST
+        for part in range(len(room)):
+            if part != here and room[part] >= 0 and room[here] <= 0:
+                gain = _gain(starts, tags, sizes, wanted, inside, len(room), group, here, part)
                 if gain > most:
                     most = gain
-                    best_group = group
-                    to = part
-            if best_group == group and turn < _PASSES:
-                _move(starts, tags, post, wanted, inside, room, here, to)
-                part_of[group] = to
-                most = 1e-9
-        if turn >= _PASSES and best_group >= 0:
-            post = members[group_starts[best_group]]
-            _move(starts, tags, post, wanted, inside, room, part_of[best_group], to)
-            part_of[best_group] = to
+                    best = part
+        if best != here:
+            _move(starts, tags, sizes, wanted, inside, room, part_of, group, best)
+
+
+@register_jitable
+def _even_sizes(
+    starts: Ints,
+    tags: Ints,
+    sizes: Ints,
+    wanted: Floats,
+    inside: Ints,
+    room: Floats,
+    part_of: Ints,
+    loss: float,
+) -> None:
+    """Move groups where that evens the sizes of parts, at no greater loss to their tags."""
+    for group in range(len(part_of)):
+        here = part_of[group]
+        best = here
+        most = -loss
+        for part in range(len(room)):
+            if room[here] < 0 < room[part] and _excess(room, here, part, sizes[group]) < -_LEAST:
+                gain = _gain(starts, tags, sizes, wanted, inside, len(room), group, here, part)
+                if gain >= most:
+                    most = gain
+                    best = part
+        if best != here:
+            _move(starts, tags, sizes, wanted, inside, room, part_of, group, best)
+
+
+@register_jitable
+def _spread(
+    starts: Ints,
+    tags: Ints,
+    sizes: Ints,
+    tag_starts: Ints,
+    tag_groups: Ints,
+    wanted: Floats,
+    inside: Ints,
+    room: Floats,
+    part_of: Ints,
+) -> None:
+    """Give parts the tags that they lack, as far as sizes stay near those wanted."""
+    parts = len(room)
+    slack = min(max(sizes), 2 + sum(sizes) // 50)
+    for tag in range(len(tag_starts) - 1):
+        for part in range(parts):
+            if inside[tag * parts + part]:
+                continue
+            chosen = _NONE
+            most = _LEAST
+            for place in range(tag_starts[tag], tag_starts[tag + 1]):
+                group = tag_groups[place]
+                here = part_of[group]
+                if here != part and _fits(room, here, part, sizes[group], slack):
+                    gain = _gain(starts, tags, sizes, wanted, inside, parts, group, here, part)
+                    if gain > most:
+                        most = gain
+                        chosen = group
+            if chosen != _NONE:
+                _move(starts, tags, sizes, wanted, inside, room, part_of, chosen, part)
+
+
+@register_jitable
+def _fits(room: Floats, here: int, there: int, size: int, slack: int) -> bool:
+    """Return whether two parts are as large as wanted, but for some posts, after such a move."""
+    return bool(abs(room[here] + size) <= slack and abs(room[there] - size) <= slack)
+
+
+@register_jitable
+def _excess(room: Floats, here: int, there: int, size: int) -> float:
+    """Return by how many posts moving so many makes the sizes of two parts worse."""
+    before = abs(room[here]) + abs(room[there])
+    return float(abs(room[here] + size) + abs(room[there] - size) - before)
 
 
 @register_jitable
 def _move(
     starts: Ints,
     tags: Ints,
-    post: int,
+    sizes: Ints,
     wanted: Floats,
     inside: Ints,
     room: Floats,
-    here: int,
+    part_of: Ints,
+    group: int,
     there: int,
 ) -> None:
-    room[here] += 1
-    room[there] -= 1
-    for label in range(starts[post], starts[post + 1]):
-        row = tags[label] * len(room)
-        wanted[row + here] += 1
-        inside[row + here] -= 1
-        wanted[row + there] -= 1
-        inside[row + there] += 1
+    here = part_of[group]
+    part_of[group] = there
+    room[here] += sizes[group]
+    room[there] -= sizes[group]
+    for label in range(starts[group], starts[group + 1]):
+        _shift(wanted, inside, tags[label] * len(room), here, there)
 
 
 @register_jitable
-def _gain(wanted: Floats, inside: Ints, row: int, here: int, there: int, parts: int) -> float:
-    """Return by how much moving one post of a tag evens its shares, in shares of its posts."""
-    posts = 0
-    for part in range(parts):
-        posts += inside[row + part]
-    before = abs(wanted[row + here]) + abs(wanted[row + there])
-    after = abs(wanted[row + here] + 1) + abs(wanted[row + there] - 1)
-    gain = float((before - after) / posts)
-    if inside[row + here] == 1:
-        gain -= 1
-    if inside[row + there] == 0:
-        gain += 1
+def _shift(wanted: Floats, inside: Ints, row: int, here: int, there: int) -> None:
+    """Move one post of a tag."""
+    wanted[row + here] += 1
+    inside[row + here] -= 1
+    wanted[row + there] -= 1
+    inside[row + there] += 1
+
+
+@register_jitable
+def _gain(
+    starts: Ints,
+    tags: Ints,
+    sizes: Ints,
+    wanted: Floats,
+    inside: Ints,
+    parts: int,
+    group: int,
+    here: int,
+    there: int,
+) -> float:
+    """Return by how much moving a group evens the shares of its tags, in shares of their posts.
+
+    A tag that a part gets or loses altogether counts one.
+    """
+    gain = 0.0
+    for label in range(starts[group], starts[group + 1]):
+        row = tags[label] * parts
+        posts = 0
+        for part in range(parts):
+            posts += inside[row + part]
+        before = abs(wanted[row + here]) + abs(wanted[row + there])
+        after = abs(wanted[row + here] + 1) + abs(wanted[row + there] - 1)
+        gain += (before - after) / posts + (inside[row + there] == 0) - (inside[row + here] == 1)
+        if sizes[group] > 1:  # its posts may share tags
+            _shift(wanted, inside, row, here, there)
+    if sizes[group] > 1:
+        for label in range(starts[group], starts[group + 1]):
+            _shift(wanted, inside, tags[label] * parts, there, here)
     return gain

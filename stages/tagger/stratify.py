@@ -33,11 +33,11 @@ def assign(
     rank = np.empty_like(order)
     rank[order] = np.arange(len(order))
     left = np.bincount(labels.indices, minlength=labels.shape[1])
+    dealt = labels[np.argsort(rank[groups], kind="stable")]
     tables = (
-        labels.indptr,
-        labels.indices,
-        np.concatenate([[0], np.cumsum(sizes[order])]),
-        np.argsort(rank[groups], kind="stable"),
+        dealt.indptr[np.concatenate([[0], np.cumsum(sizes[order])])],
+        dealt.indices,
+        sizes[order],
         np.concatenate([[0], np.cumsum(left)]),
         np.empty(len(labels.indices), np.int32),
         left,
@@ -53,10 +53,9 @@ def assign(
 
 
 def _deal(
-    starts: Ints,  # (posts + 1,), of each post's tags
+    starts: Ints,  # (groups + 1,), of the tags of each group's posts, in the order of dealing
     tags: Ints,  # (labels,)
-    group_starts: Ints,  # (groups + 1,), of each group's members, in the order of dealing
-    members: Ints,  # (posts,)
+    sizes: Ints,  # (groups,), posts
     tag_starts: Ints,  # (tags + 1,), of each tag's groups
     tag_groups: Ints,  # (labels,), to be filled, in the order of dealing
     left: Ints,  # (tags,), posts not yet dealt
@@ -65,7 +64,7 @@ def _deal(
     part_of: Ints,  # (groups,), -1: to be dealt
     state: Ints,  # (1,), of the random numbers
 ) -> Ints:
-    _transpose(starts, tags, group_starts, members, tag_starts, tag_groups)
+    _transpose(starts, tags, tag_starts, tag_groups)
     inside = [0] * len(wanted)  # posts of each tag in each part
     first = [-1] * (max(left) + 1)  # by number of posts left, a tag with so many
     after = [-1] * len(left)  # the next with as many
@@ -86,34 +85,29 @@ def _deal(
             part = _choose(wanted, inside, room, tag, to_deal, state)
             part_of[group] = part
             to_deal -= 1
-            for member in range(group_starts[group], group_starts[group + 1]):
-                room[part] -= 1
-                for label in range(starts[members[member]], starts[members[member] + 1]):
-                    other = tags[label]
-                    wanted[other * len(room) + part] -= 1
-                    inside[other * len(room) + part] += 1
-                    _unlink(first, after, before, other, left[other])
-                    left[other] -= 1
-                    _link(first, after, before, other, left[other])
-                    if 0 < left[other] < rarest:
-                        rarest = left[other]
-    _fill(group_starts, room, part_of)
-    refine(starts, tags, group_starts, members, wanted, inside, room, part_of)
+            room[part] -= sizes[group]
+            for label in range(starts[group], starts[group + 1]):
+                other = tags[label]
+                wanted[other * len(room) + part] -= 1
+                inside[other * len(room) + part] += 1
+                _unlink(first, after, before, other, left[other])
+                left[other] -= 1
+                _link(first, after, before, other, left[other])
+                if 0 < left[other] < rarest:
+                    rarest = left[other]
+    _fill(sizes, room, part_of)
+    refine(starts, tags, sizes, tag_starts, tag_groups, wanted, inside, room, part_of)
     return part_of
 
 
 @register_jitable
-def _transpose(
-    starts: Ints, tags: Ints, group_starts: Ints, members: Ints, tag_starts: Ints, tag_groups: Ints
-) -> None:
+def _transpose(starts: Ints, tags: Ints, tag_starts: Ints, tag_groups: Ints) -> None:
     """List the groups of each tag, as often as it has posts in them."""
     ends = [tag_starts[tag] for tag in range(len(tag_starts) - 1)]
-    for group in range(len(group_starts) - 1):
-        for member in range(group_starts[group], group_starts[group + 1]):
-            for label in range(starts[members[member]], starts[members[member] + 1]):
-                tag = tags[label]
-                tag_groups[ends[tag]] = group
-                ends[tag] += 1
+    for group in range(len(starts) - 1):
+        for label in range(starts[group], starts[group + 1]):
+            tag_groups[ends[tags[label]]] = group
+            ends[tags[label]] += 1
 
 
 @register_jitable
@@ -161,7 +155,7 @@ def _choose(wanted: Floats, inside: Ints, room: Floats, tag: int, to_deal: int, 
 
 
 @register_jitable
-def _fill(group_starts: Ints, room: Floats, part_of: Ints) -> None:
+def _fill(sizes: Ints, room: Floats, part_of: Ints) -> None:
     """Deal out the groups without a tag, each to the part with most room."""
     for group in range(len(part_of)):
         if part_of[group] < 0:
@@ -170,7 +164,7 @@ def _fill(group_starts: Ints, room: Floats, part_of: Ints) -> None:
                 if room[part] > room[best]:
                     best = part
             part_of[group] = best
-            room[best] -= group_starts[group + 1] - group_starts[group]
+            room[best] -= sizes[group]
 
 
 @register_jitable
