@@ -2,27 +2,74 @@
 
 from pathlib import Path
 
-from tagger import errors, files, params, posts, split, vocabulary
+from tagger import allocation, balance, errors, files, params, posts, split, vocabulary
+from tagger.posts import PARTS, Posts
+from tagger.split import Labels, Parts
+from tagger.vocabulary import Tag
 
 POSTS = Path("data/posts.parquet")
 TAGS = Path("data/tags.parquet")
 VOCABULARY = Path("data/vocabulary.csv")
 SPLIT = Path("data/split.parquet")
 REPORT = Path("metrics/split.json")
+PER_TAG = Path("metrics/split_tags.csv")
+PER_BAND = Path("metrics/split_bands.csv")
+DRAWING = Path("metrics/split.png")
 
 
 def main(p: params.Split, seed: int) -> None:
     seen = posts.read_tags(TAGS)
-    manifest = posts.read(POSTS, len(seen))
-    labels = posts.columns_of(manifest.labels, seen, vocabulary.read(VOCABULARY))
-    method = split.METHODS[p.method]
-    parts = method(labels, p.proportions, groups=manifest.groups, seed=seed)
-    split.check(parts, labels, posts.PARTS)
-    posts.write_split(manifest.ids, parts, SPLIT)
-    report = split.report(parts, labels, posts.PARTS)
-    files.write_json(REPORT, report)
-    sizes = ", ".join(f"{report[part]['posts']:,} {part}" for part in posts.PARTS)
-    print(f"{sizes} -> {SPLIT}")
+    tags = vocabulary.read(VOCABULARY)
+    found = posts.read(POSTS, len(seen))
+    labels = posts.columns_of(found.labels, seen, tags)
+    parts = allot(found, labels, p, seed)
+    split.check(parts, labels, PARTS)
+    posts.write_split(found.ids, parts, SPLIT)
+    report(found, labels, tags, parts, p, seed)
+
+
+def allot(found: Posts, labels: Labels, p: params.Split, seed: int) -> Parts:
+    """Return the part of each post, (posts,), by the method asked for."""
+    shares, groups = p.proportions, found.groups
+    match p.method:
+        case "stratified":
+            return split.stratified(labels, shares, groups=groups, seed=seed, order=p.order)
+        case "iterative":
+            return split.iterative(labels, shares, groups=groups, seed=seed, order=p.order)
+        case "random":
+            return split.random(labels, shares, groups=groups, seed=seed)
+        case "hash":
+            return allocation.by_hash(found.ids, shares, groups=groups, seed=seed)
+        case "modulo":
+            return allocation.by_modulo(found.ids, shares, groups=groups)
+        case "time":
+            dates = found.table["created_at"]
+            return allocation.by_time(dates, found.ids, shares, groups=groups)
+        case "given":
+            return allocation.given(p.given, p.id_column, p.split_column, found.ids, PARTS)
+
+
+def report(
+    found: Posts, labels: Labels, tags: list[Tag], parts: Parts, p: params.Split, seed: int
+) -> None:
+    """Write and tell how even the parts are, beside parts drawn at random."""
+    sizes = balance.sizes(parts, len(PARTS))
+    wanted = sizes / sizes.sum() if p.method == "given" else p.proportions
+    by_chance = split.random(labels, wanted, groups=found.groups, seed=seed)
+    even, chance = (balance.measure(some, labels, wanted) for some in (parts, by_chance))
+    numbers = balance.numbers(even, chance, tags, PARTS)
+    groups = balance.of_groups(parts, found.groups)
+    files.write_json(REPORT, {"posts": len(parts), **numbers, "groups": groups})
+    files.write_csv(PER_TAG, (*balance.TAGS, *PARTS), balance.tag_rows(even, tags))
+    files.write_csv(PER_BAND, balance.BANDS, balance.band_rows(even, chance, PARTS))
+    with files.replacing(DRAWING) as partial:
+        balance.figure(even, chance, PARTS).savefig(partial, format="png")
+    print(f"{', '.join(f'{n:,} {part}' for n, part in zip(sizes, PARTS, strict=True))} -> {SPLIT}")
+    for part in PARTS:
+        if missing := numbers[part]["tags_without_post"]:
+            print(f"tags without a post in {part}: {missing:,} of {len(tags):,}, see {PER_TAG}")
+    if groups["parted"]:
+        print(f"groups in several parts: {groups['parted']:,}, so that a model is judged on copies")
 
 
 if __name__ == "__main__":

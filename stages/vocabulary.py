@@ -2,32 +2,46 @@
 
 from pathlib import Path
 
-from tagger import errors, files, params, posts, vocabulary
+from tagger import coverage, errors, files, params, posts, selection, vocabulary
 
+POSTS = Path("data/posts.parquet")
 TAGS = Path("data/tags.parquet")
 VOCABULARY = Path("data/vocabulary.csv")
 REPORT = Path("metrics/vocabulary.json")
+OUTCOME = Path("metrics/tags_kept.csv")
+DROPPED = Path("metrics/tags_dropped.csv")
+PER_POST = Path("metrics/tags_left_per_post.csv")
+BY_SIZE = Path("metrics/label_coverage.csv")
+DRAWING = Path("metrics/vocabulary.png")
 
 
 def main(p: params.Vocabulary) -> None:
     seen = posts.read_tags(TAGS)
-    unknown: list[str] = []
-    if p.source == TAGS:
-        tags = vocabulary.select(seen, min_count=p.min_count)
-    else:
-        wanted = vocabulary.read_selected(p.source, min_count=p.min_count)
-        tags, unknown = vocabulary.match(wanted, seen)
-    vocabulary.write(tags, VOCABULARY)
-    labels = sum(tag.count for tag in tags)
-    coverage = labels / sum(tag.count for tag in seen)
-    files.write_json(
-        REPORT,
-        {"seen": len(seen), "kept": len(tags), "label_coverage": round(coverage, 6)}
-        | {"categories": vocabulary.count_categories(tags), "without_post": unknown},
-    )
-    print(f"kept {len(tags):,} of {len(seen):,} tags, {coverage:.1%} of all labels -> {VOCABULARY}")
-    if unknown:
-        print(f"{len(unknown):,} tags of {p.source} are on no post, {unknown[0]} first: {REPORT}")
+    listed = None if p.source == TAGS else vocabulary.read_selected(p.source)
+    found = selection.select(seen, p, listed)
+    vocabulary.write(found.kept, VOCABULARY)
+    covered = coverage.measure(found, seen, posts.read(POSTS, len(seen)).labels)
+    files.write_json(REPORT, coverage.numbers(found, covered))
+    files.write_csv(OUTCOME, selection.OUTCOME, selection.outcome(found))
+    files.write_csv(DROPPED, selection.DROPPED, ((*tag, why) for tag, why in found.dropped))
+    files.write_csv(PER_POST, coverage.PER_POST, enumerate(covered.per_post.tolist()))
+    files.write_csv(BY_SIZE, coverage.BY_SIZE, coverage.by_size(seen))
+    with files.replacing(DRAWING) as partial:
+        coverage.figure(found, covered).savefig(partial, format="png")
+    tell(found, covered, p.source)
+
+
+def tell(found: selection.Selection, covered: coverage.Coverage, source: Path) -> None:
+    of_all = len(found.kept) + len(found.dropped)
+    share = coverage.label_coverage(found)
+    print(f"kept {len(found.kept):,} of {of_all:,} tags, {share:.1%} of all labels -> {VOCABULARY}")
+    if found.unknown:
+        some = ", ".join(found.unknown[:3])
+        print(f"tags of {source} on no post: {len(found.unknown):,} ({some}), see {REPORT}")
+    if found.idle:
+        print(f"globs that match no tag: {', '.join(found.idle)}")
+    if bare := int(covered.per_post[0]):
+        print(f"posts left with no tag: {bare:,}")
 
 
 if __name__ == "__main__":

@@ -69,7 +69,7 @@ def labelled(demo: Path, shipped: Params) -> tuple[list[Tag], Part]:
     file = demo.parent / "posts.parquet"
     posts.write(intake.renumbered(pictures_of.grouped(found, p.groups), lexicon, seen), file)
     manifest = posts.read(file, len(seen))
-    tags = vocabulary.select(seen, min_count=3)
+    tags = [tag for tag in seen if tag.count >= 3]
     return tags, Part(
         list(posts.places(manifest.table)), posts.columns_of(manifest.labels, seen, tags)
     )

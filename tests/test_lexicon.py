@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.sparse import csr_array
 
-from tagger import compiled, rules
+from tagger import compiled, rules, vocabulary
 from tagger.lexicon import Change, Lexicon
 from tagger.rules import Rules
 
@@ -50,7 +50,7 @@ class ByHand:
 
     def names(self, texts: Sequence[str | None]) -> list[str]:
         found = []
-        for name in (rules.normal(text or "") for text in texts):
+        for name in (vocabulary.normal(text or "") for text in texts):
             meant = self.rules.aliases.get(name, name)
             if meant in self.rules.deprecated:
                 self.changes["deprecated", meant, ""] += 1

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tagger import rules
+from tagger import rules, vocabulary
 from tagger.errors import TaggerError
 
 Write = Callable[[str, str | bytes], Path]
@@ -63,7 +63,7 @@ def test_tags_are_read_with_category_and_id(tmp_path: Path, write: Write, suffix
     rows = table(["tag_id", "name", "category"], [(7 + n, name, 4) for n, name in enumerate(NAMES)])
     write(f"tags{suffix}", content(rows, suffix))
     read = known(rules.read(tmp_path))
-    assert read == {rules.normal(name): (4, 7 + n) for n, name in enumerate(NAMES)}
+    assert read == {vocabulary.normal(name): (4, 7 + n) for n, name in enumerate(NAMES)}
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
@@ -180,9 +180,9 @@ def test_names_are_brought_into_the_form_of_the_sidecars(tmp_path: Path, write: 
 
 @given(st.text())
 def test_a_normal_name_has_no_spaces_or_capitals_and_stays_as_it_is(text: str) -> None:
-    name = rules.normal(text.replace("\\", ""))
+    name = vocabulary.normal(text.replace("\\", ""))
     assert name == "".join(name.split()).lower()
-    assert rules.normal(name) == name
+    assert vocabulary.normal(name) == name
 
 
 @pytest.mark.parametrize(

@@ -12,9 +12,14 @@ from tagger.filters import Mask
 
 def order(ids: pa.ChunkedArray, seed: int) -> npt.NDArray[np.int64]:
     """Return the posts in an order drawn by id: other posts do not change who comes first."""
+    return np.argsort(hashes(ids, seed), kind="stable")
+
+
+def hashes(ids: pa.ChunkedArray, seed: int) -> npt.NDArray[np.uint64]:
+    """Return a number for each id, (ids,), evenly spread over all of 64 bits."""
     key = f"{seed:016d}"[-16:]
-    hashes = [pd.util.hash_array(_objects(chunk), hash_key=key) for chunk in ids.chunks]
-    return np.argsort(np.concatenate([np.empty(0, np.uint64), *hashes]), kind="stable")
+    chunks = [pd.util.hash_array(_objects(chunk), hash_key=key) for chunk in ids.chunks]
+    return np.concatenate([np.empty(0, np.uint64), *chunks])
 
 
 def _objects(ids: pa.Array) -> npt.NDArray[np.object_]:

@@ -5,7 +5,6 @@ Every filter gives a reason for each post that it leaves out, and the value that
 
 from collections.abc import Callable, Iterator
 from datetime import UTC, date, datetime, timedelta
-from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,7 +16,7 @@ from scipy.sparse import csr_array
 from tagger import params
 from tagger.errors import TaggerError
 from tagger.lexicon import Lexicon
-from tagger.rules import normal
+from tagger.vocabulary import matches, normal
 
 Mask = npt.NDArray[np.bool_]  # (posts,)
 Counts = npt.NDArray[np.int64]  # (posts,)
@@ -135,10 +134,6 @@ class TagFilter:
         sums = np.zeros(labels.nnz + 1, dtype=np.int32)
         np.cumsum(np.array(chosen, dtype=np.bool_)[labels.indices], dtype=np.int32, out=sums[1:])
         return np.asarray(sums[labels.indptr[1:]] - sums[labels.indptr[:-1]], dtype=np.int64)
-
-
-def matches(name: str, pattern: str) -> bool:
-    return name == pattern or fnmatchcase(name, pattern)
 
 
 def plain(reason: str, out: Mask, detail: str) -> Verdict:

@@ -14,8 +14,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from scipy.sparse import csr_array
 
-from tagger.rules import Rules, normal
+from tagger.rules import Rules
 from tagger.settle import DROPPED, settle
+from tagger.vocabulary import normal
 
 Numbers = npt.NDArray[np.int32]
 Starts = npt.NDArray[np.int64]

@@ -18,6 +18,7 @@ from pydantic import (
 )
 
 from tagger.errors import TaggerError, did_you_mean
+from tagger.vocabulary import Category
 
 PATH = Path("params.yaml")
 
@@ -72,7 +73,7 @@ class Filters(Frozen):
     required: list[str]  # globs; each must match a tag
     excluded: list[str]  # globs; none may match a tag
     max_posts_per_tag: PositiveInt | None
-    capped: list[Literal["rating", "general", "character", "copyright", "artist", "meta"]]
+    capped: list[Category]
     sample: PositiveInt | None  # posts, drawn by id
     seed: NonNegativeInt  # of the draws of the two before
 
@@ -126,13 +127,23 @@ class Prepare(Frozen):
 class Vocabulary(Frozen):
     source: Path  # data/tags.parquet, or a selected_tags.csv
     min_count: NonNegativeInt  # posts
+    min_counts: dict[Category, NonNegativeInt]  # where it is another
+    categories: list[Category]
+    max_tags: PositiveInt | None  # the most frequent stay
+    max_tags_of: dict[Category, NonNegativeInt]
+    include: list[str]  # globs of tags that stay whatever the rest says
+    exclude: list[str]  # globs
 
 
 class Split(Frozen):
-    method: Literal["stratified", "iterative", "random"]
+    method: Literal["stratified", "iterative", "random", "hash", "modulo", "time", "given"]
     train: PositiveFloat  # share of the posts; the three sum to 1
     validation: PositiveFloat
     test: PositiveFloat
+    order: Literal[1, 2]  # stratified, iterative: single tags, or pairs of them, too
+    given: Path  # given: a table that names the part of each post
+    id_column: str
+    split_column: str
 
     @property
     def proportions(self) -> tuple[float, float, float]:

@@ -38,9 +38,11 @@ SCHEMA = pa.schema(
 TAGS_SCHEMA = pa.schema(
     {"tag_id": pa.int64(), "name": pa.string(), "category": pa.int8(), "count": pa.int64()}
 )
+Numbers = npt.NDArray[np.integer[Any]]
 PARTS = ("train", "validation", "test")
 
 _ROWS = 100_000  # of a row group
+_AT_A_TIME = 1_000_000  # posts whose labels are looked at
 _STORED: dict[str, Any] = {"compression": "zstd", "compression_level": 1}
 # The numbers of tags are stored by bytes of the same rank, faster and smaller than by dictionary.
 _POSTS_STORED = _STORED | {
@@ -121,6 +123,15 @@ def flat(lists: pa.Array) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int32]]
     """Return where the numbers of each list start, (lists + 1,), and all numbers."""
     lengths = pc.list_value_length(lists).to_numpy()
     return np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]), lists.flatten().to_numpy()
+
+
+def blocks(labels: csr_array) -> Iterator[tuple[slice, Numbers, Numbers]]:
+    """Yield labels by some posts at a time: which, and the row among them and column of each."""
+    for start in range(0, labels.shape[0], _AT_A_TIME):
+        some = slice(start, start + _AT_A_TIME)
+        starts = labels.indptr[start : start + _AT_A_TIME + 1]
+        rows = np.repeat(np.arange(len(starts) - 1), np.diff(starts))
+        yield some, rows, labels.indices[starts[0] : starts[-1]]
 
 
 def read_tags(path: Path) -> list[Tag]:

@@ -25,18 +25,24 @@ def read(folder: Path, name: str) -> Iterator[tuple[str, Record]]:
     """
     paths = (folder / f"{name}{suffix}" for suffix in _READERS)
     path = next((path for path in paths if path.exists()), None)
-    if path is None:
-        return
-    rows = 0
+    if path is not None:
+        yield from rows(path)
+
+
+def rows(path: Path) -> Iterator[tuple[str, Record]]:
+    """Yield the rows of a table, each after the words for its place. Raises as `read` does."""
+    if path.suffix not in _READERS:
+        raise TaggerError(f"{path} is no table: its name must end in {', '.join(_READERS)}.")
+    count = 0
     try:
         if not path.stat().st_size:
             raise ValueError("it is empty")
         for place, row in _READERS[path.suffix](path):
-            rows += 1
+            count += 1
             yield f"{path}: {place}", row
     except (OSError, ValueError, csv.Error, pa.ArrowException, RecursionError) as error:
         reason = " ".join(str(error).split()).rstrip(".")
-        after = f" after {rows:,} rows" if rows else ""
+        after = f" after {count:,} rows" if count else ""
         raise TaggerError(f"{path} cannot be read{after}: {reason}.") from None
 
 

@@ -33,7 +33,7 @@ def refine(
     room: Floats,  # (parts,), posts that each part wants more
     part_of: Ints,  # (groups,)
 ) -> None:
-    """Even the shares of tags, then sizes; then give parts the tags that they lack, and even again."""
+    """Even the shares of tags, then sizes; then give parts the tags they lack, and even again."""
     for _ in range(_PASSES):
         _even_tags(starts, tags, sizes, wanted, inside, room, part_of)
     for loss in _LOSSES:

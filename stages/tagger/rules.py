@@ -16,7 +16,7 @@ from typing import Any
 from tagger import records
 from tagger.errors import TaggerError
 from tagger.records import Record
-from tagger.vocabulary import CATEGORIES, RATINGS
+from tagger.vocabulary import CATEGORIES, RATINGS, normal
 
 _CODES = {text: code for code, name in CATEGORIES.items() for text in (name, str(code))}
 _PAIRS = (("antecedent_name", "consequent_name"), ("alias", "tag"), ("from", "to"))
@@ -34,11 +34,6 @@ class Rules:
     deprecated: frozenset[str] = frozenset()
     renames: Mapping[str, str] = field(default_factory=dict)  # to "": dropped
     cycles: Sequence[str] = ()  # aliases and implications that lead back to where they start
-
-
-def normal(name: str) -> str:
-    r"""Return a tag in lower_snake_case, as on Danbooru; `\(` of prompts is a parenthesis."""
-    return "_".join(name.replace("\\(", "(").replace("\\)", ")").split()).lower()
 
 
 def read(*folders: Path) -> Rules:

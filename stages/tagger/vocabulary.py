@@ -2,14 +2,17 @@
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from tagger import files
 from tagger.errors import TaggerError
 
+Category = Literal["rating", "general", "character", "copyright", "artist", "meta"]
+
 # Danbooru's codes, in the order in which a vocabulary lists them.
-CATEGORIES = {
+CATEGORIES: dict[int, Category] = {
     9: "rating",
     0: "general",
     4: "character",
@@ -19,6 +22,7 @@ CATEGORIES = {
 }
 RATINGS = ("general", "sensitive", "questionable", "explicit")
 
+UNKNOWN = -1  # id, category or count of a tag in a list
 _RANK = {category: rank for rank, category in enumerate(CATEGORIES)}
 
 
@@ -29,20 +33,13 @@ class Tag(NamedTuple):
     count: int  # type: ignore[assignment]  # posts; hides tuple.count, which nobody needs
 
 
-def select(tags: Iterable[Tag], *, min_count: int) -> list[Tag]:
-    """Return the tags on at least `min_count` posts, in the order of a vocabulary.
+def normal(name: str) -> str:
+    r"""Return a tag in lower_snake_case, as on Danbooru; `\(` of prompts is a parenthesis."""
+    return "_".join(name.replace("\\(", "(").replace("\\)", ")").split()).lower()
 
-    Raises TaggerError where none is left.
-    """
-    tags = list(tags)
-    kept = [tag for tag in tags if tag.count >= min_count]
-    if not kept:
-        most = max((tag.count for tag in tags), default=0)
-        raise TaggerError(
-            f"No tag is on {min_count:,} posts, the most common one is on {most:,}. "
-            "Lower vocabulary.min_count or bring more pictures."
-        )
-    return ordered(kept)
+
+def matches(name: str, glob: str) -> bool:
+    return name == glob or fnmatchcase(name, glob)
 
 
 def ordered(tags: Iterable[Tag]) -> list[Tag]:
@@ -50,35 +47,10 @@ def ordered(tags: Iterable[Tag]) -> list[Tag]:
     return sorted(tags, key=lambda tag: (_RANK[tag.category], -tag.count, tag.name))
 
 
-def match(wanted: Sequence[Tag], seen: Iterable[Tag]) -> tuple[list[Tag], list[str]]:
-    """Return the seen tags that are wanted by name, and the wanted names that no post has.
-
-    Counts are those seen; so are ids and categories, unless the wanted tag says otherwise.
-    """
-    by_name = {tag.name: tag for tag in seen if tag.count}
-    found = [_merge(tag, by_name[tag.name]) for tag in wanted if tag.name in by_name]
-    unknown = [tag.name for tag in wanted if tag.name not in by_name]
-    if not found:
-        raise TaggerError(
-            f"No post has one of the {len(wanted):,} tags wanted. "
-            "Compare vocabulary.source with the sidecars, or lower vocabulary.min_count."
-        )
-    return ordered(found), unknown
-
-
 def count_categories(tags: Iterable[Tag]) -> dict[str, int]:
     """Return the number of tags in each category that has any, by its name."""
     counts = Counter(tag.category for tag in tags)
     return {name: counts[code] for code, name in CATEGORIES.items() if counts[code]}
-
-
-def _merge(wanted: Tag, seen: Tag) -> Tag:
-    return Tag(
-        tag_id=seen.tag_id if wanted.tag_id < 0 else wanted.tag_id,
-        name=seen.name,
-        category=seen.category if wanted.category < 0 else wanted.category,
-        count=seen.count,
-    )
 
 
 def write(tags: Sequence[Tag], path: Path) -> None:
@@ -90,23 +62,23 @@ def read(path: Path) -> list[Tag]:
     return [_parse(row, path, number) for number, row in _numbered(files.require(path))]
 
 
-def read_selected(path: Path, *, min_count: int) -> list[Tag]:
-    """Return the tags of a selected_tags.csv whose count, where given, is at least `min_count`.
+def read_selected(path: Path) -> dict[str, Tag]:
+    """Return the tags of a selected_tags.csv by name, in lower_snake_case.
 
-    Only the column `name` is required. An id or category that is not given is -1.
+    Only the column `name` is required. An id, category or count that is not given is UNKNOWN.
     Raises TaggerError for a missing file or column, a value that is no number, a tag given twice.
     """
     if not path.is_file():
         raise TaggerError(f"vocabulary.source: there is no file {path}.")
     tags: dict[str, Tag] = {}
+    nothing = dict.fromkeys(("tag_id", "category", "count"), str(UNKNOWN))
     for number, row in _numbered(path):
-        tag = _parse(
-            {"tag_id": "-1", "category": "-1", "count": str(min_count)} | row, path, number
-        )
-        if tag.name in tags:
-            raise TaggerError(f"{path}: line {number} repeats the tag {tag.name!r}. Remove one.")
-        tags[tag.name] = tag
-    return [tag for tag in tags.values() if tag.count >= min_count]
+        tag = _parse(nothing | row, path, number)
+        name = normal(tag.name)
+        if name in tags:
+            raise TaggerError(f"{path}: line {number} repeats the tag {name!r}. Remove one.")
+        tags[name] = tag._replace(name=name)
+    return tags
 
 
 def _numbered(path: Path) -> Iterable[tuple[int, dict[str, str]]]:
@@ -117,7 +89,7 @@ def _numbered(path: Path) -> Iterable[tuple[int, dict[str, str]]]:
 def _parse(row: Mapping[str, str], path: Path, number: int) -> Tag:
     try:
         category = int(row["category"])
-        if category not in (*CATEGORIES, -1):
+        if category not in (*CATEGORIES, UNKNOWN):
             raise TaggerError(f"{path}: line {number} has the unknown category {category}.")
         return Tag(int(row["tag_id"]), row["name"], category, int(float(row["count"])))
     except KeyError as error:
