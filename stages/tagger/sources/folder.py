@@ -22,7 +22,7 @@ from tagger.sources import COLUMNS, REJECTED, Batch, Source
 from tagger.vocabulary import CATEGORIES
 
 _CHUNK = 5_000  # pictures read at a time
-_CODES = {name: code for code, name in CATEGORIES.items()}
+_CODES: dict[str, int] = {name: code for code, name in CATEGORIES.items()}
 _LISTS = (None, *CATEGORIES)  # the categories under which tags can stand
 # Control characters, line ends and what is no UTF-8. A space of any width is part of many a name.
 _ODD = re.compile("[\0-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
