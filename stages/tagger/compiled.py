@@ -12,11 +12,12 @@ _INTERPRETED = 600_000
 
 def fast(function: F, steps: int) -> F:
     """Return a function that does the same, compiled for many steps: it must suit numba."""
-    return function if steps <= _INTERPRETED else _compile(function)
+    return function if steps <= _INTERPRETED else always(function)
 
 
 @cache
-def _compile(function: F) -> F:
+def always(function: F) -> F:
+    """Return a function that does the same, compiled at its first call."""
     from numba import njit  # takes a while to load
 
     return cast(F, njit(cache=True, nogil=True)(function))
