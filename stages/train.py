@@ -28,7 +28,8 @@ def main(p: params.Params) -> None:
     training.make_deterministic(p.seed)
     tags, parts = dataset.read(POSTS, TAGS, VOCABULARY, SPLIT)
     model = backbone.to_device(backbone.build(p.preset, len(tags)))
-    preprocess = backbone.preprocessing(model, p.preset)
+    preprocess = backbone.preprocessing(model, p.preset, p.train.fit, p.train.background)
+    backbone.check_sizes(model, p.train.sizes)
     hashes = {path.stem: files.sha256(path) for path in (POSTS, VOCABULARY, SPLIT)}
     settings = p.model_dump(include={"seed", "model", "train"}) | {"preset": p.preset.model_dump()}
     log.info(f"{p.model}: {p.preset.backbone}, {len(parts['train']):,} pictures, {len(tags)} tags")

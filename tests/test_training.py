@@ -180,7 +180,7 @@ def test_any_batch_size_trains(
     assert np.isfinite(history[0].loss)
 
 
-def test_unreadable_pictures_are_left_out_and_told(
+def test_unreadable_pictures_are_replaced_and_told(
     parts: dict[str, Part], preset: Preset, recipe: Train, tmp_path: Path
 ) -> None:
     places = list(parts["train"].places)
@@ -188,18 +188,23 @@ def test_unreadable_pictures_are_left_out_and_told(
     _, history = train(
         parts | {"train": Part(places, parts["train"].labels)},
         preset.model_copy(update={"batch_size": 24}),
-        recipe.model_copy(update={"epochs": 1}),
+        recipe.model_copy(update={"epochs": 1, "max_unreadable": 0.5}),
     )
     assert len(history[0].failures) == 1
     assert "gone.png: No such file" in history[0].failures[0]
 
 
-def test_nothing_but_unreadable_pictures_is_refused(
-    parts: dict[str, Part], preset: Preset, recipe: Train, tmp_path: Path
+@pytest.mark.parametrize("gone", [2, 24])
+def test_more_unreadable_pictures_than_allowed_stop_the_training(
+    parts: dict[str, Part], preset: Preset, recipe: Train, tmp_path: Path, gone: int
 ) -> None:
-    places = [Place(str(tmp_path / "gone.png"), 0, 8)] * 24
-    with pytest.raises(TaggerError, match="No training picture can be read: No such file"):
-        train(parts | {"train": Part(places, parts["train"].labels)}, preset, recipe)
+    places = [Place(str(tmp_path / "gone.png"), 0, 8)] * gone + list(parts["train"].places)[gone:]
+    with pytest.raises(TaggerError, match=r"training pictures cannot be read.*gone\.png.*No such"):
+        train(
+            parts | {"train": Part(places, parts["train"].labels)},
+            preset,
+            recipe.model_copy(update={"max_unreadable": 1 / 24}),
+        )
 
 
 def test_an_epoch_is_told_as_a_person_would() -> None:

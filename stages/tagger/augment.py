@@ -1,29 +1,94 @@
-"""Random changes to a training picture that leave its tags true."""
+"""Random changes to training pictures that leave their tags true.
 
-from dataclasses import dataclass
+What is drawn depends on seed, epoch and row alone (of a batch: on its number), never on what was
+drawn before.
+"""
+
+from dataclasses import dataclass, replace
 
 import numpy as np
+import torch
 from PIL import Image, ImageOps
+from torch import Tensor
 
 from tagger.dataset import Key
+from tagger.preprocess import Preprocess
+from tagger.resize import FILTERS
 
 
 @dataclass(frozen=True)
-class CropAndFlip:
-    """Cut out a part of the picture, in its own proportions, and mirror it by chance.
+class Augmentation:
+    """Changes to single pictures: a part of it, mirrored, resized by another filter.
 
-    No colour is changed: colours are tags. What is drawn depends on seed, epoch and row alone.
+    No colour is changed unless `trivial` asks for it: colours are tags.
     """
 
     seed: int
-    min_crop: float  # smallest share of the area kept
-    flip: float  # share of the pictures mirrored
+    min_crop: float = 1.0  # smallest share of the area kept, in the picture's own proportions
+    flip: float = 0.0  # share of the pictures mirrored
+    random_resize: bool = False  # by any of the filters
+    trivial: bool = False  # TrivialAugment: one change of many, of a random strength
 
-    def __call__(self, image: Image.Image, key: Key) -> Image.Image:
-        random = np.random.default_rng([self.seed, *key])
-        area, left, top, mirror = random.random(4)
-        share = (self.min_crop + (1 - self.min_crop) * area) ** 0.5  # of each side
-        width, height = (max(1, round(side * share)) for side in image.size)
-        x, y = round(left * (image.width - width)), round(top * (image.height - height))
-        cropped = image.crop((x, y, x + width, y + height))
-        return ImageOps.mirror(cropped) if mirror < self.flip else cropped
+    def __call__(
+        self, image: Image.Image, prepared: Preprocess, key: Key
+    ) -> tuple[Image.Image, Preprocess]:
+        random = np.random.default_rng([self.seed, key.epoch, key.row])
+        area, left, top, mirror, method = random.random(5)
+        image = _cropped(image, self.min_crop + (1 - self.min_crop) * area, left, top)
+        if mirror < self.flip:
+            image = ImageOps.mirror(image)
+        if self.trivial:
+            image = _changed(image, int(random.integers(1 << 62)))
+        if self.random_resize:
+            filters = sorted(FILTERS)
+            prepared = replace(prepared, interpolation=filters[int(method * len(filters))])
+        return image, prepared
+
+
+def _cropped(image: Image.Image, area: float, left: float, top: float) -> Image.Image:
+    width, height = (max(1, round(side * area**0.5)) for side in image.size)
+    if (width, height) == image.size:
+        return image
+    x, y = round(left * (image.width - width)), round(top * (image.height - height))
+    return image.crop((x, y, x + width, y + height))
+
+
+def _changed(image: Image.Image, seed: int) -> Image.Image:
+    from torchvision.transforms.v2 import TrivialAugmentWide  # takes a while to load
+
+    with torch.random.fork_rng(devices=[]):  # which it draws from
+        torch.manual_seed(seed)
+        changed: Image.Image = TrivialAugmentWide()(image)
+    return changed
+
+
+@dataclass(frozen=True)
+class BatchAugmentation:
+    """Changes to a batch where it lies: pictures mixed with others, squares cut out."""
+
+    seed: int
+    mixup: float = 0.0  # alpha of the beta distribution of the share of the other picture; 0: none
+    cutout: float = 0.0  # side of a square set to gray, over that of the picture; 0: none
+
+    def __call__(
+        self, pixels: Tensor, targets: Tensor, epoch: int, number: int
+    ) -> tuple[Tensor, Tensor]:
+        """Return pixels, (pictures, 3, size, size), and targets, (pictures, tags), 0 to 1."""
+        random = np.random.default_rng([self.seed, epoch, number, 1])
+        if self.cutout:
+            pixels = _cut_out(pixels, random, round(self.cutout * pixels.shape[-1]))
+        if self.mixup:
+            share = float(random.beta(self.mixup, self.mixup))
+            others = torch.from_numpy(random.permutation(len(pixels))).to(pixels.device)
+            pixels = torch.lerp(pixels, pixels[others], share)
+            targets = torch.lerp(targets, targets[others], share)
+        return pixels, targets
+
+
+def _cut_out(pixels: Tensor, random: np.random.Generator, side: int) -> Tensor:
+    """Set a square of each picture to 0, the mean of what the backbone has seen."""
+    corners = random.integers(0, pixels.shape[-1] - side + 1, (len(pixels), 2))
+    pixels = pixels.clone()
+    for picture, (top, left) in zip(pixels, corners.tolist(), strict=True):
+        picture[:, top : top + side, left : left + side] = 0
+    return pixels

@@ -1,5 +1,6 @@
 """Any timm backbone with one output per tag: built, saved, and loaded back."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -14,6 +15,7 @@ from torch import nn
 
 from tagger import files, preprocess
 from tagger.errors import TaggerError, did_you_mean
+from tagger.images import WHITE
 from tagger.params import Preset
 from tagger.preprocess import Preprocess
 
@@ -98,10 +100,30 @@ def _line(error: Exception) -> str:
     return " ".join(str(error).split()).rstrip(".") or type(error).__name__
 
 
-def preprocessing(model: nn.Module, preset: Preset) -> Preprocess:
+def preprocessing(
+    model: nn.Module, preset: Preset, fitting: str = "pad", background: Sequence[int] = WHITE
+) -> Preprocess:
     """Return how pictures become inputs of this model, by the constants of its backbone."""
     config: Any = model.pretrained_cfg
-    return preprocess.from_config(config, preset.image_size)
+    return preprocess.from_config(config, preset.image_size, fitting, background)
+
+
+def check_sizes(model: nn.Module, sizes: Sequence[int]) -> None:
+    """Raise TaggerError where the model takes no pictures of one of the sizes, in pixels."""
+    device = next(model.parameters()).device
+    training = model.training
+    model.eval()
+    for size in sizes:
+        try:
+            with torch.inference_mode():
+                model(torch.zeros(1, 3, size, size, device=device))
+        except (AssertionError, RuntimeError, ValueError) as error:
+            raise TaggerError(
+                f"train.sizes: this backbone takes no pictures of {size} px: {_line(error)}. "
+                "Leave that size out; vision transformers may want model_args: "
+                "{dynamic_img_size: true}."
+            ) from error
+    model.train(training)
 
 
 def save_config(model: nn.Module, prepared: Preprocess, folder: Path) -> None:

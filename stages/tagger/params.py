@@ -2,7 +2,7 @@
 
 from datetime import date
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import yaml
 from pydantic import (
@@ -18,9 +18,12 @@ from pydantic import (
 )
 
 from tagger.errors import TaggerError, did_you_mean
+from tagger.images import WHITE
 from tagger.vocabulary import Category
 
 PATH = Path("params.yaml")
+
+Byte = Annotated[int, Field(ge=0, le=255)]
 
 
 class Frozen(BaseModel):
@@ -166,8 +169,22 @@ class Train(Frozen):
     clip: float = Field(ge=0, lt=1)  # probability by which negatives are shifted
     flip: float = Field(ge=0, le=1)  # share of pictures mirrored
     min_crop: float = Field(gt=0, le=1)  # smallest share of the picture's area that a crop keeps
+    random_resize: bool  # by any filter, in place of the backbone's
+    trivial_augment: bool  # changes shapes and colours
+    mixup: NonNegativeFloat  # alpha
+    cutout: float = Field(ge=0, le=1)  # side of a square cut out over that of the picture
+    fit: Literal["pad", "crop", "stretch"]  # of a picture into the model's square
+    background: tuple[Byte, Byte, Byte]  # R, G, B, under transparency and beside the picture
+    sizes: list[PositiveInt]  # pixels, one drawn for each batch; none: the preset's alone
+    max_unreadable: float = Field(ge=0, le=1)  # share of the pictures; beyond it training stops
     precision: Literal["fp32", "bf16"]  # of the forward pass on CUDA; a CPU computes in fp32
     workers: NonNegativeInt  # processes that read pictures
+
+    @model_validator(mode="after")
+    def _keeps_the_background(self) -> Self:
+        if self.fit != "pad" and self.background != WHITE:
+            raise ValueError(f"a background other than white needs fit: pad, not {self.fit}")
+        return self
 
 
 class Evaluate(Frozen):

@@ -7,7 +7,7 @@ row numbers in the latter. Memory grows with the labels, four bytes each, never 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -101,6 +101,25 @@ def places(posts: pa.Table) -> Iterator[Place]:
     columns = (posts[name].to_pylist() for name in ("file", "shard", "offset", "size"))
     for file, shard, offset, size in zip(*columns, strict=True):
         yield Place(shard or file, offset, size)
+
+
+class Places(Sequence[Place]):
+    """Where pictures lie, by the columns file, shard, offset and size, made when asked for."""
+
+    def __init__(self, posts: pa.Table) -> None:
+        self._posts = posts.select(["file", "shard", "offset", "size"]).combine_chunks()
+
+    def __len__(self) -> int:
+        return len(self._posts)
+
+    @overload
+    def __getitem__(self, key: int) -> Place: ...
+    @overload
+    def __getitem__(self, key: slice) -> "Places": ...
+    def __getitem__(self, key: int | slice) -> "Place | Places":
+        if isinstance(key, slice):
+            return Places(self._posts.take(np.arange(len(self))[key]))
+        return next(places(self._posts.slice(range(len(self))[key], 1)))
 
 
 def read(path: Path, tags: int) -> Posts:

@@ -27,9 +27,8 @@ def predict(
     The model runs in eval mode where it lies, and is left in the mode it was in.
     """
     device = next(model.parameters()).device
-    order = dataset.Order(len(part))
-    pictures = dataset.Pictures(part, preprocess)
-    batches = dataset.loader(pictures, order, batch_size=batch_size, workers=workers)
+    order = dataset.Order(len(part), batch_size)
+    batches = dataset.loader(dataset.Pictures(part, preprocess), order, workers=workers)
     scores, truth = [], []
     rows: list[int] = []
     failures: list[tuple[int, str]] = []
@@ -39,7 +38,7 @@ def predict(
         for batch in batches:
             failures += batch.failures
             if batch.rows:
-                pixels, _ = dataset.to_device(batch, device)
+                pixels, _ = dataset.to_device(batch, device, preprocess)
                 logits = model(pixels)
                 scores.append(logits.float().sigmoid().cpu().numpy())
                 truth.append(batch.targets.numpy() > 0)

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -16,7 +16,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 
 from tagger import dataset, losses, metrics, progress
-from tagger.augment import CropAndFlip
+from tagger.augment import Augmentation, BatchAugmentation
 from tagger.dataset import Order, Part, Pictures
 from tagger.errors import TaggerError
 from tagger.params import Preset, Train
@@ -80,11 +80,10 @@ def epochs(
     part, device = parts["train"], next(model.parameters()).device
     if len(part) < 2:
         raise TaggerError(f"Training needs at least 2 pictures, the split gives {len(part)}.")
-    order = Order(len(part), seed)
-    pictures = Pictures(part, preprocess, CropAndFlip(seed, recipe.min_crop, recipe.flip))
-    batches = dataset.loader(
-        pictures, order, batch_size=preset.batch_size, workers=recipe.workers, whole=True
-    )
+    sizes = [preprocess.size, *recipe.sizes]
+    order = Order(len(part), preset.batch_size, seed, sizes=sizes, whole=True)
+    pictures = Pictures(part, preprocess, augmentation_of(recipe, seed), replacing=True)
+    batches = dataset.loader(pictures, order, workers=recipe.workers)
     optimizer = optimizer_of(model, preset, recipe)
     schedule = schedule_of(optimizer, recipe.epochs * len(batches), recipe.warmup)
     step = partial(
@@ -94,7 +93,9 @@ def epochs(
     for number in range(1, recipe.epochs + 1):
         order.epoch = number
         begun = time.monotonic()
-        loss, seen, failures = _train_epoch(model, batches, step, device)
+        inputs = _inputs(batches, order, preprocess, recipe, device)
+        model.train()
+        loss, seen, failures = _train_epoch(inputs, step, part, recipe.max_unreadable)
         rate = seen / (time.monotonic() - begun)
         judged = predict(
             model,
@@ -111,25 +112,46 @@ def epochs(
             micro_ap=metrics.micro_ap(judged.scores, judged.truth),
             pictures_per_second=rate,
             seconds_left=(time.monotonic() - started) / number * (recipe.epochs - number),
-            failures=[f"{part.places[row].path}: {reason}" for row, reason in failures],
+            failures=[f"{part.places[row].path}: {why}" for row, why in failures.items()],
         )
 
 
+def _inputs(
+    batches: DataLoader[Any],
+    order: Order,
+    preprocess: Preprocess,
+    recipe: Train,
+    device: torch.device,
+) -> Iterator[tuple[Tensor, Tensor, list[dataset.Failure]]]:
+    """Yield pixels and targets of an epoch on the device, and what could not be read."""
+    augment = BatchAugmentation(order.seed or 0, recipe.mixup, recipe.cutout)
+    for number, batch in enumerate(progress.track(batches, "training")):
+        pixels, targets = dataset.to_device(batch, device, preprocess)
+        yield *augment(pixels, targets, order.epoch, number), batch.failures
+
+
 def _train_epoch(
-    model: nn.Module, batches: DataLoader[Any], step: Callable[..., float], device: torch.device
-) -> tuple[float, int, list[tuple[int, str]]]:
-    """Return the mean loss, the pictures seen, and those that could not be read."""
-    model.train()
-    total, seen, failures = 0.0, 0, []
-    for batch in progress.track(batches, "training"):
-        failures += batch.failures
-        if len(batch.rows) > 1:  # batch norm needs two
-            pixels, targets = dataset.to_device(batch, device)
-            total += step(pixels, targets) * len(batch.rows)
-            seen += len(batch.rows)
-    if not seen:
-        raise TaggerError(f"No training picture can be read: {failures[0][1]}. Run prepare again.")
-    return total / seen, seen, failures
+    inputs: Iterable[tuple[Tensor, Tensor, list[dataset.Failure]]],
+    step: Callable[..., float],
+    part: Part,
+    max_unreadable: float,
+) -> tuple[float, int, dict[int, str]]:
+    """Return the mean loss, the pictures seen, and the reason for each that cannot be read."""
+    total, seen = 0.0, 0
+    failures: dict[int, str] = {}
+    for pixels, targets, failed in inputs:
+        failures |= failed
+        if len(failures) > max_unreadable * len(part):
+            row, reason = next(iter(failures.items()))
+            raise TaggerError(
+                f"{len(failures):,} of {len(part):,} training pictures cannot be read, "
+                f"{part.places[row].path} first: {reason}. Run prepare again, or raise "
+                "train.max_unreadable."
+            )
+        if len(pixels) > 1:  # batch norm needs two
+            total += step(pixels, targets) * len(pixels)
+            seen += len(pixels)
+    return total / max(seen, 1), seen, failures
 
 
 def _step(
@@ -165,6 +187,12 @@ def loss_of(recipe: Train) -> Loss:
         gamma_negative=recipe.gamma_negative,
         gamma_positive=recipe.gamma_positive,
         clip=recipe.clip,
+    )
+
+
+def augmentation_of(recipe: Train, seed: int) -> Augmentation:
+    return Augmentation(
+        seed, recipe.min_crop, recipe.flip, recipe.random_resize, recipe.trivial_augment
     )
 
 

@@ -143,9 +143,8 @@ def alone(path: Path, posts: int) -> None:
     if seconds is not None:
         print(f"{'':4}target: {seconds} s: {_met(mine['first'] <= seconds)}")
     if gigabytes is not None:
-        print(
-            f"{'':4}target: {gigabytes} GB beyond the labels: {_met(mine['gigabytes'] <= gigabytes)}"
-        )
+        met = _met(mine["gigabytes"] <= gigabytes)
+        print(f"{'':4}target: {gigabytes} GB beyond the labels: {met}")
 
 
 def _met(holds: bool) -> str:
