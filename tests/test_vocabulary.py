@@ -1,4 +1,4 @@
-"""The vocabulary: its order, its limits, and names that look like something else."""
+"""The vocabulary: its order, its files, and names that look like something else."""
 
 import csv
 from collections.abc import Callable
@@ -24,7 +24,7 @@ def test_tags_are_ordered_by_category_then_count_then_name() -> None:
     given = [(5, 9), (1, 9), (3, 9), (4, 9), (0, 1), (0, 7), (9, 2)]
     tags = [Tag(-1, f"tag_{i}", category, count) for i, (category, count) in enumerate(given)]
     twin = Tag(-1, "a_twin", 0, 7)
-    ordered = vocabulary.select([*tags, twin], min_count=1)
+    ordered = vocabulary.ordered([*tags, twin])
     assert [tag.category for tag in ordered] == [9, 0, 0, 0, 4, 3, 1, 5]
     assert [tag.name for tag in ordered[1:4]] == ["a_twin", "tag_5", "tag_4"]
 
@@ -38,18 +38,6 @@ def test_categories_are_danboorus_in_the_order_promised() -> None:
         (1, "artist"),
         (5, "meta"),
     ]
-
-
-def test_tags_on_too_few_posts_are_left_out() -> None:
-    tags = [Tag(-1, "rare", 0, 4), Tag(-1, "enough", 0, 5)]
-    assert vocabulary.select(tags, min_count=5) == [tags[1]]
-
-
-def test_a_vocabulary_without_tags_is_refused_with_the_highest_count() -> None:
-    with pytest.raises(TaggerError, match=r"on 9 posts, the most common one is on 4"):
-        vocabulary.select([Tag(-1, "rare", 0, 4)], min_count=9)
-    with pytest.raises(TaggerError, match="No tag"):
-        vocabulary.select([], min_count=0)
 
 
 def test_awkward_names_survive_writing_and_reading(tmp_path: Path) -> None:
@@ -79,26 +67,63 @@ def test_files_are_rfc_4180_with_line_feeds(tmp_path: Path) -> None:
 
 
 def test_selected_tags_need_names_only(write: Write) -> None:
-    path = write("selected_tags.csv", "name\nlong_hair\nnull\nnan\n")
-    chosen = vocabulary.read_selected(path, min_count=20)
-    assert [tag.name for tag in chosen] == ["long_hair", "null", "nan"]
-    assert {(tag.tag_id, tag.category) for tag in chosen} == {(-1, -1)}
+    chosen = vocabulary.read_selected(write("selected_tags.csv", "name\nlong_hair\nnull\nnan\n"))
+    assert chosen == {name: Tag(-1, name, -1, -1) for name in ("long_hair", "null", "nan")}
+
+
+def test_what_a_row_of_selected_tags_does_not_give_is_unknown(write: Write) -> None:
+    rows = "count,name,tag_id\n,a,5\n7,b,\n0,c,\n1e3,d,\n"
+    chosen = vocabulary.read_selected(write("selected_tags.csv", rows))
+    assert list(chosen.values()) == [
+        Tag(5, "a", -1, -1),
+        Tag(-1, "b", -1, 7),
+        Tag(-1, "c", -1, 0),
+        Tag(-1, "d", -1, 1000),
+    ]
 
 
 @pytest.mark.parametrize("mark", ["", "\ufeff"])
 @pytest.mark.parametrize("end", ["\n", "\r\n"])
 def test_selected_tags_of_wd14_are_read(write: Write, mark: str, end: str) -> None:
     rows = ["tag_id,name,category,count", "9999999,general,9,807858", "470575,1girl,0,19", "", ""]
-    path = write("selected_tags.csv", mark + end.join(rows))
-    chosen = vocabulary.read_selected(path, min_count=20)
-    assert chosen == [Tag(9999999, "general", 9, 807858)]
+    chosen = vocabulary.read_selected(write("selected_tags.csv", mark + end.join(rows)))
+    assert chosen == {
+        "general": Tag(9999999, "general", 9, 807858),
+        "1girl": Tag(470575, "1girl", 0, 19),
+    }
+
+
+def test_a_vocabulary_written_can_be_the_selection_of_another(tmp_path: Path) -> None:
+    tags = [Tag(i, name, 0, 1) for i, name in enumerate(map(str.lower, AWKWARD))]
+    vocabulary.write(tags, tmp_path / "vocabulary.csv")
+    assert vocabulary.read_selected(tmp_path / "vocabulary.csv") == {tag.name: tag for tag in tags}
+
+
+SPELLED = [
+    ("long_hair", "long_hair"),
+    ("Long Hair", "long_hair"),
+    ("  LONG \t hair ", "long_hair"),
+    ("saber \\(fate\\)", "saber_(fate)"),
+    ("初音 ミク", "初音_ミク"),
+    (":D", ":d"),
+    ("\\o/", "\\o/"),
+]
+
+
+@pytest.mark.parametrize(("spelled", "name"), SPELLED)
+def test_a_tag_has_one_name_however_it_is_spelled(write: Write, spelled: str, name: str) -> None:
+    assert vocabulary.normal(spelled) == name
+    assert vocabulary.normal(name) == name
+    assert list(vocabulary.read_selected(write("selected_tags.csv", f"name\n{spelled}\n"))) == [
+        name
+    ]
 
 
 @pytest.mark.parametrize(
     ("text", "told"),
     [
         ("name,count\na,50\nb,50\na,60\n", "line 4 repeats the tag 'a'"),
-        ("name,count\na,5\nb,50\na,60\n", "line 4 repeats the tag 'a'"),
+        ("name\nlong_hair\nLong Hair\n", "line 3 repeats the tag 'long_hair'"),
         ("tag,count\na,50\n", "line 2 has no 'name'"),
         ("name,count\n,50\n", "line 2 has no 'name'"),
         ("name,count\na,many\n", "line 2: .*many"),
@@ -112,32 +137,31 @@ def test_mistakes_in_selected_tags_are_told_with_their_line(
 ) -> None:
     path = write("selected_tags.csv", text)
     with pytest.raises(TaggerError, match=rf"selected_tags\.csv: {told}"):
-        vocabulary.read_selected(path, min_count=20)
+        vocabulary.read_selected(path)
+
+
+def test_the_line_told_is_that_of_the_file(write: Write) -> None:
+    path = write("selected_tags.csv", "name,category\na,0\n\n\nb,x\n")
+    with pytest.raises(TaggerError, match=r"selected_tags\.csv: line 5: .*'x'"):
+        vocabulary.read_selected(path)
+
+
+def test_a_name_of_blanks_is_no_name(write: Write) -> None:
+    with pytest.raises(TaggerError, match=r"selected_tags\.csv: line 3 has no 'name'"):
+        vocabulary.read_selected(write("selected_tags.csv", "name,count\na,1\n  ,2\n"))
+
+
+@pytest.mark.parametrize("text", ["", "tag_id,count\n"])
+def test_a_selection_without_the_column_of_names_is_refused(write: Write, text: str) -> None:
+    with pytest.raises(TaggerError, match=r"selected_tags\.csv.*(name|is empty)"):
+        vocabulary.read_selected(write("selected_tags.csv", text))
 
 
 def test_a_missing_or_unreadable_selection_is_refused(write: Write, tmp_path: Path) -> None:
     with pytest.raises(TaggerError, match=r"there is no file .*none\.csv"):
-        vocabulary.read_selected(tmp_path / "none.csv", min_count=0)
-    with pytest.raises(TaggerError, match="must be a CSV in UTF-8"):
-        vocabulary.read_selected(write("latin.csv", b"name\ncaf\xe9\n"), min_count=0)
-
-
-def test_wanted_tags_that_no_post_has_are_named() -> None:
-    seen = [Tag(7, "long_hair", 0, 30), Tag(-2, "miku", 4, 10), Tag(-3, "gone", 0, 0)]
-    wanted = [Tag(-1, name, -1, 0) for name in ("miku", "hatsune", "long_hair", "gone")]
-    found, unknown = vocabulary.match(wanted, seen)
-    assert found == [seen[0], seen[1]]
-    assert unknown == ["hatsune", "gone"]
-
-
-def test_wanted_ids_and_categories_win_over_seen_ones() -> None:
-    found, _ = vocabulary.match([Tag(5, "miku", 4, 99)], [Tag(-1, "miku", 0, 10)])
-    assert found == [Tag(5, "miku", 4, 10)]
-
-
-def test_a_selection_that_no_post_has_is_refused() -> None:
-    with pytest.raises(TaggerError, match="No post has one of the 1 tags wanted"):
-        vocabulary.match([Tag(-1, "miku", 4, 9)], [Tag(-1, "long_hair", 0, 10)])
+        vocabulary.read_selected(tmp_path / "none.csv")
+    with pytest.raises(TaggerError, match="cannot be read: .utf-8. codec"):
+        vocabulary.read_selected(write("latin.csv", b"name\ncaf\xe9\n"))
 
 
 def test_categories_are_counted_by_name() -> None:

@@ -1,5 +1,6 @@
 """Which tags a model learns: those seen that pass the limits; each of the others has its reason."""
 
+import math
 from collections import Counter
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -7,7 +8,7 @@ from typing import Any
 
 from tagger import params
 from tagger.errors import TaggerError
-from tagger.vocabulary import CATEGORIES, UNKNOWN, Tag, matches, normal, ordered
+from tagger.vocabulary import CATEGORIES, Tag, matches, normal, ordered
 
 # Why a tag is not learnt, in the order of asking.
 NOT_LISTED = "not in the list"
@@ -46,10 +47,10 @@ def select(
     }
     passed = [tag for tag in tags if not reasons[tag.name]]
     passed.sort(key=lambda tag: (tag.name not in included, -tag.count, tag.name))
-    reasons |= {tag.name: MAXIMUM for tag in _beyond(passed, p) if tag.name not in included}
+    reasons |= {tag.name: MAXIMUM for tag in _beyond(passed, p, included)}
     kept = [tag for tag in passed if not reasons[tag.name]]
     if not kept:
-        raise TaggerError(_nothing_left(tags, Counter(reasons.values()), p))
+        raise TaggerError(_nothing_left(tags, Counter(reasons.values())))
     return Selection(
         kept=ordered(kept),
         dropped=[(tag, reasons[tag.name]) for tag in ordered(tags) if reasons[tag.name]],
@@ -77,8 +78,8 @@ def outcome(found: Selection) -> list[tuple[Any, ...]]:
 def _merged(seen: Tag, listed: Tag | None) -> Tag:
     if listed is None:
         return seen
-    tag_id = seen.tag_id if listed.tag_id == UNKNOWN else listed.tag_id
-    category = seen.category if listed.category == UNKNOWN else listed.category
+    tag_id = seen.tag_id if listed.tag_id < 0 else listed.tag_id
+    category = seen.category if listed.category < 0 else listed.category
     return seen._replace(tag_id=tag_id, category=category)
 
 
@@ -94,7 +95,7 @@ def _reason(
     if tag.name in excluded:
         return EXCLUDED
     count = tag.count if listed is None else listed[tag.name].count
-    return COUNT if count != UNKNOWN and count < p.min_counts.get(category, p.min_count) else ""
+    return COUNT if 0 <= count < p.min_counts.get(category, p.min_count) else ""
 
 
 def _matching(globs: Sequence[str], names: Mapping[str, Tag]) -> set[str]:
@@ -102,21 +103,24 @@ def _matching(globs: Sequence[str], names: Mapping[str, Tag]) -> set[str]:
     return {name for name in names if any(matches(name, one) for one in patterns)}
 
 
-def _beyond(tags: Iterable[Tag], p: params.Vocabulary) -> Iterator[Tag]:
+def _beyond(tags: Iterable[Tag], p: params.Vocabulary, included: Container[str]) -> Iterator[Tag]:
     """Yield the tags that are beyond what there may be, of their category or overall."""
     taken: Counter[int] = Counter()
     for tag in tags:
-        of_category = p.max_tags_of.get(CATEGORIES[tag.category])
-        if taken[tag.category] == of_category or taken.total() == p.max_tags:
+        of_category = p.max_tags_of.get(CATEGORIES[tag.category], math.inf)
+        overall = math.inf if p.max_tags is None else p.max_tags
+        full = taken[tag.category] >= of_category or taken.total() >= overall
+        if full and tag.name not in included:
             yield tag
         else:
             taken[tag.category] += 1
 
 
-def _nothing_left(tags: Sequence[Tag], reasons: Counter[str], p: params.Vocabulary) -> str:
-    told = ", ".join(f"{count:,} {reason}" for reason, count in reasons.most_common())
+def _nothing_left(tags: Sequence[Tag], reasons: Counter[str]) -> str:
+    ranked = sorted(reasons.items(), key=lambda item: (-item[1], item[0]))
+    told = ", ".join(f"{count:,} {why}" for why, count in ranked)
     most = max((tag.count for tag in tags), default=0)
     return (
         f"No tag is left of {len(tags):,} ({told or 'there was none'}); the most common one is on "
-        f"{most:,} posts. Lower vocabulary.min_count ({p.min_count:,}) or bring more pictures."
+        f"{most:,} posts. Loosen the limits under vocabulary, or bring more pictures."
     )

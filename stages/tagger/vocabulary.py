@@ -4,9 +4,9 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
-from tagger import files
+from tagger import files, records
 from tagger.errors import TaggerError
 
 Category = Literal["rating", "general", "character", "copyright", "artist", "meta"]
@@ -59,40 +59,39 @@ def write(tags: Sequence[Tag], path: Path) -> None:
 
 def read(path: Path) -> list[Tag]:
     """Return a vocabulary as `write` left it."""
-    return [_parse(row, path, number) for number, row in _numbered(files.require(path))]
+    return [_parse(row, place) for place, row in records.rows(files.require(path))]
 
 
 def read_selected(path: Path) -> dict[str, Tag]:
     """Return the tags of a selected_tags.csv by name, in lower_snake_case.
 
-    Only the column `name` is required. An id, category or count that is not given is UNKNOWN.
+    Only the column `name` is required. An id, category or count that is not given is below 0.
     Raises TaggerError for a missing file or column, a value that is no number, a tag given twice.
     """
     if not path.is_file():
         raise TaggerError(f"vocabulary.source: there is no file {path}.")
     tags: dict[str, Tag] = {}
-    nothing = dict.fromkeys(("tag_id", "category", "count"), str(UNKNOWN))
-    for number, row in _numbered(path):
-        tag = _parse(nothing | row, path, number)
+    nothing = dict.fromkeys(("tag_id", "category", "count"), UNKNOWN)
+    for place, row in records.rows(path):
+        tag = _parse(nothing | {k: v for k, v in row.items() if v not in ("", None)}, place)
         name = normal(tag.name)
+        if not name:
+            raise TaggerError(f"{place} has no 'name'.")
         if name in tags:
-            raise TaggerError(f"{path}: line {number} repeats the tag {name!r}. Remove one.")
+            raise TaggerError(f"{place} repeats the tag {name!r}. Remove one.")
         tags[name] = tag._replace(name=name)
+    if not tags:
+        raise TaggerError(f"{path} lists no tags. It must have a column 'name'.")
     return tags
 
 
-def _numbered(path: Path) -> Iterable[tuple[int, dict[str, str]]]:
-    rows = files.read_csv(path)
-    return enumerate(({k: v for k, v in row.items() if v != ""} for row in rows), start=2)
-
-
-def _parse(row: Mapping[str, str], path: Path, number: int) -> Tag:
+def _parse(row: Mapping[str, Any], place: str) -> Tag:
     try:
-        category = int(row["category"])
-        if category not in (*CATEGORIES, UNKNOWN):
-            raise TaggerError(f"{path}: line {number} has the unknown category {category}.")
-        return Tag(int(row["tag_id"]), row["name"], category, int(float(row["count"])))
+        category, name = int(row["category"]), str(row["name"])
+        if category not in CATEGORIES and category != UNKNOWN:
+            raise TaggerError(f"{place} has the unknown category {category}.")
+        return Tag(int(row["tag_id"]), name, category, int(float(row["count"])))
     except KeyError as error:
-        raise TaggerError(f"{path}: line {number} has no {error.args[0]!r}.") from None
-    except (ValueError, OverflowError) as error:
-        raise TaggerError(f"{path}: line {number}: {error}.") from None
+        raise TaggerError(f"{place} has no {error.args[0]!r}.") from None
+    except (TypeError, ValueError, OverflowError) as error:
+        raise TaggerError(f"{place}: {error}.") from None
