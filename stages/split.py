@@ -55,7 +55,8 @@ def report(
     """Write and tell how even the parts are, beside parts drawn at random."""
     sizes = balance.sizes(parts, len(PARTS))
     wanted = sizes / sizes.sum() if p.method == "given" else p.proportions
-    by_chance = split.random(labels, wanted, groups=found.groups, seed=seed)
+    kept = None if p.method == "given" else found.groups
+    by_chance = split.random(labels, wanted, groups=kept, seed=seed)
     even, chance = (balance.measure(some, labels, wanted) for some in (parts, by_chance))
     numbers = balance.numbers(even, chance, tags, PARTS)
     groups = balance.of_groups(parts, found.groups)

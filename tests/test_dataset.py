@@ -185,11 +185,11 @@ def test_parts_of_the_split_are_read_with_their_own_rows(tmp_path: Path) -> None
     rows.append({"id": "4", "file": "x", "shard": "a.tar", "offset": 9, "size": 7, "tags": [0]})
     posts.write(pa.Table.from_pylist(rows, schema=posts.SCHEMA), tmp_path / "posts")
     posts.write_tags(tags, tmp_path / "tags")
-    vocabulary.write(tags[::-1], tmp_path / "vocabulary")
+    vocabulary.write(tags[::-1], tmp_path / "vocabulary.csv")
     parts = np.array([0, 2, 0, 1, 0], dtype=np.int8)
     posts.write_split(pa.chunked_array([[str(i) for i in range(5)]]), parts, tmp_path / "split")
     read, by_name = dataset.read(
-        *(tmp_path / name for name in ("posts", "tags", "vocabulary", "split"))
+        *(tmp_path / name for name in ("posts", "tags", "vocabulary.csv", "split"))
     )
     assert read == tags[::-1]
     assert list(by_name["train"].places) == [

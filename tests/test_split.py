@@ -1,169 +1,222 @@
-"""A split deals out every post once, whole groups together, and tags in their proportions."""
+"""Ways to part by tags, side by side: how even each is, and what each refuses."""
 
-import warnings
-from collections.abc import Iterator
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from iterstrat.ml_stratifiers import MultilabelStratifiedShuffleSplit
 from scipy.sparse import csr_array
 
 from tagger import split
 from tagger.errors import TaggerError
 from tagger.posts import PARTS
+from tagger.split import Labels, Parts
+
+Bools = npt.NDArray[np.bool_]
 
 SHARES = (0.8, 0.1, 0.1)
-Groups = npt.NDArray[np.int64]
+SEEDS = range(3)
 
 
-@st.composite
-def matrices(draw: st.DrawFn) -> tuple[csr_array, Groups]:
-    """Draw labels, (posts, tags), some posts without any, and a group for each post."""
-    posts, tags = draw(st.integers(1, 40)), draw(st.integers(1, 8))
-    random = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
-    labels = random.random((posts, tags)) < draw(st.floats(0, 0.7))
-    groups = random.integers(-3, draw(st.integers(-2, 40)), posts)
-    return csr_array(labels.astype(np.float32)), groups
+def zipf(posts: int, tags: int) -> Labels:
+    """Return labels whose counts fall as Zipf's law has it."""
+    frequencies = 0.9 / np.arange(1, tags + 1) ** 0.8
+    return csr_array(np.random.default_rng(0).random((posts, tags)) < frequencies)
 
 
-@st.composite
-def shares(draw: st.DrawFn) -> list[float]:
-    weights = np.array([draw(st.integers(1, 9)) for _ in PARTS], dtype=np.float64)
-    return list(weights / weights.sum())
+def deviation(parts: Parts, labels: Bools, shares: Any = SHARES) -> float:
+    """Return the mean distance of a tag's share in a part from the one wanted."""
+    counts = np.stack([labels[parts == part].sum(axis=0) for part in range(len(shares))])
+    return float(np.abs(counts / counts.sum(axis=0) - np.array(shares)[:, None]).mean())
+
+
+def mean(way: Callable[[int], Parts], labels: Bools, shares: Any = SHARES) -> float:
+    """Return the mean deviation over some seeds."""
+    return float(np.mean([deviation(way(seed), labels, shares) for seed in SEEDS]))
 
 
 @pytest.fixture(scope="module")
-def zipf() -> csr_array:
-    """400 posts with 60 tags whose counts fall as Zipf's law has it."""
-    random = np.random.default_rng(0)
-    frequencies = 0.9 / np.arange(1, 61) ** 0.8
-    return csr_array((random.random((400, 60)) < frequencies).astype(np.float32))
+def large() -> Labels:
+    return zipf(2000, 100)
 
 
-@pytest.fixture
-def old_scikit_multilearn() -> Iterator[None]:
-    """scikit-multilearn builds its sparse rows by ways that SciPy calls inefficient."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
+def test_stratified_is_evener_than_scikit_multilearn_and_chance(large: Labels) -> None:
+    labels = large.toarray()
+    ours = mean(lambda seed: split.stratified(large, SHARES, seed=seed), labels)
+    reference = mean(lambda seed: split.iterative(large, SHARES, seed=seed), labels)
+    chance = mean(lambda seed: split.random(large, SHARES, seed=seed), labels)
+    assert ours <= reference
+    assert ours < chance / 3
 
 
-def deviation(parts: split.Parts, labels: csr_array) -> float:
-    report = split.report(parts, labels, PARTS)
-    return float(np.mean([report[part]["mean_deviation"] for part in PARTS]))
+@pytest.mark.parametrize("share", [0.1, 0.3])
+def test_stratified_is_evener_than_iterative_stratification(large: Labels, share: float) -> None:
+    labels, shares = large.toarray(), (1 - share, share)
+
+    def reference(seed: int) -> Parts:
+        parts = np.zeros(len(labels), dtype=np.int8)
+        way = MultilabelStratifiedShuffleSplit(1, test_size=share, random_state=seed)
+        parts[next(way.split(labels, labels))[1]] = 1
+        return parts
+
+    ours = mean(lambda seed: split.stratified(large, shares, seed=seed), labels, shares)
+    assert ours <= mean(reference, labels, shares)
 
 
-@pytest.mark.parametrize("method", ["stratified", "random"])
-@settings(max_examples=60, deadline=None)
-@given(matrices(), shares(), st.integers(0, 99))
-def test_every_post_is_in_one_part_and_no_group_is_parted(
-    method: str, drawn: tuple[csr_array, Groups], proportions: list[float], seed: int
-) -> None:
-    labels, groups = drawn
-    parts = split.METHODS[method](labels, proportions, groups=groups, seed=seed)
-    again = split.METHODS[method](labels, proportions, groups=groups, seed=seed)
-    assert parts.shape == (labels.shape[0],)
-    assert set(parts) <= {0, 1, 2}
-    assert np.array_equal(parts, again)
+def test_stratified_sizes_are_exact_and_no_frequent_tag_is_missing(large: Labels) -> None:
+    assert large.sum(axis=0).min() >= 30
+    for seed in SEEDS:
+        parts = split.stratified(large, SHARES, seed=seed)
+        assert np.bincount(parts).tolist() == [1600, 200, 200]
+        for part in range(3):
+            assert large[parts == part].sum(axis=0).min() > 0
+
+
+def test_order_two_evens_out_pairs_of_tags() -> None:
+    labels = zipf(600, 40)
+    single = labels.toarray()
+    one, two = np.triu_indices(40, 1)
+    pairs = single[:, one] & single[:, two]
+    pairs = pairs[:, pairs.sum(axis=0) >= 10]  # enough for the smallest part to have one
+    assert pairs.shape[1] > 100
+    ours = mean(lambda seed: split.stratified(labels, SHARES, seed=seed, order=2), pairs)
+    single_tags = mean(lambda seed: split.stratified(labels, SHARES, seed=seed), pairs)
+    reference = mean(lambda seed: split.iterative(labels, SHARES, seed=seed, order=2), pairs)
+    assert ours < 0.8 * single_tags
+    assert ours < 0.8 * reference
+
+
+def test_stratified_with_groups_is_evener_than_chance() -> None:
+    labels = zipf(400, 60)
+    groups = np.random.default_rng(1).integers(0, 150, 400)
+
+    def of(method: Callable[..., Parts]) -> float:
+        return mean(lambda seed: method(labels, SHARES, groups=groups, seed=seed), labels.toarray())
+
+    assert of(split.stratified) < 0.8 * of(split.random)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 999), st.sampled_from(["random", "iterative"]), st.integers(2, 4))
+def test_the_others_part_no_group_and_lose_no_post(seed: int, method: str, count: int) -> None:
+    random = np.random.default_rng(seed)
+    posts = int(random.integers(count, 40))
+    labels = csr_array(random.random((posts, 5)) < 0.4)
+    groups = random.permutation([*range(count), *random.integers(0, 20, posts - count)])
+    parts = getattr(split, method)(labels, [1 / count] * count, groups=groups, seed=seed)
+    assert parts.shape == (posts,)
+    assert set(parts.tolist()) <= set(range(count))
     for group in np.unique(groups):
         assert len(set(parts[groups == group])) == 1
 
 
-@pytest.mark.parametrize("method", split.METHODS)
-def test_sizes_are_near_those_asked_for(
-    zipf: csr_array, method: str, old_scikit_multilearn: None
+@pytest.mark.parametrize("method", [split.random, split.iterative])
+@pytest.mark.parametrize("grouped", [False, True])
+def test_the_others_come_near_the_sizes_and_follow_the_seed(
+    method: Callable[..., Parts], grouped: bool
 ) -> None:
-    parts = split.METHODS[method](zipf, SHARES, seed=3)
-    assert np.bincount(parts) / len(parts) == pytest.approx(SHARES, abs=0.03)
-
-
-@pytest.mark.parametrize("method", split.METHODS)
-def test_the_seed_decides(zipf: csr_array, method: str, old_scikit_multilearn: None) -> None:
-    labels = zipf[:120]
-    first, again, other = (split.METHODS[method](labels, SHARES, seed=seed) for seed in (1, 1, 2))
+    groups = np.random.default_rng(2).integers(0, 300, 400) if grouped else None
+    labels = zipf(400, 20)
+    first, again, other = (
+        method(labels, SHARES, groups=groups, seed=seed) for seed in (1, 1, 2**32 - 1)
+    )
     assert np.array_equal(first, again)
     assert not np.array_equal(first, other)
+    assert np.bincount(first) / 400 == pytest.approx(SHARES, abs=0.04)
 
 
-def test_the_reference_leaves_the_global_generator_as_it_was(
-    zipf: csr_array, old_scikit_multilearn: None
-) -> None:
+def test_random_looks_at_no_tag_and_fills_parts_to_the_post() -> None:
+    one, other = zipf(1000, 5), csr_array((1000, 1))
+    assert np.array_equal(split.random(one, SHARES, seed=3), split.random(other, SHARES, seed=3))
+    assert np.bincount(split.random(other, SHARES)).tolist() == [800, 100, 100]
+
+
+def test_the_reference_leaves_the_global_generator_as_it_was() -> None:
     np.random.seed(5)
     expected = np.random.random()
     np.random.seed(5)
-    split.iterative(zipf[:50], SHARES, seed=1)
+    split.iterative(zipf(50, 10), SHARES, seed=1)
     assert np.random.random() == expected
 
 
-def test_stratified_is_as_even_as_the_reference_and_evener_than_chance(
-    zipf: csr_array, old_scikit_multilearn: None
+METHODS = pytest.mark.parametrize("method", [split.stratified, split.iterative, split.random])
+EYE: Labels = csr_array(np.eye(9, dtype=np.bool_))
+
+
+@METHODS
+@pytest.mark.parametrize(
+    ("shares", "reason"),
+    [
+        ((0.8, 0.1), "sum to 0.9, not 1"),
+        ((0.8, 0.1, 0.2), "sum to 1.1, not 1"),
+        ((1.0, 0.0), "1 to 127, all above 0"),
+        ((1.1, -0.1), "1 to 127, all above 0"),
+        ((), "1 to 127, all above 0"),
+        ((1 / 128,) * 128, "1 to 127, all above 0"),
+        ((0.1,) * 10, "9 groups of posts cannot fill 10 parts"),
+    ],
+)
+def test_proportions_that_cannot_be_are_refused(
+    method: Callable[..., Parts], shares: tuple[float, ...], reason: str
 ) -> None:
-    reference = deviation(split.iterative(zipf, SHARES, seed=0), zipf)
-    ours = np.mean([deviation(split.stratified(zipf, SHARES, seed=s), zipf) for s in range(5)])
-    chance = np.mean([deviation(split.random(zipf, SHARES, seed=s), zipf) for s in range(5)])
-    assert ours <= reference * 1.05
-    assert ours < chance / 2
+    assert_refused(lambda: method(EYE, shares), reason)
 
 
-def test_stratified_with_groups_keeps_sizes_and_is_evener_than_chance(zipf: csr_array) -> None:
-    groups = np.random.default_rng(1).integers(0, 150, zipf.shape[0])
-    ours, chance = (
-        [method(zipf, SHARES, groups=groups, seed=seed) for seed in range(5)]
-        for method in (split.stratified, split.random)
-    )
-    for parts in ours:
-        assert np.bincount(parts) / len(parts) == pytest.approx(SHARES, abs=0.03)
-    assert np.mean([deviation(parts, zipf) for parts in ours]) < 0.8 * np.mean(
-        [deviation(parts, zipf) for parts in chance]
-    )
+def test_so_many_parts_as_a_byte_counts_are_filled() -> None:
+    parts = split.stratified(csr_array(np.ones((127, 1))), (1 / 127,) * 127)
+    assert sorted(parts.tolist()) == list(range(127))
 
 
-def test_a_tag_on_ten_posts_is_dealt_out_in_its_proportions() -> None:
-    labels = csr_array(np.eye(5, dtype=np.float32).repeat(10, axis=0))
-    parts = split.stratified(labels, SHARES, seed=0)
-    for tag in range(5):
-        members = labels.toarray()[:, tag] > 0
-        assert np.bincount(parts[members], minlength=3).tolist() == [8, 1, 1]
+@METHODS
+@pytest.mark.parametrize(
+    ("groups", "reason"),
+    [
+        ([0, 0, 0, 0, 1, 1, 1, 1, 1], "2 groups of posts cannot fill 3 parts"),
+        (range(8), "8 groups are given for 9 posts"),
+        ([[0], [1]], "2 groups are given for 9 posts"),
+    ],
+)
+def test_groups_that_do_not_fit_are_refused(
+    method: Callable[..., Parts], groups: Any, reason: str
+) -> None:
+    assert_refused(lambda: method(EYE, SHARES, groups=np.array(groups)), reason)
 
 
-def test_a_tag_on_one_post_is_learnt_where_there_is_room() -> None:
-    labels = csr_array(np.eye(10, 8, dtype=np.float32))  # two posts have no tag
-    assert set(split.stratified(labels, SHARES, seed=0)[:8]) == {0}
+@METHODS
+def test_labels_that_cannot_be_are_refused(method: Callable[..., Parts]) -> None:
+    assert_refused(lambda: method(csr_array((9, 0)), SHARES), "vocabulary is empty")
+    assert_refused(lambda: method(csr_array((0, 9)), SHARES), "0 groups of posts cannot fill 3")
+    labels = EYE.copy()
+    for tag in (9, -1):
+        labels.indices[4] = tag
+        assert_refused(lambda: method(labels, SHARES), "out of range: there are 9")
 
 
-def test_parts_have_the_sizes_asked_for() -> None:
-    labels = csr_array(np.random.default_rng(0).random((1000, 40)) < 0.1)
-    parts = split.stratified(labels, SHARES, seed=0)
-    assert np.bincount(parts).tolist() == [800, 100, 100]
+def test_too_many_pairs_are_refused_with_their_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    labels = csr_array(np.ones((5, 4)))  # six pairs on each post
+    monkeypatch.setattr(split, "_MOST_PAIRS", 30)
+    split.stratified(labels, SHARES, order=2)
+    monkeypatch.setattr(split, "_MOST_PAIRS", 29)
+    split.stratified(labels, SHARES)
+    assert_refused(lambda: split.stratified(labels, SHARES, order=2), "30 pairs .* 1.8 kB")
 
 
-def test_posts_without_tags_are_dealt_out_by_size() -> None:
-    parts = split.stratified(csr_array(np.zeros((100, 3), dtype=np.float32)), SHARES, seed=0)
-    assert np.bincount(parts).tolist() == [80, 10, 10]
+def test_the_reference_refuses_what_would_take_hours(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(split, "_MOST_LABELS", 9)
+    split.iterative(EYE, SHARES)
+    monkeypatch.setattr(split, "_MOST_LABELS", 8)
+    assert_refused(lambda: split.iterative(EYE, SHARES), "9 labels .* 1.3 kB.*Use stratified")
 
 
-def test_one_large_group_goes_to_training() -> None:
-    labels = csr_array(np.ones((20, 2), dtype=np.float32))
-    groups = np.array([0] * 14 + list(range(1, 7)))
-    for method in ("stratified", "random"):
-        parts = split.METHODS[method](labels, SHARES, groups=groups, seed=4)
-        assert set(parts[:14]) == {0}
-
-
-def test_the_report_tells_sizes_and_deviations_by_hand() -> None:
-    labels = csr_array(np.array([[1, 0], [1, 0], [1, 1], [1, 0]], dtype=np.float32))
-    parts = np.array([0, 0, 1, 2], dtype=np.int8)
-    report = split.report(parts, labels, PARTS)
-    assert report["posts"] == 4
-    assert report["train"] == {
-        "posts": 2,
-        "tags_without_post": 1,
-        "mean_deviation": 0.25,  # none of the second tag, a half expected
-        "worst_deviation": 0.5,
-    }
-    assert report["validation"]["worst_deviation"] == 0.75
+def assert_refused(call: Callable[[], Any], reason: str) -> None:
+    """The mistake is told in one line."""
+    with pytest.raises(TaggerError, match=reason) as told:
+        call()
+    assert "\n" not in str(told.value)
 
 
 def test_a_part_without_posts_or_without_tags_is_refused() -> None:

@@ -79,7 +79,7 @@ def given(
                     f"split.given: {place} has no {column!r}.{did_you_mean(column, row)} "
                     f"split.{key} must be one of {', '.join(row)}."
                 )
-        post, part = str(row[id_column]), str(row[split_column])
+        post, part = _text(row[id_column]), str(row[split_column])
         if part not in names:
             hint = did_you_mean(part, names)
             raise TaggerError(
@@ -98,9 +98,14 @@ def given(
     return parts
 
 
+def _text(value: object) -> str:
+    """Return an id as a text, a whole number without what a column of floats adds to it."""
+    return str(int(value) if isinstance(value, float) and value.is_integer() else value)
+
+
 def _share(places: npt.NDArray[np.float64], proportions: Sequence[float]) -> Parts:
     """Return the parts of posts from their places, 0 to 1."""
-    edges = np.cumsum(proportions)[:-1].round(9)  # so that 0.8 + 0.1 is 0.9
+    edges = np.cumsum(proportions)[:-1]
     return np.searchsorted(edges, places, side="right").astype(np.int8)
 
 

@@ -1,8 +1,13 @@
 """Loops over labels, compiled where there are many."""
 
+import os
+import sys
 from collections.abc import Callable
 from functools import cache
+from pathlib import Path
 from typing import TypeVar, cast
+
+from tagger import files
 
 F = TypeVar("F", bound=Callable[..., object])
 
@@ -17,7 +22,21 @@ def fast(function: F, steps: int) -> F:
 
 @cache
 def always(function: F) -> F:
-    """Return a function that does the same, compiled at its first call."""
-    from numba import njit  # takes a while to load
+    """Return a function that does the same, compiled at its first call on this machine."""
+    from numba import config, njit  # takes a while to load
 
+    folder = Path(__file__).parent / "__pycache__"
+    if os.access(folder, os.W_OK):
+        config.CACHE_DIR = str(folder / f"compiled-{_digest(function)}")
     return cast(F, njit(cache=True, nogil=True)(function))
+
+
+def _digest(function: F) -> str:
+    """Return a digest of the sources of a function and of those it calls.
+
+    numba's own cache looks at the first alone: it would not see a change of the others.
+    """
+    used = [getattr(value, "__module__", None) or "" for value in function.__globals__.values()]
+    ours = {name for name in (function.__module__, *used) if name.startswith(__package__)}
+    paths = sorted(str(sys.modules[name].__file__) for name in ours)
+    return files.digest(b"".join(Path(path).read_bytes() for path in paths)).hex()[:16]

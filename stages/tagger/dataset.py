@@ -212,8 +212,11 @@ def to_device(batch: Batch, device: torch.device, prepared: Preprocess) -> tuple
     The pixels are those of `Preprocess.normalise`, to the bit, in the layout that convolutions
     prefer. Divisors are tensors, since CUDA multiplies by the inverse of a plain number.
     """
+    targets = batch.targets.to(device, non_blocking=True).float()
+    if device.type == "cpu":
+        inputs = prepared.for_many().normalise(batch.pixels.numpy(), channels_last=True)
+        return torch.from_numpy(inputs), targets
     constants = torch.tensor([(255.0,) * 3, prepared.mean, prepared.std], device=device)
     scale, mean, std = constants.view(3, 1, 3, 1, 1)
     pixels = batch.pixels.to(device, non_blocking=True).permute(0, 3, 1, 2).float()
-    pixels.div_(scale).sub_(mean).div_(std)
-    return pixels, batch.targets.to(device, non_blocking=True).float()
+    return pixels.div_(scale).sub_(mean).div_(std), targets

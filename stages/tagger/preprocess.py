@@ -4,7 +4,7 @@
 dghs-imgutils reads.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -14,12 +14,13 @@ import numpy.typing as npt
 from PIL import Image
 
 from tagger import files, resize
+from tagger.compiled import always
 from tagger.errors import TaggerError
 from tagger.images import WHITE
-from tagger.resize import Pixels
+from tagger.resize import Pixels, by_pillow, compiled
 
 Triple = tuple[float, float, float]
-Resizer = Callable[[Image.Image, tuple[int, int], str], Pixels]
+Inputs = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -32,15 +33,15 @@ class Preprocess:
     interpolation: str = "bicubic"
     background: tuple[int, int, int] = (255, 255, 255)  # R, G, B, 0 to 255
     fitting: str = "pad"  # pad (the whole picture), crop (its middle) or stretch (out of shape)
-    resizer: Resizer = field(default=resize.by_pillow, compare=False, repr=False)
+    many: bool = field(default=False, compare=False, repr=False)  # by compiled loops
 
     def for_many(self) -> "Preprocess":
-        """Return what does the same, faster, once it has been compiled."""
-        return replace(self, resizer=resize.compiled)
+        """Return what does the same, to the bit, faster once its loops are compiled."""
+        return replace(self, many=True)
 
-    def __call__(self, image: Image.Image) -> npt.NDArray[np.float32]:
+    def __call__(self, image: Image.Image) -> Inputs:
         """Return the input for one RGB image: (3, size, size), float32, normalised."""
-        return self.normalise(self.fit(image))
+        return self.normalise(self.fit(image)[None])[0]
 
     def fit(self, image: Image.Image) -> Pixels:
         """Return an RGB image as a square, (size, size, 3)."""
@@ -50,7 +51,7 @@ class Preprocess:
             scale = self.size / longer(image.size)
             width, height = (max(1, round(side * scale)) for side in image.size)
             sides = (width, height)
-        resized = self.resizer(image, sides, self.interpolation)
+        resized = (compiled if self.many else by_pillow)(image, sides, self.interpolation)
         return resized if sides == (self.size, self.size) else self._centred(resized)
 
     def _centred(self, pixels: Pixels) -> Pixels:
@@ -64,15 +65,25 @@ class Preprocess:
         square[max(0, top) :, max(0, left) :][:rows, :columns] = inside
         return square
 
-    def normalise(self, pixels: Pixels) -> npt.NDArray[np.float32]:
-        """Return the input for squares: (..., size, size, 3) in, (..., 3, size, size) out."""
+    def normalise(self, squares: Pixels, *, channels_last: bool = False) -> Inputs:
+        """Return the input for some squares, (n, size, size, 3), as (n, 3, size, size).
+
+        channels_last: lay it out as (n, size, size, 3), which convolutions prefer
+        """
         mean, std = np.array([self.mean, self.std], dtype=np.float32)
-        planes = np.ascontiguousarray(np.moveaxis(pixels, -1, -3))
-        values = planes.astype(np.float32)
-        values /= np.float32(255)
-        values -= mean[:, None, None]
-        values /= std[:, None, None]
-        return values
+        values = np.arange(256, dtype=np.float32) / np.float32(255)
+        table = (values - mean[:, None]) / std[:, None]  # (3, 256)
+        count, height, width, _ = squares.shape
+        if channels_last:
+            inputs = np.moveaxis(np.empty((count, height, width, 3), np.float32), -1, 1)
+        else:
+            inputs = np.empty((count, 3, height, width), np.float32)
+        if self.many:
+            always(_look_up)(squares, table, inputs)
+        else:
+            for channel in range(3):
+                inputs[:, channel] = table[channel][squares[..., channel]]
+        return inputs
 
     def write(self, path: Path) -> None:
         stages = [*self._fitting(), {"type": "maybe_to_tensor"}]
@@ -89,6 +100,15 @@ class Preprocess:
             return [{"type": "resize", "size": square, "antialias": True} | how]
         resized: dict[str, Any] = {"type": "resize", "size": self.size, "antialias": True} | how
         return [resized, {"type": "center_crop", "size": square}]
+
+
+def _look_up(squares: Pixels, table: Inputs, inputs: Inputs) -> None:
+    for picture in range(squares.shape[0]):
+        for y in range(squares.shape[1]):
+            for channel in range(3):
+                for x in range(squares.shape[2]):
+                    value = squares[picture, y, x, channel]
+                    inputs[picture, channel, y, x] = table[channel, value]
 
 
 def from_config(

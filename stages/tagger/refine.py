@@ -16,7 +16,7 @@ Floats = Any
 
 _PASSES = 2  # over all groups; further ones gain little
 _ROUNDS = 3  # of giving parts the tags that they lack
-_LOSSES = (0.0, 0.1, 0.5, 1e300)  # to tags, that evening sizes may cost; below 1 none goes missing
+_LOSSES = (0.0, 0.1, 0.5)  # to tags, that evening sizes may cost; below 1 none goes missing
 _NONE = -1
 _LEAST = 1e-9  # gain that is more than rounding
 
@@ -38,9 +38,10 @@ def refine(
         _even_tags(starts, tags, sizes, wanted, inside, room, part_of)
     for loss in _LOSSES:
         _even_sizes(starts, tags, sizes, wanted, inside, room, part_of, loss)
+    _bound_sizes(starts, tags, sizes, wanted, inside, room, part_of)
     for _ in range(_ROUNDS):
         _spread(starts, tags, sizes, tag_starts, tag_groups, wanted, inside, room, part_of)
-        for loss in _LOSSES[:-1]:
+        for loss in _LOSSES:
             _even_sizes(starts, tags, sizes, wanted, inside, room, part_of, loss)
 
 
@@ -93,6 +94,33 @@ def _even_sizes(
                     best = part
         if best != here:
             _move(starts, tags, sizes, wanted, inside, room, part_of, group, best)
+
+
+@register_jitable
+def _bound_sizes(
+    starts: Ints,
+    tags: Ints,
+    sizes: Ints,
+    wanted: Floats,
+    inside: Ints,
+    room: Floats,
+    part_of: Ints,
+) -> None:
+    """Move groups from the fullest part to the emptiest until none is off by more than a group."""
+    largest = max(sizes)
+    while max(max(room), -min(room)) > largest + _LEAST:
+        full = 0
+        empty = 0
+        for part in range(1, len(room)):
+            if room[part] < room[full]:
+                full = part
+            if room[part] > room[empty]:
+                empty = part
+        chosen = _NONE
+        for group in range(len(part_of)):
+            if part_of[group] == full and (chosen == _NONE or sizes[group] > sizes[chosen]):
+                chosen = group
+        _move(starts, tags, sizes, wanted, inside, room, part_of, chosen, empty)
 
 
 @register_jitable

@@ -1,7 +1,8 @@
-"""Resize pictures as Pillow does, bit for bit, in a third of the time where there are many.
+"""Resize pictures, antialiased, first along columns and then along rows.
 
-Its filter is a sum of a few source pixels with weights of 22 bits, first along rows, then along
-columns. Here rows are taken by blocks, transposed, so that both sums run over whole vectors.
+By Pillow, or by loops that do the same, bit for bit, in a fifth of the time once they are compiled.
+Its filter is a sum of a few source pixels with weights of 22 bits. For the second step rows are
+taken by blocks, transposed, so that both sums run over whole vectors.
 https://github.com/python-pillow/Pillow/blob/main/src/libImaging/Resample.c
 """
 
@@ -36,25 +37,24 @@ class Weights(NamedTuple):
 
 
 def by_pillow(image: Image.Image, size: tuple[int, int], interpolation: str) -> Pixels:
-    """Return an RGB image at another width and height, antialiased."""
-    return np.asarray(image.resize(size, FILTERS[interpolation]))
+    """Return an RGB image at another width and height, (height, width, 3)."""
+    width, height = size
+    lower = image.resize((image.width, height), FILTERS[interpolation])
+    return np.asarray(lower.resize((width, height), FILTERS[interpolation]))
 
 
 def compiled(image: Image.Image, size: tuple[int, int], interpolation: str) -> Pixels:
     """Return the same as `by_pillow`; the first call takes a second or two."""
     pixels: Pixels = np.asarray(image)
     width, height = size
-    passes = [(_across, 1, width), (_down, 0, height)]
-    lower, narrower = image.height - height, image.width - width
-    if lower > max(0, 2 * narrower):  # as Pillow 13 does, to keep small what lies between
-        passes.reverse()
-    for run, axis, target in passes:
-        source = pixels.shape[axis]
-        if source != target:
-            shape = (height, pixels.shape[1], 3) if axis == 0 else (pixels.shape[0], width, 3)
-            resized = np.empty(shape, np.uint8)
-            always(run)(pixels, resized, *_weights(source, target, interpolation))
-            pixels = resized
+    if image.height != height:
+        lower = np.empty((height, image.width, 3), np.uint8)
+        always(_down)(pixels, lower, *_weights(image.height, height, interpolation))
+        pixels = lower
+    if image.width != width:
+        narrower = np.empty((height, width, 3), np.uint8)
+        always(_across)(pixels, narrower, *_weights(image.width, width, interpolation))
+        pixels = narrower
     return pixels
 
 

@@ -35,7 +35,8 @@ def stratified(
     labels: SciPy CSR array or matrix, (posts, tags), non-zero where a post has a tag
     proportions: share of the posts wanted in each part, summing to 1
     groups: (posts,), posts with the same number stay together; None: each post on its own
-    order: 2 evens out pairs of tags, too; Szymański and Kajdanowicz 2017,
+    order: 2 evens out pairs of tags, too, those on enough posts for each part, at some cost to
+        single tags; Szymański and Kajdanowicz 2017,
         https://proceedings.mlr.press/v74/szyma%C5%84ski17a.html
 
     The rarest tag left is dealt out first, each group to the part, of those not yet full, that
@@ -72,11 +73,13 @@ def iterative(
             f"{decimal(labels.nnz * _BYTES_OF_LABEL)}, and take hours. Use stratified: the same in "
             "seconds."
         )
+    if len(proportions) == 1:
+        return np.zeros(labels.shape[0], dtype=np.int8)
     from skmultilearn.model_selection import IterativeStratification
 
     labels = _by_group(labels, group_of)
     state = np.random.get_state()
-    np.random.seed(seed)
+    np.random.seed(seed % 2**32)
     try:
         folds = IterativeStratification(len(proportions), order, list(proportions))
         part_of = np.empty(labels.shape[0], dtype=np.int8)
@@ -136,7 +139,7 @@ def _checked(
     """Return each label once, and each post's group, numbered from 0."""
     labels = csr_array(labels)
     posts, tags = labels.shape
-    if not 1 <= len(proportions) <= _MOST_PARTS or min(proportions) <= 0:
+    if not 1 <= len(proportions) <= _MOST_PARTS or not all(share > 0 for share in proportions):
         raise TaggerError(f"Proportions {list(proportions)}: 1 to {_MOST_PARTS}, all above 0.")
     if abs(sum(proportions) - 1) > 1e-6:
         raise TaggerError(f"Proportions {list(proportions)} sum to {sum(proportions):g}, not 1.")
