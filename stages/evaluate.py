@@ -35,6 +35,7 @@ PICTURES_ON_SHEET = 12
 
 
 def main(p: params.Evaluate) -> None:
+    images.begin()
     tags, parts = dataset.read(POSTS, TAGS, MODEL / "vocabulary.csv", SPLIT)
     model = backbone.to_device(backbone.load(MODEL))
     prepared = preprocess.read(MODEL / "preprocess.json")
@@ -51,7 +52,7 @@ def main(p: params.Evaluate) -> None:
     files.write_csv(PER_TAG, report.TAG_HEADER, report.tag_rows(test, tags, limits))
     files.write_csv(PR_CURVE, report.PR_HEADER, report.pr_rows(test))
     files.write_csv(F1_CURVE, report.F1_HEADER, report.f1_rows(test, thresholds.GRID))
-    draw_sheet(test, parts["test"], tags, limits)
+    draw_sheet(test, parts["test"], tags, limits, prepared.background)
     track(figures)
     tell(figures["test"])
 
@@ -64,9 +65,11 @@ def tell(test: dict[str, Any]) -> None:
     )
 
 
-def draw_sheet(judged: Predictions, part: Part, tags: list[Tag], limits: Floats) -> None:
+def draw_sheet(
+    judged: Predictions, part: Part, tags: list[Tag], limits: Floats, background: images.Colour
+) -> None:
     shown = judged.rows[:PICTURES_ON_SHEET]
-    pictures = [images.open_rgb(part.places[row]) for row in shown]
+    pictures = [images.open_rgb(part.places[row], background) for row in shown]
     drawn = sheet.draw(pictures, judged.scores, judged.truth, [tag.name for tag in tags], limits)
     with files.replacing(SHEET) as partial:
         drawn.save(partial, format="PNG")

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
-from tagger import backbone, dataset, errors, files, params, tracking, training, vocabulary
+from tagger import backbone, dataset, errors, files, images, params, tracking, training, vocabulary
 from tagger.training import Epoch
 
 POSTS = Path("data/posts.parquet")
@@ -25,6 +25,7 @@ log = logging.getLogger("train")
 
 def main(p: params.Params) -> None:
     start_log()
+    images.begin()
     training.make_deterministic(p.seed)
     tags, parts = dataset.read(POSTS, TAGS, VOCABULARY, SPLIT)
     model = backbone.to_device(backbone.build(p.preset, len(tags)))

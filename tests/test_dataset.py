@@ -31,7 +31,8 @@ def broken(part: Part, tmp_path: Path) -> Part:
 
 
 def changed(augment: Augmentation, image: Image.Image, epoch: int, row: int) -> Image.Image:
-    return augment(image, PREPROCESS, Key(epoch, row))[0]
+    pixels, _ = augment(np.asarray(image), PREPROCESS, Key(epoch, row))
+    return Image.fromarray(pixels)
 
 
 @given(st.integers(1, 200), st.integers(0, 2**32), st.integers(0, 1000))

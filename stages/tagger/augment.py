@@ -8,10 +8,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
 from tagger.dataset import Key
+from tagger.images import Pixels
 from tagger.preprocess import Preprocess
 from tagger.resize import FILTERS
 
@@ -29,37 +30,32 @@ class Augmentation:
     random_resize: bool = False  # by any of the filters
     trivial: bool = False  # TrivialAugment: one change of many, of a random strength
 
-    def __call__(
-        self, image: Image.Image, prepared: Preprocess, key: Key
-    ) -> tuple[Image.Image, Preprocess]:
+    def __call__(self, pixels: Pixels, prepared: Preprocess, key: Key) -> tuple[Pixels, Preprocess]:
         random = np.random.default_rng([self.seed, key.epoch, key.row])
         area, left, top, mirror, method = random.random(5)
-        image = _cropped(image, self.min_crop + (1 - self.min_crop) * area, left, top)
+        pixels = _cropped(pixels, self.min_crop + (1 - self.min_crop) * area, left, top)
         if mirror < self.flip:
-            image = ImageOps.mirror(image)
+            pixels = np.ascontiguousarray(pixels[:, ::-1])
         if self.trivial:
-            image = _changed(image, int(random.integers(1 << 62)))
+            pixels = _changed(pixels, int(random.integers(1 << 62)))
         if self.random_resize:
             filters = sorted(FILTERS)
             prepared = replace(prepared, interpolation=filters[int(method * len(filters))])
-        return image, prepared
+        return pixels, prepared
 
 
-def _cropped(image: Image.Image, area: float, left: float, top: float) -> Image.Image:
-    width, height = (max(1, round(side * area**0.5)) for side in image.size)
-    if (width, height) == image.size:
-        return image
-    x, y = round(left * (image.width - width)), round(top * (image.height - height))
-    return image.crop((x, y, x + width, y + height))
+def _cropped(pixels: Pixels, area: float, left: float, top: float) -> Pixels:
+    height, width = (max(1, round(side * area**0.5)) for side in pixels.shape[:2])
+    y, x = round(top * (pixels.shape[0] - height)), round(left * (pixels.shape[1] - width))
+    return np.ascontiguousarray(pixels[y : y + height, x : x + width])
 
 
-def _changed(image: Image.Image, seed: int) -> Image.Image:
+def _changed(pixels: Pixels, seed: int) -> Pixels:
     from torchvision.transforms.v2 import TrivialAugmentWide  # takes a while to load
 
     with torch.random.fork_rng(devices=[]):  # which it draws from
         torch.manual_seed(seed)
-        changed: Image.Image = TrivialAugmentWide()(image)
-    return changed
+        return np.asarray(TrivialAugmentWide()(Image.fromarray(pixels)))
 
 
 @dataclass(frozen=True)

@@ -8,16 +8,15 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image
 from scipy.sparse import csr_array
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
+from torchvision.io import decode_image
 
 from tagger import images, posts, vocabulary
-from tagger.images import Place
+from tagger.images import Pixels, Place
 from tagger.posts import Places
 from tagger.preprocess import Preprocess
-from tagger.resize import Pixels
 from tagger.vocabulary import Tag
 
 _REPLACEMENTS = 100  # tried in a row for a picture that cannot be read
@@ -33,7 +32,7 @@ class Key(NamedTuple):
 
 
 # From a picture to one of the same tags, and how to resize it, for a key.
-Augment = Callable[[Image.Image, Preprocess, Key], tuple[Image.Image, Preprocess]]
+Augment = Callable[[Pixels, Preprocess, Key], tuple[Pixels, Preprocess]]
 Failure = tuple[int, str]  # row of the part, and the reason
 
 
@@ -122,11 +121,19 @@ class Pictures(Dataset[Any]):
         return Sample(key.row, None, np.empty(0, np.int32), failures)
 
     def _fitted(self, key: Key) -> Pixels:
-        image = images.open_rgb(self.part.places[key.row], self.preprocess.background)
+        place, background = self.part.places[key.row], self.preprocess.background
+        pixels = images.open_pixels(place, background, _decode)
         prepared = replace(self.preprocess, size=key.size or self.preprocess.size)
         if self.augment:
-            image, prepared = self.augment(image, prepared, key)
-        return prepared.fit(image)
+            pixels, prepared = self.augment(pixels, prepared, key)
+        return prepared.fit(pixels)
+
+
+def _decode(data: bytes) -> Pixels:
+    """Return the pixels of a plain picture, as Pillow would, in three quarters of the time."""
+    encoded = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+    decoded: Pixels = decode_image(encoded, mode="RGB").permute(1, 2, 0).numpy()
+    return decoded
 
 
 class Order(Sampler[list[Key]]):

@@ -16,8 +16,8 @@ from PIL import Image
 from tagger import files, resize
 from tagger.compiled import always
 from tagger.errors import TaggerError
-from tagger.images import WHITE
-from tagger.resize import Pixels, by_pillow, compiled
+from tagger.images import WHITE, Colour, Pixels
+from tagger.resize import by_pillow, compiled
 
 Triple = tuple[float, float, float]
 Inputs = npt.NDArray[np.float32]
@@ -31,7 +31,7 @@ class Preprocess:
     mean: Triple  # of the normalised input, per channel R, G, B, for values from 0 to 1
     std: Triple
     interpolation: str = "bicubic"
-    background: tuple[int, int, int] = (255, 255, 255)  # R, G, B, 0 to 255
+    background: Colour = WHITE
     fitting: str = "pad"  # pad (the whole picture), crop (its middle) or stretch (out of shape)
     many: bool = field(default=False, compare=False, repr=False)  # by compiled loops
 
@@ -39,19 +39,21 @@ class Preprocess:
         """Return what does the same, to the bit, faster once its loops are compiled."""
         return replace(self, many=True)
 
-    def __call__(self, image: Image.Image) -> Inputs:
-        """Return the input for one RGB image: (3, size, size), float32, normalised."""
-        return self.normalise(self.fit(image)[None])[0]
+    def __call__(self, picture: Image.Image | Pixels) -> Inputs:
+        """Return the input for one RGB picture: (3, size, size), float32, normalised."""
+        inputs: Inputs = self.normalise(self.fit(picture)[None])[0]
+        return inputs
 
-    def fit(self, image: Image.Image) -> Pixels:
-        """Return an RGB image as a square, (size, size, 3)."""
+    def fit(self, picture: Image.Image | Pixels) -> Pixels:
+        """Return an RGB picture as a square, (size, size, 3)."""
+        pixels: Pixels = np.asarray(picture)
+        height, width = pixels.shape[:2]
         sides = (self.size, self.size)
         if self.fitting != "stretch":
             longer = max if self.fitting == "pad" else min
-            scale = self.size / longer(image.size)
-            width, height = (max(1, round(side * scale)) for side in image.size)
-            sides = (width, height)
-        resized = (compiled if self.many else by_pillow)(image, sides, self.interpolation)
+            scale = self.size / longer(width, height)
+            sides = (max(1, round(width * scale)), max(1, round(height * scale)))
+        resized = (compiled if self.many else by_pillow)(pixels, sides, self.interpolation)
         return resized if sides == (self.size, self.size) else self._centred(resized)
 
     def _centred(self, pixels: Pixels) -> Pixels:

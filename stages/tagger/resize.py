@@ -14,8 +14,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from tagger.compiled import always
-
-Pixels = npt.NDArray[np.uint8]  # (height, width, 3)
+from tagger.images import Pixels
 
 FILTERS = {
     "bilinear": Image.Resampling.BILINEAR,
@@ -36,24 +35,24 @@ class Weights(NamedTuple):
     weights: npt.NDArray[np.int32]  # (pixels, most), in units of 2 ** -22
 
 
-def by_pillow(image: Image.Image, size: tuple[int, int], interpolation: str) -> Pixels:
-    """Return an RGB image at another width and height, (height, width, 3)."""
+def by_pillow(pixels: Pixels, size: tuple[int, int], interpolation: str) -> Pixels:
+    """Return a picture at another width and height."""
+    image = Image.fromarray(pixels)
     width, height = size
     lower = image.resize((image.width, height), FILTERS[interpolation])
     return np.asarray(lower.resize((width, height), FILTERS[interpolation]))
 
 
-def compiled(image: Image.Image, size: tuple[int, int], interpolation: str) -> Pixels:
+def compiled(pixels: Pixels, size: tuple[int, int], interpolation: str) -> Pixels:
     """Return the same as `by_pillow`; the first call takes a second or two."""
-    pixels: Pixels = np.asarray(image)
     width, height = size
-    if image.height != height:
-        lower = np.empty((height, image.width, 3), np.uint8)
-        always(_down)(pixels, lower, *_weights(image.height, height, interpolation))
+    if pixels.shape[0] != height:
+        lower = np.empty((height, pixels.shape[1], 3), np.uint8)
+        always(_down)(pixels, lower, *_weights(pixels.shape[0], height, interpolation))
         pixels = lower
-    if image.width != width:
+    if pixels.shape[1] != width:
         narrower = np.empty((height, width, 3), np.uint8)
-        always(_across)(pixels, narrower, *_weights(image.width, width, interpolation))
+        always(_across)(pixels, narrower, *_weights(pixels.shape[1], width, interpolation))
         pixels = narrower
     return pixels
 
