@@ -27,7 +27,9 @@ def always(function: F) -> F:
 
     folder = Path(__file__).parent / "__pycache__"
     if os.access(folder, os.W_OK):
-        config.CACHE_DIR = str(folder / f"compiled-{_digest(function)}")
+        config.CACHE_DIR = str(  # type: ignore[attr-defined]
+            folder / f"compiled-{_digest(function)}"
+        )
     return cast(F, njit(cache=True, nogil=True)(function))
 
 
