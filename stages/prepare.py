@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from tagger import errors, files, intake, params, pictures, posts, rules, work
+from tagger import errors, files, images, intake, params, pictures, posts, rules, work
 from tagger.lexicon import Lexicon
 from tagger.rejected import Rejected
 from tagger.sources import Source
@@ -28,6 +28,7 @@ REJECTED_SHEET = Path("metrics/rejected.jpg")
 
 
 def main(p: params.Prepare) -> None:
+    images.begin()
     left_out = Rejected()
     memory = work.memory("prepare")
     source = source_of(p)

@@ -160,6 +160,15 @@ def paint(tmp_path: Path) -> Callable[[str], Path]:
     return paint
 
 
+@pytest.fixture(scope="session")
+def noise(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A picture that takes some time to decode."""
+    path = tmp_path_factory.mktemp("noise") / "noise.png"
+    pixels = np.random.default_rng(0).integers(0, 256, (2000, 2000, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path, compress_level=1)
+    return path
+
+
 @pytest.fixture
 def pictures(part: Part, tmp_path: Path) -> Path:
     """A folder of three pictures without sidecars, and one more in a subfolder."""

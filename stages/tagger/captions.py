@@ -1,29 +1,21 @@
-"""What is said of a picture: on the terminal, in sidecars, as JSON and as CSV."""
+"""From probabilities to what is said of a picture, and what the terminal shows of it."""
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from tagger import files
+import numpy as np
+import numpy.typing as npt
+
+from tagger.given import Caption, Given
+from tagger.implied import Change
+from tagger.inputs import Found
 from tagger.metrics import Floats
-from tagger.vocabulary import CATEGORIES
-
-
-class Given(NamedTuple):
-    """A tag given to a picture."""
-
-    tag: str
-    category: str
-    confidence: float  # 0 to 1
-
-
-@dataclass(frozen=True)
-class Caption:
-    file: Path
-    sidecar: Path  # where its tags belong as a .txt
-    rating: str | None  # the likeliest one, whatever the threshold; None without ratings
-    tags: Sequence[Given]  # by falling confidence
+from tagger.naming import Naming
+from tagger.tagging import Row
+from tagger.vocabulary import CATEGORIES, Tag
 
 
 class Words(NamedTuple):
@@ -49,39 +41,68 @@ WORDS = {
 }
 
 
-def text(caption: Caption, limits: Floats, lang: str) -> str:
-    """Return what the terminal shows of a picture; limits: (tags,), often all the same."""
+@dataclass(frozen=True)
+class Captioner:
+    """Chooses what to say of a picture."""
+
+    tags: Sequence[Tag]
+    limits: Floats  # (tags,), the confidence from which on each is given
+    categories: Sequence[str] = tuple(CATEGORIES.values())
+    top: int | None = None
+    change: Change = list  # of what is given, before categories and number are looked at
+    naming: Naming = field(default_factory=Naming)
+
+    @cached_property
+    def known(self) -> frozenset[str]:
+        """The tags that the model may give."""
+        return frozenset(tag.name for tag in self.tags)
+
+    @cached_property
+    def limit(self) -> float | None:
+        """The limit that all tags share, None where they differ."""
+        same = len(self.limits) and (self.limits == self.limits[0]).all()
+        return float(self.limits[0]) if same else None
+
+    @cached_property
+    def _ratings(self) -> npt.NDArray[np.intp]:
+        return np.flatnonzero([CATEGORIES[tag.category] == "rating" for tag in self.tags])
+
+    def __call__(self, found: Found, probabilities: Row) -> Caption:
+        """Return what is said of a picture; probabilities: (tags,)."""
+        columns = np.flatnonzero(probabilities >= self.limits)
+        order = columns[np.argsort(-probabilities[columns], kind="stable")]
+        given = self.change([self._given(column, probabilities) for column in order.tolist()])
+        wanted = [one for one in map(self._renamed, given) if one.tag and self._is_wanted(one)]
+        return Caption(found, self._rating(probabilities), wanted[: self.top])
+
+    def _given(self, column: int, probabilities: Row) -> Given:
+        tag = self.tags[column]
+        return Given(tag.name, CATEGORIES[tag.category], float(probabilities[column]))
+
+    def _renamed(self, one: Given) -> Given:
+        return one._replace(tag=self.naming.replaced(one.tag))
+
+    def _is_wanted(self, one: Given) -> bool:
+        return one.category in self.categories
+
+    def _rating(self, probabilities: Row) -> Given | None:
+        if not len(self._ratings):
+            return None
+        column = int(self._ratings[probabilities[self._ratings].argmax()])
+        return self._renamed(self._given(column, probabilities))
+
+
+def text(caption: Caption, limit: float | None, lang: str, naming: Naming) -> str:
+    """Return what the terminal shows of a picture; limit: that of all tags, if it is the same."""
     words = WORDS[lang]
-    limit = f"{limits[0]:g}" if (limits == limits[0]).all() else words.own
-    lines = [words.picture.format(caption.file)]
-    lines.append((words.heading if caption.tags else words.nothing).format(limit))
-    lines += [f"{given.tag}: {given.confidence:.4f}" for given in caption.tags]
+    told = words.own if limit is None else f"{limit:g}"
+    lines = [words.picture.format(shown(caption.found.file))]
+    lines.append((words.heading if caption.tags else words.nothing).format(told))
+    lines += [f"{naming.written(one.tag)}: {one.confidence:.4f}" for one in caption.tags]
     return "\n".join(lines) + "\n"
 
 
-def write_sidecars(captions: Iterable[Caption]) -> None:
-    for caption in captions:
-        tags = ", ".join(given.tag for given in caption.tags)
-        files.write_text(caption.sidecar, f"{tags}\n")
-
-
-def write_json(captions: Iterable[Caption], path: Path) -> None:
-    """Write one object per picture: its file, its rating, and its tags by category."""
-    files.write_json(path, [_as_object(caption) for caption in captions])
-
-
-def _as_object(caption: Caption) -> dict[str, Any]:
-    tags: dict[str, dict[str, float]] = {name: {} for name in CATEGORIES.values()}
-    for given in caption.tags:
-        tags[given.category][given.tag] = round(given.confidence, 6)
-    return {"file": str(caption.file), "rating": caption.rating, "tags": tags}
-
-
-def write_csv(captions: Iterable[Caption], path: Path) -> None:
-    """Write one row per picture and tag."""
-    rows = (
-        (caption.file, given.tag, given.category, f"{given.confidence:.6f}")
-        for caption in captions
-        for given in caption.tags
-    )
-    files.write_csv(path, ("file", "tag", "category", "confidence"), rows)
+def shown(file: Path) -> str:
+    """Return a path fit for a terminal, written as Python does where it has control characters."""
+    name = str(file)
+    return name if name.isprintable() else repr(name)[1:-1]

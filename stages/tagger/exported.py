@@ -1,16 +1,15 @@
 """An exported model in use: pictures in, probabilities out. Imports torch only for CUDA."""
 
 import logging
-import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image
 
-from tagger import files, preprocess, vocabulary
+from tagger import engines, files, preprocess, vocabulary
+from tagger.engines import Array, Device, Engine
 from tagger.errors import TaggerError
 from tagger.metrics import Floats
 from tagger.preprocess import Preprocess
@@ -19,25 +18,27 @@ from tagger.vocabulary import Tag
 ONNX = "model.onnx"
 SELECTED_TAGS = "selected_tags.csv"
 PREPROCESS = "preprocess.json"
+FITTED = "thresholds.csv"
+WEIGHTS = ("model.safetensors", "config.json")
 
-Array = npt.NDArray[np.float32]
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Tagger:
+    """A model with all that is needed to tag pictures by it."""
+
     tags: Sequence[Tag]
     thresholds: Floats  # (tags,), the confidence from which on each is given
     preprocess: Preprocess
-    run: Callable[[Array], Array]  # (pictures, 3, size, size) -> (pictures, tags)
+    engine: Engine
+    device: str  # cpu or cuda
+    fitted: Path  # thresholds.csv with those of the categories, which may be missing
 
     def __call__(self, pictures: Sequence[Image.Image]) -> Array:
         """Return the probabilities of every tag, (pictures, tags), for RGB images."""
-        return self.run(np.stack([self.preprocess(picture) for picture in pictures]))
-
-    def limits(self, threshold: float | None) -> Floats:
-        """Return the threshold of each tag, (tags,): the one asked for, or else its own."""
-        return self.thresholds if threshold is None else np.full(len(self.tags), threshold)
+        squares = np.stack([self.preprocess.fit(picture) for picture in pictures])
+        return self.engine(squares, False).probabilities
 
 
 def write_tags(tags: Sequence[Tag], thresholds: Floats, path: Path) -> None:
@@ -46,29 +47,60 @@ def write_tags(tags: Sequence[Tag], thresholds: Floats, path: Path) -> None:
     files.write_csv(path, header, rows)
 
 
-def load(folder: Path, device: str = "auto") -> Tagger:
-    """Return the tagger of an export folder, on ONNX Runtime, or on torch where CUDA is used.
+def lacking(folder: Path, onnx: str = ONNX) -> list[str]:
+    """Return what a folder lacks to be an export."""
+    return [n for n in (onnx, SELECTED_TAGS, PREPROCESS) if not (folder / n).is_file()]
 
+
+def load(path: Path, device: str = "auto", use: Device | None = None) -> Tagger:
+    """Return the tagger of an export folder, or of an ONNX file in one.
+
+    On CUDA it is torch that computes, if the folder has the weights and no file was named.
     device: `cpu`, `cuda` (with a warning and the CPU where there is none), `auto`
     Raises TaggerError for a folder that is not a whole export.
     """
-    names = (ONNX, SELECTED_TAGS, PREPROCESS)
-    missing = [name for name in names if not (folder / name).is_file()]
-    if missing:
+    folder, name = (path.parent, path.name) if path.suffix == ".onnx" else (path, ONNX)
+    if missing := lacking(folder, name):
         raise TaggerError(
             f"{folder} is no export: it lacks {', '.join(missing)}. "
             "Run `dvc repro`, or name an export folder with --model."
         )
     prepared = preprocess.read(folder / PREPROCESS)
-    run = _on_cuda(folder) if _use_cuda(device) else _on_cpu(folder / ONNX)
+    use = use or Device("cpu")
+    kind, engine = _engine(folder, name, prepared, device, use, by_name=folder != path)
     tags = vocabulary.read(folder / SELECTED_TAGS)
-    outputs = run(np.zeros((1, 3, prepared.size, prepared.size), np.float32)).shape[1]
-    if len(tags) != outputs:
+    check_outputs(engine, prepared, len(tags), folder / SELECTED_TAGS)
+    limits = _thresholds(folder / SELECTED_TAGS)
+    return Tagger(tags, limits, prepared, engine, kind, folder / FITTED)
+
+
+def _engine(
+    folder: Path, name: str, prepared: Preprocess, device: str, use: Device, *, by_name: bool
+) -> tuple[str, Engine]:
+    """Return what computes, and on which device."""
+    has_weights = not by_name and all((folder / weights).is_file() for weights in WEIGHTS)
+    if has_weights and engines.use_cuda(device):
+        return "cuda", engines.on_torch(folder, prepared, use._replace(kind="cuda"))
+    if engines.cuda_in_onnx(device):
+        return "cuda", engines.on_onnx(folder / name, prepared, use._replace(kind="cuda"))
+    if device == "cuda" and not has_weights:
+        _log.warning("ONNX Runtime has no CUDA here, going on with the CPU.")
+    return "cpu", engines.on_onnx(folder / name, prepared, use._replace(kind="cpu"))
+
+
+def check_outputs(engine: Engine, prepared: Preprocess, tags: int, path: Path) -> None:
+    """Raise TaggerError where a model has not one output for each tag of a list."""
+    blank = np.zeros((1, prepared.size, prepared.size, 3), np.uint8)
+    try:
+        outputs = engine(blank, False).probabilities.shape[1]
+    except Exception as error:  # as with loading, of no common class
+        reason = " ".join(str(error).split())
         raise TaggerError(
-            f"{folder / SELECTED_TAGS} has {len(tags)} tags, the model {outputs} outputs. "
-            "Export again."
-        )
-    return Tagger(tags, _thresholds(folder / SELECTED_TAGS), prepared, run)
+            f"{path.parent}: the model does not take squares of {prepared.size} px, which is what "
+            f"{PREPROCESS} says: {reason}. Export again."
+        ) from error
+    if tags != outputs:
+        raise TaggerError(f"{path} has {tags} tags, the model {outputs} outputs. Export again.")
 
 
 def _thresholds(path: Path) -> Floats:
@@ -76,43 +108,3 @@ def _thresholds(path: Path) -> Floats:
         return np.array([float(row["best_threshold"]) for row in files.read_csv(path)])
     except (KeyError, ValueError) as error:
         raise TaggerError(f"{path}: no best_threshold on every line ({error}).") from None
-
-
-def _use_cuda(device: str) -> bool:
-    if device == "cpu" or (device == "auto" and not shutil.which("nvidia-smi")):
-        return False
-    import torch
-
-    if torch.cuda.is_available():
-        return True
-    _log.warning("CUDA is not available, going on with the CPU.")
-    return False
-
-
-def _on_cpu(path: Path) -> Callable[[Array], Array]:
-    import onnxruntime as ort
-
-    try:
-        session = ort.InferenceSession(path, providers=["CPUExecutionProvider"])
-    except Exception as error:  # ONNX Runtime's errors have no common class of their own
-        raise TaggerError(f"{path} does not load: {error}. Export again.") from error
-
-    def run(pixels: Array) -> Array:
-        return np.asarray(session.run(["prediction"], {"input": pixels})[0])
-
-    return run
-
-
-def _on_cuda(folder: Path) -> Callable[[Array], Array]:
-    import torch
-
-    from tagger import backbone
-
-    model = backbone.to_device(backbone.load(folder))
-
-    def run(pixels: Array) -> Array:
-        with torch.inference_mode():
-            logits = model(torch.from_numpy(pixels).to("cuda", memory_format=torch.channels_last))
-        return np.asarray(logits.float().sigmoid().cpu())
-
-    return run

@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -21,7 +22,7 @@ def replacing(path: Path) -> Iterator[Path]:
     Parents are created: DVC removes the outputs of a stage before it runs.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
+    partial = path.with_name(_partial(path.name))
     _remove(partial)
     try:
         yield partial
@@ -30,6 +31,13 @@ def replacing(path: Path) -> Iterator[Path]:
         partial.replace(path)
     finally:
         _remove(partial)
+
+
+def _partial(name: str) -> str:
+    """Return a name for what is unfinished: that of the file, unless it is as long as names get."""
+    marked = f".{name}.partial"
+    whole = os.fsencode(marked)
+    return marked if len(whole) < 256 else f".{digest(whole).hex()}.partial"
 
 
 def _remove(path: Path) -> None:

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, Self
 import yaml
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     NonNegativeFloat,
@@ -199,9 +200,14 @@ class Export(Frozen):
     tolerance: PositiveFloat  # largest difference of a probability
 
 
+_AUTO = BeforeValidator(lambda value: None if value == "auto" else value)
+
+
 class Infer(Frozen):
-    model: Path  # an export folder
-    batch_size: PositiveInt
+    model: Path  # an export folder, an ONNX file in one, or a training folder
+    batch_size: Annotated[PositiveInt | None, _AUTO]  # pictures; auto: as suits the device
+    workers: Annotated[NonNegativeInt | None, _AUTO]  # that decode; auto: one per core
+    timeout: PositiveFloat  # seconds to decode a picture
     lang: Literal["en", "zh"]
 
 

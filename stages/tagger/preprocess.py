@@ -50,21 +50,30 @@ class Preprocess:
         height, width = pixels.shape[:2]
         sides = (self.size, self.size)
         if self.fitting != "stretch":
-            longer = max if self.fitting == "pad" else min
-            scale = self.size / longer(width, height)
-            sides = (max(1, round(width * scale)), max(1, round(height * scale)))
+            covering = self._inside if self.fitting == "pad" else self._around
+            sides = covering(width, height)
         resized = (compiled if self.many else by_pillow)(pixels, sides, self.interpolation)
         return resized if sides == (self.size, self.size) else self._centred(resized)
+
+    def _inside(self, width: int, height: int) -> tuple[int, int]:
+        scale = self.size / max(width, height)
+        return max(1, round(width * scale)), max(1, round(height * scale))
+
+    def _around(self, width: int, height: int) -> tuple[int, int]:
+        """Return the size of a picture whose shorter side fills the square, as torchvision does."""
+        longer = int(self.size * max(width, height) / min(width, height))
+        return (longer, self.size) if width > height else (self.size, longer)
 
     def _centred(self, pixels: Pixels) -> Pixels:
         """Return the middle of a picture as a square, or the picture in the middle of one."""
         square = np.empty((self.size, self.size, 3), np.uint8)
         square[:] = self.background
         height, width = pixels.shape[:2]
-        top, left = (self.size - height) // 2, (self.size - width) // 2
-        inside = pixels[max(0, -top) :, max(0, -left) :][: self.size, : self.size]
+        above, before = max(0, (height - self.size) // 2), max(0, (width - self.size) // 2)
+        inside = pixels[above:, before:][: self.size, : self.size]
         rows, columns = inside.shape[:2]
-        square[max(0, top) :, max(0, left) :][:rows, :columns] = inside
+        top, left = (self.size - rows) // 2, (self.size - columns) // 2
+        square[top : top + rows, left : left + columns] = inside
         return square
 
     def normalise(self, squares: Pixels, *, channels_last: bool = False) -> Inputs:

@@ -1,105 +1,89 @@
-"""Tag the pictures that someone names: find, open, ask the model, caption."""
+"""Tag the pictures that someone names: decoding, the model, and what follows at the same time."""
 
-import os
+import threading
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
-from pathlib import Path
+from dataclasses import dataclass
+from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
-from tagger import images, walk
-from tagger.captions import Caption, Given
-from tagger.errors import TaggerError
+from tagger import decoders
+from tagger.ahead import ahead
+from tagger.decoders import Square
 from tagger.exported import Tagger
-from tagger.metrics import Floats
-from tagger.vocabulary import CATEGORIES
+from tagger.inputs import Found
+
+BATCHES_AHEAD = 2
+BATCH_SIZES = {"cpu": 8, "cuda": 64}  # where none is asked for
+
+Row = npt.NDArray[np.float32]
 
 
-class Found(NamedTuple):
-    file: Path
-    sidecar: Path  # where its tags belong as a .txt
+class Answer(NamedTuple):
+    """What the model says of a picture, or why it was not asked."""
+
+    found: Found
+    probabilities: Row  # (tags,), empty where the picture failed
+    embedding: Row | None  # (features,), if asked for
+    reason: str = ""  # of the failure
 
 
-class Failure(NamedTuple):
-    file: str
-    reason: str
-    detail: str
+@dataclass(frozen=True)
+class Pace:
+    """How the work is done. It has no influence on what comes out."""
 
-
-def find(inputs: Iterable[Path], *, recursive: bool, output_dir: Path | None) -> list[Found]:
-    """Return the pictures named and those of the folders named, by path, each once.
-
-    Sidecars belong beside their pictures, or under `output_dir` in the same subfolders.
-    Raises TaggerError for what does not exist and where there is no picture at all.
-    """
-    found: dict[Path, Found] = {}
-    for path in inputs:
-        if not path.exists():
-            raise TaggerError(f"There is no picture or folder {path}.")
-        base = path if path.is_dir() else path.parent
-        for file in sorted(walk.find(path, recursive=recursive)) if path.is_dir() else [path]:
-            target = output_dir / file.relative_to(base) if output_dir else file
-            found.setdefault(file, Found(file, target.with_suffix(".txt")))
-    if not found:
-        hint = "" if recursive else " With --recursive, subfolders are searched too."
-        raise TaggerError(f"{', '.join(map(str, inputs))}: no pictures there.{hint}")
-    return list(found.values())
+    batch_size: int | None  # pictures; None: as suits the device
+    workers: int  # processes that decode
+    timeout: float  # seconds to decode a picture
 
 
 def tag(
-    tagger: Tagger,
-    found: Sequence[Found],
-    limits: Floats,
-    batch_size: int,
-    failures: list[Failure],
-) -> Iterator[Caption]:
-    """Yield a caption for every picture that can be read; add the others to `failures`.
+    tagger: Tagger, found: Sequence[Found], pace: Pace, *, embed: bool, stop: threading.Event
+) -> Iterator[list[Answer]]:
+    """Yield the answers for all pictures, in their order, a batch at a time.
 
-    limits: (tags,), the confidence from which on each tag is given
+    Only a few batches are held at a time. Once `stop` is set, no more come.
     """
-    ratings = [n for n, tag in enumerate(tagger.tags) if CATEGORIES[tag.category] == "rating"]
-    open_one = partial(_open, tagger.preprocess.background)
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for start in range(0, len(found), batch_size):
-            readable: list[tuple[Found, Image.Image]] = []
-            batch = found[start : start + batch_size]
-            for one, picture in zip(batch, pool.map(open_one, batch), strict=True):
-                if isinstance(picture, Failure):
-                    failures.append(picture)
-                else:
-                    readable.append((one, picture))
-            if readable:
-                scores = tagger([picture for _, picture in readable])
-                for (one, _), row in zip(readable, scores, strict=True):
-                    yield _caption(tagger, ratings, one, row, limits)
+    size = pace.batch_size or BATCH_SIZES[tagger.device]
+    batches = ahead(_batches(tagger, found, pace, size, stop), BATCHES_AHEAD, stop)
+    return ahead((_ask(tagger, batch, embed) for batch in batches), BATCHES_AHEAD, stop)
 
 
-def _open(background: tuple[int, int, int], one: Found) -> Image.Image | Failure:
-    if not str(one.file).isprintable():
-        return Failure(ascii(str(one.file)), "name", "holds characters that cannot be printed")
-    try:
-        return images.open_rgb(one.file, background)
-    except images.Unreadable as error:
-        return Failure(str(one.file), "unreadable picture", str(error))
+def _batches(
+    tagger: Tagger, found: Sequence[Found], pace: Pace, size: int, stop: threading.Event
+) -> Iterator[list[tuple[Found, Square]]]:
+    squares = decoders.squares(
+        [one.file for one in found if not one.hindrance],
+        tagger.preprocess,
+        workers=pace.workers,
+        timeout=pace.timeout,
+        stop=stop,
+    )
+    pairs = _paired(found, squares)
+    while batch := list(islice(pairs, size)):
+        if not stop.is_set():  # else the last one may be cut short
+            yield batch
 
 
-def _caption(
-    tagger: Tagger,
-    ratings: Sequence[int],
-    one: Found,
-    scores: npt.NDArray[np.float32],
-    limits: Floats,
-) -> Caption:
-    """Return what is said of a picture; ratings: the columns of the scores that are ratings."""
-    likeliest = max(ratings, key=lambda column: float(scores[column]), default=None)
-    order = np.argsort(-scores, kind="stable")
-    given = [
-        Given(tagger.tags[c].name, CATEGORIES[tagger.tags[c].category], float(scores[c]))
-        for c in order[scores[order] >= limits[order]]
+def _paired(found: Iterable[Found], squares: Iterator[Square]) -> Iterator[tuple[Found, Square]]:
+    for one in found:
+        square = one.hindrance or next(squares, None)
+        if square is None:  # stopped
+            return
+        yield one, square
+
+
+def _ask(tagger: Tagger, batch: Sequence[tuple[Found, Square]], embed: bool) -> list[Answer]:
+    readable = [square for _, square in batch if not isinstance(square, str)]
+    nothing = np.empty(0, np.float32)
+    if not readable:
+        return [Answer(one, nothing, None, str(reason)) for one, reason in batch]
+    outputs = tagger.engine(np.stack(readable), embed)
+    embeddings = outputs.embeddings if outputs.embeddings is not None else [None] * len(readable)
+    rows = zip(outputs.probabilities, embeddings, strict=True)
+    return [
+        Answer(one, nothing, None, square) if isinstance(square, str) else Answer(one, *next(rows))
+        for one, square in batch
     ]
-    rating = None if likeliest is None else tagger.tags[likeliest].name
-    return Caption(one.file, one.sidecar, rating, given)

@@ -23,7 +23,7 @@ from typing import TypeAlias, TypeVar
 import pyarrow as pa
 import pyarrow.feather as feather
 
-from tagger import files
+from tagger import files, images
 from tagger.errors import TaggerError
 
 T = TypeVar("T")
@@ -93,7 +93,8 @@ def ahead(items: Iterable[T]) -> Iterator[T]:
 
 
 def _begin() -> None:
-    """Let this process end with the one that started it, even by SIGKILL."""
+    """Make this process ready for pictures, and end it with the one that started it."""
+    images.begin()
 
     def wait() -> None:
         parent = multiprocessing.parent_process()

@@ -145,9 +145,9 @@ def libvips(data: bytes) -> Any:
 
 
 def this_project(data: bytes) -> Any:
-    from tagger import dataset, resize
+    from tagger import images, resize
 
-    return resize.compiled(dataset._decode(data), (SIZE, SIZE), "bicubic")
+    return resize.compiled(images.open_pixels(data), (SIZE, SIZE), "bicubic")
 
 
 def show_decoders(folder: Path) -> None:

@@ -1,0 +1,105 @@
+"""Which pictures are meant: files, folders, globs, and lists of paths."""
+
+import glob
+import logging
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+from tagger import vocabulary, walk
+from tagger.errors import TaggerError
+
+STDIN = "-"
+
+_log = logging.getLogger(__name__)
+
+
+class Found(NamedTuple):
+    """A file to tag, which may turn out to be no picture."""
+
+    file: Path
+    base: Path  # the folder that was named, from which `--output-dir` keeps the subfolders
+    hindrance: str = ""  # why it is not even tried
+
+
+def find(
+    inputs: Iterable[str],
+    *,
+    recursive: bool,
+    exclude: Sequence[str] = (),
+    stdin: BinaryIO | None = None,
+) -> list[Found]:
+    """Return the pictures named and those of the folders named, each once, in that order.
+
+    exclude: globs, against the name, the path below the folder named, and the whole path
+    stdin: what `-` stands for: paths, one a line, or ended by NUL
+    Raises TaggerError for an input that does not exist, and where no picture is left.
+    """
+    inputs = list(inputs)
+    found: dict[str, Found] = {}
+    for one in _expanded(inputs, recursive, stdin):
+        if not _excluded(one, exclude):
+            found.setdefault(os.path.abspath(one.file), one)  # noqa: PTH100  # keeps links
+    if not found:
+        hint = "" if recursive else " With --recursive, subfolders are searched too."
+        raise TaggerError(f"{', '.join(inputs)}: no pictures there.{hint}")
+    return list(found.values())
+
+
+def _expanded(inputs: Iterable[str], recursive: bool, stdin: BinaryIO | None) -> Iterator[Found]:
+    for text in inputs:
+        path = Path(text)
+        if text == STDIN and stdin:
+            for listed in map(Path, _lines(stdin.read())):
+                yield from _below(listed, recursive)
+        elif path.exists():
+            yield from _below(path, recursive)
+        elif glob.has_magic(text):
+            yield from _matching(text, recursive)
+        else:
+            raise TaggerError(f"There is no picture or folder {text}.")
+
+
+def _lines(content: bytes) -> Iterator[str]:
+    """Yield the paths of a list: one a line, or ended by NUL as `find -print0` does."""
+    separator = b"\0" if b"\0" in content else b"\n"
+    for line in content.split(separator):
+        if name := line.removesuffix(b"\r"):
+            yield os.fsdecode(name)
+
+
+def _matching(pattern: str, recursive: bool) -> Iterator[Found]:
+    base = Path(pattern)
+    while glob.has_magic(str(base)):
+        base = base.parent
+    matches = sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207  # any path, with **
+    if not matches:
+        raise TaggerError(f"No file matches {pattern}.")
+    for path in map(Path, matches):
+        if path.is_dir():
+            if "**" not in pattern:
+                yield from _below(path, recursive)
+        elif walk.is_picture(path.name):
+            yield Found(path, base)
+
+
+def _below(path: Path, recursive: bool) -> Iterator[Found]:
+    """Yield a file as it is, or the pictures of a folder and what of it cannot be read."""
+    if not path.is_dir():
+        yield Found(path, path.parent)
+        return
+    for folder in walk.directories(path, recursive=recursive):
+        yield from (Found(Path(entry.path), path) for entry in folder.pictures)
+        for name, reason in folder.unread:
+            if not name or walk.is_picture(name):
+                yield Found(folder.path / name, path, reason)
+            else:
+                _log.warning("%s: %s.", ascii(str(folder.path / name)), reason)
+
+
+def _excluded(one: Found, exclude: Sequence[str]) -> bool:
+    if not exclude:
+        return False
+    names = (one.file.name, str(one.file), os.path.relpath(one.file, one.base))
+    return any(vocabulary.matches(name, pattern) for pattern in exclude for name in names)

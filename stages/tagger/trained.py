@@ -1,0 +1,48 @@
+"""A model as training leaves it, in use. Needs torch."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from tagger import engines, exported, preprocess, vocabulary
+from tagger.engines import Device
+from tagger.exported import FITTED, PREPROCESS, WEIGHTS, Tagger
+from tagger.metrics import Floats
+from tagger.vocabulary import Tag
+
+VOCABULARY = "vocabulary.csv"
+UNFITTED = 0.4  # the threshold of every tag before evaluation has fitted any
+
+
+def lacking(folder: Path) -> list[str]:
+    """Return what a folder lacks to be that of a trained model."""
+    names = (*WEIGHTS, PREPROCESS, VOCABULARY)
+    return [name for name in names if not (folder / name).is_file()]
+
+
+def load(folder: Path, device: str = "auto", use: Device | None = None) -> Tagger:
+    """Return the tagger of a folder that `train` wrote, with the thresholds beside that folder.
+
+    device: as in `exported.load`
+    """
+    prepared = preprocess.read(folder / PREPROCESS)
+    kind = "cuda" if engines.use_cuda(device) else "cpu"
+    engine = engines.on_torch(folder, prepared, (use or Device("cpu"))._replace(kind=kind))
+    tags = vocabulary.read(folder / VOCABULARY)
+    exported.check_outputs(engine, prepared, len(tags), folder / VOCABULARY)
+    fitted = folder.absolute().parent / FITTED
+    return Tagger(tags, _thresholds(fitted, tags), prepared, engine, kind, fitted)
+
+
+def _thresholds(path: Path, tags: Sequence[Tag]) -> Floats:
+    """Return the threshold of each tag, (tags,): its own where one was fitted, else that of all."""
+    from tagger import thresholds
+
+    if not path.is_file():
+        return np.full(len(tags), UNFITTED)
+    rows = thresholds.read(path)
+    general = thresholds.per_tag(rows, tags, "global")
+    own = {(row.category, row.name): row.threshold for row in rows if row.name}
+    names = ((vocabulary.CATEGORIES[tag.category], tag.name) for tag in tags)
+    return np.array([own.get(name, limit) for name, limit in zip(names, general, strict=True)])

@@ -1,0 +1,69 @@
+"""Work is done ahead of its use, but not far, and ends when it is told to."""
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from tagger.ahead import ahead, stopped_by_signals
+
+
+def counted(made: list[int], end: int) -> Iterator[int]:
+    for number in range(end):
+        made.append(number)
+        yield number
+
+
+def test_items_come_in_order_and_only_a_few_are_made_before_they_are_asked_for() -> None:
+    made: list[int] = []
+    items = ahead(counted(made, 50), 2, threading.Event())
+    assert next(items) == 0
+    threading.Event().wait(0.3)
+    assert len(made) <= 1 + 2 + 1  # taken, waiting, and one that finds no place
+    assert list(items) == list(range(1, 50))
+
+
+def test_what_making_raises_is_raised_after_the_items_before_it() -> None:
+    def breaking() -> Iterator[int]:
+        yield 1
+        raise ValueError("broken")
+
+    items = ahead(breaking(), 2, threading.Event())
+    assert next(items) == 1
+    with pytest.raises(ValueError, match="broken"):
+        next(items)
+
+
+def test_once_stopped_no_more_come_and_no_thread_is_left() -> None:
+    before = threading.active_count()
+    stop = threading.Event()
+    made: list[int] = []
+    items = ahead(ahead(counted(made, 10_000), 2, stop), 2, stop)
+    assert next(items) == 0
+    stop.set()
+    assert list(items) == []
+    assert len(made) < 100
+    threading.Event().wait(0.3)
+    assert threading.active_count() <= before
+
+
+def test_whoever_takes_no_more_stops_the_making() -> None:
+    stop = threading.Event()
+    items = ahead(counted([], 10_000), 2, stop)
+    next(items)
+    items.close()  # type: ignore[attr-defined]
+    assert stop.is_set()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_asks_once_and_ctrl_c_twice_insists(number: signal.Signals) -> None:
+    before = signal.getsignal(number)
+    with stopped_by_signals() as stop:
+        assert not stop.is_set()
+        os.kill(os.getpid(), number)
+        assert stop.wait(5)
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), number)
+    assert signal.getsignal(number) is before

@@ -1,0 +1,102 @@
+"""What the model's head sees, kept beside the tags."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from tagger import embeddings, exported, images, tables
+from tagger.dataset import Part
+from tagger.errors import TaggerError
+from tagger.inputs import Found
+from tagger.tagging import Answer, Row
+
+
+def answers(rows: dict[str, list[float]]) -> Iterator[Answer]:
+    for name, row in rows.items():
+        found = Found(Path(name), Path())
+        yield Answer(found, np.ones(2, np.float32), np.array(row, np.float32) if row else None)
+
+
+def write(path: Path, rows: dict[str, list[float]], keep: frozenset[str] = frozenset()) -> None:
+    for _ in embeddings.collected(answers(rows), path, keep, tables.name):
+        pass
+
+
+def read(path: Path) -> dict[str, list[float]]:
+    """Read as anyone would, without this project."""
+    if path.suffix == ".npz":
+        with np.load(path) as archive:
+            files, rows = archive["files"], archive["embeddings"]
+        assert rows.dtype == np.float32
+        return dict(zip(files.tolist(), rows.tolist(), strict=True))
+    table = pq.read_table(path)
+    names, rows = table["file"].to_pylist(), table["embedding"].to_pylist()
+    return dict(zip(names, rows, strict=True))
+
+
+@pytest.fixture(params=embeddings.SUFFIXES)
+def path(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    return tmp_path / "deep" / f"seen{request.param}"
+
+
+def test_what_is_written_is_read_back_and_failures_have_none(path: Path) -> None:
+    write(path, {"a.png": [1, 2, 3], "bad.png": [], "größe.png": [4, 5, 6]})
+    assert read(path) == {"a.png": [1, 2, 3], "größe.png": [4, 5, 6]}
+    assert embeddings.done(path) == {"a.png", "größe.png"}
+    assert [one.name for one in path.parent.iterdir()] == [path.name]
+
+
+def test_many_are_written_in_blocks(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(embeddings, "_BLOCK", 3)
+    rows = {f"{number}.png": [float(number), 1.0] for number in range(10)}
+    write(path, rows)
+    assert read(path) == rows
+
+
+def test_earlier_ones_stay_before_the_others(path: Path) -> None:
+    write(path, {"a.png": [1, 2], "b.png": [3, 4], "c.png": [5, 6]})
+    write(path, {"b.png": [7, 8]}, keep=frozenset(("a.png", "c.png")))
+    assert list(read(path).items()) == [("a.png", [1, 2]), ("c.png", [5, 6]), ("b.png", [7, 8])]
+
+
+def test_nothing_is_a_file_of_no_rows(path: Path) -> None:
+    write(path, {})
+    assert read(path) == {}
+    assert embeddings.done(path) == set()
+
+
+def test_broken_off_the_earlier_file_stays(path: Path) -> None:
+    write(path, {"a.png": [1, 2]})
+
+    def breaking() -> Iterator[Answer]:
+        yield from answers({"b.png": [3, 4]})
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        list(embeddings.collected(breaking(), path, frozenset(), tables.name))
+    assert read(path) == {"a.png": [1, 2]}
+    assert [one.name for one in path.parent.iterdir()] == [path.name]
+
+
+@pytest.mark.parametrize("content", [b"", b"no archive"])
+def test_what_holds_no_embeddings_is_told(path: Path, content: bytes) -> None:
+    path.parent.mkdir()
+    path.write_bytes(content)
+    with pytest.raises(TaggerError, match=rf"{path.name} holds no embeddings .* Move it away"):
+        embeddings.done(path)
+
+
+def test_infer_writes_what_the_graph_says(
+    run: Callable[..., int], pictures: Path, export_folder: Path, part: Part
+) -> None:
+    assert run(pictures, "--embeddings", "seen.npz") == 0
+    tagger = exported.load(export_folder, "cpu")
+    square = tagger.preprocess.fit(images.open_rgb(part.places[0]))
+    expected: Row | None = tagger.engine(square[None], True).embeddings
+    assert expected is not None
+    found = read(Path("seen.npz"))
+    assert list(found) == [str(pictures / f"{name}.png") for name in "abc"]
+    assert found[str(pictures / "a.png")] == pytest.approx(expected[0], abs=1e-5)

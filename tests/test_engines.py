@@ -1,0 +1,157 @@
+"""One model, however it is stored and whatever computes it, gives one answer."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tagger import backbone, engines, exported, images, models, thresholds, trained
+from tagger.dataset import Part
+from tagger.engines import Device, Outputs
+from tagger.errors import TaggerError
+from tagger.images import Pixels
+from tagger.vocabulary import CATEGORIES, Tag
+
+CPU = Device("cpu", cores=1)
+
+
+@pytest.fixture
+def squares(part: Part, export_folder: Path) -> Pixels:
+    prepared = exported.load(export_folder, "cpu").preprocess
+    return np.stack([prepared.fit(images.open_rgb(place)) for place in part.places[:7]])
+
+
+@pytest.mark.parametrize("embed", [False, True])
+def test_a_training_folder_gives_what_its_export_gives(
+    model_folder: Path, export_folder: Path, squares: Pixels, embed: bool
+) -> None:
+    trained_one = models.load(model_folder, "cpu", CPU)
+    export = models.load(export_folder, "cpu", CPU)
+    ours, theirs = trained_one.engine(squares, embed), export.engine(squares, embed)
+    assert ours.probabilities == pytest.approx(theirs.probabilities, abs=1e-5)
+    assert list(trained_one.tags) == list(export.tags)
+    assert (ours.embeddings is None) is (theirs.embeddings is None) is (not embed)
+    if ours.embeddings is not None:
+        assert ours.embeddings == pytest.approx(theirs.embeddings, abs=1e-3)
+
+
+def test_an_export_computed_by_torch_gives_the_same(export_folder: Path, squares: Pixels) -> None:
+    export = exported.load(export_folder, "cpu")
+    by_torch = engines.on_torch(export_folder, export.preprocess, CPU)
+    difference = (
+        by_torch(squares, False).probabilities - export.engine(squares, False).probabilities
+    )
+    assert np.abs(difference).max() < 1e-5
+
+
+def test_an_onnx_file_may_bear_another_name(
+    export_folder: Path, tmp_path: Path, squares: Pixels
+) -> None:
+    copy = tmp_path / "export"
+    shutil.copytree(export_folder, copy)
+    (copy / "model.onnx").rename(copy / "mine.onnx")
+    named = models.load(copy / "mine.onnx", "cpu", CPU)
+    expected = exported.load(export_folder, "cpu").engine(squares, False)
+    assert np.array_equal(named.engine(squares, False).probabilities, expected.probabilities)
+
+
+def test_thresholds_of_a_training_folder_lie_beside_it(
+    model_folder: Path, tags: list[Tag], tmp_path: Path
+) -> None:
+    copy = tmp_path / "models" / "tagger"
+    shutil.copytree(model_folder, copy)
+    assert set(trained.load(copy, "cpu").thresholds) == {trained.UNFITTED}
+    row = thresholds.Threshold("all", "", 0.61, 1, 0.5, 0.5, 0.5, "best_f1")
+    own = row._replace(category="general", name=tags[-1].name, threshold=0.22)
+    own = own._replace(category=CATEGORIES[tags[-1].category])
+    thresholds.write([row, own], copy.parent / "thresholds.csv")
+    assert trained.load(copy, "cpu").thresholds.tolist() == [0.61] * (len(tags) - 1) + [0.22]
+
+
+def test_what_is_no_model_is_told_with_what_was_looked_for(
+    tmp_path: Path, model_folder: Path
+) -> None:
+    with pytest.raises(TaggerError) as told:
+        models.load(tmp_path, "cpu", CPU)
+    for name in ("model.onnx", "selected_tags.csv", "model.safetensors", "vocabulary.csv"):
+        assert name in str(told.value)
+    copy = tmp_path / "copy"
+    shutil.copytree(model_folder, copy)
+    (copy / backbone.WEIGHTS).write_bytes(b"no weights")
+    with pytest.raises(TaggerError, match="does not load"):
+        models.load(copy, "cpu", CPU)
+
+
+def test_a_list_of_tags_of_another_length_is_refused(model_folder: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(model_folder, copy)
+    lines = (copy / trained.VOCABULARY).read_text().splitlines(keepends=True)
+    (copy / trained.VOCABULARY).write_text("".join(lines[:-1]))
+    with pytest.raises(TaggerError, match=r"vocabulary\.csv has \d+ tags, the model \d+ outputs"):
+        trained.load(copy, "cpu")
+
+
+class NoRoom(Exception):
+    pass
+
+
+def small(squares: Pixels, embed: bool) -> Outputs:
+    """An engine with room for three pictures."""
+    if len(squares) > 3:
+        raise NoRoom
+    sums = squares.reshape(len(squares), -1).sum(axis=1, dtype=np.float32)[:, None]
+    return Outputs(sums, sums + 1 if embed else None)
+
+
+def test_a_batch_without_room_is_halved_and_those_after_it_are_smaller_at_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    squares = np.arange(10 * 4 * 4 * 3, dtype=np.uint8).reshape(10, 4, 4, 3)
+    run = engines.halving(small, NoRoom)
+    expected = squares.reshape(10, -1).sum(axis=1, dtype=np.float32)[:, None]
+    outputs = run(squares, True)
+    assert np.array_equal(outputs.probabilities, expected)
+    assert outputs.embeddings is not None
+    assert np.array_equal(outputs.embeddings, expected + 1)
+    assert caplog.messages == [
+        "The GPU has no room for 10 pictures, going on with 5.",
+        "The GPU has no room for 5 pictures, going on with 3.",
+    ]
+    assert run(squares, False).embeddings is None
+    assert len(caplog.messages) == 2
+
+
+def test_no_room_for_a_single_picture_ends_it_in_one_line() -> None:
+    def none(squares: Pixels, embed: bool) -> Outputs:
+        raise NoRoom
+
+    with pytest.raises(TaggerError, match=r"no room for one picture\. Try --device cpu"):
+        engines.halving(none, NoRoom)(np.zeros((4, 2, 2, 3), np.uint8), False)
+
+
+def test_the_first_tag_of_an_export_is_there_without_torch_and_without_processes(
+    root: Path, export_folder: Path, pictures: Path, tmp_path: Path
+) -> None:
+    """One picture is tagged at once: nothing is loaded or started that many would need."""
+    program = (
+        "import runpy, sys, multiprocessing\n"
+        "sys.argv = sys.argv[1:]\n"
+        "try: runpy.run_path(sys.argv[0], run_name='__main__')\n"
+        "except SystemExit as ended: assert not ended.code\n"
+        "assert not multiprocessing.active_children()\n"
+        "loaded = {'torch', 'timm', 'numba', 'pandas', 'multiprocessing.forkserver'}\n"
+        "print(sorted(loaded & sys.modules.keys()))\n"
+    )
+    arguments = [root / "stages" / "infer.py", pictures / "a.png", "--model", export_folder]
+    ended = subprocess.run(
+        [sys.executable, "-c", program, *map(str, arguments), "--device", "cpu"],
+        env={"PYTHONPATH": str(root / "stages"), "PATH": ""},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert ended.stdout.splitlines()[-1] == "[]"

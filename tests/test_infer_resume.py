@@ -1,0 +1,159 @@
+"""Runs that go on where another one ended, and sidecars that are there already."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from tagger import embeddings, files, tables
+
+Infer = Callable[..., int]
+TABLES = ("json", "jsonl", "csv", "parquet")
+
+
+def whole(path: Path) -> object:
+    return pq.read_table(path).to_pylist() if path.suffix == ".parquet" else path.read_bytes()
+
+
+@pytest.mark.parametrize("output", TABLES)
+def test_a_table_is_gone_on_with_to_what_one_run_would_have_made(
+    run: Infer, pictures: Path, output: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = Path(f"tags.{output}")
+    assert run(pictures, "--output", output, "--recursive") == 0
+    at_once = whole(path)
+    path.unlink()
+    assert run(pictures / "a.png", "--output", output, "--skip-existing") == 0
+    capsys.readouterr()
+    assert run(pictures, "--output", output, "--recursive", "--skip-existing") == 0
+    assert whole(path) == at_once
+    told = capsys.readouterr().err
+    assert "tagged: 3 pictures" in told
+    assert "skipped: 1 pictures, which were done before" in told
+    assert run(pictures, "--output", output, "--recursive", "--skip-existing") == 0
+    assert whole(path) == at_once
+    assert "skipped: 4 pictures" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("output", TABLES)
+@pytest.mark.parametrize("content", [b"\xff\xfe no table", b'{"a": 1}\n', b"x,y\n1,2\n"])
+def test_what_is_no_table_of_ours_is_not_gone_on_with(
+    run: Infer, pictures: Path, output: str, content: bytes, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = Path(f"tags.{output}")
+    path.write_bytes(content)
+    assert run(pictures, "--output", output, "--skip-existing") == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"tags.{output} is no table of this program" in line
+    assert path.read_bytes() == content
+
+
+def test_sidecars_that_are_there_are_skipped(run: Infer, pictures: Path) -> None:
+    (pictures / "b.txt").write_text("mine\n")
+    assert run(pictures, "--output", "txt", "--skip-existing") == 0
+    assert (pictures / "b.txt").read_text() == "mine\n"
+    assert (pictures / "a.txt").is_file()
+    assert (pictures / "c.txt").is_file()
+
+
+def test_tags_are_added_to_sidecars_each_once(run: Infer, pictures: Path) -> None:
+    rest = ("--output", "txt", "--threshold", "0.5")
+    assert run(pictures / "a.png", *rest) == 0
+    given = (pictures / "a.txt").read_text().strip().split(", ")
+    mine = f"my_style, {given[-1].replace('_', ' ')}"
+    (pictures / "a.txt").write_text(f"{mine}\n")
+    for _ in range(2):
+        assert run(pictures / "a.png", *rest, "--append") == 0
+        expected = [*mine.split(", "), *given[:-1]]
+        assert (pictures / "a.txt").read_text().strip().split(", ") == expected
+
+
+def test_a_sidecar_in_another_encoding_is_left_as_it_is(run: Infer, pictures: Path) -> None:
+    (pictures / "a.txt").write_bytes("größe".encode("latin-1"))
+    assert run(pictures, "--output", "txt", "--append") == 1
+    assert (pictures / "a.txt").read_bytes() == "größe".encode("latin-1")
+    (failure,) = files.read_csv(Path("infer_failures.csv"))
+    assert failure["reason"] == "unreadable sidecar"
+    assert (pictures / "b.txt").is_file()
+
+
+def test_a_list_of_failures_goes_when_all_is_well(run: Infer, pictures: Path) -> None:
+    good = (pictures / "b.png").read_bytes()
+    (pictures / "b.png").write_bytes(b"no picture")
+    assert run(pictures, "--output", "csv") == 1
+    assert Path("infer_failures.csv").is_file()
+    (pictures / "b.png").write_bytes(good)
+    assert run(pictures, "--output", "csv", "--skip-existing") == 0
+    assert not Path("infer_failures.csv").exists()
+    assert tables.done(Path("tags.csv")) == {str(pictures / f"{name}.png") for name in "abc"}
+
+
+@pytest.mark.parametrize("suffix", embeddings.SUFFIXES)
+def test_a_picture_without_its_embedding_is_not_done(
+    run: Infer, pictures: Path, suffix: str
+) -> None:
+    vectors = Path(f"seen{suffix}")
+    assert run(pictures, "--output", "csv") == 0
+    rest = ("--output", "csv", "--embeddings", vectors, "--skip-existing")
+    assert run(pictures / "a.png", *rest) == 0
+    assert embeddings.done(vectors) == {str(pictures / "a.png")}
+    assert run(pictures, *rest) == 0
+    assert embeddings.done(vectors) == {str(pictures / f"{name}.png") for name in "abc"}
+    rows = files.read_csv(Path("tags.csv"))
+    assert len({(row["file"], row["tag"]) for row in rows}) == len(rows)
+
+
+@pytest.mark.parametrize("output", ["jsonl", "txt"])
+def test_ctrl_c_keeps_what_was_tagged_and_says_how_to_go_on(
+    root: Path, export_folder: Path, noise: Path, tmp_path: Path, output: str
+) -> None:
+    folder = tmp_path / "many"
+    folder.mkdir()
+    paths = [folder / f"{number:02}.png" for number in range(60)]
+    for path in paths:
+        path.hardlink_to(noise)
+    command = [sys.executable, root / "stages" / "infer.py", folder, "--model", export_folder]
+    command += ["--output", output, "--batch-size", "1", "--workers", "1", "--skip-existing"]
+    run = partial(subprocess.Popen, list(map(str, command)), cwd=tmp_path, stderr=subprocess.PIPE)
+    started = run(text=True)
+    wait_for(tmp_path, ".tags.jsonl.partial" if output == "jsonl" else "many/*.txt")
+    time.sleep(1)
+    started.send_signal(signal.SIGINT)
+    _, told = started.communicate(timeout=20)
+    assert started.returncode == 130, told
+    done = tagged(tmp_path)
+    assert 0 < len(done) < len(paths)
+    assert done == list(map(str, paths[: len(done)]))
+    left = len(paths) - len(done)
+    assert told.splitlines()[-1] == (
+        f"stopped: {left} pictures are left. Give --skip-existing to go on."
+    )
+    assert not list(tmp_path.rglob("*.partial"))
+    again = run(text=True)
+    _, told = again.communicate(timeout=60)
+    assert again.returncode == 0
+    assert f"tagged: {left} pictures" in told
+    assert tagged(tmp_path) == list(map(str, paths))
+
+
+def wait_for(folder: Path, pattern: str) -> None:
+    for _ in range(300):
+        if list(folder.glob(pattern)):
+            return
+        time.sleep(0.1)
+    raise AssertionError(f"there is no {pattern}")
+
+
+def tagged(folder: Path) -> list[str]:
+    """Return the pictures in tags.jsonl, or else those with a sidecar."""
+    if (folder / "tags.jsonl").exists():
+        lines = (folder / "tags.jsonl").read_text().splitlines()
+        return [json.loads(line)["file"] for line in lines]
+    return sorted(str(path.with_suffix(".png")) for path in folder.rglob("*.txt"))

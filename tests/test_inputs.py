@@ -1,0 +1,109 @@
+"""Which pictures are meant: by files, folders, globs and lists, whatever their names."""
+
+import io
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tagger import inputs
+from tagger.errors import TaggerError
+
+Paint = Callable[[str], Path]
+
+
+@pytest.fixture
+def names(
+    paint: Paint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., list[str]]:
+    """Find among some pictures, from the folder that holds them, and return the paths."""
+    for name in ("a.png", "b.jpg", "in/c.png", "in/deep/d.png", "thumbs/a.png"):
+        paint(name)
+    (tmp_path / "a.txt").write_text("tag\n")
+    monkeypatch.chdir(tmp_path)
+
+    def find(
+        *given: str, recursive: bool = False, exclude: tuple[str, ...] = (), stdin: bytes = b""
+    ) -> list[str]:
+        found = inputs.find(given, recursive=recursive, exclude=exclude, stdin=io.BytesIO(stdin))
+        return [str(one.file) for one in found]
+
+    return find
+
+
+def test_files_and_folders_come_in_their_order_each_once(names: Callable[..., list[str]]) -> None:
+    assert names("b.jpg", ".", "./a.png") == ["b.jpg", "a.png"]
+    assert names("in", recursive=True) == ["in/c.png", "in/deep/d.png"]
+    assert names("in") == ["in/c.png"]
+
+
+def test_a_glob_finds_pictures_alone_and_two_stars_enter_folders(
+    names: Callable[..., list[str]],
+) -> None:
+    assert names("a.*") == ["a.png"]
+    assert names("in/*") == ["in/c.png", "in/deep/d.png"]
+    assert names("**/*.png") == ["a.png", "in/c.png", "in/deep/d.png", "thumbs/a.png"]
+    with pytest.raises(TaggerError, match=r"No file matches \*\.webp\."):
+        names("*.webp")
+
+
+def test_a_file_whose_name_looks_like_a_glob_is_itself(
+    names: Callable[..., list[str]], paint: Paint
+) -> None:
+    paint("[ab].png")
+    assert names("[ab].png") == ["[ab].png"]
+
+
+@pytest.mark.parametrize(
+    ("exclude", "left"),
+    [
+        (("a.png",), ["b.jpg", "in/c.png", "in/deep/d.png"]),
+        (("thumbs/*",), ["a.png", "b.jpg", "in/c.png", "in/deep/d.png"]),
+        (("*.png",), ["b.jpg"]),
+        (("*/deep/*", "thumbs/*", "b.*"), ["a.png", "in/c.png"]),
+    ],
+)
+def test_what_a_glob_excludes_is_left_out(
+    names: Callable[..., list[str]], exclude: tuple[str, ...], left: list[str]
+) -> None:
+    assert names(".", recursive=True, exclude=exclude) == left
+
+
+def test_a_list_on_stdin_names_files_and_folders(names: Callable[..., list[str]]) -> None:
+    assert names("-", stdin=b"b.jpg\r\n\nin\n") == ["b.jpg", "in/c.png"]
+    assert names("-", stdin=b"a.png\0b.jpg\0") == ["a.png", "b.jpg"]
+    with pytest.raises(TaggerError, match="-: no pictures there"):
+        names("-")
+
+
+def test_a_list_may_name_what_is_gone(names: Callable[..., list[str]]) -> None:
+    """One of many that vanished since the list was made must not stop the others."""
+    assert names("-", stdin=b"gone.png\na.png\n") == ["gone.png", "a.png"]
+    with pytest.raises(TaggerError, match=r"There is no picture or folder gone\.png\."):
+        names("gone.png")
+
+
+def test_what_cannot_be_read_is_found_with_its_reason(
+    tmp_path: Path, paint: Paint, caplog: pytest.LogCaptureFixture
+) -> None:
+    paint("set/a.png")
+    os.mkfifo(tmp_path / "set" / "pipe.png")
+    (tmp_path / "set" / "link").symlink_to(tmp_path)
+    found = inputs.find([str(tmp_path / "set")], recursive=True)
+    assert [(one.file.name, one.hindrance) for one in found] == [
+        ("a.png", ""),
+        ("pipe.png", "neither a file nor a folder"),
+    ]
+    assert "a link to a folder, which is not followed" in caplog.text
+
+
+def test_the_base_is_the_folder_that_was_named(
+    names: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    def bases(*given: str) -> list[str]:
+        return [str(one.base) for one in inputs.find(given, recursive=True)]
+
+    assert bases("in/c.png") == ["in"]
+    assert bases("in") == ["in", "in"]
+    assert bases("in/**/*.png") == ["in", "in"]

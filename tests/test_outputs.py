@@ -1,0 +1,147 @@
+"""What a run leaves behind, also where it goes wrong half-way."""
+
+import csv
+import json
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from tagger import files, options, outputs, tables
+from tagger.captions import Captioner
+from tagger.errors import TaggerError
+from tagger.given import Caption, Given
+from tagger.inputs import Found
+from tagger.options import Options
+from tagger.params import Params
+from tagger.tagging import Answer
+from tagger.vocabulary import Tag
+from tagger.world import World
+
+ALONE = World(0, 1, 0, 1)
+TAGS = [Tag(1, "safe", 9, 1), Tag(2, "cat", 0, 1)]
+FOUND = [Found(Path(f"{name}.png"), Path()) for name in "abc"]
+
+
+@pytest.fixture
+def asked(shipped: Params, root: Path, tmp_path: Path) -> Callable[..., Options]:
+    def asked(*words: str) -> Options:
+        arguments = ["x", "--output-dir", str(tmp_path / "out"), *words]
+        return options.parse(arguments, shipped.infer, root, 2)
+
+    return asked
+
+
+def answer(found: Found, cat: float) -> Answer:
+    return Answer(found, np.array([0.7, cat], np.float32), None)
+
+
+@pytest.mark.parametrize("output", ["csv", "json", "jsonl", "parquet"])
+def test_an_error_half_way_keeps_what_came_before_it(
+    asked: Callable[..., Options], output: str
+) -> None:
+    def breaking() -> Iterator[list[Answer]]:
+        yield [answer(one, 0.9) for one in FOUND[:2]]
+        raise TaggerError("no room")
+
+    wanted = asked("--output", output)
+    plan = outputs.plan(wanted, FOUND, ALONE)
+    assert plan.table is not None
+    choose = Captioner(TAGS, np.array([0.5, 0.5]))
+    with pytest.raises(TaggerError, match="no room"):
+        outputs.write(breaking(), choose, wanted, plan, outputs.Tally())
+    assert tables.done(plan.table) == {"a.png", "b.png"}
+
+
+def test_an_error_at_once_leaves_nothing_and_an_earlier_table_as_it_is(
+    asked: Callable[..., Options],
+) -> None:
+    def breaking() -> Iterator[list[Answer]]:
+        raise TaggerError("no room")
+        yield []
+
+    wanted = asked("--output", "csv")
+    plan = outputs.plan(wanted, FOUND, ALONE)
+    assert plan.table is not None
+    files.write_text(plan.table, "earlier\n")
+    with pytest.raises(TaggerError, match="no room"):
+        outputs.write(breaking(), Captioner(TAGS, np.zeros(2)), wanted, plan, outputs.Tally())
+    assert plan.table.read_text() == "earlier\n"
+    assert list(plan.table.parent.iterdir()) == [plan.table]
+
+
+def test_a_file_is_not_taken_for_a_folder(asked: Callable[..., Options], tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("")
+    with pytest.raises(TaggerError, match=r"out is no folder\. Name another to write to\."):
+        outputs.plan(asked("--output", "csv"), FOUND, ALONE)
+
+
+def test_what_is_no_picture_at_all_is_listed_and_has_no_sidecar(
+    run: Callable[..., int], pictures: Path
+) -> None:
+    os.mkfifo(pictures / "pipe.png")
+    for mode in ("--overwrite", "--skip-existing"):
+        assert run(pictures, "--output", "txt", mode) == 1
+        (failure,) = files.read_csv(Path("infer_failures.csv"))
+        assert failure["file"] == str(pictures / "pipe.png")
+        assert failure["detail"] == "neither a file nor a folder"
+    assert not (pictures / "pipe.txt").exists()
+
+
+def caption(name: str, *given: Given) -> Caption:
+    return Caption(Found(Path(name), Path()), Given("safe", "rating", 0.75), given)
+
+
+CAPTIONS = [
+    caption('quo"te,\r.png', Given("cat", "general", 0.9), Given("safe", "rating", 0.75)),
+    caption("ü.png", Given("dog", "general", 0.25)),
+    caption("none.png"),
+]
+ROWS = [
+    ('quo"te,\r.png', "cat", "general", 0.9),
+    ('quo"te,\r.png', "safe", "rating", 0.75),
+    ("ü.png", "safe", "rating", 0.75),
+    ("ü.png", "dog", "general", 0.25),
+    ("none.png", "safe", "rating", 0.75),
+]
+
+
+def test_tables_of_rows_hold_each_tag_and_always_the_rating(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tables, "_ROW_GROUP", 2)
+    for suffix in ("csv", "parquet"):
+        tables.write(CAPTIONS, tmp_path / f"t.{suffix}", ["rating", "general"], frozenset())
+    with (tmp_path / "t.csv").open(encoding="utf-8", newline="") as file:
+        _, *rows = csv.reader(file)
+    assert [(*row[:3], float(row[3])) for row in rows] == ROWS
+    table = pq.ParquetFile(tmp_path / "t.parquet")
+    assert table.num_row_groups == 3
+    assert table.schema_arrow.names == ["file", "tag", "category", "confidence"]
+    found = [tuple(row.values()) for row in table.read().to_pylist()]
+    assert [(*row[:3], round(row[3], 6)) for row in found] == ROWS
+
+
+@pytest.mark.parametrize("suffix", ["json", "jsonl"])
+@pytest.mark.parametrize("count", [0, 1, 3])
+def test_tables_of_objects_are_json_and_one_picture_a_line(
+    tmp_path: Path, suffix: str, count: int
+) -> None:
+    path = tmp_path / f"t.{suffix}"
+    tables.write(CAPTIONS[:count], path, ["rating", "general"], frozenset())
+    lines = path.read_text(encoding="utf-8").splitlines()
+    objects = json.loads(path.read_text()) if suffix == "json" else list(map(json.loads, lines))
+    expected = [
+        {"safe": 0.75, "cat": 0.9},
+        {"safe": 0.75, "dog": 0.25},
+        {"safe": 0.75},
+    ]
+    assert [one["rating"] for one in objects] == ["safe"] * count
+    assert [list(one["tags"]) for one in objects] == [["rating", "general"]] * count
+    tags = [one["tags"]["rating"] | one["tags"]["general"] for one in objects]
+    assert tags == expected[:count]
+    assert len(lines) == count + (2 if suffix == "json" else 0)
+    assert tables.done(path) == {str(one.found.file) for one in CAPTIONS[:count]}

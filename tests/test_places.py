@@ -1,0 +1,114 @@
+"""Where a million pictures lie costs no Python object for any of them."""
+
+import pickle
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from tagger import dataset, posts, vocabulary
+from tagger.dataset import Part
+from tagger.images import Place
+from tagger.posts import Places
+from tagger.vocabulary import Tag
+
+MANY = 100_000
+FEW_OBJECTS = MANY // 20
+
+
+def table(count: int) -> pa.Table:
+    """Return posts of which every third lies in a tar."""
+    rows = np.arange(count)
+    shards = [f"{row % 7}.tar" if row % 3 == 0 else None for row in range(count)]
+    return pa.table(
+        {
+            "id": pa.array(rows).cast(pa.string()),
+            "file": [f"folder/{row}.png" for row in range(count)],
+            "shard": pa.array(shards, pa.string()),
+            "offset": rows * 512,
+            "size": rows + 8,
+            "width": pa.nulls(count, pa.int32()),
+            "height": pa.nulls(count, pa.int32()),
+            "created_at": pa.nulls(count, posts.SCHEMA.field("created_at").type),
+            "group": rows,
+            "tags": pa.array([[row % 2] for row in range(count)], pa.list_(pa.int32())),
+        }
+    )
+
+
+def expected(row: int) -> Place:
+    file = f"{row % 7}.tar" if row % 3 == 0 else f"folder/{row}.png"
+    return Place(file, row * 512, row + 8)
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """The files that dataset.read reads, of many posts."""
+    folder = tmp_path_factory.mktemp("many")
+    content, tags = table(MANY), [Tag(-1, "a", 0, MANY // 2), Tag(-2, "b", 0, MANY // 2)]
+    paths = [folder / name for name in ("posts", "tags", "vocabulary.csv", "split")]
+    posts.write(content, paths[0])
+    posts.write_tags(tags, paths[1])
+    vocabulary.write(tags, paths[2])
+    parts = (np.arange(MANY) % 10 == 9).astype(np.int8)  # train and validation
+    posts.write_split(content["id"], parts, paths[3])
+    return paths
+
+
+def test_places_of_many_posts_are_no_objects() -> None:
+    content = table(MANY)
+    before = sys.getallocatedblocks()
+    places = Places(content)
+    some = places[::2]
+    assert sys.getallocatedblocks() - before < FEW_OBJECTS
+    assert (len(places), len(some)) == (MANY, MANY // 2)
+    before = sys.getallocatedblocks()
+    held = list(places)
+    assert sys.getallocatedblocks() - before > MANY  # as a list would have them
+    del held
+
+
+def test_a_part_of_many_posts_holds_few_objects(written: list[Path]) -> None:
+    _, warm = dataset.read(*written)  # what is made once is made now
+    before = sys.getallocatedblocks()
+    _, parts = dataset.read(*written)
+    assert sys.getallocatedblocks() - before < FEW_OBJECTS
+    assert {name: len(part) for name, part in parts.items()} == {
+        "train": 90_000,
+        "validation": 10_000,
+        "test": 0,
+    }
+    numbers = np.arange(MANY)
+    of = {"train": numbers[numbers % 10 != 9], "validation": numbers[9::10]}
+    for name, rows in of.items():
+        part: Part = parts[name]
+        for place in (0, 1, 777, len(part) - 1):
+            assert part.places[place] == expected(int(rows[place]))
+            assert part.tags(place).tolist() == [rows[place] % 2]
+    head = parts["train"].head(1000)
+    assert isinstance(head.places, Places)
+    assert len(head) == len(head.places) == head.labels.shape[0] == 1000
+    assert len(pickle.dumps(head.places)) < len(pickle.dumps(warm["train"].places)) / 50
+
+
+def test_places_are_taken_as_from_a_list() -> None:
+    places, plain = Places(table(50)), [expected(row) for row in range(50)]
+    assert list(places) == plain
+    assert [places[row] for row in range(-50, 50)] == [plain[row] for row in range(-50, 50)]
+    for some in (
+        slice(3, 9),
+        slice(None, None, -1),
+        slice(40, 99),
+        slice(9, 3),
+        slice(-5, None, 2),
+    ):
+        assert list(places[some]) == plain[some]
+        assert list(places[some][1:3]) == plain[some][1:3]
+    assert list(reversed(places)) == plain[::-1]
+    for outside in (50, -51):
+        with pytest.raises(IndexError):
+            places[outside]
+    assert list(pickle.loads(pickle.dumps(places))) == plain
+    assert list(Places(table(0))) == []

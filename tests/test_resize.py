@@ -1,0 +1,123 @@
+"""Compiled loops resize to the same bits as Pillow, whatever the picture, the size, the filter."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tagger import images, resize
+from tagger.dataset import Part
+from tagger.images import Pixels
+
+FILTERS = sorted(resize.FILTERS)
+Size = tuple[int, int]  # width, height
+
+sides = st.integers(1, 300)
+sizes = st.tuples(sides, sides)
+filters = st.sampled_from(FILTERS)
+
+
+def noise(size: Size, seed: int = 0) -> Pixels:
+    width, height = size
+    random = np.random.default_rng(seed)
+    return random.integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def black_and_white(size: Size, seed: int = 0) -> Pixels:
+    """Return what makes filters overshoot most."""
+    return (noise(size, seed) > 127).astype(np.uint8) * 255
+
+
+def assert_equal(image: Pixels, size: Size, name: str) -> None:
+    plain = resize.by_pillow(image, size, name)
+    fast = resize.compiled(image, size, name)
+    assert plain.shape == fast.shape == (size[1], size[0], 3)
+    assert plain.dtype == fast.dtype == np.uint8
+    assert np.array_equal(plain, fast)
+
+
+@settings(max_examples=150, deadline=None)
+@given(sizes, sizes, filters, st.integers(0, 99), st.sampled_from([noise, black_and_white]))
+def test_any_size_to_any_size(
+    before: Size, after: Size, name: str, seed: int, kind: object
+) -> None:
+    make = noise if kind is noise else black_and_white
+    assert_equal(make(before, seed), after, name)
+
+
+@settings(max_examples=80, deadline=None)
+@given(sizes, st.floats(0.01, 4), filters)
+def test_any_size_in_its_own_proportions(before: Size, scale: float, name: str) -> None:
+    width, height = (min(600, max(1, round(side * scale))) for side in before)
+    assert_equal(noise(before), (width, height), name)
+
+
+@pytest.mark.parametrize("name", FILTERS)
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ((1, 1), (300, 300)),
+        ((300, 300), (1, 1)),
+        ((2, 300), (3, 16)),
+        ((3, 2000), (1, 448)),
+        ((2000, 3), (448, 1)),
+        ((30, 900), (30, 300)),
+        ((900, 30), (300, 30)),
+        ((64, 65), (65, 64)),
+        ((63, 129), (448, 448)),
+        ((1500, 2100), (320, 448)),
+        ((641, 479), (640, 480)),
+    ],
+)
+@pytest.mark.parametrize("kind", [noise, black_and_white])
+def test_tall_wide_tiny_and_large_ones(before: Size, after: Size, name: str, kind: object) -> None:
+    make = noise if kind is noise else black_and_white
+    assert_equal(make(before), after, name)
+
+
+@pytest.mark.parametrize("name", FILTERS)
+def test_real_pictures(part: Part, name: str) -> None:
+    for row, place in enumerate(part.places):
+        image = np.asarray(images.open_rgb(place))
+        for size in ((16, 16), (40, 40), (100, 100), (32, 20), (17, 7 + row)):
+            assert_equal(image, size, name)
+
+
+@pytest.mark.parametrize("name", FILTERS)
+def test_a_picture_of_the_size_asked_is_left_as_it_is(name: str) -> None:
+    image = noise((50, 31))
+    for resized in (resize.compiled, resize.by_pillow):
+        assert np.array_equal(resized(image, (50, 31), name), image)
+
+
+@pytest.mark.parametrize("name", FILTERS)
+@pytest.mark.parametrize("level", [0, 1, 127, 254, 255])
+def test_one_colour_stays_that_colour(name: str, level: int) -> None:
+    image = np.full((200, 90, 3), (level, 255 - level, 7), np.uint8)
+    for size in ((13, 20), (200, 300)):
+        pixels = resize.compiled(image, size, name)
+        assert (pixels == (level, 255 - level, 7)).all()
+
+
+@pytest.mark.parametrize("name", FILTERS)
+def test_what_others_read_with_one_call_of_pillow_is_the_same(
+    part: Part, name: str
+) -> None:
+    for place in part.places:
+        image = images.open_rgb(place)
+        for size in ((40, 40), (100, 100), (32, 20), (20, 32)):
+            once = np.asarray(image.resize(size, resize.FILTERS[name])).astype(int)
+            assert np.array_equal(resize.compiled(np.asarray(image), size, name), once)
+
+
+def test_filters_differ() -> None:
+    image = noise((60, 60))
+    made = {resize.compiled(image, (25, 25), name).tobytes() for name in FILTERS}
+    assert len(made) == 3
+
+
+def test_the_picture_itself_is_not_changed() -> None:
+    image = noise((60, 40))
+    before = image.copy()
+    resize.compiled(image, (25, 70), "bicubic")
+    assert np.array_equal(image, before)

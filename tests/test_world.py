@@ -1,0 +1,55 @@
+"""Under torchrun each process does its share, and no two write the same file."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tagger import files
+from tagger.errors import TaggerError
+from tagger.world import world
+
+
+def test_alone_there_is_one_process_and_files_bear_no_mark(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    assert world() == (0, 1, 0, 1)
+    assert world().mark == ""
+    assert world().cores >= 1
+
+
+@pytest.mark.parametrize(
+    "given", [{"RANK": "2", "WORLD_SIZE": "2"}, {"WORLD_SIZE": "many"}, {"LOCAL_RANK": "-1"}]
+)
+def test_numbers_that_make_no_sense_are_refused(
+    monkeypatch: pytest.MonkeyPatch, given: dict[str, str]
+) -> None:
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(TaggerError, match="Start with torchrun"):
+        world()
+
+
+def test_two_processes_tag_every_picture_once(
+    run: Callable[..., int], pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (pictures / "b.png").write_bytes(b"no picture")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    rest = ("--recursive", "--output", "csv", "--embeddings", "seen.npz")
+    for rank, code in ((0, 0), (1, 1)):
+        monkeypatch.setenv("RANK", str(rank))
+        assert run(pictures, *rest) == code
+    shares = [
+        {Path(row["file"]).name for row in files.read_csv(Path(f"tags.rank{rank}.csv"))}
+        for rank in (0, 1)
+    ]
+    assert shares == [{"a.png", "c.png"}, {"d.png"}]
+    assert {path.name for path in Path().iterdir()} == {
+        "tags.rank0.csv",
+        "tags.rank1.csv",
+        "seen.rank0.npz",
+        "seen.rank1.npz",
+        "infer_failures.rank1.csv",
+    }
