@@ -63,7 +63,7 @@ def compare(folder: Path, part: dataset.Part, limits: Floats, p: params.Params) 
     model = predict(backbone.load(MODEL), part, prepared, **loading)
     again = predict(backbone.load(folder), part, prepared, **loading)
     tagger = exported.load(folder, "cpu")
-    pictures = [images.open_rgb(part.places[row]) for row in model.rows]
+    pictures = [images.open_rgb(part.places[row], prepared.background) for row in model.rows]
     paths = {"timm": again.scores, "onnx": np.concatenate([tagger([one]) for one in pictures])}
     report: dict[str, Any] = {"pictures": len(pictures)}
     for name, scores in paths.items():

@@ -26,7 +26,7 @@ def main(arguments: Sequence[str]) -> int:
     here = world.world()
     asked = options.parse(arguments, params.load(ROOT / params.PATH).infer, ROOT, here.cores)
     stdin = sys.stdin.buffer if inputs.STDIN in asked.inputs else None
-    found = inputs.find(asked.inputs, recursive=asked.recursive, exclude=asked.exclude, stdin=stdin)
+    found = inputs.find(asked.inputs, recursive=asked.recursive, skip=asked.skip, stdin=stdin)
     plan = outputs.plan(asked, found, here)
     tally = outputs.Tally()
     stopped = run(asked, plan, here, tally) if plan.todo else False

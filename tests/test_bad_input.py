@@ -148,7 +148,7 @@ def test_training_on_nothing_is_refused(project: Path) -> None:
         picture.unlink()
     change(project, {"train.workers": 0})
     line = mistake(project, "train")
-    assert "No training picture can be read" in line
+    assert "training pictures cannot be read" in line
 
 
 @pytest.mark.parametrize("stage", ["vocabulary", "split", "train", "evaluate", "export"])

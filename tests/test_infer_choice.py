@@ -81,6 +81,14 @@ def test_top_keeps_the_surest(said: Said, scores: dict[str, float], tagger: Tagg
     assert names(said("--threshold", 0, "--top", 4)) == {tag for tag, _ in best} - ratings
 
 
+def test_excluded_tags_are_not_written(said: Said) -> None:
+    everything = names(said("--threshold", 0.2))
+    dropped = next(iter(everything))
+    left = names(said("--threshold", 0.2, "--exclude", dropped, "--exclude", "*_hair"))
+    assert left == {tag for tag in everything - {dropped} if not tag.endswith("_hair")}
+    assert left < everything
+
+
 def test_only_the_categories_asked_for_are_written(said: Said) -> None:
     everything = said("--threshold", 0.2)
     some = said("--threshold", 0.2, "--categories", "copyright,general")

@@ -56,10 +56,10 @@ def test_words_go_first_and_names_are_replaced(captioned: Callable[..., list[str
     assert captioned("--replace", f"{plain[0]}=mine") == ["mine", *plain[1:]]
 
 
-def test_excluded_pictures_are_not_tagged(
+def test_skipped_pictures_are_not_tagged(
     run: Infer, pictures: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run(pictures, "--recursive", "--exclude", "b.*", "--exclude", "inner/*") == 0
+    assert run(pictures, "--recursive", "--skip", "b.*", "--skip", "inner/*") == 0
     assert capsys.readouterr().out.count("Picture:") == 2
 
 

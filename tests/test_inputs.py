@@ -24,9 +24,9 @@ def names(
     monkeypatch.chdir(tmp_path)
 
     def find(
-        *given: str, recursive: bool = False, exclude: tuple[str, ...] = (), stdin: bytes = b""
+        *given: str, recursive: bool = False, skip: tuple[str, ...] = (), stdin: bytes = b""
     ) -> list[str]:
-        found = inputs.find(given, recursive=recursive, exclude=exclude, stdin=io.BytesIO(stdin))
+        found = inputs.find(given, recursive=recursive, skip=skip, stdin=io.BytesIO(stdin))
         return [str(one.file) for one in found]
 
     return find
@@ -56,7 +56,7 @@ def test_a_file_whose_name_looks_like_a_glob_is_itself(
 
 
 @pytest.mark.parametrize(
-    ("exclude", "left"),
+    ("skip", "left"),
     [
         (("a.png",), ["b.jpg", "in/c.png", "in/deep/d.png"]),
         (("thumbs/*",), ["a.png", "b.jpg", "in/c.png", "in/deep/d.png"]),
@@ -64,10 +64,10 @@ def test_a_file_whose_name_looks_like_a_glob_is_itself(
         (("*/deep/*", "thumbs/*", "b.*"), ["a.png", "in/c.png"]),
     ],
 )
-def test_what_a_glob_excludes_is_left_out(
-    names: Callable[..., list[str]], exclude: tuple[str, ...], left: list[str]
+def test_what_a_glob_skips_is_left_out(
+    names: Callable[..., list[str]], skip: tuple[str, ...], left: list[str]
 ) -> None:
-    assert names(".", recursive=True, exclude=exclude) == left
+    assert names(".", recursive=True, skip=skip) == left
 
 
 def test_a_list_on_stdin_names_files_and_folders(names: Callable[..., list[str]]) -> None:

@@ -23,6 +23,7 @@ PREPARED = Preprocess(16, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 STAGES = Path(images.__file__).parent.parent
 LARGEST = 5000 * 4800  # pixels, more than any of the pictures has
 
+
 @pytest.fixture(scope="module")
 def everything(tmp_path_factory: pytest.TempPathFactory) -> list[Nasty]:
     return nasty.build(tmp_path_factory.mktemp("nasty") / "files")

@@ -100,9 +100,7 @@ def test_one_colour_stays_that_colour(name: str, level: int) -> None:
 
 
 @pytest.mark.parametrize("name", FILTERS)
-def test_what_others_read_with_one_call_of_pillow_is_the_same(
-    part: Part, name: str
-) -> None:
+def test_what_others_read_with_one_call_of_pillow_is_the_same(part: Part, name: str) -> None:
     for place in part.places:
         image = images.open_rgb(place)
         for size in ((40, 40), (100, 100), (32, 20), (20, 32)):

@@ -160,7 +160,7 @@ def test_a_selection_without_the_column_of_names_is_refused(write: Write, text: 
 def test_a_missing_or_unreadable_selection_is_refused(write: Write, tmp_path: Path) -> None:
     with pytest.raises(TaggerError, match=r"there is no file .*none\.csv"):
         vocabulary.read_selected(tmp_path / "none.csv")
-    with pytest.raises(TaggerError, match="cannot be read: .utf-8. codec"):
+    with pytest.raises(TaggerError, match=r"cannot be read: .utf-8. codec"):
         vocabulary.read_selected(write("latin.csv", b"name\ncaf\xe9\n"))
 
 

@@ -15,7 +15,7 @@ from tagger.inputs import Found
 from tagger.metrics import Floats
 from tagger.naming import Naming
 from tagger.tagging import Row
-from tagger.vocabulary import CATEGORIES, Tag
+from tagger.vocabulary import CATEGORIES, Tag, matches, normal
 
 
 class Words(NamedTuple):
@@ -51,6 +51,7 @@ class Captioner:
     top: int | None = None
     change: Change = list  # of what is given, before categories and number are looked at
     naming: Naming = field(default_factory=Naming)
+    exclude: Sequence[str] = ()  # globs of tags, as the model names them
 
     @cached_property
     def known(self) -> frozenset[str]:
@@ -72,8 +73,9 @@ class Captioner:
         columns = np.flatnonzero(probabilities >= self.limits)
         order = columns[np.argsort(-probabilities[columns], kind="stable")]
         given = self.change([self._given(column, probabilities) for column in order.tolist()])
-        wanted = [one for one in map(self._renamed, given) if one.tag and self._is_wanted(one)]
-        return Caption(found, self._rating(probabilities), wanted[: self.top])
+        wanted = [self._renamed(one) for one in given if self._is_wanted(one)]
+        named = [one for one in wanted if one.tag]
+        return Caption(found, self._rating(probabilities), named[: self.top])
 
     def _given(self, column: int, probabilities: Row) -> Given:
         tag = self.tags[column]
@@ -83,7 +85,10 @@ class Captioner:
         return one._replace(tag=self.naming.replaced(one.tag))
 
     def _is_wanted(self, one: Given) -> bool:
-        return one.category in self.categories
+        return one.category in self.categories and not self._is_excluded(one.tag)
+
+    def _is_excluded(self, tag: str) -> bool:
+        return any(matches(tag, normal(glob)) for glob in self.exclude)
 
     def _rating(self, probabilities: Row) -> Given | None:
         if not len(self._ratings):

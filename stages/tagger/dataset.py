@@ -206,16 +206,21 @@ class Collate:
 
 
 def to_device(batch: Batch, device: torch.device, prepared: Preprocess) -> tuple[Tensor, Tensor]:
-    """Return pixels, (pictures, 3, size, size), normalised, and targets, both float32.
-
-    The pixels are those of `Preprocess.normalise`, to the bit, in the layout that convolutions
-    prefer. Divisors are tensors, since CUDA multiplies by the inverse of a plain number.
-    """
+    """Return pixels, (pictures, 3, size, size), normalised, and targets, both float32."""
     targets = batch.targets.to(device, non_blocking=True).float()
+    return normalised(batch.pixels, device, prepared), targets
+
+
+def normalised(squares: Tensor, device: torch.device, prepared: Preprocess) -> Tensor:
+    """Return squares, (pictures, size, size, 3) uint8, as the input of a model, on a device.
+
+    It is that of `Preprocess.normalise`, to the bit, in the layout that convolutions prefer.
+    Divisors are tensors, since CUDA multiplies by the inverse of a plain number.
+    """
     if device.type == "cpu":
-        inputs = prepared.for_many().normalise(batch.pixels.numpy(), channels_last=True)
-        return torch.from_numpy(inputs), targets
+        inputs = prepared.for_many().normalise(squares.numpy(), channels_last=True)
+        return torch.from_numpy(inputs)
     constants = torch.tensor([(255.0,) * 3, prepared.mean, prepared.std], device=device)
     scale, mean, std = constants.view(3, 1, 3, 1, 1)
-    pixels = batch.pixels.to(device, non_blocking=True).permute(0, 3, 1, 2).float()
-    return pixels.div_(scale).sub_(mean).div_(std), targets
+    pixels = squares.to(device, non_blocking=True).permute(0, 3, 1, 2).float()
+    return pixels.div_(scale).sub_(mean).div_(std)

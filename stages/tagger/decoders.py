@@ -64,7 +64,7 @@ def squares(
 def square(path: Path, prepared: Preprocess) -> Square:
     """Return a picture as a square, or why it cannot be one."""
     try:
-        return prepared.fit(images.open_rgb(path, prepared.background))
+        return prepared.fit(images.open_pixels(path, prepared.background))
     except images.Unreadable as error:
         return str(error)
     except MemoryError:

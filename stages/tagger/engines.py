@@ -96,19 +96,17 @@ def on_torch(folder: Path, prepared: Preprocess, device: Device) -> Engine:
     """
     import torch
 
-    from tagger import backbone
+    from tagger import backbone, dataset
 
     where = torch.device(f"cuda:{device.number}" if device.kind == "cuda" else "cpu")
     if device.cores and device.kind == "cpu":
         torch.set_num_threads(device.cores)
     model: Any = backbone.load(folder).to(memory_format=torch.channels_last).to(where)
-    mean, std = torch.tensor([prepared.mean, prepared.std], device=where)[:, :, None, None]
 
     def run(squares: Pixels, embed: bool) -> Outputs:
         # TF32 would make a picture's confidences depend, by 1e-3, on those it is tagged with.
         with torch.inference_mode(), torch.backends.cudnn.flags(allow_tf32=False):
-            planes = torch.from_numpy(squares).to(where).permute(0, 3, 1, 2)
-            pixels = (planes.float() / 255 - mean) / std
+            pixels = dataset.normalised(torch.from_numpy(squares), where, prepared)
             if not embed:
                 return Outputs(_array(model(pixels).float().sigmoid()), None)
             embeddings = model.forward_head(model.forward_features(pixels), pre_logits=True)

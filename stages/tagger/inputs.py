@@ -27,19 +27,19 @@ def find(
     inputs: Iterable[str],
     *,
     recursive: bool,
-    exclude: Sequence[str] = (),
+    skip: Sequence[str] = (),
     stdin: BinaryIO | None = None,
 ) -> list[Found]:
     """Return the pictures named and those of the folders named, each once, in that order.
 
-    exclude: globs, against the name, the path below the folder named, and the whole path
+    skip: globs, against the name, the path below the folder named, and the whole path
     stdin: what `-` stands for: paths, one a line, or ended by NUL
     Raises TaggerError for an input that does not exist, and where no picture is left.
     """
     inputs = list(inputs)
     found: dict[str, Found] = {}
     for one in _expanded(inputs, recursive, stdin):
-        if not _excluded(one, exclude):
+        if not _skipped(one, skip):
             found.setdefault(os.path.abspath(one.file), one)  # noqa: PTH100  # keeps links
     if not found:
         hint = "" if recursive else " With --recursive, subfolders are searched too."
@@ -98,8 +98,8 @@ def _below(path: Path, recursive: bool) -> Iterator[Found]:
                 _log.warning("%s: %s.", ascii(str(folder.path / name)), reason)
 
 
-def _excluded(one: Found, exclude: Sequence[str]) -> bool:
-    if not exclude:
+def _skipped(one: Found, skip: Sequence[str]) -> bool:
+    if not skip:
         return False
     names = (one.file.name, str(one.file), os.path.relpath(one.file, one.base))
-    return any(vocabulary.matches(name, pattern) for pattern in exclude for name in names)
+    return any(vocabulary.matches(name, pattern) for pattern in skip for name in names)

@@ -20,13 +20,14 @@ _EPILOG = """exit code 0: all tagged. 1: some pictures failed, see infer_failure
 class Options:
     inputs: Sequence[str]
     recursive: bool
-    exclude: Sequence[str]  # globs
+    skip: Sequence[str]  # globs of pictures
     model: Path
     device: str  # auto, cpu, cuda
     pace: Pace
     limits: Limits
     top: int | None  # tags of a picture at most
     categories: Sequence[str]  # to write, in the order of CATEGORIES
+    exclude: Sequence[str]  # globs of tags that are not written
     implications: str | None  # remove, add
     rules: Path
     output: str  # one of OUTPUTS
@@ -69,7 +70,7 @@ def _add_inputs(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("what to tag").add_argument
     add("input", nargs="+", help="a picture, a folder, a glob, or - for a list of paths on stdin")
     add("--recursive", action="store_true", help="enter subfolders")
-    add("--exclude", action="append", default=[], metavar="GLOB", help="not these; repeatable")
+    add("--skip", action="append", default=[], metavar="GLOB", help="not these; repeatable")
 
 
 def _add_work(parser: argparse.ArgumentParser, p: params.Infer, root: Path) -> None:
@@ -122,6 +123,7 @@ def _add_choice(parser: argparse.ArgumentParser, root: Path) -> None:
         default=tuple(CATEGORIES.values()),
         help="to write, such as general,character (all)",
     )
+    add("--exclude", action="append", default=[], metavar="GLOB", help="not these; repeatable")
     add(
         "--implications",
         choices=("remove", "add"),
@@ -205,6 +207,7 @@ def _options(given: argparse.Namespace, cores: int) -> Options:
     return Options(
         inputs=given.input,
         recursive=given.recursive,
+        skip=given.skip,
         exclude=given.exclude,
         model=given.model,
         device=given.device,

@@ -114,6 +114,7 @@ def captioner(asked: Options, tagger: Tagger) -> Captioner:
         asked.top,
         change,
         asked.naming,
+        asked.exclude,
     )
 
 

@@ -10,9 +10,6 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from tagger.errors import TaggerError
 
 Record = dict[str, Any]
@@ -40,7 +37,7 @@ def rows(path: Path) -> Iterator[tuple[str, Record]]:
         for place, row in _READERS[path.suffix](path):
             count += 1
             yield f"{path}: {place}", row
-    except (OSError, ValueError, csv.Error, pa.ArrowException, RecursionError) as error:
+    except (OSError, ValueError, csv.Error, RecursionError) as error:
         reason = " ".join(str(error).split()).rstrip(".")
         after = f" after {count:,} rows" if count else ""
         raise TaggerError(f"{path} cannot be read{after}: {reason}.") from None
@@ -59,12 +56,18 @@ def _csv(path: Path) -> Iterator[tuple[str, Record]]:
 
 
 def _parquet(path: Path) -> Iterator[tuple[str, Record]]:
-    file = pq.ParquetFile(path)
-    names = file.schema_arrow.names
-    columns = (map(pa.Array.to_pylist, batch.columns) for batch in file.iter_batches())
-    rows = chain.from_iterable(zip(*batch, strict=True) for batch in columns)
-    for number, row in enumerate(rows, start=1):
-        yield f"row {number}", dict(zip(names, row, strict=True))
+    import pyarrow as pa  # takes a while, and few tables need it
+    import pyarrow.parquet as pq
+
+    try:
+        file = pq.ParquetFile(path)
+        names = file.schema_arrow.names
+        columns = (map(pa.Array.to_pylist, batch.columns) for batch in file.iter_batches())
+        rows = chain.from_iterable(zip(*batch, strict=True) for batch in columns)
+        for number, row in enumerate(rows, start=1):
+            yield f"row {number}", dict(zip(names, row, strict=True))
+    except pa.ArrowException as error:
+        raise ValueError(str(error)) from None
 
 
 def _json(path: Path) -> Iterator[tuple[str, Record]]:

@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, cast
 
 import measure
 import numpy as np
@@ -34,7 +34,7 @@ KINDS = {  # format, side in pixels, times the pictures are read, times as fast 
     "webp": ("WEBP", 1024, 12, 2.5),
     "webp of 4 megapixels": ("WEBP", 2000, 6, 2.0),
 }
-_DRAWN = 24  # pictures of each kind
+DRAWN = 24  # pictures of each kind
 _WORKERS = 2
 _BATCH = 16
 
@@ -42,7 +42,7 @@ _BATCH = 16
 def draw(folder: Path) -> None:
     """Draw pictures like illustrations: flat shapes, soft shading, a little grain."""
     random = np.random.default_rng(0)
-    for number in range(_DRAWN):
+    for number in range(DRAWN):
         grid = random.integers(0, 255, (8, 8, 3), np.uint8)
         flat = Image.fromarray(grid).resize((2000, 2000), Image.Resampling.NEAREST)
         soft = random.integers(0, 255, (6, 6, 3), np.uint8)
@@ -97,7 +97,7 @@ def timm(files: list[Path]) -> float:
             return self.transform(Image.open(files[row]).convert("RGB")), 0
 
     batches = create_loader(
-        Files(),
+        cast(Any, Files()),
         (3, SIZE, SIZE),
         _BATCH,
         use_prefetcher=False,

@@ -1,0 +1,219 @@
+"""Measure infer.py on a folder of pictures of 1,024 px, beside what its parts allow and its peers.
+
+python tests/benchmarks/infer_folder.py
+
+The peers are the loops of dghs-imgutils (Pillow and ONNX Runtime, a picture at a time) and of
+wdtagger (Pillow, timm's transform and torch, a picture at a time), on the same weights.
+"""
+
+import argparse
+import importlib
+import json
+import re
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import input_pipeline
+import measure
+import numpy as np
+from PIL import Image
+
+_ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(_ROOT / "stages"))
+
+PRESETS = {  # arguments of timm, pixels
+    "vit": ("vit_tiny_patch16_224", {"img_size": 448}, 448),
+    "mobilenet": ("mobilenetv4_conv_small", {}, 256),
+}
+_TAGS = 1_000
+_PICTURES = 300
+
+
+def make_models(folder: Path) -> None:
+    """Export both networks, with weights drawn at random."""
+    import timm
+    import torch
+
+    from tagger import backbone, exported, onnx_export
+    from tagger.preprocess import Preprocess
+    from tagger.vocabulary import Tag
+
+    torch.manual_seed(0)
+    for name, (network, arguments, size) in PRESETS.items():
+        model = timm.create_model(network, num_classes=_TAGS, **arguments).eval()
+        target = folder / name
+        target.mkdir()
+        prepared = Preprocess(size, (0.5,) * 3, (0.5,) * 3)
+        prepared.write(target / exported.PREPROCESS)
+        backbone.save_config(model, prepared, target)
+        backbone.save_weights(model, target / backbone.WEIGHTS)
+        tags = [Tag(number, f"tag_{number}", 0, 1) for number in range(_TAGS)]
+        exported.write_tags(tags, np.full(_TAGS, 0.9), target / exported.SELECTED_TAGS)
+        onnx_export.write(model, target / exported.ONNX, size=size, opset=17)
+
+
+def make_pictures(folder: Path) -> None:
+    """Draw a third each of JPEG, PNG and WebP."""
+    with tempfile.TemporaryDirectory() as drawn:
+        input_pipeline.draw(Path(drawn))
+        for number in range(_PICTURES):
+            kind = ("jpeg", "png", "webp")[number % 3]
+            source = sorted(Path(drawn, kind).iterdir())[number // 3 % input_pipeline.DRAWN]
+            (folder / f"{number:03d}.{kind}").write_bytes(source.read_bytes())
+
+
+def ours(model: Path, pictures: Path) -> dict[str, float]:
+    """Return the pictures a second of a whole run, by its own closing line."""
+    with tempfile.TemporaryDirectory() as target:
+        command = _command(pictures, model)
+        options = ["--output", "jsonl", "--output-dir", target]
+        ended = subprocess.run([*command, *options], capture_output=True, text=True, check=True)
+    told = re.search(r"pictures, ([\d,]+) a second", ended.stderr)
+    assert told, ended.stderr
+    return {"rate": float(told[1].replace(",", ""))}
+
+
+def _command(pictures: Path, model: Path) -> list[str]:
+    script = str(_ROOT / "stages/infer.py")
+    return [sys.executable, script, str(pictures), "--model", str(model), "--device", "cpu"]
+
+
+def first(model: Path, pictures: Path) -> dict[str, float]:
+    """Return the seconds from start to end for one picture."""
+    start = time.perf_counter()
+    subprocess.run(_command(pictures / "000.jpeg", model), capture_output=True, check=True)
+    return {"seconds": time.perf_counter() - start}
+
+
+def decoding(model: Path, pictures: Path) -> dict[str, float]:
+    from tagger import decoders, preprocess
+
+    prepared = preprocess.read(model / "preprocess.json")
+    paths = sorted(pictures.iterdir())
+    found = decoders.squares(paths, prepared, workers=2, timeout=60, stop=threading.Event())
+    next(found)
+    start = time.perf_counter()
+    return {"rate": sum(1 for _ in found) / (time.perf_counter() - start)}
+
+
+def computing(model: Path, pictures: Path) -> dict[str, float]:
+    from tagger import engines, images, preprocess
+
+    images.begin()
+    prepared = preprocess.read(model / "preprocess.json").for_many()
+    engine = engines.on_onnx(model / "model.onnx", prepared, engines.Device("cpu", cores=2))
+    squares = np.zeros((8, prepared.size, prepared.size, 3), np.uint8)
+    engine(squares, False)
+    rounds = 12
+    start = time.perf_counter()
+    for _ in range(rounds):
+        engine(squares, False)
+    return {"rate": rounds * len(squares) / (time.perf_counter() - start)}
+
+
+def imgutils(model: Path, pictures: Path) -> dict[str, float]:
+    import onnxruntime as ort
+
+    from tagger import preprocess
+
+    prepared = preprocess.read(model / "preprocess.json")
+    session = ort.InferenceSession(model / "model.onnx", providers=["CPUExecutionProvider"])
+
+    def tag(path: Path) -> None:
+        with Image.open(path) as image:
+            inputs = prepared(image.convert("RGB"))
+        session.run(["prediction"], {"input": inputs[None]})
+
+    return _each(tag, pictures)
+
+
+def wdtagger(model: Path, pictures: Path) -> dict[str, float]:
+    import timm
+    import torch
+
+    data: Any = importlib.import_module("timm.data")
+    network = timm.create_model(f"local-dir:{model}", pretrained=True).eval()
+    transform = data.create_transform(**data.resolve_model_data_config(network))
+
+    def tag(path: Path) -> None:
+        with Image.open(path) as image, torch.inference_mode():
+            network(transform(image.convert("RGB"))[None]).sigmoid()
+
+    return _each(tag, pictures)
+
+
+def _each(tag: Callable[[Path], None], pictures: Path) -> dict[str, float]:
+    paths = sorted(pictures.iterdir())
+    tag(paths[0])
+    start = time.perf_counter()
+    for path in paths:
+        tag(path)
+    return {"rate": len(paths) / (time.perf_counter() - start)}
+
+
+PARTS: dict[str, Callable[[Path, Path], dict[str, float]]] = {
+    part.__name__: part for part in (ours, first, decoding, computing, imgutils, wdtagger)
+}
+
+
+def compare(folder: Path, rounds: int) -> None:
+    pictures = folder / "pictures"
+
+    def run(part: str, name: str) -> measure.Run:
+        return measure.run(__file__, "--part", part, folder / name, pictures)
+
+    shares, peers = [], []
+    for _ in range(rounds):
+        alone = [run(part, "vit").answer["rate"] for part in ("decoding", "computing")]
+        bound = 1 / sum(1 / rate for rate in alone)
+        rate = run("ours", "vit").answer["rate"]
+        shares.append(rate / bound)
+        print(
+            f"vit: decoding {alone[0]:.1f}/s, model {alone[1]:.1f}/s, together at most {bound:.1f}"
+        )
+        print(f"     infer.py {rate:.1f}/s, {shares[-1]:.0%}", flush=True)
+    _target(f"{median(shares):.0%} of what its parts allow", median(shares) >= 0.95, "95 %")
+    for _ in range(rounds):
+        mine, *others = (run(part, "mobilenet") for part in ("ours", "imgutils", "wdtagger"))
+        rates = [one.answer["rate"] for one in (mine, *others)]
+        peers.append(rates[0] / max(rates[1:]))
+        print(f"mobilenet: infer.py {rates[0]:.1f}/s, {mine.peak:.2f} GB", end="")
+        print(f", imgutils' loop {rates[1]:.1f}/s, wdtagger's {rates[2]:.1f}/s", flush=True)
+    _target(f"{median(peers):.2f} times the faster peer", median(peers) >= 2, "2")
+    seconds = median(run("first", "mobilenet").answer["seconds"] for _ in range(5))
+    _target(f"{seconds:.2f} s for one picture", seconds < 1.5, "1.5 s")
+    _target(f"{mine.peak:.2f} GB at the peak", mine.peak < 0.6, "0.6 GB")
+
+
+def _target(told: str, met: bool, wanted: str) -> None:
+    print(f"{told}; target {wanted}: {'met' if met else 'MISSED'}", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--folder", type=Path, help="where models and pictures are kept")
+    parser.add_argument("--part", nargs=3, metavar=("PART", "MODEL", "PICTURES"))
+    asked = parser.parse_args()
+    if asked.part:
+        name, model, pictures = asked.part
+        print(json.dumps(PARTS[name](Path(model), Path(pictures))))
+        return
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = asked.folder or Path(temporary)
+        if not (folder / "pictures").exists():
+            (folder / "pictures").mkdir(parents=True)
+            make_pictures(folder / "pictures")
+            make_models(folder)
+        compare(folder, asked.rounds)
+
+
+if __name__ == "__main__":
+    main()
