@@ -1,9 +1,9 @@
-"""JPEG XL opens where imagecodecs is installed; without it the reason says what to install."""
+"""JPEG XL opens as any picture does."""
 
-import sys
 from pathlib import Path
 from typing import Any
 
+import imagecodecs
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -11,8 +11,6 @@ from PIL import Image
 
 from tagger import check, images
 from tagger.images import Pixels
-
-imagecodecs = pytest.importorskip("imagecodecs")
 
 Samples = npt.NDArray[Any]  # (height, width) or (height, width, channels)
 
@@ -107,19 +105,6 @@ def test_damaged_bytes_raise_nothing_but_unreadable() -> None:
             assert images.open_rgb(damaged.tobytes()).mode == "RGB"
         except images.Unreadable as error:
             assert str(error)
-
-
-def test_without_a_decoder_the_reason_says_what_to_install(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    data = encoded(noise(4, 4, 3))
-    monkeypatch.setitem(sys.modules, "imagecodecs", None)
-    (tmp_path / "a.jxl").write_bytes(data)
-    for file in (tmp_path / "a.jxl", images.Place(str(tmp_path / "a.jxl"), 0, len(data)), data):
-        with pytest.raises(images.Unreadable, match="pip install imagecodecs"):
-            images.open_rgb(file)
-    with pytest.raises(images.Unreadable, match="pip install imagecodecs"):
-        images.upright_size(data)
 
 
 def test_one_of_another_name_opens(tmp_path: Path) -> None:

@@ -7,16 +7,15 @@ import os
 import stat
 import struct
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias, cast
 
 import numpy as np
 import numpy.typing as npt
 from PIL import ExifTags, Image, ImageCms, ImageOps, UnidentifiedImageError
-from simplejpeg import decode_jpeg
 
 from tagger import jpegxl
 
@@ -30,7 +29,7 @@ WHITE: Colour = (255, 255, 255)
 
 # Those that pictures come in; Pillow would hand others to programs of the system.
 _FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "GIF", "BMP", "DIB", "TIFF", "PPM", "TGA")
-_JPEG = b"\xff\xd8\xff"
+_PNG = b"\x89PNG\r\n\x1a\n"
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of mallopt
 
 # What Pillow's decoders are known to raise on damaged or hostile files.
@@ -115,27 +114,44 @@ def open_rgb(file: Path | Place | bytes, background: Colour = WHITE) -> Image.Im
 
 
 def open_pixels(file: Path | Place | bytes, background: Colour = WHITE) -> Pixels:
-    """Return what `open_rgb` does, as (height, width, 3); a plain JPEG in two thirds of the time.
+    """Return what `open_rgb` does, as (height, width, 3), by a faster decoder where it serves.
 
     Raises Unreadable as `open_rgb` does.
     """
     data = _content(file)
-    if data.startswith(_JPEG):
+    decode = _decoder(data)
+    if decode:
         with _opened(data) as image:
             plain = _is_plain(image)
         if plain:
-            with suppress(ValueError):  # of which Pillow says what is wrong
-                pixels: Pixels = decode_jpeg(data)
-                return pixels
+            with suppress(ValueError, RuntimeError):  # of which Pillow says what is wrong
+                return decode(data)
     return np.asarray(open_rgb(data, background))
 
 
+def _decoder(data: bytes) -> Callable[[bytes], Pixels] | None:
+    """Return what decodes a picture as Pillow does, to the bit, if it is plain."""
+    if data.startswith(b"\xff\xd8\xff"):
+        from simplejpeg import decode_jpeg
+
+        return cast(Callable[[bytes], Pixels], decode_jpeg)
+    from imagecodecs import spng_decode, webp_decode  # large
+
+    if data.startswith(_PNG):  # whose EXIF may follow the pixels
+        turned = any(name in data for name in (b"eXIf", b"Raw profile", b"tiff:Orientation"))
+        eight_bits_of_rgb = data[24:26] == b"\x08\x02"
+        return spng_decode if eight_bits_of_rgb and not turned else None
+    return webp_decode if data[:4] + data[8:12] == b"RIFFWEBP" else None
+
+
 def _is_plain(image: Image.Image) -> bool:
-    """Return whether there is nothing to do but to decode: no turn, no other colours."""
+    """Return whether there is nothing to do but to decode: no turn, no alpha, no other colours."""
+    if image.mode != "RGB" or image.has_transparency_data or getattr(image, "is_animated", False):
+        return False
     profile = image.info.get("icc_profile")
-    turned = image.getexif().get(ExifTags.Base.Orientation, 1) != 1
-    other = isinstance(profile, bytes) and _to_srgb(profile, "RGB") is not None
-    return image.mode == "RGB" and not turned and not other
+    if isinstance(profile, bytes) and _to_srgb(profile, "RGB") is not None:
+        return False
+    return image.format == "PNG" or image.getexif().get(ExifTags.Base.Orientation, 1) == 1
 
 
 def upright_size(file: Path | bytes) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""JPEG XL, which Pillow does not read: by imagecodecs, where it is installed."""
+"""JPEG XL, which Pillow does not read."""
 
 import numpy as np
 from PIL import Image
@@ -12,12 +12,10 @@ _LENGTHS = (9, 13, 18, 30)  # bits that a side may take
 def decode(data: bytes) -> Image.Image:
     """Return the first frame, with 8 bits a channel, and the number of `frames` in its info.
 
-    Raises OSError where no decoder is installed, and for a picture as large as Pillow refuses.
+    Raises OSError for a damaged picture, and for one as large as Pillow refuses.
     """
-    try:
-        from imagecodecs import JpegxlError, jpegxl_decode  # large, and few need it
-    except ImportError:
-        raise OSError("JPEG XL needs a decoder: pip install imagecodecs") from None
+    from imagecodecs import JpegxlError, jpegxl_decode  # large
+
     width, height = size(data)
     if Image.MAX_IMAGE_PIXELS and width * height > 2 * Image.MAX_IMAGE_PIXELS:
         raise OSError(f"{width * height} pixels are too many")

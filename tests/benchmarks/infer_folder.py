@@ -28,7 +28,7 @@ from PIL import Image
 _ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(_ROOT / "stages"))
 
-PRESETS = {  # arguments of timm, pixels
+PRESETS: dict[str, tuple[str, dict[str, Any], int]] = {  # arguments of timm, pixels
     "vit": ("vit_tiny_patch16_224", {"img_size": 448}, 448),
     "mobilenet": ("mobilenetv4_conv_small", {}, 256),
 }
