@@ -137,11 +137,21 @@ def _decoder(data: bytes) -> Callable[[bytes], Pixels] | None:
         return cast(Callable[[bytes], Pixels], decode_jpeg)
     from imagecodecs import spng_decode, webp_decode  # large
 
-    if data.startswith(_PNG):  # whose EXIF may follow the pixels
-        turned = any(name in data for name in (b"eXIf", b"Raw profile", b"tiff:Orientation"))
+    if data.startswith(_PNG):
         eight_bits_of_rgb = data[24:26] == b"\x08\x02"
-        return spng_decode if eight_bits_of_rgb and not turned else None
+        return spng_decode if eight_bits_of_rgb and not _may_be_turned(data) else None
     return webp_decode if data[:4] + data[8:12] == b"RIFFWEBP" else None
+
+
+def _may_be_turned(png: bytes) -> bool:
+    """Return whether a PNG has EXIF or XMP, which may follow the pixels, where Pillow is late."""
+    place = len(_PNG)
+    while place + 8 <= len(png):
+        length, name = int.from_bytes(png[place : place + 4]), png[place + 4 : place + 8]
+        if name == b"eXIf" or png.startswith((b"Raw profile", b"XML:com.adobe"), place + 8):
+            return True
+        place += length + 12
+    return False
 
 
 def _is_plain(image: Image.Image) -> bool:

@@ -90,6 +90,7 @@ def _across(source: Any, target: Any, first: Any, taps: Any, weights: Any) -> No
     height, width, _ = source.shape
     block = np.empty((width, _ROWS * 3), np.uint8)  # some rows, transposed
     sums = np.empty(_ROWS * 3, np.int32)
+    levels = np.empty(_ROWS * 3, np.uint8)
     for top in range(0, height, _ROWS):
         rows = min(_ROWS, height - top)
         for row in range(rows):
@@ -103,10 +104,11 @@ def _across(source: Any, target: Any, first: Any, taps: Any, weights: Any) -> No
                 column = block[first[x] + tap]
                 for place in range(_ROWS * 3):
                     sums[place] += weight * np.int32(column[place])
+            for place in range(_ROWS * 3):
+                levels[place] = np.uint8(min(max(sums[place] >> _BITS, 0), 255))
             for row in range(rows):
                 for channel in range(3):
-                    value = sums[row * 3 + channel] >> _BITS
-                    target[top + row, x, channel] = np.uint8(min(max(value, 0), 255))
+                    target[top + row, x, channel] = levels[row * 3 + channel]
 
 
 def _down(source: Any, target: Any, first: Any, taps: Any, weights: Any) -> None:
