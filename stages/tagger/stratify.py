@@ -17,6 +17,8 @@ from scipy.sparse import csr_array
 from tagger.compiled import fast
 from tagger.refine import Floats, Ints, refine
 
+_STEPS = 60  # that a post takes, about
+
 
 def assign(
     labels: csr_array, groups: npt.NDArray[np.int64], proportions: Sequence[float], seed: int
@@ -46,7 +48,7 @@ def assign(
         np.full(len(sizes), -1, np.int8),
         random.integers(1, 1 << 31, 1),
     )
-    deal = fast(_deal, len(labels.indices))
+    deal = fast(_deal, max(len(labels.indices), _STEPS * len(groups)))
     parts = np.empty(len(sizes), np.int8)
     parts[order] = deal(*(t.tolist() for t in tables) if deal is _deal else tables)
     return parts

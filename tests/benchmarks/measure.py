@@ -36,7 +36,8 @@ def run(script: str, *arguments: object) -> Run:
 
 def _family(process: int) -> list[int]:
     try:
-        children = Path(f"/proc/{process}/task/{process}/children").read_text().split()
+        tasks = Path(f"/proc/{process}/task").iterdir()
+        children = [child for task in tasks for child in (task / "children").read_text().split()]
     except OSError:  # it has ended meanwhile
         return []
     return [process, *(one for child in children for one in _family(int(child)))]
