@@ -4,8 +4,10 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 from tagger import limits, params, values
+from tagger.errors import TaggerError
 from tagger.limits import Limits
 from tagger.naming import Naming
 from tagger.tagging import Pace
@@ -42,13 +44,18 @@ class Options:
         return self.output not in ("text", "txt")
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise TaggerError(f"{message.rstrip('.')}. See infer.py --help.")
+
+
 def parse(arguments: Sequence[str], p: params.Infer, root: Path, cores: int) -> Options:
-    """Return what the arguments ask for; exit with code 2 and a line where they make no sense.
+    """Return what the arguments ask for. Raises TaggerError where they make no sense.
 
     root: the folder on which the model and the rules of `p` hang
     cores: how many processes decode where no number is given
     """
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="infer.py",
         description="Tag pictures, or those of folders.",
         epilog=_EPILOG,
