@@ -47,7 +47,7 @@ def _share(text: str) -> float:
         value = float(text)
     except ValueError:
         raise ValueError(
-            f"{text!r} is no number, nor best, category, or category=number,..."
+            f"{text!r} is no number, nor best, category, or like general=0.3,character=0.8"
         ) from None
     if not 0 <= value <= 1:
         raise ValueError(f"{text.strip()} is not between 0 and 1")
