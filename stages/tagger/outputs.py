@@ -199,7 +199,7 @@ def summary(tally: Tally, plan: Plan, listed: Path, *, stopped: bool) -> Iterato
     """Yield the closing lines; listed: where the failures are."""
     tagged = tally.seen - len(tally.failures)
     rate = tagged / tally.seconds if tally.seconds else 0
-    yield f"tagged: {tagged:,} pictures, {rate:,.0f} a second"
+    yield f"tagged: {tagged:,} pictures, {rate:,.{int(rate < 10)}f} a second"
     if plan.skipped:
         yield f"skipped: {plan.skipped:,} pictures, which were done before"
     if tally.failures:

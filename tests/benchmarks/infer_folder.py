@@ -82,7 +82,7 @@ def ours(model: Path, pictures: Path) -> dict[str, float]:
         command = _command(pictures, model)
         options = ["--output", "jsonl", "--output-dir", target]
         ended = subprocess.run([*command, *options], capture_output=True, text=True, check=True)
-    told = re.search(r"pictures, ([\d,]+) a second", ended.stderr)
+    told = re.search(r"pictures, ([\d,.]+) a second", ended.stderr)
     assert told, ended.stderr
     return {"rate": float(told[1].replace(",", ""))}
 
