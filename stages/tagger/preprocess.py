@@ -82,18 +82,20 @@ class Preprocess:
         channels_last: lay it out as (n, size, size, 3), which convolutions prefer
         """
         mean, std = np.array([self.mean, self.std], dtype=np.float32)
-        values = np.arange(256, dtype=np.float32) / np.float32(255)
-        table = (values - mean[:, None]) / std[:, None]  # (3, 256)
         count, height, width, _ = squares.shape
         if channels_last:
             inputs = np.moveaxis(np.empty((count, height, width, 3), np.float32), -1, 1)
         else:
             inputs = np.empty((count, 3, height, width), np.float32)
         if self.many:
-            always(_look_up)(squares, table, inputs)
-        else:
-            for channel in range(3):
-                inputs[:, channel] = table[channel][squares[..., channel]]
+            values = np.arange(256, dtype=np.float32) / np.float32(255)
+            always(_look_up)(squares, (values - mean[:, None]) / std[:, None], inputs)
+            return inputs
+        for channel in range(3):
+            plane = inputs[:, channel]
+            np.divide(squares[..., channel], np.float32(255), out=plane)
+            plane -= mean[channel]
+            plane /= std[channel]
         return inputs
 
     def write(self, path: Path) -> None:
