@@ -135,12 +135,16 @@ def _decoder(data: bytes) -> Callable[[bytes], Pixels] | None:
         from simplejpeg import decode_jpeg
 
         return cast(Callable[[bytes], Pixels], decode_jpeg)
-    from imagecodecs import spng_decode, webp_decode  # large
-
     if data.startswith(_PNG):
+        from imagecodecs import spng_decode
+
         eight_bits_of_rgb = data[24:26] == b"\x08\x02"
         return spng_decode if eight_bits_of_rgb and not _may_be_turned(data) else None
-    return webp_decode if data[:4] + data[8:12] == b"RIFFWEBP" else None
+    if data[:4] + data[8:12] == b"RIFFWEBP":
+        from imagecodecs import webp_decode
+
+        return cast(Callable[[bytes], Pixels], webp_decode)
+    return None
 
 
 def _may_be_turned(png: bytes) -> bool:
