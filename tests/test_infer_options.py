@@ -88,7 +88,7 @@ def test_thresholds_are_read_in_every_form(text: str, expected: Limits) -> None:
     [
         (["--threshold", "genral=0.3"], "no category 'genral'. Did you mean 'general'?"),
         (["--threshold", "general=2"], "2 is not between 0 and 1"),
-        (["--threshold", "half"], "'half' is no number, nor best, category, or category="),
+        (["--threshold", "half"], "'half' is no number, nor best, category, or like general=0.3,"),
         (["--categories", "general,hair"], "there is no category 'hair'"),
         (["--top", "0"], "0 is not 1 or more"),
         (["--workers", "-1"], "-1 is not 0 or more"),
