@@ -7,11 +7,14 @@ from typing import Any
 
 import pytest
 import yaml
-from pydantic import BaseModel, ValidationError
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from tagger import params
 from tagger.errors import TaggerError
-from tagger.params import Params
+from tagger.params import Every, Params, Train
+from tagger.params.train import Often
 
 Edit = Callable[[str, object], Path]
 
@@ -61,7 +64,31 @@ def test_params_yaml_sets_every_parameter_and_no_other(root: Path) -> None:
     content = yaml.safe_load((root / params.PATH).read_text(encoding="utf-8"))
     assert keys(content) == fields(Params) - {"models"}
     for preset in content["models"].values():
-        assert preset.keys() | {"model_args"} == fields(params.Preset)
+        assert preset.keys() | {"model_args", "train"} == fields(params.Preset)
+
+
+def explained(text: str) -> set[str]:
+    """Return the dotted path of every key that has a comment beside it."""
+    lines = text.splitlines()
+    found = set()
+
+    def walk(mapping: yaml.MappingNode, owner: str) -> None:
+        for key, value in mapping.value:
+            path = f"{owner}{key.value}"
+            if isinstance(value, yaml.MappingNode) and value.value:
+                walk(value, f"{path}.")
+            elif re.search(r" #\s+\S.*\w", lines[key.start_mark.line]):
+                found.add(path)
+
+    root = yaml.compose(text)
+    assert isinstance(root, yaml.MappingNode)
+    walk(root, "")
+    return found
+
+
+def test_every_key_of_params_yaml_is_explained_beside_it(root: Path) -> None:
+    text = (root / params.PATH).read_text(encoding="utf-8")
+    assert fields(Params) - {"models"} - explained(text) == set()
 
 
 def test_every_preset_field_is_explained_above_the_presets(root: Path) -> None:
@@ -130,10 +157,28 @@ def test_a_misspelt_key_is_called_unknown_not_missing(
         ("train.epochs", 2.5, r"train\.epochs is 2\.5\..*integer"),
         ("train.epochs", 0, r"train\.epochs is 0\..*greater than 0"),
         ("train.epochs", [3], r"train\.epochs is \[3\]\."),
-        ("train.loss", "focal", r"train\.loss is 'focal'\..*'bce' or 'asymmetric'"),
+        ("train.loss.kind", "fokal", r"train\.loss\.kind is 'fokal'\..*'bce', 'asymmetric', 'foc"),
+        ("train.loss", "focal", r"train\.loss is 'focal'\..*dictionary"),
+        (
+            "train.loss.smothing",
+            0.1,
+            r"Unknown key train\.loss\.smothing\. Did you mean 'smoothing",
+        ),
+        ("train.augment.mix_up", 1, r"Unknown key train\.augment\.mix_up\. Did you mean 'mixup'\?"),
+        ("prepare.groups.nears", 1, r"Unknown key prepare\.groups\.nears\. Did you mean 'near'\?"),
+        ("train.loss.gamma", None, r"train\.loss\.gamma is missing\."),
+        ("train.unlabelled", ["ratings"], r"train\.unlabelled\.0 is 'ratings'\..*'rating'"),
+        ("train.augment.sizes", [96, 0], r"train\.augment\.sizes\.1 is 0\..*greater than 0"),
+        ("train.micro_batch", 0, r"train\.micro_batch is 0\..*greater than 0"),
+        ("train.precision", "fp8", r"train\.precision is 'fp8'\..*'fp32', 'bf16' or 'fp16'"),
+        ("train.validate_every", "", r"train\.validate_every: '' is not like '1 epoch', '500 st"),
+        ("train.keep_every", "5", r"train\.keep_every: '5' is not like '1 epoch', '500 steps' or"),
+        ("train.validate_every", "5 minutes", r"train: validate_every: 5 minutes would differ"),
+        ("train.keep_every", "1 minute", r"train: keep_every: 1 minute would differ each time\. G"),
+        ("train.cache_embeddings", True, r"train: cache_embeddings needs freeze: all, no unfreeze"),
         ("train.warmup", 1.0, r"train\.warmup is 1\.0\..*less than 1"),
-        ("train.min_crop", 0, r"train\.min_crop is 0\..*greater than 0"),
-        ("train.clip", float("nan"), r"train\.clip is nan\..*finite"),
+        ("train.augment.min_crop", 0, r"train\.augment\.min_crop is 0\..*greater than 0"),
+        ("train.loss.clip", float("nan"), r"train\.loss\.clip is nan\..*finite"),
         ("seed", -1, r"seed is -1\..*greater than or equal to 0"),
         ("export.opset", 18, r"export\.opset is 18\..*17"),
         ("demo.size", 8, r"demo\.size is 8\..*16"),
@@ -192,3 +237,148 @@ def test_whole_numbers_given_as_text_are_numbers(edit: Edit) -> None:
 def test_pretrained_is_a_choice_or_a_file(edit: Edit, given: bool | str) -> None:
     read = params.load(edit("models.vit.pretrained", given)).models["vit"].pretrained
     assert (type(read), read) == (type(given), given)
+
+
+@pytest.mark.parametrize(
+    ("text", "number", "unit"),
+    [
+        ("1 epoch", 1, "epoch"),
+        ("2 epochs", 2, "epoch"),
+        ("0.5 epochs", 0.5, "epoch"),
+        (".25 epochs", 0.25, "epoch"),
+        ("500 steps", 500, "step"),
+        ("1 step", 1, "step"),
+        ("1000000 steps", 1_000_000, "step"),
+        ("5minutes", 5, "minute"),
+    ],
+)
+def test_how_often_is_a_number_and_a_unit(edit: Edit, text: str, number: float, unit: str) -> None:
+    read = params.load(edit("train.checkpoint_every", text)).train.checkpoint_every
+    assert read == Every(number, unit)
+
+
+NOT_TEXT = [3, 1.5, True, ["1 epoch"]]
+NOT_OFTEN = ["", "epoch", "1", "every epoch", "1 hour", "1 epoch 5", "1,5 epochs"]
+NOT_OVER_0 = ["0 epochs", "0.0 steps", "-1 epoch", "nan steps", "inf epochs"]
+
+
+@pytest.mark.parametrize("text", [*NOT_TEXT, *NOT_OFTEN, *NOT_OVER_0])
+def test_what_is_not_like_that_is_told_with_examples(edit: Edit, text: object) -> None:
+    path = edit("train.checkpoint_every", text)
+    told = (
+        rf"train\.checkpoint_every: {re.escape(repr(text))} is not like '1 epoch', '500 steps' or"
+    )
+    with pytest.raises(TaggerError, match=told):
+        params.load(path)
+
+
+@given(
+    st.integers(1, 10**12) | st.decimals("0.0001", 10_000, places=4).map(float),
+    st.sampled_from(["epoch", "step", "minute"]),
+)
+def test_how_often_reads_back_what_it_says(number: float, unit: str) -> None:
+    """The recipe of a preset is written out and read again on top of `train`."""
+    every = Every(number, unit)
+    assert TypeAdapter(Often).validate_python(str(every)) == every
+
+
+def test_nothing_kept_is_said_by_an_empty_value(shipped: Params) -> None:
+    assert shipped.train.keep_every is None
+    assert shipped.recipe.keep_every is None
+
+
+def test_auto_is_left_to_the_device(edit: Edit) -> None:
+    shipped = params.load(edit("train.precision", "auto")).train
+    assert (shipped.precision, shipped.micro_batch) == (None, None)
+    assert params.load(edit("train.precision", "bf16")).train.precision == "bf16"
+    assert params.load(edit("train.micro_batch", 16)).train.micro_batch == 16
+
+
+@pytest.mark.parametrize(("value", "read"), [("all", "all"), (0, 0), (3, 3), ("3", 3)])
+def test_freeze_is_a_number_of_stages_or_all(edit: Edit, value: object, read: object) -> None:
+    assert params.load(edit("train.freeze", value)).train.freeze == read
+
+
+@pytest.mark.parametrize("value", ["some", -1, 1.5])
+def test_another_freeze_is_refused(edit: Edit, value: object) -> None:
+    with pytest.raises(TaggerError, match=r"train\.freeze.* is "):
+        params.load(edit("train.freeze", value))
+
+
+CACHING = {"freeze": "all", "cache_embeddings": True}
+
+
+@pytest.mark.parametrize(
+    ("more", "allowed"),
+    [
+        ({}, True),
+        ({"freeze": 3}, False),
+        ({"freeze": 0}, False),
+        ({"unfreeze_every": 2}, False),
+        ({"head": "query"}, False),
+        ({"freeze": 3, "cache_embeddings": False}, True),
+    ],
+)
+def test_embeddings_are_cached_only_where_none_ever_changes(
+    shipped: Params, more: dict[str, object], allowed: bool
+) -> None:
+    content = shipped.train.model_dump() | CACHING | more
+    if allowed:
+        assert Train.model_validate(content).cache_embeddings == content["cache_embeddings"]
+        return
+    with pytest.raises(ValidationError, match="cache_embeddings needs freeze: all"):
+        Train.model_validate(content)
+
+
+def test_a_training_starts_from_one_model_only(shipped: Params) -> None:
+    content = shipped.train.model_dump()
+    for start in ({"init_from": "models/old"}, {"resume_from": "old.pt"}):
+        Train.model_validate(content | start)
+    with pytest.raises(ValidationError, match="give one of them"):
+        Train.model_validate(content | {"init_from": "models/old", "resume_from": "old.pt"})
+
+
+PRESET = "models.mobilenetv4.train"
+
+
+def test_without_wishes_of_the_preset_the_recipe_is_train(shipped: Params) -> None:
+    for name in shipped.models:
+        assert shipped.model_copy(update={"model": name}).recipe == shipped.train
+
+
+def test_a_preset_has_its_values_in_place_of_those_of_train_and_no_others(
+    edit: Edit, shipped: Params
+) -> None:
+    wishes = {"ema": 0.999, "loss": {"kind": "focal", "gamma": 3}, "unlabelled": []}
+    p = params.load(edit(PRESET, wishes | {"validate_every": "100 steps"}))
+    assert p.train == shipped.train
+    changed = p.recipe.model_dump()
+    assert (p.recipe.loss.kind, p.recipe.loss.gamma) == ("focal", 3)
+    assert changed.pop("loss") == shipped.train.loss.model_dump() | wishes["loss"]  # type: ignore[operator]
+    expected = shipped.train.model_dump() | {"ema": 0.999, "unlabelled": []}
+    expected |= {"validate_every": "100 steps"}
+    del expected["loss"]
+    assert changed == expected
+    assert p.model_copy(update={"model": "vit"}).recipe == shipped.train
+
+
+@pytest.mark.parametrize(
+    ("wishes", "told"),
+    [
+        ({"epoch": 3}, r"Unknown key epoch\. Did you mean 'epochs'\?"),
+        ({"loss": {"kin": "bce"}}, r"Unknown key loss\.kin\. Did you mean 'kind'\?"),
+        ({"loss": "focal"}, r"loss is 'focal'\."),
+        ({"epochs": 0}, r"epochs is 0\..*greater than 0"),
+        ({"augment": {"sizes": [0]}}, r"augment\.sizes\.0 is 0\..*greater than 0"),
+        ({"validate_every": "often"}, r"validate_every: 'often' is not like '1 epoch', '500"),
+        ({"validate_every": "5 minutes"}, r"validate_every: 5 minutes would differ each time\."),
+        ({"cache_embeddings": True}, r"cache_embeddings needs freeze: all, "),
+    ],
+)
+def test_a_mistake_of_a_preset_says_which_and_where(
+    edit: Edit, wishes: dict[str, object], told: str
+) -> None:
+    path = edit(PRESET, wishes)
+    where = re.escape(f"{path}: {PRESET}")
+    with pytest.raises(TaggerError, match=rf"\A{where}: {told}[^\n]*\Z"):
+        params.load(path)

@@ -1,0 +1,184 @@
+"""The parameters of every stage: `params.yaml`, checked at the door."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, get_origin
+
+import yaml
+from pydantic import (
+    Field,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
+
+from tagger.errors import TaggerError, did_you_mean
+from tagger.params.base import Frozen
+from tagger.params.prepare import Copies, Fetch, Filters, Groups, Prepare
+from tagger.params.train import AUTO, Augment, Every, Loss, Preset, Train
+from tagger.vocabulary import Category
+
+__all__ = [
+    "Augment",
+    "Copies",
+    "Every",
+    "Fetch",
+    "Filters",
+    "Groups",
+    "Loss",
+    "Prepare",
+    "Preset",
+    "Train",
+]
+
+PATH = Path("params.yaml")
+
+
+class Demo(Frozen):
+    pictures: PositiveInt
+    size: int = Field(ge=16)  # pixels, square
+
+
+class Vocabulary(Frozen):
+    source: Path  # data/tags.parquet, or a selected_tags.csv
+    min_count: NonNegativeInt  # posts
+    min_counts: dict[Category, NonNegativeInt]  # where it is another
+    categories: list[Category]
+    max_tags: PositiveInt | None  # the most frequent stay
+    max_tags_of: dict[Category, NonNegativeInt]
+    include: list[str]  # globs of tags that stay whatever the rest says
+    exclude: list[str]  # globs
+
+
+class Split(Frozen):
+    method: Literal["stratified", "iterative", "random", "hash", "modulo", "time", "given"]
+    train: PositiveFloat  # share of the posts; the three sum to 1
+    validation: PositiveFloat
+    test: PositiveFloat
+    order: Literal[1, 2]  # stratified, iterative: single tags, or pairs of them, too
+    given: Path  # given: a table that names the part of each post
+    id_column: str
+    split_column: str
+
+    @property
+    def proportions(self) -> tuple[float, float, float]:
+        return self.train, self.validation, self.test
+
+    @model_validator(mode="after")
+    def _sums_to_one(self) -> Self:
+        if abs(sum(self.proportions) - 1) > 1e-6:
+            raise ValueError(f"train, validation and test sum to {sum(self.proportions):g}, not 1")
+        return self
+
+
+class Evaluate(Frozen):
+    threshold: Literal["global", "category"]
+    batch_size: PositiveInt
+    workers: NonNegativeInt
+
+
+class Export(Frozen):
+    opset: int = Field(ge=13, le=17)  # older runtimes refuse newer ones
+    parity_pictures: PositiveInt  # test pictures on which torch and ONNX are compared
+    tolerance: PositiveFloat  # largest difference of a probability
+
+
+class Infer(Frozen):
+    model: Path  # an export folder, an ONNX file in one, or a training folder
+    batch_size: Annotated[PositiveInt | None, AUTO]  # pictures; auto: as suits the device
+    workers: Annotated[NonNegativeInt | None, AUTO]  # that decode; auto: one per core
+    timeout: PositiveFloat  # seconds to decode a picture
+    lang: Literal["en", "zh"]
+
+
+class Params(Frozen):
+    seed: NonNegativeInt
+    model: str  # the preset to train, a key of `models`
+    models: dict[str, Preset]
+    demo: Demo
+    prepare: Prepare
+    vocabulary: Vocabulary
+    split: Split
+    train: Train
+    evaluate: Evaluate
+    export: Export
+    infer: Infer
+
+    @property
+    def preset(self) -> Preset:
+        return self.models[self.model]
+
+    @property
+    def recipe(self) -> Train:
+        """`train`, with what the preset wants otherwise."""
+        return Train.model_validate(overlaid(self.train.model_dump(), self.preset.train))
+
+
+def load(path: Path = PATH) -> Params:
+    """Return the checked parameters.
+
+    Raises TaggerError with one line for an unknown key, a wrong type, a value out of range.
+    """
+    content = _read(path)
+    try:
+        params = Params.model_validate(content)
+    except ValidationError as error:
+        raise TaggerError(f"{path}: {_explain(error, Params)}") from None
+    if params.model not in params.models:
+        hint = did_you_mean(params.model, params.models)
+        known = ", ".join(params.models)
+        raise TaggerError(f"{path}: Unknown preset {params.model!r}.{hint} Presets: {known}.")
+    try:
+        _ = params.recipe
+    except ValidationError as error:
+        where = f"{path}: models.{params.model}.train"
+        raise TaggerError(f"{where}: {_explain(error, Train)}") from None
+    return params
+
+
+def overlaid(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    """Return one mapping with the values of another in place of its own, group by group."""
+    both = dict(below)
+    for key, value in above.items():
+        nested = isinstance(value, dict) and isinstance(both.get(key), dict)
+        both[key] = overlaid(both[key], value) if nested else value
+    return both
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise TaggerError(f"{path} is missing. Run from the root of the project.") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise TaggerError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise TaggerError(f"{path} holds no parameters. Restore it from Git.")
+    return content
+
+
+def _explain(mistakes: ValidationError, owner: type[Frozen]) -> str:
+    # A misspelt key is also a missing one: say what is wrong, not what follows from it.
+    error = min(mistakes.errors(), key=lambda error: error["type"] != "extra_forbidden")
+    where = ".".join(str(part) for part in error["loc"] if part not in ("bool", "str"))
+    if error["type"] == "extra_forbidden":
+        *within, key = error["loc"]
+        return f"Unknown key {where}.{did_you_mean(str(key), _keys(within, owner))}"
+    if error["type"] == "missing":
+        return f"{where} is missing. Add it, or restore {PATH} from Git."
+    if error["type"] == "value_error":
+        return f"{where}: {error['msg'].removeprefix('Value error, ')}.".removeprefix(": ")
+    return f"{where} is {error['input']!r}. {error['msg']}."
+
+
+def _keys(within: list[str | int], root: type[Frozen]) -> list[str]:
+    """Return the keys known at a place below a model, such as models.convnext."""
+    section: Any = root
+    for name in within:
+        if section is dict:
+            section = Preset
+        else:
+            section = section.model_fields[str(name)].annotation
+            section = get_origin(section) or section
+    return list(getattr(section, "model_fields", []))

@@ -1,0 +1,89 @@
+"""The parameters of prepare: which pictures, which posts, which tags."""
+
+from datetime import date
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, NonNegativeInt, PositiveInt
+
+from tagger.params.base import Frozen
+from tagger.vocabulary import Category
+
+
+class Fetch(Frozen):
+    """How the pictures of `danbooru` are had from the hub."""
+
+    repo: str | None  # data set on the hub; null: only what is there already
+    revision: str
+    tag_tables: str | None  # data set on the hub with `tags.csv` and `tag_aliases.csv`
+    how: Literal["auto", "shards", "members"]  # whole tars, or only the wanted members of each
+    connections: PositiveInt  # at a time
+
+
+class Filters(Frozen):
+    """Which posts are wanted; null and empty lists want all."""
+
+    ratings: list[Literal["general", "sensitive", "questionable", "explicit"]] | None
+    min_score: int | None
+    max_score: int | None
+    after: date | None  # first day, UTC
+    before: date | None  # the first day no longer wanted, UTC
+    min_id: int | None
+    max_id: int | None
+    keep_deleted: bool
+    keep_banned: bool
+    min_tags: NonNegativeInt  # general tags on a post
+    min_side: NonNegativeInt  # pixels, of the shorter side
+    max_aspect: float | None = Field(ge=1)  # longer side over shorter
+    required: list[str]  # globs; each must match a tag
+    excluded: list[str]  # globs; none may match a tag
+    max_posts_per_tag: PositiveInt | None
+    capped: list[Category]
+    sample: PositiveInt | None  # posts, drawn by id
+    seed: NonNegativeInt  # of the draws of the two before
+
+
+class Groups(Frozen):
+    """Which posts are never parted by a split."""
+
+    parents: bool  # parent and child posts
+    duplicates: bool  # the same file twice
+    near: int | None = Field(ge=0, le=31)  # bits of 256 in which PDQ hashes may differ
+
+
+class Copies(Frozen):
+    """A smaller copy of the pictures, in tars."""
+
+    side: PositiveInt | None  # pixels, the longest that the shorter side may be; null: no copy
+    folder: Path
+    form: Literal["webp", "jpeg"]
+    quality: int = Field(ge=1, le=100)
+    shard_size: PositiveInt  # megabytes
+
+
+class Prepare(Frozen):
+    source: Literal["folder", "table", "danbooru"]
+    path: Path  # a folder of pictures with sidecars, a table, or Danbooru's metadata.parquet
+    more_folders: list[Path]  # folder: further ones
+    pictures: Path  # table, danbooru: where the pictures are
+    separator: str = Field(min_length=1)  # between the tags of a text
+    path_column: str  # table
+    tag_column: str  # table
+    rules: Path  # folder of tags, tag_aliases, tag_implications and renames, each where it is there
+    verify: Literal["none", "header", "decode"]
+    animated: Literal["first", "drop"]  # take the first frame, or leave the picture out
+    fetch: Fetch
+    filters: Filters
+    groups: Groups
+    copies: Copies
+
+    @property
+    def folders(self) -> list[Path]:
+        """The folders of pictures that `folder` reads; none for another source."""
+        return [self.path, *self.more_folders] if self.source == "folder" else []
+
+    @property
+    def rule_folders(self) -> list[Path]:
+        """Where tables of tags may be: the user's own first, then those that came with the data."""
+        beside = [self.path.parent] if self.source == "danbooru" else self.folders
+        return [self.rules, *beside]
