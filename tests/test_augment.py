@@ -5,16 +5,17 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from tagger import backbone, dataset, training
+from tagger import backbone, batching, losses
 from tagger.augment import Augmentation, BatchAugmentation
-from tagger.dataset import Key, Order, Part, Pictures
+from tagger.batching import Order
+from tagger.dataset import Key, Part, Pictures
 from tagger.errors import TaggerError
 from tagger.images import Pixels
-from tagger.params import Params, Preset, Train
+from tagger.params import Preset
 from tagger.preprocess import Preprocess
 
 PREPARED = Preprocess(16, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
@@ -39,7 +40,7 @@ def drawn(augment: Augmentation, key: Key) -> tuple[bytes, str]:
 
 
 def test_a_picture_looks_the_same_whatever_was_drawn_before() -> None:
-    keys = [Key(epoch, row) for epoch in (1, 2) for row in range(25)]
+    keys = [Key(epoch, row) for epoch in (0, 1) for row in range(25)]
     first = {key: drawn(EVERYTHING, key) for key in keys}
     np.random.default_rng(1).shuffle(keys)
     torch.manual_seed(99)
@@ -128,14 +129,12 @@ def test_mixup_mixes_targets_by_the_share_of_the_pixels(
     assert torch.equal(targets, torch.eye(count))
 
 
-def test_mixup_draws_another_share_for_each_batch() -> None:
+def test_the_share_of_mixup_is_anything_from_none_to_all() -> None:
     _, pixels, targets = constant(12)
     augment = BatchAugmentation(0, mixup=1.0)
-    made = [augment(pixels, targets, epoch, n)[1] for epoch in (1, 2) for n in range(10)]
-    again = [augment(pixels, targets, epoch, n)[1] for epoch in (1, 2) for n in range(10)]
-    assert all(torch.equal(one, other) for one, other in zip(made, again, strict=True))
-    assert len({tuple(shares.flatten().tolist()) for shares in made}) == 20
-    assert max(float((shares - torch.eye(12)).abs().max()) for shares in made) > 0.3
+    made = [augment(pixels, targets, 1, number)[1] for number in range(60)]
+    drawn = np.array([float(shares.diagonal().min()) for shares in made])
+    assert np.histogram(drawn, 5, (0, 1))[0].min() > 3
 
 
 def test_alpha_0_and_no_cutout_change_nothing() -> None:
@@ -171,48 +170,113 @@ def test_cutout_cuts_everywhere_up_to_the_border() -> None:
     assert corners == {(top, left) for top in range(5) for left in range(5)}
 
 
-def test_every_size_is_drawn_and_each_batch_has_one(part: Part) -> None:
-    order = Order(200, 8, seed=0, sizes=(16, 24, 32))
-    order.epoch = 1
-    batches = list(order)
-    assert list(order) == batches
-    assert all(len({key.size for key in batch}) == 1 for batch in batches)
-    assert {batch[0].size for batch in batches} == {16, 24, 32}
-    assert sorted(key.row for batch in batches for key in batch) == list(range(200))
-    order.epoch = 2
-    assert [batch[0].size for batch in order] != [batch[0].size for batch in batches]
-    small = Order(len(part), 3, seed=0, sizes=(16, 24, 32))
-    loader = dataset.loader(Pictures(part, PREPARED, EVERYTHING), small, workers=0)
-    sizes = [keys[0].size for keys in small]
-    assert len(set(sizes)) == 3
-    for batch, size in zip(loader, sizes, strict=True):
-        assert batch.pixels.shape == (3, size, size, 3)
-
-
-def test_training_with_everything_at_once_goes_on_at_every_size(
-    part: Part, preset: Preset, shipped: Params
+@settings(deadline=None, max_examples=60)
+@given(st.integers(2, 12), st.floats(0.05, 5), st.integers(1, 33), st.integers(0, 1000))
+def test_cutmix_mixes_targets_by_the_pixels_to_the_last_one(
+    count: int, alpha: float, size: int, number: int
 ) -> None:
-    changes = {"epochs": 1, "workers": 0, "sizes": [48, 64], "mixup": 0.4, "cutout": 0.3}
-    changes |= {"random_resize": True, "trivial_augment": True}
-    recipe = Train.model_validate(shipped.train.model_dump() | changes)
-    losses = []
+    levels, pixels, targets = constant(count, size)
+    mixed, shares = BatchAugmentation(0, cutmix=alpha)(pixels, targets, 1, number)
+    counted = torch.stack([(mixed[:, 0] == level).sum(dim=(1, 2)) for level in levels], dim=1)
+    assert torch.allclose(shares, counted / size**2, atol=1e-6)
+    assert torch.equal(pixels, constant(count, size)[1])
+    assert torch.equal(targets, torch.eye(count))
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.integers(2, 12), st.floats(0.05, 5), st.integers(2, 33), st.integers(0, 1000))
+def test_cutmix_lays_one_rectangle_in_the_same_place_of_every_picture(
+    count: int, alpha: float, size: int, number: int
+) -> None:
+    _, pixels, targets = constant(count, size)
+    mixed, shares = BatchAugmentation(0, cutmix=alpha)(pixels, targets, 1, number)
+    changed = (mixed != pixels)[shares.diagonal() < 1]
+    assert (changed == changed[:1, :1]).all()
+    if len(changed):
+        rows, columns = changed[0, 0].any(dim=1).nonzero(), changed[0, 0].any(dim=0).nonzero()
+        box = int(rows.max() - rows.min() + 1) * int(columns.max() - columns.min() + 1)
+        assert int(changed[0, 0].sum()) == box
+    for picture, share in zip(mixed, shares, strict=True):
+        assert len(picture.unique()) == int((share > 0).sum()) <= 2
+
+
+def test_the_rectangle_of_cutmix_is_of_every_size_and_reaches_every_pixel() -> None:
+    augment = BatchAugmentation(0, cutmix=1.0)
+    pixels = torch.stack([torch.zeros(3, 16, 16), torch.ones(3, 16, 16)])
+    made = [augment(pixels, torch.eye(2), 1, number) for number in range(400)]
+    areas = np.array([float(shares[0, 1]) for _, shares in made if shares[0, 1] > 0])
+    assert np.histogram(areas, 4, (0, 0.8))[0].min() > 10
+    covered = torch.stack([mixed[0, 0] for mixed, _ in made]).mean(dim=0)
+    assert float(covered.min()) > 0.05
+
+
+ALPHA = st.just(0.0) | st.floats(0.05, 2)
+
+
+@settings(deadline=None, max_examples=80)
+@given(ALPHA, ALPHA, st.integers(0, 1000), st.integers(0, 1000))
+def test_what_is_unknown_of_either_picture_stays_unknown(
+    mixup: float, cutmix: float, number: int, seed: int
+) -> None:
+    count, tags = 8, 20
+    _, pixels, own = constant(count)
+    drawn = torch.from_numpy(np.random.default_rng(seed).integers(-1, 2, (count, tags))).float()
+    targets = torch.cat([own, drawn], dim=1)
+    _, made = BatchAugmentation(0, mixup, cutmix)(pixels, targets, 1, number)
+    shares, labels = made[:, :count], made[:, count:]
+    assume(0 < shares.diagonal().min() < 1)  # else there is no telling which two were mixed
+    unknown = ((shares > 0).float() @ (drawn < 0).float()) > 0
+    assert (labels[unknown] == -1).all()
+    assert torch.allclose((shares @ drawn)[~unknown], labels[~unknown], atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", [{"mixup": 1.0}, {"cutmix": 1.0}, {"mixup": 1.0, "cutmix": 1.0}])
+def test_each_place_in_the_training_draws_its_own_and_always_the_same(
+    kind: dict[str, float],
+) -> None:
+    _, pixels, targets = constant(12)
+    places = [(step, rank, start) for step in (0, 1, 7) for rank in (0, 1) for start in (0, 16)]
+    first = {place: BatchAugmentation(5, **kind)(pixels, targets, *place)[1] for place in places}
+    for place in reversed(places):
+        again = BatchAugmentation(5, **kind)(pixels, targets, *place)[1]
+        assert torch.equal(again, first[place])
+    assert len({tuple(shares.flatten().tolist()) for shares in first.values()}) == len(places)
+    other = BatchAugmentation(6, **kind)(pixels, targets, *places[0])[1]
+    assert not torch.equal(other, first[places[0]])
+
+
+def test_mixup_and_cutmix_together_take_turns_by_chance() -> None:
+    _, pixels, targets = constant(6)
+    both = BatchAugmentation(0, mixup=1.0, cutmix=1.0)
+    pasted = 0
+    for number in range(200):
+        mixed, shares = both(pixels, targets, 1, number)
+        flat = (mixed == mixed[:, :, :1, :1]).all()
+        assert flat or torch.isin(mixed, pixels).all()
+        pasted += not flat
+        assert torch.allclose(shares.sum(dim=1), torch.ones(6), atol=1e-6)
+    assert 60 < pasted < 140
+
+
+def test_training_batches_with_everything_at_once_repeat_themselves_at_every_size(
+    part: Part, preset: Preset
+) -> None:
+    """From files to the loss: what every augmentation makes together is what a model takes."""
+    model = backbone.build(preset, part.labels.shape[1])
+    prepared = backbone.preprocessing(model, preset)
+    mixing = BatchAugmentation(3, mixup=0.4, cutmix=0.4, cutout=0.3)
+    order = Order(len(part), 3, seed=0, sizes=(32, 48, 64))
+    made = []
     for _ in range(2):
-        torch.manual_seed(0)
-        model = backbone.build(preset, part.labels.shape[1])
-        backbone.check_sizes(model, recipe.sizes)
-        shown: list[int] = []
-        model.register_forward_pre_hook(
-            lambda _, given, shown=shown: shown.append(given[0].shape[-1])
-        )
-        prepared = backbone.preprocessing(model, preset)
-        parts = {"train": part, "validation": part.head(5)}
-        small = preset.model_copy(update={"batch_size": 3})
-        (epoch,) = training.epochs(model, parts, prepared, small, recipe, 0)
-        assert np.isfinite(epoch.loss)
-        assert set(shown[:8]) == {32, 48, 64}
-        assert set(shown[8:]) == {32}  # validation
-        losses.append(epoch.loss)
-    assert losses[0] == losses[1]
+        loader = batching.loader(Pictures(part, prepared, EVERYTHING), order, workers=0)
+        inputs = [batching.to_device(batch, torch.device("cpu"), prepared) for batch in loader]
+        made.append([mixing(*given, number, 0, 0) for number, given in enumerate(inputs)])
+    for (pixels, targets), (again, same) in zip(*made, strict=True):
+        assert torch.equal(pixels, again)
+        assert torch.equal(targets, same)
+        loss = losses.binary_cross_entropy(model(pixels), targets)
+        assert loss.isfinite()
+    assert {pixels.shape[-1] for pixels, _ in made[0]} == {32, 48, 64}
 
 
 def test_sizes_that_a_backbone_does_not_take_are_refused(preset: Preset) -> None:
@@ -223,9 +287,11 @@ def test_sizes_that_a_backbone_does_not_take_are_refused(preset: Preset) -> None
     model: nn.Module = backbone.build(fixed, 5).train()
     backbone.check_sizes(model, [160])
     assert model.training
-    with pytest.raises(TaggerError, match=r"train\.sizes: .* no pictures of 96 px: .*dynamic_img"):
+    with pytest.raises(
+        TaggerError, match=r"train\.augment\.sizes: .* no pictures of 96 px: .*dynamic_img"
+    ):
         backbone.check_sizes(model, [160, 96])
     free = fixed.model_copy(update={"model_args": {"dynamic_img_size": True}})
     backbone.check_sizes(backbone.build(free, 5), [160, 96])
-    with pytest.raises(TaggerError, match=r"train\.sizes: .* no pictures of 2 px"):
+    with pytest.raises(TaggerError, match=r"train\.augment\.sizes: .* no pictures of 2 px"):
         backbone.check_sizes(backbone.build(free, 5), [2])

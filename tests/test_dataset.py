@@ -1,6 +1,5 @@
-"""What the model sees is decided by seed, epoch and row alone, and bad pictures are told."""
+"""What the model sees of a picture is decided by seed, epoch and row, and bad ones are told."""
 
-from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +9,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from scipy.sparse import csr_array
 
-from tagger import dataset, images, posts, vocabulary
+from tagger import batching, dataset, images, posts, vocabulary
 from tagger.augment import Augmentation
-from tagger.dataset import Collate, Key, Order, Part, Pictures
+from tagger.batching import Collate, Order
+from tagger.dataset import Key, Part, Pictures
 from tagger.images import Place
 from tagger.preprocess import Preprocess
 from tagger.vocabulary import Tag
@@ -35,61 +36,8 @@ def changed(augment: Augmentation, image: Image.Image, epoch: int, row: int) -> 
     return Image.fromarray(pixels)
 
 
-@given(st.integers(1, 200), st.integers(0, 2**32), st.integers(0, 1000))
-def test_every_epoch_is_a_permutation(length: int, seed: int, epoch: int) -> None:
-    order = Order(length, 7, seed)
-    order.epoch = epoch
-    batches = list(order)
-    keys = list(chain.from_iterable(batches))
-    assert {key.epoch for key in keys} == {epoch}
-    assert sorted(key.row for key in keys) == list(range(length))
-    assert list(order) == batches
-    assert len(order) == len(batches)
-    assert all(len(batch) == 7 for batch in batches[:-1])
-
-
-def test_epochs_and_seeds_have_orders_of_their_own() -> None:
-    orders = []
-    for seed, epoch in ((0, 0), (0, 1), (1, 0), (1, 1)):
-        order = Order(50, 50, seed)
-        order.epoch = epoch
-        orders.append(tuple(key.row for key in next(iter(order))))
-    assert len(set(orders)) == 4
-
-
-def test_without_a_seed_the_order_is_that_of_the_rows() -> None:
-    assert list(Order(3, 2)) == [[Key(0, 0), Key(0, 1)], [Key(0, 2)]]
-
-
-def test_batches_are_the_same_with_and_without_workers(part: Part) -> None:
-    pictures = Pictures(part, PREPROCESS, Augmentation(3, 0.5, 0.5))
-    seen = []
-    for workers in (0, 2):
-        order = Order(len(part), 7, seed=3)
-        loader = dataset.loader(pictures, order, workers=workers)
-        for order.epoch in (1, 2):
-            seen.append([(batch.rows, batch.pixels, batch.targets) for batch in loader])
-    for alone, shared in ((seen[0], seen[2]), (seen[1], seen[3])):
-        assert [rows for rows, _, _ in alone] == [rows for rows, _, _ in shared]
-        for (_, pixels, targets), (_, pixels_2, targets_2) in zip(alone, shared, strict=True):
-            assert torch.equal(pixels, pixels_2)
-            assert torch.equal(targets, targets_2)
-    assert [rows for rows, _, _ in seen[0]] != [rows for rows, _, _ in seen[1]]
-
-
-@pytest.mark.parametrize(
-    ("size", "whole", "batches"), [(7, False, 4), (7, True, 3), (100, True, 1), (24, True, 1)]
-)
-def test_only_a_last_batch_that_is_not_full_is_left_out(
-    part: Part, size: int, whole: bool, batches: int
-) -> None:
-    pictures = Pictures(part, PREPROCESS)
-    loader = dataset.loader(pictures, Order(24, size, whole=whole), workers=0)
-    assert len(list(loader)) == len(loader) == batches
-
-
 def test_labels_match_the_sidecars(part: Part, tags: list[Tag]) -> None:
-    loader = dataset.loader(Pictures(part, PREPROCESS), Order(len(part), 5, 1), workers=0)
+    loader = batching.loader(Pictures(part, PREPROCESS), Order(len(part), 5, 1), workers=0)
     names = {tag.name for tag in tags}
     for batch in loader:
         for row, targets in zip(batch.rows, batch.targets, strict=True):
@@ -105,7 +53,7 @@ def test_pixels_are_those_of_the_picture_preprocessed(part: Part) -> None:
     assert sample.pixels is not None
     assert np.array_equal(sample.pixels, PREPROCESS.fit(images.open_rgb(part.places[4])))
     batch = Collate(part.labels.shape[1])([sample])
-    pixels, targets = dataset.to_device(batch, torch.device("cpu"), PREPROCESS)
+    pixels, targets = batching.to_device(batch, torch.device("cpu"), PREPROCESS)
     assert np.array_equal(pixels[0], PREPROCESS(images.open_rgb(part.places[4])))
     assert np.array_equal(targets, part.labels[[4]].toarray())
 
@@ -114,7 +62,7 @@ def test_an_unreadable_picture_is_replaced_by_the_next_with_its_own_tags(
     part: Part, tmp_path: Path
 ) -> None:
     some = broken(part, tmp_path)
-    loader = dataset.loader(Pictures(some, PREPROCESS, replacing=True), Order(8, 4), workers=0)
+    loader = batching.loader(Pictures(some, PREPROCESS, replacing=True), Order(8, 4), workers=0)
     batches = list(loader)
     assert [batch.rows for batch in batches] == [[0, 1, 3, 3], [4, 6, 6, 7]]
     assert [[row for row, _ in batch.failures] for batch in batches] == [[2], [5]]
@@ -124,7 +72,7 @@ def test_an_unreadable_picture_is_replaced_by_the_next_with_its_own_tags(
 
 def test_an_unreadable_picture_is_left_out_and_reported(part: Part, tmp_path: Path) -> None:
     pictures = Pictures(broken(part, tmp_path), PREPROCESS)
-    loader = dataset.loader(pictures, Order(8, 3), workers=0)
+    loader = batching.loader(pictures, Order(8, 3), workers=0)
     batches = list(loader)
     assert [batch.rows for batch in batches] == [[0, 1], [3, 4], [6, 7]]
     assert [batch.pixels.shape[0] for batch in batches] == [2, 2, 2]
@@ -175,6 +123,26 @@ def test_crops_do_not_darken_the_border_or_leave_the_picture() -> None:
     white = Image.new("RGB", (37, 23), "white")
     for row in range(50):
         assert changed(Augmentation(0, 0.3, 0.5), white, 0, row).getextrema() == ((255, 255),) * 3
+
+
+@given(st.integers(0, 60), st.integers(1, 80))
+def test_posts_spread_over_a_part_are_in_order_and_from_end_to_end(length: int, count: int) -> None:
+    labels = csr_array(np.eye(length, 60, dtype=bool))
+    part = Part([Place(str(row), 0, 8) for row in range(length)], labels)
+    some = part.spread(count)
+    rows = [int(place.path) for place in some.places]
+    assert len(some) == len(rows) == min(count, length)
+    assert rows == sorted(set(rows))
+    assert some.labels.indices.tolist() == rows
+    if count > 1 and length:
+        assert (rows[0], rows[-1]) == (0, length - 1)
+        assert np.ptp(np.diff(rows) if len(rows) > 1 else [1]) <= 1
+
+
+def test_counts_are_those_of_the_labels(part: Part) -> None:
+    assert np.array_equal(part.counts(), part.labels.toarray().sum(axis=0))
+    absent = Part(part.places, csr_array((len(part), 7), dtype=bool))
+    assert absent.counts().tolist() == [0] * 7
 
 
 def test_parts_of_the_split_are_read_with_their_own_rows(tmp_path: Path) -> None:

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor, nn
 
-from tagger import dataset, images, predict, preprocess, resize, shards
-from tagger.dataset import Collate, Key, Order, Part, Pictures
+from tagger import batching, images, predict, preprocess, resize, shards
+from tagger.batching import Collate, Order
+from tagger.dataset import Key, Part, Pictures
 from tagger.images import Pixels, Place
 from tagger.preprocess import Preprocess
 
@@ -140,7 +141,7 @@ def test_every_level_is_normalised_as_by_hand() -> None:
         assert np.array_equal(made[0], expected.transpose(2, 0, 1))
 
 
-def batch_of(part: Part, by: Preprocess, rows: range) -> dataset.Batch:
+def batch_of(part: Part, by: Preprocess, rows: range) -> batching.Batch:
     pictures = Pictures(part, by)
     return Collate(part.labels.shape[1])([pictures[Key(0, row)] for row in rows])
 
@@ -150,11 +151,11 @@ def test_what_reaches_the_device_is_what_preprocess_makes_alone_and_in_a_batch(
     part: Part, fitting: str
 ) -> None:
     by = prepared(fitting)
-    together, targets = dataset.to_device(batch_of(part, by, range(9)), CPU, by)
+    together, targets = batching.to_device(batch_of(part, by, range(9)), CPU, by)
     assert together.shape == (9, 3, 24, 24)
     assert together.dtype == targets.dtype == torch.float32
     for row in range(9):
-        single, _ = dataset.to_device(batch_of(part, by, range(row, row + 1)), CPU, by)
+        single, _ = batching.to_device(batch_of(part, by, range(row, row + 1)), CPU, by)
         alone = by(images.open_rgb(part.places[row]))
         assert np.array_equal(together[row].numpy(), alone)
         assert np.array_equal(single[0].numpy(), alone)
@@ -164,8 +165,8 @@ def test_what_reaches_the_device_is_what_preprocess_makes_alone_and_in_a_batch(
 def test_cuda_normalises_to_the_same_bits(part: Part) -> None:
     by = prepared("pad")
     batch = batch_of(part, by, range(9))
-    pixels, _ = dataset.to_device(batch, torch.device("cuda"), by)
-    assert torch.equal(pixels.cpu(), dataset.to_device(batch, CPU, by)[0])
+    pixels, _ = batching.to_device(batch, torch.device("cuda"), by)
+    assert torch.equal(pixels.cpu(), batching.to_device(batch, CPU, by)[0])
 
 
 def in_a_tar(part: Part, folder: Path) -> Part:
@@ -223,6 +224,6 @@ def test_predict_shows_the_model_the_same_bits(part: Part, fitting: str) -> None
 def test_batches_that_end_anywhere_show_the_same_bits(part: Part) -> None:
     by = prepared("pad")
     for size in (1, 5, 24):
-        loader = dataset.loader(Pictures(part, by), Order(len(part), size), workers=0)
+        loader = batching.loader(Pictures(part, by), Order(len(part), size), workers=0)
         together = torch.cat([batch.pixels for batch in loader])
         assert torch.equal(together, batch_of(part, by, range(len(part))).pixels)

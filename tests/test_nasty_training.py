@@ -10,8 +10,9 @@ import pytest
 from nasty import Nasty
 from scipy.sparse import csr_array
 
-from tagger import check, dataset, images
-from tagger.dataset import Batch, Key, Order, Part, Pictures
+from tagger import batching, check, images
+from tagger.batching import Batch, Order
+from tagger.dataset import Key, Part, Pictures
 from tagger.images import Place
 from tagger.preprocess import Preprocess
 
@@ -59,7 +60,7 @@ def is_picture(place: Place) -> bool:
 
 def batches(part: Part, *, workers: int = 0, replacing: bool = False) -> list[Batch]:
     pictures = Pictures(part, PREPARED, replacing=replacing)
-    return list(dataset.loader(pictures, Order(len(part), 32), workers=workers))
+    return list(batching.loader(pictures, Order(len(part), 32), workers=workers))
 
 
 @pytest.mark.usefixtures("ready")

@@ -60,25 +60,54 @@ def _changed(pixels: Pixels, seed: int) -> Pixels:
 
 @dataclass(frozen=True)
 class BatchAugmentation:
-    """Changes to a batch where it lies: pictures mixed with others, squares cut out."""
+    """Changes to a batch where it lies: pictures mixed with others, squares cut out.
+
+    Where both kinds of mixing are asked for, each has every other batch, by chance.
+    """
 
     seed: int
     mixup: float = 0.0  # alpha of the beta distribution of the share of the other picture; 0: none
+    cutmix: float = 0.0  # alpha of that of the other picture's rectangle; 0: none
     cutout: float = 0.0  # side of a square set to gray, over that of the picture; 0: none
 
-    def __call__(
-        self, pixels: Tensor, targets: Tensor, epoch: int, number: int
-    ) -> tuple[Tensor, Tensor]:
-        """Return pixels, (pictures, 3, size, size), and targets, (pictures, tags), 0 to 1."""
-        random = np.random.default_rng([self.seed, epoch, number, 1])
+    def __call__(self, pixels: Tensor, targets: Tensor, *place: int) -> tuple[Tensor, Tensor]:
+        """Return pixels, (pictures, 3, size, size), and targets, (pictures, tags), 0 to 1 or -1.
+
+        place: where in the training the batch is; what is drawn depends on it
+        """
+        random = np.random.default_rng([self.seed, *place, 1])
         if self.cutout:
             pixels = _cut_out(pixels, random, round(self.cutout * pixels.shape[-1]))
-        if self.mixup:
-            share = float(random.beta(self.mixup, self.mixup))
-            others = torch.from_numpy(random.permutation(len(pixels))).to(pixels.device)
+        if not self.mixup and not self.cutmix:
+            return pixels, targets
+        cutting = bool(self.cutmix) and (not self.mixup or random.random() < 0.5)
+        alpha = self.cutmix if cutting else self.mixup
+        share = float(random.beta(alpha, alpha))
+        others = torch.from_numpy(random.permutation(len(pixels))).to(pixels.device)
+        if cutting:
+            pixels, share = _patched(pixels, others, random, share)
+        else:
             pixels = torch.lerp(pixels, pixels[others], share)
-            targets = torch.lerp(targets, targets[others], share)
-        return pixels, targets
+        return pixels, _mixed(targets, targets[others], share)
+
+
+def _mixed(targets: Tensor, others: Tensor, share: float) -> Tensor:
+    """Return targets with a share of the others'; unknown where either is."""
+    unknown = (targets < 0) | (others < 0)
+    return torch.lerp(targets, others, share).masked_fill(unknown, -1)
+
+
+def _patched(
+    pixels: Tensor, others: Tensor, random: np.random.Generator, share: float
+) -> tuple[Tensor, float]:
+    """Lay a rectangle of about that share of the area from the others; return its true share."""
+    size = pixels.shape[-1]
+    side, (y, x) = size * share**0.5, random.random(2) * size
+    top, left = (max(0, round(middle - side / 2)) for middle in (y, x))
+    bottom, right = (min(size, round(middle + side / 2)) for middle in (y, x))
+    pixels = pixels.clone()
+    pixels[:, :, top:bottom, left:right] = pixels[others, :, top:bottom, left:right]
+    return pixels, (bottom - top) * (right - left) / size**2
 
 
 def _cut_out(pixels: Tensor, random: np.random.Generator, side: int) -> Tensor:

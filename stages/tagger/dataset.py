@@ -1,16 +1,14 @@
-"""What a model is trained and judged on: pictures and labels of one part, in batches."""
+"""What a model is trained and judged on: pictures and labels of one part."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from scipy.sparse import csr_array
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import Dataset
 
 from tagger import images, posts, vocabulary
 from tagger.images import Pixels, Place
@@ -19,7 +17,6 @@ from tagger.preprocess import Preprocess
 from tagger.vocabulary import Tag
 
 _REPLACEMENTS = 100  # tried in a row for a picture that cannot be read
-_AHEAD = 4  # batches that each worker prepares
 
 
 class Key(NamedTuple):
@@ -51,6 +48,17 @@ class Part:
     def head(self, count: int) -> "Part":
         return Part(self.places[:count], self.labels[:count])
 
+    def spread(self, count: int) -> "Part":
+        """Return at most so many posts, evenly from the whole part."""
+        if count >= len(self):
+            return self
+        rows = np.linspace(0, len(self) - 1, count).astype(np.int64)
+        return Part([self.places[row] for row in rows.tolist()], self.labels[rows])
+
+    def counts(self) -> npt.NDArray[np.int64]:
+        """Return how many posts have each tag, (tags,)."""
+        return np.bincount(self.labels.indices, minlength=self.labels.shape[1])
+
     def tags(self, row: int) -> npt.NDArray[np.int32]:
         """Return the columns of the tags of a post."""
         start, end = self.labels.indptr[row : row + 2]
@@ -78,13 +86,6 @@ class Sample(NamedTuple):
     pixels: Pixels | None  # (size, size, 3), None where unreadable
     tags: npt.NDArray[np.int32]  # columns
     failures: list[Failure]
-
-
-class Batch(NamedTuple):
-    rows: list[int]
-    pixels: Tensor  # (pictures, size, size, 3), uint8
-    targets: Tensor  # (pictures, tags), uint8, 0 or 1
-    failures: list[Failure]  # pictures that cannot be read
 
 
 class Pictures(Dataset[Any]):
@@ -126,101 +127,3 @@ class Pictures(Dataset[Any]):
         if self.augment:
             pixels, prepared = self.augment(pixels, prepared, key)
         return prepared.fit(pixels)
-
-
-class Order(Sampler[list[Key]]):
-    """The batches of an epoch, by arithmetic from seed and epoch; without a seed, by row.
-
-    sizes: one is drawn for each batch, in pixels; whole: leave out a last batch that is not full
-    """
-
-    def __init__(
-        self,
-        length: int,
-        batch_size: int,
-        seed: int | None = None,
-        *,
-        sizes: Sequence[int] = (0,),
-        whole: bool = False,
-    ) -> None:
-        self.length = length
-        self.batch_size = batch_size
-        self.seed = seed
-        self.sizes = sizes
-        self.whole = whole and length >= batch_size
-        self.epoch = 0
-
-    def __len__(self) -> int:
-        full, rest = divmod(self.length, self.batch_size)
-        return full + (rest > 0 and not self.whole)
-
-    def __iter__(self) -> Iterator[list[Key]]:
-        rows = np.arange(self.length)
-        random = np.random.default_rng([self.seed or 0, self.epoch])
-        if self.seed is not None:
-            random.shuffle(rows)
-        sizes = random.choice(self.sizes, len(self)).tolist()
-        for number, size in enumerate(sizes):
-            start = number * self.batch_size
-            some = rows[start : start + self.batch_size].tolist()
-            yield [Key(self.epoch, row, size) for row in some]
-
-
-def loader(pictures: Pictures, order: Order, *, workers: int) -> DataLoader[Any]:
-    """Return what reads the batches of an order, each some time before it is asked for."""
-    tags = pictures.part.labels.shape[1]
-    return DataLoader(
-        pictures,
-        batch_sampler=order,
-        num_workers=workers,
-        collate_fn=Collate(tags),
-        worker_init_fn=_begin,
-        persistent_workers=workers > 0,
-        prefetch_factor=_AHEAD if workers else None,
-        pin_memory=torch.cuda.is_available(),
-    )
-
-
-def _begin(_: int) -> None:
-    images.begin()
-
-
-@dataclass(frozen=True)
-class Collate:
-    """Makes the readable samples one batch, and the others its failures."""
-
-    tags: int
-
-    def __call__(self, samples: Sequence[Sample]) -> Batch:
-        read = [(s.row, s.pixels, s.tags) for s in samples if s.pixels is not None]
-        pixels = [pixels for _, pixels, _ in read]
-        targets = np.zeros((len(read), self.tags), np.uint8)
-        for row, (_, _, columns) in zip(targets, read, strict=True):
-            row[columns] = 1
-        return Batch(
-            rows=[row for row, _, _ in read],
-            pixels=torch.from_numpy(np.stack(pixels) if read else np.empty((0, 1, 1, 3), np.uint8)),
-            targets=torch.from_numpy(targets),
-            failures=[failure for s in samples for failure in s.failures],
-        )
-
-
-def to_device(batch: Batch, device: torch.device, prepared: Preprocess) -> tuple[Tensor, Tensor]:
-    """Return pixels, (pictures, 3, size, size), normalised, and targets, both float32."""
-    targets = batch.targets.to(device, non_blocking=True).float()
-    return normalised(batch.pixels, device, prepared), targets
-
-
-def normalised(squares: Tensor, device: torch.device, prepared: Preprocess) -> Tensor:
-    """Return squares, (pictures, size, size, 3) uint8, as the input of a model, on a device.
-
-    It is that of `Preprocess.normalise`, to the bit, in the layout that convolutions prefer.
-    Divisors are tensors, since CUDA multiplies by the inverse of a plain number.
-    """
-    if device.type == "cpu":
-        inputs = prepared.for_many().normalise(squares.numpy(), channels_last=True)
-        return torch.from_numpy(inputs)
-    constants = torch.tensor([(255.0,) * 3, prepared.mean, prepared.std], device=device)
-    scale, mean, std = constants.view(3, 1, 3, 1, 1)
-    pixels = squares.to(device, non_blocking=True).permute(0, 3, 1, 2).float()
-    return pixels.div_(scale).sub_(mean).div_(std)

@@ -19,7 +19,7 @@ _log = logging.getLogger(__name__)
 
 class Outputs(NamedTuple):
     probabilities: Array  # (pictures, tags)
-    embeddings: Array | None  # (pictures, features), what the model's head sees, if asked for
+    embeddings: Array | None  # (pictures, features), what the model's backbone pools, if asked for
 
 
 # Squares, (pictures, size, size, 3), and whether embeddings are wanted.
@@ -89,28 +89,27 @@ def cuda_in_onnx(device: str) -> bool:
 
 
 def on_torch(folder: Path, prepared: Preprocess, device: Device) -> Engine:
-    """Return timm's model of a folder with its weights, ready to run.
+    """Return the torch model of a folder with its weights, ready to run.
 
     A batch that does not fit into the memory of the GPU is halved, and so are those after it.
     Raises TaggerError for weights that do not load.
     """
     import torch
 
-    from tagger import backbone, dataset
+    from tagger import backbone, batching, heads
 
     where = torch.device(f"cuda:{device.number}" if device.kind == "cuda" else "cpu")
     if device.cores and device.kind == "cpu":
         torch.set_num_threads(device.cores)
-    model: Any = backbone.load(folder).to(memory_format=torch.channels_last).to(where)
+    model = backbone.load(folder).to(memory_format=torch.channels_last).to(where)
 
     def run(squares: Pixels, embed: bool) -> Outputs:
         # TF32 would make a picture's confidences depend, by 1e-3, on those it is tagged with.
         with torch.inference_mode(), torch.backends.cudnn.flags(allow_tf32=False):
-            pixels = dataset.normalised(torch.from_numpy(squares), where, prepared)
+            pixels = batching.normalised(torch.from_numpy(squares), where, prepared)
             if not embed:
                 return Outputs(_array(model(pixels).float().sigmoid()), None)
-            embeddings = model.forward_head(model.forward_features(pixels), pre_logits=True)
-            logits = model.get_classifier()(embeddings)
+            logits, embeddings = heads.outputs(model, pixels)
             return Outputs(_array(logits.float().sigmoid()), _array(embeddings.float()))
 
     return halving(run, torch.cuda.OutOfMemoryError) if device.kind == "cuda" else run

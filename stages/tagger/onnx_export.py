@@ -2,30 +2,27 @@
 
 import warnings
 from pathlib import Path
-from typing import Any
 
 import onnx
 import torch
 from torch import Tensor, nn
 
-from tagger import files
+from tagger import files, heads
 from tagger.errors import TaggerError
 
 OUTPUTS = ("prediction", "logits", "embedding")
 
 
 class Graph(nn.Module):
-    """A timm model with its probabilities first, then its logits and what its head sees."""
+    """A model with its probabilities first, then its logits and what its backbone pools."""
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(batch, 3, size, size) -> (batch, tags), (batch, tags), (batch, features)."""
-        features = self.model.forward_features(pixels)
-        embedding = self.model.forward_head(features, pre_logits=True)
-        logits = self.model.get_classifier()(embedding)
+        logits, embedding = heads.outputs(self.model, pixels)
         return logits.sigmoid(), logits, embedding
 
 

@@ -79,17 +79,17 @@ def ours(files: list[Path]) -> float:
     import torch
     from scipy.sparse import csr_array
 
-    from tagger import dataset, images
+    from tagger import batching, dataset, images
     from tagger.preprocess import Preprocess
 
     images.begin()
     places = [Place(str(file), 0, file.stat().st_size) for file in files]
     part = dataset.Part(places, csr_array((len(files), 10), dtype=np.bool_))
     prepared = Preprocess(SIZE, (0.5,) * 3, (0.5,) * 3)
-    order = dataset.Order(len(files), _BATCH)
-    batches = dataset.loader(dataset.Pictures(part, prepared), order, workers=_WORKERS)
+    order = batching.Order(len(files), _BATCH)
+    batches = batching.loader(dataset.Pictures(part, prepared), order, workers=_WORKERS)
     cpu = torch.device("cpu")
-    return rate((dataset.to_device(one, cpu, prepared)[0] for one in batches), len)
+    return rate((batching.to_device(one, cpu, prepared)[0] for one in batches), len)
 
 
 def timm(files: list[Path]) -> float:

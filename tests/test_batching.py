@@ -1,0 +1,205 @@
+"""What a batch holds follows from seed and number alone, and unlabelled tags are unknown."""
+
+from collections.abc import Sequence
+from itertools import chain
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tagger import batching
+from tagger.augment import Augmentation
+from tagger.batching import Batch, Collate, Order
+from tagger.dataset import Key, Part, Pictures, Sample
+from tagger.preprocess import Preprocess
+from tagger.vocabulary import CATEGORIES, Tag
+
+PREPROCESS = Preprocess(16, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+LENGTH, SIZE = st.integers(1, 200), st.integers(1, 50)
+SEED = st.none() | st.integers(0, 2**32)
+
+
+def rows(batches: Sequence[Sequence[Key]]) -> list[int]:
+    return [key.row for key in chain.from_iterable(batches)]
+
+
+def equal(some: Sequence[Batch], others: Sequence[Batch]) -> bool:
+    return len(some) == len(others) and all(
+        one.rows == other.rows
+        and torch.equal(one.pixels, other.pixels)
+        and torch.equal(one.targets, other.targets)
+        and one.failures == other.failures
+        for one, other in zip(some, others, strict=True)
+    )
+
+
+@given(LENGTH, SIZE, SEED, st.booleans(), st.integers(0, 60), st.integers(0, 30), st.integers(1, 3))
+def test_batches_from_anywhere_are_those_of_the_whole_training(
+    length: int, size: int, seed: int | None, whole: bool, start: int, count: int, ranks: int
+) -> None:
+    """A training goes on after a break as if there had been none."""
+    sizes, share = (16, 24, 32), (ranks - 1, ranks)
+
+    def order(batches: range) -> Order:
+        return Order(length, size, seed, sizes=sizes, whole=whole, batches=batches, share=share)
+
+    every = list(order(range(start + count)))
+    assert list(order(range(start, start + count))) == every[start:]
+    assert len(order(range(start, start + count))) == count == len(every[start:])
+
+
+@given(LENGTH, SIZE, SEED, st.integers(1, 7), st.booleans())
+def test_the_shares_of_all_processes_are_the_batch_each_picture_once(
+    length: int, size: int, seed: int | None, ranks: int, whole: bool
+) -> None:
+    def order(rank: int, ranks: int) -> Order:
+        share, batches = (rank, ranks), range(2, 9)
+        return Order(length, size, seed, sizes=(16, 32), whole=whole, batches=batches, share=share)
+
+    shares = zip(*(order(rank, ranks) for rank in range(ranks)), strict=True)
+    for batch, parts in zip(order(0, 1), shares, strict=True):
+        lengths = [len(part) for part in parts]
+        assert len(set(batch)) == len(batch)
+        assert set(chain.from_iterable(parts)) == set(batch)
+        assert sum(lengths) == max(len(batch), ranks)  # none is without a picture
+        assert max(lengths) - min(lengths) <= 1
+
+
+@given(LENGTH, SIZE, SEED, st.integers(0, 1000))
+def test_every_epoch_is_a_permutation(length: int, size: int, seed: int | None, epoch: int) -> None:
+    per_epoch = Order(length, size).per_epoch
+    assert per_epoch == -(-length // size)
+    first = epoch * per_epoch
+    batches = list(Order(length, size, seed, batches=range(first, first + per_epoch)))
+    assert sorted(rows(batches)) == list(range(length))
+    assert {key.epoch for batch in batches for key in batch} == {epoch}
+    assert all(len(batch) == size for batch in batches[:-1])
+
+
+@given(LENGTH, SIZE, st.integers(0, 2**32))
+def test_whole_batches_are_full_unless_all_pictures_make_none(
+    length: int, size: int, seed: int
+) -> None:
+    batches = list(Order(length, size, seed, whole=True))
+    assert [len(batch) for batch in batches] == [size] * (length // size) or [length]
+    assert len(set(rows(batches))) == len(rows(batches))
+
+
+def test_epochs_and_seeds_have_orders_of_their_own() -> None:
+    orders = [
+        tuple(rows(list(Order(50, 50, seed, batches=range(epoch, epoch + 1)))))
+        for seed in (0, 1)
+        for epoch in (0, 1)
+    ]
+    assert len(set(orders)) == 4
+
+
+def test_pictures_left_out_of_one_epoch_are_not_those_left_out_of_the_next() -> None:
+    epochs = [
+        set(rows(list(Order(24, 10, 0, whole=True, batches=range(2 * epoch, 2 * epoch + 2)))))
+        for epoch in range(5)
+    ]
+    assert {len(epoch) for epoch in epochs} == {20}
+    assert set.union(*epochs) == set(range(24))
+
+
+def test_without_a_seed_the_order_is_that_of_the_rows() -> None:
+    assert list(Order(3, 2)) == [[Key(0, 0), Key(0, 1)], [Key(0, 2)]]
+
+
+def test_no_pictures_make_no_batches() -> None:
+    assert list(Order(0, 4, 0)) == list(Order(0, 4, whole=True)) == []
+
+
+def test_every_size_is_drawn_and_each_batch_has_one_on_all_processes(part: Part) -> None:
+    def order(batches: range, rank: int = 0) -> list[list[Key]]:
+        sizes = (16, 24, 32)
+        return list(Order(200, 8, seed=0, sizes=sizes, batches=batches, share=(rank, 2)))
+
+    batches = order(range(25))
+    assert all(len({key.size for key in batch}) == 1 for batch in batches)
+    drawn = [batch[0].size for batch in batches]
+    assert set(drawn) == {16, 24, 32}
+    assert [batch[0].size for batch in order(range(25), rank=1)] == drawn
+    assert [batch[0].size for batch in order(range(25, 50))] != drawn
+
+    some = Order(len(part), 3, seed=0, sizes=(16, 24, 32))
+    loader = batching.loader(Pictures(part, PREPROCESS), some, workers=0)
+    for batch, keys in zip(loader, some, strict=True):
+        assert batch.pixels.shape == (3, keys[0].size, keys[0].size, 3)
+
+
+@pytest.mark.parametrize("batches", [range(8), range(3, 11)])
+def test_batches_are_the_same_with_and_without_workers(part: Part, batches: range) -> None:
+    pictures = Pictures(part, PREPROCESS, Augmentation(3, 0.5, 0.5))
+    groups = [np.arange(3), np.array([], dtype=np.int64)]
+    made = []
+    for workers in (0, 2):
+        order = Order(len(part), 7, seed=3, sizes=(16, 24), batches=batches)
+        made.append(list(batching.loader(pictures, order, workers=workers, unlabelled=groups)))
+    assert equal(*made)
+    assert len(made[0]) == 8
+    assert len({tuple(batch.rows) for batch in made[0]}) == 8  # of two epochs
+
+
+def test_a_loader_that_starts_late_gives_the_rest_to_the_bit(part: Part) -> None:
+    pictures = Pictures(part, PREPROCESS, Augmentation(3, 0.5, 0.5))
+
+    def made(batches: range) -> list[Batch]:
+        order = Order(len(part), 7, seed=3, whole=True, batches=batches)
+        return list(batching.loader(pictures, order, workers=0))
+
+    assert equal(made(range(5, 9)), made(range(9))[5:])
+
+
+@pytest.mark.parametrize(
+    ("size", "whole", "batches"), [(7, False, 4), (7, True, 3), (100, True, 1), (24, True, 1)]
+)
+def test_only_a_last_batch_that_is_not_full_is_left_out(
+    part: Part, size: int, whole: bool, batches: int
+) -> None:
+    pictures = Pictures(part, PREPROCESS)
+    loader = batching.loader(pictures, Order(24, size, whole=whole), workers=0)
+    assert len(list(loader)) == len(loader) == batches
+
+
+TAGS = 9
+LABELS = st.lists(st.sets(st.integers(0, TAGS - 1)), max_size=6)
+
+
+@given(LABELS, st.lists(st.integers(0, 3), min_size=TAGS, max_size=TAGS))
+def test_a_group_of_which_a_picture_has_no_tag_is_unknown_and_nothing_else(
+    labels: list[set[int]], group_of: list[int]
+) -> None:
+    groups = [{tag for tag in range(TAGS) if group_of[tag] == group} for group in range(3)]
+    pixels = np.zeros((2, 2, 3), np.uint8)
+    samples = [
+        Sample(row, pixels, np.array(sorted(has), np.int32), []) for row, has in enumerate(labels)
+    ]
+    columns = tuple(np.array(sorted(group), np.int64) for group in groups)
+    targets = Collate(TAGS, columns)(samples).targets
+    assert targets.shape == (len(labels), TAGS)
+    for has, row in zip(labels, targets.tolist(), strict=True):
+        unknown = set().union(*(group for group in groups if not group & has))
+        assert [tag for tag in range(TAGS) if row[tag] == 1] == sorted(has)
+        assert {tag for tag in range(TAGS) if row[tag] == -1} == unknown
+
+
+def test_pictures_without_a_tag_of_a_category_leave_it_open(part: Part, tags: list[Tag]) -> None:
+    groups = {
+        category: np.flatnonzero([CATEGORIES[tag.category] == category for tag in tags])
+        for category in ("rating", "artist")
+    }
+    pictures, order = Pictures(part, PREPROCESS), Order(len(part), len(part))
+    loader = batching.loader(pictures, order, workers=0, unlabelled=list(groups.values()))
+    (batch,) = loader
+    truth = torch.from_numpy(part.labels.toarray())
+    unknown = torch.zeros_like(truth)
+    without = ~truth[:, groups["artist"]].any(dim=1)
+    unknown[np.ix_(without.numpy(), groups["artist"])] = True
+    assert 0 < without.sum() < len(part)
+    assert truth[:, groups["rating"]].any(dim=1).all()
+    assert torch.equal(batch.targets == -1, unknown)
+    assert torch.equal(batch.targets == 1, truth)
