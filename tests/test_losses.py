@@ -1,17 +1,20 @@
 """Losses agree with the references, leave out what is unknown, and stay finite."""
 
-from collections.abc import Callable
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from timm.loss import AsymmetricLossMultiLabel
 from torch import Tensor
 from torch.nn import BCEWithLogitsLoss
+from torchvision.ops import sigmoid_focal_loss
 
 from tagger import losses
-
-Loss = Callable[[Tensor, Tensor], Tensor]
+from tagger.losses import Loss
+from tagger.params import Params
 
 
 def asymmetric(negative: float = 4.0, positive: float = 1.0, clip: float = 0.05) -> Loss:
@@ -32,7 +35,12 @@ SETTINGS = [
     (4.0, 1.0, 0.0),
     (4.0, 1.0, 1e-8),
 ]
-EVERY = [losses.binary_cross_entropy, *(asymmetric(*setting) for setting in SETTINGS)]
+EVERY = [
+    losses.binary_cross_entropy,
+    partial(losses.binary_cross_entropy, reduction="mean"),
+    partial(losses.two_way_loss, temperature=4.0),
+    *(asymmetric(*setting) for setting in SETTINGS),
+]
 
 
 @pytest.fixture
@@ -132,3 +140,201 @@ def test_lower_precision_of_the_logits_does_not_reach_the_loss(loss: Loss) -> No
     targets = torch.tensor([[1.0, 0.0, 0.0, 1.0]])
     for dtype in (torch.bfloat16, torch.float16):
         assert loss(logits.to(dtype), targets) == loss(logits, targets)
+
+
+def wanted(shipped: Params, counts: Tensor, **settings: object) -> Loss:
+    """Return the loss that the shipped recipe asks for with other settings."""
+    recipe = shipped.train.loss.model_copy(update=settings)
+    return losses.of(recipe, counts)
+
+
+COUNTS = torch.arange(1, 41) ** 3
+
+
+def test_the_mean_over_tags_is_torchs(logits: Tensor, targets: Tensor) -> None:
+    mean = losses.binary_cross_entropy(logits, targets, reduction="mean")
+    torch.testing.assert_close(mean, BCEWithLogitsLoss()(logits, targets))
+
+
+def test_the_mean_is_over_the_known_tags_of_each_picture(logits: Tensor, targets: Tensor) -> None:
+    """A picture counts the same however many of its tags are known."""
+    for row in range(len(targets)):
+        targets[row, : row * 7] = -1
+    each = [
+        BCEWithLogitsLoss()(logits[row, row * 7 :], targets[row, row * 7 :])
+        for row in range(len(targets))
+    ]
+    mean = losses.binary_cross_entropy(logits, targets, reduction="mean")
+    torch.testing.assert_close(mean, torch.stack(each).mean())
+
+
+@given(st.lists(st.integers(0, 10**8), min_size=1, max_size=50))
+def test_rarer_tags_weigh_more_and_the_mean_weight_is_1(counts: list[int]) -> None:
+    weights = losses.log_count_weights(torch.tensor(counts))
+    assert weights.isfinite().all()
+    assert float(weights.mean()) == pytest.approx(1, rel=1e-5)
+    by_count = weights.double()[torch.tensor(counts).argsort(descending=True)]
+    assert (by_count.diff() >= 0).all()
+
+
+def test_weights_are_in_inverse_proportion_to_the_logarithm_of_the_counts() -> None:
+    rare, common = losses.log_count_weights(torch.tensor([9, 999_999])).tolist()
+    assert rare / common == pytest.approx(6, rel=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["bce", "asymmetric", "focal"])
+def test_tag_weights_scale_the_gradient_of_each_tag(
+    logits: Tensor, targets: Tensor, shipped: Params, kind: str
+) -> None:
+    plain = gradient(wanted(shipped, COUNTS, kind=kind), logits, targets)
+    weighted = gradient(
+        wanted(shipped, COUNTS, kind=kind, tag_weights="log_count"), logits, targets
+    )
+    torch.testing.assert_close(weighted, plain * losses.log_count_weights(COUNTS))
+
+
+def test_the_weighted_mean_of_a_constant_is_that_constant(shipped: Params) -> None:
+    loss = wanted(shipped, COUNTS, tag_weights="log_count", reduction="mean")
+    targets = torch.tensor([1.0, 0.0, -1.0, 1.0] * 10).repeat(3, 1)
+    torch.testing.assert_close(loss(torch.zeros(3, 40), targets), torch.tensor(2.0).log())
+
+
+def test_smoothing_moves_known_labels_to_a_half_and_unknown_ones_nowhere() -> None:
+    targets = torch.tensor([[0.0, 1.0, -1.0, 0.5, 0.25]])
+    made = losses.smoothed(targets, 0.2)
+    torch.testing.assert_close(made, torch.tensor([[0.1, 0.9, -1.0, 0.5, 0.3]]))
+    assert torch.equal(losses.smoothed(targets, 0.0), targets)
+
+
+def test_smoothed_cross_entropy_is_torchs_of_the_smoothed_labels(
+    logits: Tensor, targets: Tensor, shipped: Params
+) -> None:
+    expected = BCEWithLogitsLoss(reduction="sum")(logits, targets * 0.8 + 0.1) / len(logits)
+    torch.testing.assert_close(wanted(shipped, COUNTS, smoothing=0.2)(logits, targets), expected)
+    targets[:, ::3] = -1
+    slope = gradient(wanted(shipped, COUNTS, smoothing=0.2), logits, targets)
+    assert (slope[:, ::3] == 0).all()
+    assert (slope[:, 1::3] != 0).all()
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 2.0, 5.0])
+def test_focal_loss_is_torchvisions(
+    logits: Tensor, targets: Tensor, shipped: Params, gamma: float
+) -> None:
+    reference = partial(sigmoid_focal_loss, alpha=-1, gamma=gamma, reduction="sum")
+    ours = wanted(shipped, COUNTS, kind="focal", gamma=gamma)
+    torch.testing.assert_close(ours(logits, targets), reference(logits, targets) / len(logits))
+    torch.testing.assert_close(
+        gradient(ours, logits, targets),
+        gradient(reference, logits.double(), targets.double()).float() / len(logits),
+        rtol=1e-3,
+        atol=1e-6,
+    )
+
+
+def two_way(logits: Tensor, targets: Tensor, temperature: float) -> Tensor:
+    """Return the two-way loss in double precision, as the paper writes it: no tag masked, but
+    positives and negatives of each picture and each tag picked out.
+    """
+
+    def one_way(rows: Tensor, labels: Tensor) -> Tensor:
+        found = []
+        for row, label in zip(rows.double(), labels, strict=True):
+            positive, negative = row[label > 0], row[label == 0]
+            if len(positive) and len(negative):
+                near = temperature * (-positive / temperature).exp().sum().log()
+                found.append((1 + (negative.exp().sum().log() + near).exp()).log())
+            elif len(positive):
+                found.append(row.new_zeros(()))
+        return torch.stack(found).mean() if found else logits.sum() * 0
+
+    return one_way(logits, targets) + one_way(logits.T, targets.T)
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 4.0])
+@pytest.mark.parametrize("share", [0.0, 0.3])
+def test_two_way_loss_is_that_of_the_paper(
+    logits: Tensor, targets: Tensor, temperature: float, share: float
+) -> None:
+    unknown = torch.rand(targets.shape, generator=torch.Generator().manual_seed(2)) < share
+    targets[unknown] = -1
+    targets[0] = targets[0].clamp(max=0)  # a picture without a positive
+    targets[1] = targets[1].masked_fill(targets[1] == 0, -1)  # one without a negative
+    assert 0 < (targets > 0).any(0).sum() < 40  # some tags are without one, too
+    ours = partial(losses.two_way_loss, temperature=temperature)
+    reference = partial(two_way, temperature=temperature)
+    torch.testing.assert_close(ours(logits, targets), reference(logits, targets).float())
+    torch.testing.assert_close(
+        gradient(ours, logits, targets), gradient(reference, logits, targets), atol=1e-6, rtol=1e-4
+    )
+
+
+def test_tags_and_pictures_without_a_positive_are_left_out_of_the_two_way_loss(
+    logits: Tensor, targets: Tensor
+) -> None:
+    loss = partial(losses.two_way_loss, temperature=4.0)
+    targets[3], targets[:, 5:9] = 0, 0
+    rows = torch.arange(len(targets)) != 3
+    alone = torch.zeros(1, 4)  # of a picture and a tag with nothing to say
+    assert loss(alone, alone) == 0
+    slope = gradient(loss, logits, targets)
+    assert (slope[3, 5:9] == 0).all()
+    # The picture counts against the tags that others have, and for nothing on its own account.
+    others = gradient(loss, logits[rows], targets[rows])
+    assert (slope[3, :5] != 0).sum() == (targets[:, :5] > 0).any(0).sum()
+    columns = ~(targets > 0).any(0)
+    torch.testing.assert_close(slope[rows][:, columns], others[:, columns])
+
+
+def test_the_two_way_loss_falls_as_positives_rise_above_negatives(
+    logits: Tensor, targets: Tensor
+) -> None:
+    loss = partial(losses.two_way_loss, temperature=4.0)
+    slope = gradient(loss, logits, targets)
+    assert (slope[targets > 0] <= 0).all()
+    assert (slope[targets == 0] >= 0).all()
+    apart = targets * 200 - 100
+    assert loss(apart, targets) < 1e-6 < loss(-apart, targets)
+
+
+@pytest.mark.parametrize(
+    ("settings", "direct"),
+    [
+        ({"kind": "bce"}, losses.binary_cross_entropy),
+        (
+            {"kind": "asymmetric", "gamma_negative": 3.0, "gamma_positive": 0.5, "clip": 0.2},
+            asymmetric(3.0, 0.5, 0.2),
+        ),
+        ({"kind": "focal", "gamma": 3.0}, asymmetric(3.0, 3.0, 0.0)),
+        (
+            {"kind": "two_way", "temperature": 2.0},
+            partial(losses.two_way_loss, temperature=2.0),
+        ),
+    ],
+)
+def test_a_recipe_gives_the_loss_of_its_kind(
+    logits: Tensor, targets: Tensor, shipped: Params, settings: dict[str, object], direct: Loss
+) -> None:
+    loss = wanted(shipped, COUNTS, **settings)
+    assert loss(logits, targets) == direct(logits, targets)
+    if settings["kind"] == "two_way":
+        return
+    mean = wanted(shipped, COUNTS, reduction="mean", **settings)
+    torch.testing.assert_close(mean(logits, targets), direct(logits, targets) / 40)
+
+
+def test_smoothing_makes_no_positives_for_the_two_way_loss(
+    logits: Tensor, targets: Tensor, shipped: Params
+) -> None:
+    smooth, plain = (
+        wanted(shipped, COUNTS, kind="two_way", smoothing=share) for share in (0.1, 0.0)
+    )
+    assert smooth(logits, targets) == plain(logits, targets) > 0
+
+
+@pytest.mark.parametrize("kind", ["bce", "asymmetric", "focal", "two_way"])
+def test_every_kind_takes_mixed_labels(logits: Tensor, shipped: Params, kind: str) -> None:
+    mixed = torch.from_numpy(np.random.default_rng(0).random((6, 40), np.float32))
+    loss = wanted(shipped, COUNTS, kind=kind)
+    assert loss(logits, mixed).isfinite()
+    assert gradient(loss, logits, mixed).isfinite().all()

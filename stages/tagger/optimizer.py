@@ -1,0 +1,73 @@
+"""What moves the weights, and how far at each step."""
+
+import inspect
+import math
+from typing import Any
+
+import timm.optim
+from torch import nn
+from torch.distributed.tensor import DTensor
+from torch.optim import Optimizer
+
+from tagger.errors import TaggerError, did_you_mean
+from tagger.params import Preset, Train
+
+# Of the peak, as torch's OneCycleLR has it.
+_ONE_CYCLE_START = 1 / 25
+_ONE_CYCLE_END = _ONE_CYCLE_START / 1e4
+
+
+def of(model: nn.Module, preset: Preset, recipe: Train) -> Optimizer:
+    """Return timm's optimizer with layer-wise learning rates, without decay on norms and biases.
+
+    The rate of each group at the peak is its `peak`. Raises TaggerError for an unknown name.
+    """
+    apart = ["bnb*", "fused*", "adahessian"]  # of other packages, or in need of second derivatives
+    known = [str(name) for name in timm.optim.list_optimizers(exclude_filters=apart)]
+    if recipe.optimizer not in known:
+        hint = did_you_mean(recipe.optimizer, known)
+        raise TaggerError(f"timm knows no optimizer {recipe.optimizer!r}.{hint}")
+    arguments: dict[str, Any] = {}
+    known_arguments = inspect.signature(timm.optim.get_optimizer_class(recipe.optimizer)).parameters
+    in_parts = any(isinstance(weights, DTensor) for weights in model.parameters())
+    if "fused" in known_arguments and not in_parts:  # that of SGD knows no weights in parts
+        arguments["fused"] = True
+    optimizer: Optimizer = timm.optim.create_optimizer_v2(
+        model,
+        opt=recipe.optimizer,
+        lr=preset.learning_rate,
+        weight_decay=recipe.weight_decay,
+        layer_decay=preset.layer_decay if preset.layer_decay < 1 else None,
+        **arguments,
+    )
+    for group in optimizer.param_groups:  # which only timm's own schedulers would do
+        group["peak"] = group["lr"] * group.get("lr_scale", 1.0)
+    return optimizer
+
+
+def set_rate(optimizer: Optimizer, share: float) -> float:
+    """Set every learning rate to a share of its peak; return the largest."""
+    for group in optimizer.param_groups:
+        group["lr"] = group["peak"] * share
+    return max(float(group["lr"]) for group in optimizer.param_groups)
+
+
+def share_of_peak(schedule: str, step: int, steps: int, warmup: float) -> float:
+    """Return the learning rate of a step, from 0, as a share of the peak.
+
+    It rises for a share of the steps, and falls as a cosine. `one_cycle` rises as a cosine, too.
+    Smith and Topin 2017, https://arxiv.org/abs/1708.07120
+    """
+    rising = max(1, round(warmup * steps))
+    if schedule == "one_cycle":
+        peak = max(1.0, warmup * steps - 1)
+        if step <= peak:
+            return _cosine(_ONE_CYCLE_START, 1.0, step / peak)
+        return _cosine(1.0, _ONE_CYCLE_END, (step - peak) / max(1.0, steps - 1 - peak))
+    if step < rising:
+        return (step + 1) / rising
+    return _cosine(1.0, 0.0, (step - rising + 1) / max(1, steps - rising))
+
+
+def _cosine(start: float, end: float, share: float) -> float:
+    return end + (start - end) / 2 * (1 + math.cos(math.pi * share))
