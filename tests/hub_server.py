@@ -1,4 +1,4 @@
-"""A hub of one data set on this machine: as much of its protocol as huggingface_hub 2.4 speaks.
+"""A hub of one data set or model on this machine: the protocol as huggingface_hub 2.4 speaks it.
 
 Files with a suffix of `LFS` are in Git LFS: asked for one, the hub names its hash and sends the
 client on to a content server of another name, which must not see the token.
@@ -55,9 +55,10 @@ class HubServer(ThreadingHTTPServer):
 
     daemon_threads = True
 
-    def __init__(self, files: dict[str, bytes]) -> None:
+    def __init__(self, files: dict[str, bytes], model: str) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.files = files
+        self.model = model
         self.gated = False
         self.private = False
         self.faults: dict[str, Iterator[Fault]] = {}
@@ -85,8 +86,9 @@ class HubServer(ThreadingHTTPServer):
 
 
 @contextmanager
-def serving(files: dict[str, bytes]) -> Iterator[HubServer]:
-    with HubServer(files) as server:
+def serving(files: dict[str, bytes], model: str = "") -> Iterator[HubServer]:
+    """Yield a server of files, which are those of `REPO`, or of a model of this name instead."""
+    with HubServer(files, model) as server:
         thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
         try:
@@ -129,18 +131,21 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         path = unquote(urlsplit(self.path).path)
+        data, files = f"/api/datasets/{REPO}/", f"/datasets/{REPO}/resolve/"
+        if self.server.model:
+            data, files = f"/api/models/{self.server.model}", f"/{self.server.model}/resolve/"
         if path == "/api/agent-harnesses":  # asked for by the library on its own account
             self.refuse(404)
         elif path.startswith("/content/"):
             name, fault = self.server.links[path]
             self.note(name, "content")
             self.send_file(name, fault)
-        elif path.startswith(f"/api/datasets/{REPO}/"):
+        elif path.startswith(data):
             self.note(path, "hub")
-            what, _, revision = path.removeprefix(f"/api/datasets/{REPO}/").partition("/")
-            if self.may_pass(revision):
+            what, _, revision = path.removeprefix(data).lstrip("/").partition("/")
+            if self.may_pass(revision or "main"):
                 self.send_tree() if what == "tree" else self.send_about()
-        elif path.startswith(f"/datasets/{REPO}/resolve/"):
+        elif path.startswith(files):
             _, _, rest = path.partition("/resolve/")
             revision, _, name = rest.partition("/")
             self.note(name, "hub")
@@ -182,7 +187,9 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(body)
 
     def send_about(self) -> None:
-        self.answer(200, json.dumps({"id": REPO, "sha": COMMIT}).encode(), {})
+        siblings = [{"rfilename": path} for path in self.server.files]
+        about = {"id": self.server.model or REPO, "sha": COMMIT, "siblings": siblings}
+        self.answer(200, json.dumps(about).encode(), {})
 
     def send_tree(self) -> None:
         """One page of the list of files, and where the next one is."""

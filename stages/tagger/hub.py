@@ -5,7 +5,7 @@ huggingface_hub heeds HF_TOKEN, HF_ENDPOINT and HF_HUB_OFFLINE.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Literal, NamedTuple, TypeAlias
 
 import httpx2
 from huggingface_hub import HfApi, constants, errors, get_session, hf_hub_url, hf_raise_for_status
@@ -16,6 +16,8 @@ from huggingface_hub.utils import (  # type: ignore[attr-defined]
 )
 
 from tagger.errors import TaggerError
+
+Kind: TypeAlias = Literal["data set", "model"]
 
 
 class File(NamedTuple):
@@ -61,7 +63,7 @@ def listing(repo: str, revision: str = "main") -> Listing:
             if isinstance(entry, RepoFile)
         ]
     except (httpx2.HTTPError, OSError, errors.HFValidationError) as error:
-        raise TaggerError(_in_words(error, repo, revision)) from error
+        raise TaggerError(in_words(error, repo, revision)) from error
     return Listing(commit, {file.path: file for file in files})
 
 
@@ -90,9 +92,9 @@ def opened(
             else:
                 raise Fault("the server sent other bytes than those asked for")
     except (errors.HfHubHTTPError, errors.OfflineModeIsEnabled) as error:
-        raise TaggerError(_in_words(error, repo, revision)) from error
+        raise TaggerError(in_words(error, repo, revision)) from error
     except (httpx2.ConnectError, httpx2.ConnectTimeout) as error:
-        raise NoConnection(_in_words(error, repo, revision)) from error
+        raise NoConnection(in_words(error, repo, revision)) from error
     except httpx2.HTTPError as error:
         raise Fault(str(error) or type(error).__name__) from error
 
@@ -122,16 +124,16 @@ def _status(error: errors.HfHubHTTPError) -> str:
     return f"{error.response.status_code} {error.response.reason_phrase}"
 
 
-def _in_words(error: Exception, repo: str, revision: str) -> str:
-    """Return what keeps a person from a data set, and the way out."""
+def in_words(error: Exception, repo: str, revision: str | None, kind: Kind = "data set") -> str:
+    """Return what keeps a person from a data set or a model, and the way out."""
     hub = constants.ENDPOINT
     match error:
         case errors.GatedRepoError():
-            page = f"{hub}/datasets/{repo}"
+            page = f"{hub}/datasets/{repo}" if kind == "data set" else f"{hub}/{repo}"
             return f"{repo} is gated: accept its terms on {page}, then set HF_TOKEN to your token."
         case errors.RepositoryNotFoundError():
             return (
-                f"{hub} has no data set {repo}, or it is private. Check the name, or set HF_TOKEN "
+                f"{hub} has no {kind} {repo}, or it is private. Check the name, or set HF_TOKEN "
                 "to a token that may read it."
             )
         case errors.RevisionNotFoundError():
@@ -143,8 +145,8 @@ def _in_words(error: Exception, repo: str, revision: str) -> str:
         case errors.HfHubHTTPError():
             return f"{hub} answers {_status(error)} when asked for {repo}. Try again later."
         case errors.HFValidationError():
-            return f"{repo!r} is no name of a data set. It must look like owner/name."
-        case errors.OfflineModeIsEnabled():
+            return f"{repo!r} is no name of a {kind}. It must look like owner/name."
+        case _ if constants.is_offline_mode():
             return f"HF_HUB_OFFLINE is set, and not all of {repo} is here. Unset it to download."
         case _:
             return f"No connection to {hub}: {error}. Check the network, and HF_ENDPOINT if set."

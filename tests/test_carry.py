@@ -1,0 +1,463 @@
+"""A trained tagger is the start of another: what both know stays, the rest is told."""
+
+import logging
+import shutil
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from tagger import backbone, carry, images, matching, vocabulary
+from tagger.carry import Carried
+from tagger.dataset import Part
+from tagger.errors import TaggerError
+from tagger.heads import Head, QueryTagger
+from tagger.matching import New
+from tagger.params import Preset
+from tagger.vocabulary import UNKNOWN, Tag
+
+
+def general(*names: str, category: int = 0) -> list[Tag]:
+    return [Tag(-1, name, category, 10) for name in names]
+
+
+def outputs(model: nn.Module, part: Part, preset: Preset) -> Tensor:
+    """Return the logits of real pictures, (8, tags)."""
+    prepared = backbone.preprocessing(model, preset)
+    squares = np.stack([prepared.fit(images.open_rgb(place)) for place in part.places[:8]])
+    with torch.inference_mode():
+        logits: Tensor = model.eval()(torch.from_numpy(prepared.normalise(squares)))
+    return logits
+
+
+@pytest.fixture
+def trained(tmp_path: Path) -> Callable[..., Path]:
+    """Write the folder of a tagger with these tags, each row of the head drawn apart."""
+
+    def trained(tags: Sequence[Tag], preset: Preset, head: Head = "linear") -> Path:
+        folder = tmp_path / "old"
+        torch.manual_seed(3)
+        model = backbone.build(preset, len(tags), head)
+        for values in model.get_classifier().parameters():  # type: ignore[operator]
+            nn.init.normal_(values)
+        backbone.save_config(model, backbone.preprocessing(model, preset), folder)
+        backbone.save_weights(model.state_dict(), folder / backbone.WEIGHTS)
+        vocabulary.write(tags, folder / "vocabulary.csv")
+        return folder
+
+    return trained
+
+
+def start(
+    folder: Path,
+    preset: Preset,
+    tags: Sequence[Tag],
+    aliases: dict[str, str] | None = None,
+    new: New = "related",
+    head: Head = "linear",
+) -> tuple[Any, list[Carried]]:
+    """Return a model that starts from a folder, and what became of the tags."""
+    torch.manual_seed(4)
+    model = backbone.build(preset, len(tags), head)
+    return model, carry.into(model, folder, preset.backbone, tags, aliases or {}, new)
+
+
+def last_layer(model: nn.Module) -> Any:
+    head = model.get_classifier()  # type: ignore[operator]
+    if isinstance(model, QueryTagger):
+        return head
+    return [part for part in head.modules() if isinstance(part, nn.Linear | nn.Conv2d)][-1]
+
+
+def rows_of(model: nn.Module) -> Tensor:
+    """Return weights and bias of each output, (tags, features + 1)."""
+    last = last_layer(model)
+    return torch.cat([last.weight.flatten(1), last.bias[:, None]], dim=1).detach()
+
+
+# What stays
+
+
+@pytest.mark.parametrize("new", ["related", "mean", "fresh"])
+def test_the_same_tags_give_the_same_model_bit_for_bit(
+    model_folder: Path, preset: Preset, tags: list[Tag], new: New
+) -> None:
+    model, carried = start(model_folder, preset, tags, new=new)
+    old = load_file(model_folder / backbone.WEIGHTS)
+    state = model.state_dict()
+    assert state.keys() == old.keys()
+    assert all(torch.equal(state[name], old[name]) for name in old)
+    assert carry.summary(carried) == f"carried {len(tags)} of {len(tags)} tags, 0 new, 0 dropped"
+    assert {tag.outcome for tag in carried} == {"carried"}
+
+
+@pytest.mark.parametrize("kind", ["trained", "exported", "published"])
+def test_predictions_for_tags_that_stay_are_those_of_the_old_model_on_real_pictures(
+    model_folder: Path,
+    export_folder: Path,
+    preset: Preset,
+    tags: list[Tag],
+    part: Part,
+    tmp_path: Path,
+    kind: str,
+) -> None:
+    folder = {"trained": model_folder, "exported": export_folder}.get(kind, tmp_path)
+    if kind == "published":  # as the WD taggers are: fewer columns, in another order
+        for name in (backbone.WEIGHTS, backbone.CONFIG):
+            shutil.copy(model_folder / name, tmp_path)
+        lines = ["name,category", *(f"{tag.name.replace('_', ' ')},{tag.category}" for tag in tags)]
+        (tmp_path / "selected_tags.csv").write_text("\n".join(lines), encoding="utf-8")
+    wanted = [*general("not_seen", "red_hair_never_seen"), *reversed(tags[3:])]
+    model, carried = start(folder, preset, wanted)
+    old = outputs(backbone.load(model_folder), part, preset)
+    found = outputs(model, part, preset)
+    assert old.std() > 0.1
+    torch.testing.assert_close(found[:, 2:], old[:, 3:].flip(1), rtol=0, atol=1e-6)
+    assert Counter(tag.outcome for tag in carried) == {
+        "carried": len(tags) - 3,
+        "new": 2,
+        "dropped": 3,
+    }
+    assert [tag.name for tag in carried[-3:]] == [tag.name for tag in tags[:3]]
+
+
+def test_at_another_image_size_the_positions_are_resampled_and_the_head_stays(
+    trained: Callable[..., Path], preset: Preset, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, logger="tagger")
+    vit = preset.model_copy(update={"backbone": "test_vit", "image_size": 96})
+    tags = general("a", "b", "c")
+    folder = trained(tags, vit)
+    model, _ = start(folder, vit.model_copy(update={"image_size": 160}), tags)
+    assert torch.equal(rows_of(model), rows_of(backbone.load(folder)))
+    assert model.pos_embed.shape == (1, 101, 64)
+    assert "position embeddings resampled from 6 x 6 to 10 x 10" in caplog.text
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
+
+
+@pytest.mark.parametrize("count", [5, 150])
+def test_a_query_head_stays_as_it_is_with_the_same_tags(
+    trained: Callable[..., Path], preset: Preset, count: int
+) -> None:
+    tags = general(*(f"tag_{number}" for number in range(count)))
+    folder = trained(tags, preset, "query")
+    model, _ = start(folder, preset, tags, head="query")
+    old = load_file(folder / backbone.WEIGHTS)
+    assert all(torch.equal(value, old[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("count", "dropped", "added"),
+    [(4, 2, 2), (150, 20, 30), (150, 100, 3), (50, 10, 80)],
+    ids=["queries of their own", "shared queries", "from shared to own", "from own to shared"],
+)
+def test_tags_that_stay_under_a_query_head_keep_their_predictions(
+    trained: Callable[..., Path],
+    preset: Preset,
+    part: Part,
+    count: int,
+    dropped: int,
+    added: int,
+) -> None:
+    olds = general(*(f"tag_{number}" for number in range(count)))
+    folder = trained(olds, preset, "query")
+    tags = [*general(*(f"new_{number}" for number in range(added))), *reversed(olds[dropped:])]
+    model, carried = start(folder, preset, tags, head="query")
+    theirs = outputs(backbone.load(folder), part, preset)
+    ours = outputs(model, part, preset)
+    assert theirs.std() > 0.1
+    torch.testing.assert_close(ours[:, added:], theirs[:, dropped:].flip(1), rtol=1e-5, atol=1e-5)
+    assert carried[0].source == f"mean of all {count - dropped} general"
+
+
+@pytest.mark.parametrize(("old", "new"), [("linear", "query"), ("query", "linear")])
+def test_another_kind_of_head_starts_anew_and_says_so(
+    trained: Callable[..., Path],
+    preset: Preset,
+    caplog: pytest.LogCaptureFixture,
+    old: Head,
+    new: Head,
+) -> None:
+    tags = general("a", "b", "c")
+    _, carried = start(trained(tags, preset, old), preset, tags, head=new)
+    assert {tag.outcome for tag in carried} == {"new", "dropped"}
+    assert caplog.messages[-1].startswith("The head starts anew, without ")
+    assert caplog.messages[-1].endswith("its head is another.")
+
+
+@pytest.mark.parametrize(
+    ("name", "layer"),
+    [
+        ("test_convnext", nn.Linear),
+        ("test_resnet", nn.Linear),
+        ("mobilenetv3_small_050", nn.Linear),
+        ("caformer_s18", nn.Linear),  # the last of several layers
+        ("samvit_base_patch16", nn.Linear),
+        ("resnetv2_18", nn.Conv2d),
+    ],
+)
+def test_heads_of_other_families_are_carried_too(
+    trained: Callable[..., Path], preset: Preset, name: str, layer: type[nn.Module]
+) -> None:
+    changes = {"backbone": name, "image_size": 64}
+    small = {"depth": 1, "global_attn_indexes": (), "embed_dim": 48, "num_heads": 2}
+    given = preset.model_copy(update=changes | {"model_args": small if "sam" in name else {}})
+    folder = trained(general("a", "b", "c"), given)
+    model, _ = start(folder, given, general("c", "a", "d"), new="mean")
+    assert isinstance(last_layer(model), layer)
+    rows, old = rows_of(model), rows_of(backbone.load(folder))
+    assert torch.equal(rows[:2], old[[2, 0]])
+    torch.testing.assert_close(rows[2], old[[2, 0]].mean(0))
+
+
+# Which tag is which
+
+OLD = [
+    *general("general", "sensitive", category=9),
+    *general("1girl", "longhair", "general", "blonde_hair"),
+    *general("miku", category=4),
+]
+
+
+def pairs(carried: Sequence[Carried]) -> dict[tuple[str, int], tuple[str, str]]:
+    return {(tag.name, tag.category): (tag.outcome, tag.source) for tag in carried}
+
+
+def matched(
+    tags: Sequence[Tag], olds: Sequence[Tag] = OLD, **aliases: str
+) -> dict[tuple[str, int], int]:
+    found = matching.match(tags, olds, aliases)
+    return {(tags[row].name, tags[row].category): old for row, (old, _) in found.items()}
+
+
+def test_an_alias_carries_an_old_tag_to_the_one_that_is_meant(
+    trained: Callable[..., Path], preset: Preset
+) -> None:
+    folder = trained(OLD, preset)
+    tags = [*general("long_hair", "1girl"), *general("hatsune_miku", category=4)]
+    aliases = {"longhair": "long_hair", "miku": "hatsune_miku"}
+    model, carried = start(folder, preset, tags, aliases)
+    assert pairs(carried)["long_hair", 0] == ("carried_by_alias", "longhair")
+    assert pairs(carried)["hatsune_miku", 4] == ("carried_by_alias", "miku")
+    assert pairs(carried)["general", 9] == ("dropped", "")
+    assert torch.equal(rows_of(model), rows_of(backbone.load(folder))[[3, 2, 6]])
+    assert carry.summary(carried) == "carried 3 of 3 tags (2 by alias), 0 new, 4 dropped"
+
+
+def test_a_rating_is_never_taken_for_the_tag_of_its_name() -> None:
+    assert matched(general("general", category=9)) == {("general", 9): 0}
+    assert matched(general("general")) == {("general", 0): 4}
+    assert matched(general("general", category=5)) == {("general", 5): 4}
+    assert matched(general("sensitive")) == {}
+    assert matched(general("1girl", category=9)) == {}
+
+
+def test_a_tag_that_changed_its_category_is_carried_where_no_other_is_meant() -> None:
+    assert matched(general("miku", category=3)) == {("miku", 3): 6}
+    both = [*general("miku", category=3), *general("miku", category=4)]
+    assert matched(both) == {("miku", 4): 6}
+
+
+def test_a_name_counts_more_than_an_alias() -> None:
+    assert matched(general("blonde_hair"), longhair="blonde_hair") == {("blonde_hair", 0): 5}
+
+
+def test_old_names_are_read_however_they_are_written(write: Callable[[str, str], Path]) -> None:
+    lines = ["category,tag_id,name,best_threshold", '4,1,"Hatsune Miku",0.3']
+    lines += [",2,saber \\(fate\\),", "general,3,a,", "77,4,b,", ""]
+    tags = carry.read_tags(write("tagger/selected_tags.csv", "\n".join(lines)).parent)
+    assert [(tag.name, tag.category) for tag in tags] == [
+        ("hatsune_miku", 4),
+        ("saber_(fate)", UNKNOWN),
+        ("a", 0),
+        ("b", UNKNOWN),
+    ]
+    assert matched(general("saber_(fate)", category=9), tags) == {("saber_(fate)", 9): 1}
+
+
+NAMES = st.sampled_from(["a", "b", "c_hair", "d_hair", "general", "e_(f)", "A", "x y"])
+TAGS = st.lists(
+    st.builds(Tag, st.just(-1), NAMES, st.sampled_from([0, 4, 9, UNKNOWN]), st.just(1)),
+    max_size=8,
+    unique_by=lambda tag: (vocabulary.normal(tag.name), tag.category),
+)
+
+
+@given(tags=TAGS, olds=TAGS, aliases=st.dictionaries(NAMES, NAMES))
+def test_every_tag_is_accounted_for_once(
+    tags: list[Tag], olds: list[Tag], aliases: dict[str, str]
+) -> None:
+    olds = [old._replace(name=vocabulary.normal(old.name)) for old in olds]
+    found = matching.match(tags, olds, aliases)
+    used = [old for old, _ in found.values()]
+    assert len(set(used)) == len(used)
+    for row, (old, outcome) in found.items():
+        same = olds[old].name == vocabulary.normal(tags[row].name)
+        assert same == (outcome == "carried")
+        assert same or aliases[olds[old].name] == vocabulary.normal(tags[row].name)
+    told = carry._told(tags, olds, found, [])
+    kinds = Counter(tag.outcome for tag in told)
+    learnt = [(tag.name, tag.category) for tag in told if tag.outcome != "dropped"]
+    assert learnt == [(tag.name, tag.category) for tag in tags]
+    assert kinds["carried"] + kinds["carried_by_alias"] + kinds["dropped"] == len(olds)
+    assert len(carry.rows(told)) == len(told)
+    exact = {(vocabulary.normal(t.name), t.category): row for row, t in enumerate(tags)}
+    for number, old_tag in enumerate(olds):
+        if (row_ := exact.get((old_tag.name, old_tag.category))) is not None:
+            assert found[row_] == (number, "carried")
+
+
+# What new tags start as
+
+HAIR = [
+    *general("red_hair", "blue_hair", "long_hair", "hair_bow", "smile_(object)"),
+    *general("rin_hair", category=4),
+]
+
+
+@pytest.mark.parametrize(
+    ("new", "name", "category", "origins", "words"),
+    [
+        (
+            "related",
+            "green_hair",
+            0,
+            [0, 1, 2],
+            "mean of 3 related: red_hair, blue_hair, long_hair",
+        ),
+        ("related", "wide_hair_(style)", 0, [0, 1, 2], "mean of 3 related: red_hair, blue_hair, "),
+        ("related", "evil_smile", 0, [4], "mean of 1 related: smile_(object)"),
+        ("related", "1girl", 0, [0, 1, 2, 3, 4], "mean of all 5 general"),
+        ("related", "green_hair", 4, [5], "mean of 1 related: rin_hair"),
+        ("related", "green_hair", 1, [0, 1, 2, 3, 4, 5], "mean of all 6"),
+        ("mean", "green_hair", 0, [0, 1, 2, 3, 4, 5], "mean of all 6"),
+        ("fresh", "green_hair", 0, [], ""),
+    ],
+)
+def test_a_new_tag_starts_as_what_is_asked_for(
+    trained: Callable[..., Path],
+    preset: Preset,
+    new: New,
+    name: str,
+    category: int,
+    origins: list[int],
+    words: str,
+) -> None:
+    folder = trained(HAIR, preset)
+    tags = [*general(name, category=category), *HAIR]
+    model, carried = start(folder, preset, tags, new=new)
+    torch.manual_seed(4)
+    fresh = rows_of(backbone.build(preset, len(tags)))
+    expected = rows_of(backbone.load(folder))[origins].mean(0) if origins else fresh[0]
+    torch.testing.assert_close(rows_of(model)[0], expected)
+    assert carried[0].outcome == "new"
+    assert carried[0].source.startswith(words) and bool(carried[0].source) == bool(words)
+
+
+def test_with_no_tag_in_common_the_head_starts_anew_with_a_warning(
+    trained: Callable[..., Path], preset: Preset, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = trained(general("a", "b"), preset)
+    tags = general("c", "d")
+    model, carried = start(folder, preset, tags)
+    torch.manual_seed(4)
+    assert torch.equal(rows_of(model), rows_of(backbone.build(preset, 2)))
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "none of its tags is among those to learn" in caplog.text
+    assert carry.summary(carried) == "carried 0 of 2 tags, 2 new, 2 dropped"
+
+
+def test_the_table_names_categories_and_sources() -> None:
+    told = [
+        Carried("a", 4, "carried_by_alias", "aa"),
+        Carried("b", UNKNOWN, "dropped", ""),
+    ]
+    assert carry.HEADER == ("name", "category", "outcome", "source")
+    assert carry.rows(told) == [
+        ("a", "character", "carried_by_alias", "aa"),
+        ("b", "", "dropped", ""),
+    ]
+
+
+# What is no tagger to start from
+
+
+def refused(folder: Path, preset: Preset, tags: Sequence[Tag] = tuple(general("a"))) -> str:
+    with pytest.raises(TaggerError) as caught:
+        start(folder, preset, tags)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_a_folder_that_is_not_there_or_lists_no_tags_is_refused(
+    trained: Callable[..., Path], preset: Preset, tmp_path: Path
+) -> None:
+    assert "none is no tagger to start from: it is no folder" in refused(tmp_path / "none", preset)
+    folder = trained(general("a"), preset)
+    (folder / "vocabulary.csv").unlink()
+    message = refused(folder, preset)
+    assert "has neither vocabulary.csv nor selected_tags.csv. Name the folder of a" in message
+
+
+@pytest.mark.parametrize(
+    ("content", "line"),
+    [
+        ("name\n", "lists no tags"),
+        ("", "vocabulary.csv cannot be read: it is empty"),
+        ("category\n3\n", "line 2 has no 'name'"),
+        ("name,category\na,0\nb\n", "line 3: 1 columns, 2 expected"),
+        ("name\na\n", "old lists 1 tags, and its model has 2 outputs"),
+        ("name\na\nb\nc\n", "old lists 3 tags, and its model has 2 outputs. They are not of one"),
+    ],
+)
+def test_a_list_of_tags_that_is_damaged_or_of_another_model_is_refused(
+    trained: Callable[..., Path], preset: Preset, content: str, line: str
+) -> None:
+    folder = trained(general("a", "b"), preset)
+    (folder / "vocabulary.csv").write_text(content)
+    assert line in refused(folder, preset)
+
+
+def test_damaged_or_missing_weights_are_refused(
+    trained: Callable[..., Path], preset: Preset
+) -> None:
+    folder = trained(general("a", "b"), preset)
+    (folder / backbone.WEIGHTS).write_bytes(b"{}")
+    assert "model.safetensors is damaged" in refused(folder, preset)
+    (folder / backbone.WEIGHTS).unlink()
+    assert "old holds no weights" in refused(folder, preset)
+
+
+def test_a_tagger_of_another_backbone_is_refused_with_both_names(
+    trained: Callable[..., Path], preset: Preset
+) -> None:
+    folder = trained(general("a", "b"), preset)
+    message = refused(folder, preset.model_copy(update={"backbone": "test_convnext"}))
+    assert "holds no weights of test_convnext, but those of test_efficientnet" in message
+
+
+def test_a_backbone_with_two_heads_is_refused(trained: Callable[..., Path], preset: Preset) -> None:
+    folder = trained(general("a", "b"), preset)
+    two = preset.model_copy(
+        update={"backbone": "deit_tiny_distilled_patch16_224", "model_args": {"depth": 1}}
+    )
+    assert "has no single head" in refused(folder, two)
+
+
+def test_a_head_without_weights_is_another(
+    trained: Callable[..., Path], preset: Preset, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = trained(general("a", "b"), preset)
+    entries = load_file(folder / backbone.WEIGHTS)
+    body = {name: value for name, value in entries.items() if not name.startswith("classifier")}
+    save_file(body, folder / backbone.WEIGHTS)
+    start(folder, preset, general("a"))
+    assert "its head is another" in caplog.text
