@@ -111,7 +111,7 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory, tags: list[Tag], pres
     prepared.write(written / "preprocess.json")
     vocabulary.write(tags, written / "vocabulary.csv")
     backbone.save_config(model, prepared, written)
-    backbone.save_weights(model, written / backbone.WEIGHTS)
+    backbone.save_weights(model.state_dict(), written / backbone.WEIGHTS)
     return written
 
 

@@ -1,20 +1,21 @@
 """Any timm backbone with one output per tag: built, saved, and loaded back."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import timm
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from timm.models import PretrainedCfg, get_pretrained_cfg
 from timm.models._hub import save_config_for_hf
-from torch import nn
+from torch import Tensor, nn
 
-from tagger import files, preprocess
+from tagger import checkpoints, files, preprocess, weights
+from tagger.checkpoints import UNREADABLE, one_line
 from tagger.errors import TaggerError, did_you_mean
+from tagger.heads import Head, QueryTagger
 from tagger.images import WHITE
 from tagger.params import Preset
 from tagger.preprocess import Preprocess
@@ -22,38 +23,28 @@ from tagger.preprocess import Preprocess
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
 
-# What timm, safetensors and torch raise for weights that are away, damaged or of another network.
-_NO_WEIGHTS = (
-    OSError,
-    RuntimeError,
-    ValueError,
-    KeyError,
-    TypeError,
-    EOFError,
-    AttributeError,
-    SafetensorError,
-    UnpicklingError,
-)
 
-
-def build(preset: Preset, tags: int) -> nn.Module:
-    """Return the backbone with a head of `tags` logits.
+def build(preset: Preset, tags: int, head: Head = "linear") -> nn.Module:
+    """Return the backbone with a head of `tags` logits: timm's own, or that of `heads`.
 
     Raises TaggerError for a name that timm does not know, arguments that the backbone does not
     take, and weights that are not to be had.
     """
-    arguments: dict[str, Any] = {"drop_path_rate": preset.drop_path, **preset.model_args}
+    classes = tags if head == "linear" else 0
+    arguments: dict[str, Any] = {"drop_path_rate": preset.drop_path or None, **preset.model_args}
     if _config(preset.backbone).fixed_input_size:
         arguments["img_size"] = preset.image_size
     try:
-        model = timm.create_model(preset.backbone, num_classes=tags, **arguments)
+        model = timm.create_model(preset.backbone, num_classes=classes, **arguments)
     except (AssertionError, RuntimeError, TypeError, ValueError) as error:
         raise TaggerError(
             f"{preset.backbone} cannot be built with image_size {preset.image_size} and "
-            f"model_args {preset.model_args}: {_line(error)}."
+            f"model_args {preset.model_args}: {one_line(error)}."
         ) from error
     _check_patches(model, preset)
-    return _pretrained(preset, num_classes=tags, **arguments) if preset.pretrained else model
+    if preset.pretrained:
+        weights.into(model, checkpoints.read(preset.pretrained, preset.backbone))
+    return QueryTagger(model, tags) if head == "query" else model
 
 
 def _config(name: str) -> PretrainedCfg:
@@ -63,7 +54,7 @@ def _config(name: str) -> PretrainedCfg:
     try:
         return get_pretrained_cfg(name) or PretrainedCfg()
     except RuntimeError as error:
-        raise TaggerError(f"timm knows no backbone {name!r}: {_line(error)}.") from error
+        raise TaggerError(f"timm knows no backbone {name!r}: {one_line(error)}.") from error
 
 
 def _check_patches(model: nn.Module, preset: Preset) -> None:
@@ -75,29 +66,6 @@ def _check_patches(model: nn.Module, preset: Preset) -> None:
             f"image_size {preset.image_size} is not filled by the {patch[0]} px patches of "
             f"{preset.backbone}. Take {nearest}."
         )
-
-
-def _pretrained(preset: Preset, **arguments: Any) -> nn.Module:
-    """Return the backbone with timm's weights from the hub, or a file's, under a fresh head."""
-    overlay: dict[str, Any] = {}
-    source = f"the weights of {preset.backbone}"
-    if isinstance(preset.pretrained, str):
-        source, overlay = preset.pretrained, {"file": preset.pretrained}
-        if not Path(source).is_file():
-            raise TaggerError(f"`pretrained` names the file {source}, which does not exist.")
-    try:
-        return timm.create_model(
-            preset.backbone, pretrained=True, pretrained_cfg_overlay=overlay, **arguments
-        )
-    except _NO_WEIGHTS as error:
-        raise TaggerError(
-            f"{preset.backbone} cannot load {source}: {_line(error)}. "
-            "Give the preset's `pretrained` a file of its weights, or false to train from scratch."
-        ) from error
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split()).rstrip(".") or type(error).__name__
 
 
 def preprocessing(
@@ -119,15 +87,20 @@ def check_sizes(model: nn.Module, sizes: Sequence[int]) -> None:
                 model(torch.zeros(1, 3, size, size, device=device))
         except (AssertionError, RuntimeError, ValueError) as error:
             raise TaggerError(
-                f"train.sizes: this backbone takes no pictures of {size} px: {_line(error)}. "
-                "Leave that size out; vision transformers may want model_args: "
-                "{dynamic_img_size: true}."
+                f"train.augment.sizes: this backbone takes no pictures of {size} px: "
+                f"{one_line(error)}. Leave that size out; vision transformers may want "
+                "model_args: {dynamic_img_size: true}."
             ) from error
     model.train(training)
 
 
 def save_config(model: nn.Module, prepared: Preprocess, folder: Path) -> None:
-    """Write timm's config.json; with `save_weights` it makes a folder for timm's `local-dir:`."""
+    """Write timm's config.json; with `save_weights` it makes a folder for timm's `local-dir:`.
+
+    That of a query head describes the backbone alone, and the head under the key `head`.
+    """
+    more = {"head": model.settings()} if isinstance(model, QueryTagger) else {}
+    body = model.backbone if isinstance(model, QueryTagger) else model
     data = {
         "input_size": (3, prepared.size, prepared.size),
         "mean": prepared.mean,
@@ -136,13 +109,13 @@ def save_config(model: nn.Module, prepared: Preprocess, folder: Path) -> None:
         "crop_pct": 1.0,
     }
     with files.replacing(folder / CONFIG) as partial:
-        save_config_for_hf(model, str(partial), data_config=data)
+        save_config_for_hf(body, str(partial), data_config=data, model_config=more)
 
 
-def save_weights(model: nn.Module, path: Path) -> None:
-    weights = {name: value.detach().contiguous() for name, value in model.state_dict().items()}
+def save_weights(state: Mapping[str, Tensor], path: Path) -> None:
+    entries = {name: value.detach().contiguous() for name, value in state.items()}
     with files.replacing(path) as partial:
-        save_file(weights, partial, metadata={"format": "pt"})
+        save_file(entries, partial, metadata={"format": "pt"})
 
 
 def load(folder: Path) -> nn.Module:
@@ -150,12 +123,17 @@ def load(folder: Path) -> nn.Module:
     files.require(folder / WEIGHTS)
     files.require(folder / CONFIG)
     try:
-        return timm.create_model(f"local-dir:{folder.absolute()}", pretrained=True).eval()
-    except _NO_WEIGHTS as error:
-        raise TaggerError(f"{folder} does not load: {_line(error)}. Train again.") from error
+        head = json.loads((folder / CONFIG).read_text(encoding="utf-8")).get("head")
+        model = timm.create_model(f"local-dir:{folder.absolute()}", pretrained=head is None)
+        if head is not None:
+            model = QueryTagger(model, **head)
+            model.load_state_dict(load_file(folder / WEIGHTS))
+        return model.eval()
+    except UNREADABLE as error:
+        raise TaggerError(f"{folder} does not load: {one_line(error)}. Train again.") from error
 
 
-def to_device(model: nn.Module) -> nn.Module:
+def to_device(model: nn.Module, device: torch.device | None = None) -> nn.Module:
     """Return the model on CUDA where there is one, in the layout that convolutions prefer."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    return model.to(memory_format=torch.channels_last).to(device)
+    where = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return model.to(memory_format=torch.channels_last).to(where)

@@ -53,7 +53,7 @@ def make_models(folder: Path) -> None:
         prepared = Preprocess(size, (0.5,) * 3, (0.5,) * 3)
         prepared.write(target / exported.PREPROCESS)
         backbone.save_config(model, prepared, target)
-        backbone.save_weights(model, target / backbone.WEIGHTS)
+        backbone.save_weights(model.state_dict(), target / backbone.WEIGHTS)
         tags = [Tag(number, f"tag_{number}", 0, 1) for number in range(_TAGS)]
         exported.write_tags(tags, np.full(_TAGS, 0.9), target / exported.SELECTED_TAGS)
         onnx_export.write(model, target / exported.ONNX, size=size, opset=17)

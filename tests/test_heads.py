@@ -1,0 +1,395 @@
+"""A query head learns, is saved, exported and trained as timm's linear head is."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+import pytest
+import timm
+import torch
+from timm.models import group_parameters
+from timm.optim import create_optimizer_v2
+from torch import Tensor, nn
+
+import export
+from tagger import (
+    backbone,
+    files,
+    heads,
+    images,
+    models,
+    onnx_export,
+    params,
+    thresholds,
+    vocabulary,
+)
+from tagger.dataset import Part
+from tagger.engines import Device
+from tagger.errors import TaggerError
+from tagger.heads import QueryHead, QueryTagger
+from tagger.params import Params, Preset
+from tagger.thresholds import Threshold
+from tagger.vocabulary import CATEGORIES, Tag
+
+CPU = Device("cpu", cores=1)
+LAPTOP = ["mobilenetv4", "convnext", "vit", "swin", "eva02"]
+SWIN = {"embed_dim": 24, "depths": [1, 1, 1, 1], "num_heads": [1, 2, 4, 8], "window_size": 4}
+FAMILIES: dict[str, tuple[int, dict[str, Any]]] = {  # pixels and arguments
+    "test_efficientnet": (32, {}),
+    "test_convnext": (32, {}),
+    "test_vit": (32, {}),
+    "test_vit3": (32, {}),  # registers, and pooling by attention
+    "swinv2_tiny_window8_256": (64, SWIN),
+    "eva02_tiny_patch14_224": (28, {}),
+    "mobilenetv4_conv_small": (64, {}),
+    "pit_ti_224": (64, {}),  # a class token alone, and no group_matcher
+}
+
+
+def of(preset: Preset, name: str) -> Preset:
+    size, arguments = FAMILIES[name]
+    changed = {"backbone": name, "image_size": size, "model_args": arguments}
+    return preset.model_copy(update=changed)
+
+
+def query(preset: Preset, tags: int) -> QueryTagger:
+    torch.manual_seed(0)
+    model = backbone.build(preset, tags, "query")
+    assert isinstance(model, QueryTagger)
+    return model
+
+
+def random_pixels(size: int, pictures: int = 2) -> Tensor:
+    return torch.randn(pictures, 3, size, size, generator=torch.Generator().manual_seed(0))
+
+
+def head_of(tags: int, queries: int = 100) -> QueryHead:
+    torch.manual_seed(0)
+    return QueryHead(features=8, pooled=12, tags=tags, queries=min(tags, queries), width=64)
+
+
+@pytest.fixture
+def deterministic() -> Iterator[None]:
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_parameter_of_every_family_learns(preset: Preset, name: str) -> None:
+    given = of(preset, name)
+    model = query(given, 7).train()
+    for weights in model.parameters():  # some begin as zero, and let nothing through
+        weights.data += 0.02 * torch.randn_like(weights)
+    logits = model(random_pixels(given.image_size))
+    assert logits.shape == (2, 7)
+    nn.functional.binary_cross_entropy_with_logits(logits, torch.eye(2, 7)).backward()  # type: ignore[no-untyped-call]
+    still = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()]
+    assert not still
+
+
+@pytest.mark.parametrize("tags", [1, 7, 100, 101, 136, 250, 12_000])
+def test_any_number_of_tags_is_shared_out_evenly_in_runs(tags: int) -> None:
+    head = head_of(tags)
+    assert head(torch.randn(3, 5, 8), torch.randn(3, 12)).shape == (3, tags)
+    sizes = np.bincount(head.query_of_tag, minlength=len(head.queries))
+    assert head.query_of_tag.tolist() == sorted(head.query_of_tag.tolist())
+    assert sizes.min() >= 1
+    assert np.ptp(sizes) <= 1
+
+
+def test_a_tag_is_served_by_its_own_row_and_query_alone() -> None:
+    head = head_of(tags=7, queries=3)
+    logits = head(torch.randn(2, 5, 8), torch.randn(2, 12))
+    for tag in range(7):
+        gradients = torch.autograd.grad(
+            logits[:, tag].sum(), [head.weight, head.bias, head.queries], retain_graph=True
+        )
+        moved = [gradient.reshape(len(gradient), -1).any(dim=1) for gradient in gradients]
+        assert [rows.nonzero().flatten().tolist() for rows in moved] == [
+            [tag],
+            [tag],
+            [tag * 3 // 7],
+        ]
+
+
+@pytest.mark.parametrize("tags", [5, 100, 101, 300])
+def test_what_is_per_tag_has_a_row_for_each(tags: int) -> None:
+    head = head_of(tags)
+    rows = {name: len(weights) for name, weights in head.state_dict().items()}
+    assert {rows[name] for name in head.per_tag} == {tags}
+    own = {name for name, count in rows.items() if count == tags}
+    assert own - {"query_of_tag"} == set(head.per_tag) - {"query_of_tag"}
+
+
+@pytest.mark.parametrize("order", [[3, 0, 5, 1, 4, 2], [4, 1, 3, 0], [5, 5, 4, 5, 5, 5, 0, 1]])
+def test_rows_carried_to_another_vocabulary_give_their_logits_in_it(order: list[int]) -> None:
+    head, other = head_of(6, queries=3), head_of(len(order), queries=3)
+    state = head.state_dict()
+    moved = {name: rows[order] if name in head.per_tag else rows for name, rows in state.items()}
+    other.load_state_dict(moved)
+    seen = torch.randn(2, 5, 8), torch.randn(2, 12)
+    assert torch.allclose(other(*seen), head(*seen)[:, order], atol=1e-6)
+
+
+def test_tags_with_a_query_each_carry_it_with_them() -> None:
+    head, other = head_of(6), head_of(4)
+    order = [3, 0, 5, 1]
+    state = head.state_dict() | {"query_of_tag": torch.arange(4)}
+    moved = {name: rows[order] if name in head.per_tag else rows for name, rows in state.items()}
+    other.load_state_dict(moved)
+    seen = torch.randn(2, 5, 8), torch.randn(2, 12)
+    assert torch.allclose(other(*seen), head(*seen)[:, order], atol=1e-6)
+
+
+@pytest.mark.parametrize("name", LAPTOP)
+@pytest.mark.parametrize("head", ["linear", "query"])
+def test_outputs_are_what_the_model_says_and_what_its_backbone_pools(
+    shipped: Params, name: str, head: heads.Head
+) -> None:
+    preset = shipped.models[name]
+    model: Any = backbone.build(preset, 7, head).eval()
+    pixels = random_pixels(preset.image_size)
+    body = model if head == "linear" else model.backbone
+    with torch.inference_mode():
+        logits, embedding = heads.outputs(model, pixels)
+        assert logits == pytest.approx(model(pixels), abs=1e-6)
+        pooled = body.forward_head(body.forward_features(pixels), pre_logits=True)
+    assert torch.equal(embedding, pooled)
+    assert embedding.shape == (2, body.head_hidden_size)
+
+
+def test_class_and_register_tokens_are_not_looked_at(preset: Preset) -> None:
+    model = query(of(preset, "test_vit"), 5).eval()
+    features = model.backbone.forward_features(random_pixels(32))
+    tokens = model._tokens(features)
+    assert tokens.shape[1] == model.backbone.patch_embed.num_patches
+    assert torch.equal(tokens[:, -1], features[:, -1])
+
+
+def test_maps_with_channels_first_and_last_become_the_same_tokens(preset: Preset) -> None:
+    swin, convnext = (
+        query(of(preset, name), 5).eval() for name in ("swinv2_tiny_window8_256", "test_convnext")
+    )
+    features = torch.randn(2, 3, 4, 6)  # (batch, channels, height, width)
+    tokens = convnext._tokens(features)
+    assert torch.equal(tokens, swin._tokens(features.permute(0, 2, 3, 1)))
+    assert torch.equal(tokens[:, 7], features[:, :, 1, 1])
+
+
+def test_a_backbone_without_a_single_map_is_refused_in_one_line(preset: Preset) -> None:
+    given = preset.model_copy(update={"backbone": "coat_tiny", "image_size": 224})
+    with torch.device("meta"):
+        model = query(given, 5)
+        with pytest.raises(TaggerError, match=r"\Acoat_tiny gives no [^\n]*linear head[^\n]*\Z"):
+            model(torch.empty(1, 3, 224, 224))
+
+
+def squares(part: Part, size: int) -> Tensor:
+    pictures = [images.open_rgb(place).resize((size, size)) for place in part.places]
+    pixels = torch.from_numpy(np.stack([np.asarray(picture) for picture in pictures]))
+    return pixels.permute(0, 3, 1, 2) / 127.5 - 1
+
+
+def trained(preset: Preset, part: Part, steps: int) -> tuple[QueryTagger, Tensor]:
+    """Return a model after some steps on all pictures, and the logits of the last of them."""
+    model = query(preset, part.labels.shape[1]).train()
+    pixels = squares(part, preset.image_size)
+    targets = torch.from_numpy(part.labels.toarray()).float()
+    optimizer = create_optimizer_v2(model, opt="adamw", lr=3e-3, weight_decay=0.05)
+    for _ in range(steps):
+        logits = model(pixels)
+        optimizer.zero_grad()
+        nn.functional.binary_cross_entropy_with_logits(logits, targets).backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+    return model, logits.detach()
+
+
+def test_it_learns_two_dozen_pictures_by_heart(preset: Preset, part: Part) -> None:
+    _, logits = trained(preset, part, steps=60)
+    truth = part.labels.toarray() > 0
+    assert ((logits.numpy() > 0) == truth).mean() > 0.995
+
+
+@pytest.mark.usefixtures("deterministic")
+def test_training_again_gives_the_same_bits(preset: Preset, part: Part) -> None:
+    (one, _), (again, _) = (trained(preset, part, steps=3) for _ in range(2))
+    for name, weights in one.state_dict().items():
+        assert torch.equal(weights, again.state_dict()[name]), name
+
+
+def saved(model: nn.Module, preset: Preset, folder: Path) -> Path:
+    backbone.save_config(model, backbone.preprocessing(model, preset), folder)
+    backbone.save_weights(model.state_dict(), folder / backbone.WEIGHTS)
+    return folder
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_saved_model_comes_back_bit_for_bit(preset: Preset, tmp_path: Path, name: str) -> None:
+    given = of(preset, name)
+    model = query(given, 9).eval()
+    loaded = backbone.load(saved(model, given, tmp_path / "model"))
+    assert isinstance(loaded, QueryTagger)
+    assert not loaded.training
+    with torch.inference_mode():
+        pixels = random_pixels(given.image_size)
+        assert torch.equal(loaded(pixels), model(pixels))
+
+
+def test_timm_does_not_take_the_folder_for_a_model_of_its_own(
+    preset: Preset, tmp_path: Path
+) -> None:
+    folder = saved(query(preset, 9), preset, tmp_path / "model")
+    with pytest.raises(RuntimeError, match="Missing key"):
+        timm.create_model(f"local-dir:{folder}", pretrained=True)
+
+
+@pytest.mark.parametrize(
+    "head", ["query", 3, {}, {"tags": "x"}, {"tags": 8}, {"tags": 9, "queries": 4}, {"tag": 9}]
+)
+def test_a_damaged_description_of_the_head_is_one_line(
+    preset: Preset, tmp_path: Path, head: object
+) -> None:
+    folder = saved(query(preset, 9), preset, tmp_path / "model")
+    config = files.read_json(folder / backbone.CONFIG)
+    assert config["head"] == {"tags": 9, "queries": 9, "width": 128}
+    files.write_json(folder / backbone.CONFIG, config | {"head": head})
+    with pytest.raises(TaggerError, match=rf"\A{folder} does not load: [^\n]*\Z"):
+        backbone.load(folder)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_graph_says_what_torch_says(preset: Preset, tmp_path: Path, name: str) -> None:
+    given = of(preset, name)
+    model = query(given, 137).eval()
+    nn.init.normal_(model.decoder.weight)  # else every probability is near a half
+    onnx_export.write(model, tmp_path / "model.onnx", size=given.image_size, opset=17)
+    session = ort.InferenceSession(tmp_path / "model.onnx")
+    for pictures in (1, 5):
+        pixels = random_pixels(given.image_size, pictures)
+        prediction, _, embedding = session.run(None, {"input": pixels.numpy()})
+        with torch.inference_mode():
+            logits, pooled = heads.outputs(model, pixels)
+        assert prediction == pytest.approx(logits.sigmoid().numpy(), abs=1e-5)
+        assert embedding == pytest.approx(pooled.numpy(), abs=1e-4)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_layer_decay_treats_the_backbone_as_under_a_linear_head(preset: Preset, name: str) -> None:
+    given = of(preset, name)
+    model, linear = query(given, 7), backbone.build(given, 7)
+    groups: Any = create_optimizer_v2(model, opt="adamw", lr=1, layer_decay=0.5).param_groups
+    scales = {weights: group["lr_scale"] for group in groups for weights in group["params"]}
+    assert {scales[weights] for weights in model.decoder.parameters()} == {1}
+    assert min(scales.values()) < 0.6
+    if hasattr(linear, "group_matcher"):
+        matcher: Any = linear.group_matcher
+        layers = group_parameters(linear, matcher(), reverse=True)
+        ours = group_parameters(model, model.group_matcher(), reverse=True)
+        assert max(layers.values()) == max(ours.values())
+        for weights in model.backbone.state_dict().keys() & layers.keys():
+            assert ours[f"backbone.{weights}"] == layers[weights], weights
+
+
+def test_queries_biases_norms_and_positions_do_not_decay(preset: Preset) -> None:
+    model = query(of(preset, "test_vit"), 7)
+    optimizer: Any = create_optimizer_v2(model, opt="adamw", lr=1, weight_decay=0.1)
+    names = {weights: name for name, weights in model.named_parameters()}
+    fixed = {
+        names[weights]
+        for group in optimizer.param_groups
+        if not group["weight_decay"]
+        for weights in group["params"]
+    }
+    assert {"decoder.queries", "decoder.bias", "decoder.norm.weight", "backbone.pos_embed"} <= fixed
+    assert {"decoder.weight", "decoder.from_tokens.weight"}.isdisjoint(fixed)
+
+
+@pytest.mark.parametrize("name", ["test_vit", "mobilenetv4_conv_small"])
+def test_gradient_checkpointing_changes_no_gradient(preset: Preset, name: str) -> None:
+    given = of(preset, name)
+    found = []
+    for enabled in (False, True):
+        model = query(given, 7).train()
+        model.set_grad_checkpointing(enabled)
+        model(random_pixels(given.image_size)).square().sum().backward()
+        found.append([weights.grad for weights in model.parameters()])
+    for plain, checkpointed in zip(*found, strict=True):
+        assert plain is not None
+        assert checkpointed is not None
+        assert torch.allclose(plain, checkpointed, atol=1e-5)
+
+
+def test_it_can_be_built_without_memory_and_loaded_afterwards(preset: Preset) -> None:
+    with torch.device("meta"):
+        empty = query(preset, 250).eval()
+        assert empty(torch.empty(2, 3, 32, 32)).shape == (2, 250)
+    full = query(preset, 250).eval()
+    empty.to_empty(device="cpu")
+    empty.load_state_dict(full.state_dict())
+    assert torch.equal(empty(random_pixels(32)), full(random_pixels(32)))
+
+
+def test_it_computes_in_bfloat16(preset: Preset) -> None:
+    model, pixels = query(preset, 137).eval(), random_pixels(32)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        logits = model(pixels)
+    assert logits.isfinite().all()
+    assert torch.allclose(logits.float(), model(pixels), atol=0.05)
+
+
+def test_the_layout_in_memory_changes_nothing(preset: Preset) -> None:
+    model, pixels = query(preset, 137).eval(), random_pixels(32)
+    expected = model(pixels)
+    model.to(memory_format=torch.channels_last)
+    logits = model(pixels.to(memory_format=torch.channels_last))
+    assert torch.allclose(logits, expected, atol=1e-5)
+
+
+def test_it_compiles_as_one_graph(preset: Preset) -> None:
+    model, pixels = query(preset, 137).eval(), random_pixels(32)
+    whole: Any = torch.compile(model, fullgraph=True, backend="eager")
+    assert torch.allclose(whole(pixels), model(pixels), atol=1e-6)
+
+
+def test_the_export_stage_makes_an_onnx_export_without_files_for_timm(
+    preset: Preset,
+    shipped: Params,
+    part: Part,
+    tags: list[Tag],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("tagger.dataset.read", lambda *paths: (tags, {"test": part}))
+    model = query(preset, len(tags))
+    nn.init.normal_(model.decoder.weight)
+    saved(model, preset, export.MODEL)
+    backbone.preprocessing(model, preset).write(export.MODEL / "preprocess.json")
+    vocabulary.write(tags, export.MODEL / "vocabulary.csv")
+    fitted = [
+        Threshold(name, "", 0.5, 1, 0.5, 0.5, 0.5, "best_f1")
+        for name in (thresholds.ALL, *CATEGORIES.values())
+    ]
+    thresholds.write(fitted, export.THRESHOLDS)
+    evaluate = shipped.evaluate.model_copy(update={"workers": 0})
+    p: params.Params = shipped.model_copy(update={"evaluate": evaluate})
+    export.main(p)
+    told = capsys.readouterr().out
+    assert "no files for timm" in told
+    assert {path.name for path in export.EXPORT.iterdir()} == {
+        "model.onnx",
+        "preprocess.json",
+        "selected_tags.csv",
+        "thresholds.csv",
+    }
+    report = files.read_json(export.REPORT)
+    assert report["pictures"] == len(part)
+    assert report["onnx"]["largest_difference"] < 1e-5
+    assert "timm" not in report
+    pictures = [images.open_rgb(place) for place in part.places[:3]]
+    ours, theirs = (models.load(folder, "cpu", CPU) for folder in (export.MODEL, export.EXPORT))
+    assert ours(pictures) == pytest.approx(theirs(pictures), abs=1e-5)
