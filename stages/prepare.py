@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from tagger import errors, files, images, intake, params, pictures, posts, rules, work
+from tagger import errors, files, images, intake, params, pictures, posts, rules, scratch
 from tagger.lexicon import Lexicon
 from tagger.rejected import Rejected
 from tagger.sources import Source
@@ -30,7 +30,7 @@ REJECTED_SHEET = Path("metrics/rejected.jpg")
 def main(p: params.Prepare) -> None:
     images.begin()
     left_out = Rejected()
-    memory = work.memory("prepare")
+    memory = scratch.of("prepare")
     source = source_of(p)
     lexicon = Lexicon(rules.read(*p.rule_folders))
     found = intake.gather(source, lexicon, p.filters, left_out)
@@ -44,7 +44,7 @@ def main(p: params.Prepare) -> None:
     posts.write(found, POSTS)
     posts.write_tags(tags, TAGS)
     report(found, tags, lexicon, left_out, source.notes, p.folders)
-    work.forget(memory)
+    scratch.forget(memory)
     some = f", left out {len(left_out):,}: see {REJECTED}" if len(left_out) else ""
     print(f"{len(found):,} posts with {len(tags):,} tags -> {POSTS}{some}")
 

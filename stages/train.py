@@ -1,85 +1,90 @@
-"""Train the chosen preset on the training part, keeping the best and the last checkpoint."""
+"""Train the chosen preset on the training part, keeping the best and the last weights."""
 
 import logging
-import sys
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections import deque
+from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
-from tagger import backbone, dataset, errors, files, images, params, tracking, training, vocabulary
-from tagger.training import Epoch
+from tagger import (
+    backbone,
+    carry,
+    dataset,
+    errors,
+    files,
+    images,
+    keeping,
+    parallel,
+    params,
+    scratch,
+    setup,
+    tracking,
+    vocabulary,
+)
+from tagger.keeping import Keeper
+from tagger.training import Training
+from tagger.vocabulary import Tag
 
 POSTS = Path("data/posts.parquet")
 TAGS = Path("data/tags.parquet")
 VOCABULARY = Path("data/vocabulary.csv")
 SPLIT = Path("data/split.parquet")
 MODEL = Path("models/tagger")
-LOG = MODEL / "train.log"
-BEST = MODEL / backbone.WEIGHTS
-LAST = MODEL / "last.safetensors"
 CURVE = Path("metrics/train.csv")
 REPORT = Path("metrics/train.json")
+CARRIED = "carried_tags.csv"
 
 log = logging.getLogger("train")
 
 
 def main(p: params.Params) -> None:
-    start_log()
     images.begin()
-    training.make_deterministic(p.seed)
-    tags, parts = dataset.read(POSTS, TAGS, VOCABULARY, SPLIT)
-    model = backbone.to_device(backbone.build(p.preset, len(tags)))
-    preprocess = backbone.preprocessing(model, p.preset, p.train.fit, p.train.background)
-    backbone.check_sizes(model, p.train.sizes)
-    hashes = {path.stem: files.sha256(path) for path in (POSTS, VOCABULARY, SPLIT)}
-    settings = p.model_dump(include={"seed", "model", "train"}) | {"preset": p.preset.model_dump()}
-    log.info(f"{p.model}: {p.preset.backbone}, {len(parts['train']):,} pictures, {len(tags)} tags")
-    with tracking.run(p.model, preset=p.model, **hashes) as run:
-        run.log_params(settings)
-        vocabulary.write(tags, MODEL / "vocabulary.csv")
-        preprocess.write(MODEL / "preprocess.json")
-        backbone.save_config(model, preprocess, MODEL)
-        files.write_json(MODEL / "run.json", {"run_id": run.id, "params": settings, "data": hashes})
-        learning = training.epochs(model, parts, preprocess, p.preset, p.train, p.seed)
-        save = partial(backbone.save_weights, model)
-        history = keep(learning, save, p.train.epochs, run)
-        best, last = max(history, key=lambda epoch: epoch.macro_ap), history[-1]
-        run.log_checkpoint("best", BEST, best.numbers(), best.number)
-        run.log_checkpoint("last", LAST, last.numbers(), last.number)
-        left_out = {"left_out": len(last.failures)}
-        files.write_json(REPORT, {"best_epoch": best.number} | best.numbers() | left_out)
-        run.log_files(LOG, CURVE, REPORT, VOCABULARY)
+    read = (POSTS, VOCABULARY, SPLIT, *setup.starting_points(p))
+    hashes = {path.stem: files.sha256(files.require(path)) for path in read}
+    folder = scratch.of("train") / setup.fingerprint(p, hashes)
+    with parallel.group() as group, scratch.alone(folder) if group.leads else nullcontext():
+        keeping.start_log(folder / MODEL.name / keeping.LOG if group.leads else None)
+        tags, parts = dataset.read(POSTS, TAGS, VOCABULARY, SPLIT)
+        pictures = len(parts["train"])
+        log.info(f"{p.model}: {p.preset.backbone}, {pictures:,} pictures, {len(tags)} tags")
+        training = setup.training(p, tags, parts, group, folder)
+        if group.leads:
+            lead(p, training, tags, hashes, folder)
+        else:
+            deque(training.run(), maxlen=0)
 
 
-def keep(
-    learning: Iterator[Epoch], save: Callable[[Path], None], epochs: int, run: tracking.Run
-) -> list[Epoch]:
-    """Tell, track and save every epoch as it ends; return them all."""
-    history: list[Epoch] = []
-    best = -1.0
-    for epoch in learning:
-        history.append(epoch)
-        log.info(epoch.line(epochs, epoch.macro_ap - max(best, 0)))
-        for failure in epoch.failures:
-            log.warning(f"left out {failure}")
-        run.log_metrics(epoch.numbers(), step=epoch.number)
-        rows = [(past.number, *past.numbers().values()) for past in history]
-        files.write_csv(CURVE, ("epoch", *epoch.numbers()), rows)
-        save(LAST)
-        if epoch.macro_ap > best:
-            best = epoch.macro_ap
-            save(BEST)
-    return history
-
-
-def start_log() -> None:
-    MODEL.mkdir(parents=True, exist_ok=True)
-    handlers: list[logging.Handler] = [
-        logging.StreamHandler(sys.stdout),
-        logging.FileHandler(LOG, "w", "utf-8"),
-    ]
-    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=handlers)
-    logging.captureWarnings(True)
+def lead(
+    p: params.Params, training: Training, tags: Sequence[Tag], hashes: dict[str, str], folder: Path
+) -> None:
+    """Run the training, and put what comes of it in its place."""
+    making, begun = folder / MODEL.name, folder / MODEL.name / "run.json"
+    run_id = files.read_json(begun)["run_id"] if begun.exists() else None
+    with tracking.run(p.model, run_id=run_id, preset=p.model, **hashes) as run:
+        settings = setup.settings(p)
+        if run_id is None:
+            run.log_params(settings)
+        files.write_json(begun, {"run_id": run.id, "params": settings, "data": hashes})
+        vocabulary.write(tags, making / "vocabulary.csv")
+        training.preprocess.write(making / "preprocess.json")
+        if training.carried:
+            log.info(carry.summary(training.carried))
+            files.write_csv(making / CARRIED, carry.HEADER, carry.rows(training.carried))
+        backbone.save_config(training.model, training.preprocess, making)
+        keeper = Keeper(training, making, CURVE, run, [tag.name for tag in tags])
+        for judgement in training.run():
+            keeper.keep(judgement)
+        best = keeper.finish(MODEL)
+        left_out = {"left_out": len(training.position.failures)}
+        files.write_json(REPORT, best | left_out)
+        run.log_params({"micro_batch": training.learner.micro_batch or "whole"})
+        ended = folder.with_name(f"{p.model}.pt")
+        log.info(f"To go on from here: train.resume_from={ended} with more train.epochs")
+        files.copy(making, MODEL)  # what is killed from here on finds all that it needs
+        logged = (MODEL / keeping.LOG, MODEL / CARRIED, CURVE, REPORT, VOCABULARY)
+        run.log_files(*(path for path in logged if path.exists()))
+        training.snapshots.move(ended)
+    scratch.forget(folder)
 
 
 if __name__ == "__main__":

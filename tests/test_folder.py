@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import prepare
-from tagger import errors, work
+from tagger import errors, scratch
 from tagger.errors import TaggerError
 from tagger.params import Params
 from tagger.sources import folder
@@ -423,7 +423,7 @@ def test_every_picture_is_a_post_or_rejected_and_never_both(
             name if name.replace("\u3000", "").isprintable() else ascii(name)
             for name in ("always.png", *(f"{name}.png" for name in pictures))
         )
-        assert not work.memory("prepare").exists()
+        assert not scratch.of("prepare").exists()
 
 
 def only_rejected(*arguments: Any) -> None:

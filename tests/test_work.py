@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tagger import work
+from tagger import scratch, work
 from tagger.errors import TaggerError
 
 STAGES = Path(__file__).parent.parent / "stages"
@@ -93,7 +93,7 @@ def test_what_was_done_is_not_done_again(tmp_path: Path, chunks: list[pa.Table])
     assert len(done.splitlines()) == len(chunks)
     assert sums(work.mapped(add, chunks, memory)) == first
     assert log.read_text() == done
-    work.forget(memory)
+    scratch.forget(memory)
     assert not memory.exists()
     assert sums(work.mapped(add, chunks, memory)) == first
     assert len(log.read_text().splitlines()) == 2 * len(chunks)

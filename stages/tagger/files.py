@@ -47,6 +47,18 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def move(source: Path, target: Path) -> None:
+    """Put a file or folder in the place of another, on another disk if need be."""
+    with replacing(target) as partial:
+        shutil.move(source, partial)
+
+
+def copy(source: Path, target: Path) -> None:
+    """Put a copy of a folder in the place of another."""
+    with replacing(target) as partial:
+        shutil.copytree(source, partial)
+
+
 def write_text(path: Path, text: str) -> None:
     with replacing(path) as partial:
         partial.write_text(text, encoding="utf-8", newline="\n")

@@ -13,6 +13,7 @@ from tagger.metrics import Floats, Scores, Truth
 GIVEN, WRONG, MISSED = "#1a7f37", "#cf222e", "#8c959f"
 _LEGEND = (("given and true", GIVEN), ("given, not true", WRONG), ("true, not given", MISSED))
 _SIDE, _TEXT, _LINE, _TOP = 168, 176, 14, 34  # pixels: picture, its text, a line, the legend
+_LIKELIEST = 8  # tags of a picture
 _CAPTION = 8  # lines under a picture
 
 Font: TypeAlias = ImageFont.FreeTypeFont | ImageFont.ImageFont
@@ -23,13 +24,14 @@ def draw(
     scores: Scores,
     truth: Truth,
     names: Sequence[str],
-    limits: Floats,
+    limits: Floats | None = None,
     *,
     columns: int = 3,
 ) -> Image.Image:
     """Return the sheet, each picture with its tags to the right of it.
 
     scores, truth: (pictures, tags); names, limits: (tags,)
+    limits: from which score on a tag is given; without them, the likeliest of each picture are
     """
     font = ImageFont.load_default(12)
     rows = -(-len(pictures) // columns)
@@ -52,9 +54,11 @@ def _lines(
     scores: npt.NDArray[np.float32],
     truth: npt.NDArray[np.bool_],
     names: Sequence[str],
-    limits: Floats,
+    limits: Floats | None,
 ) -> Iterator[tuple[str, str]]:
     """Yield text and colour: the tags given by falling confidence, then those missed."""
+    if limits is None:
+        limits = np.full(scores.shape, np.sort(scores)[-_LIKELIEST:][0])
     given = scores >= limits
     for tag in np.argsort(-scores, kind="stable").tolist():
         if given[tag]:

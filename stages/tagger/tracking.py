@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import mlflow
+from PIL import Image
 
-from tagger import plots
+from tagger import plots, scratch
 
 T = TypeVar("T")
 
@@ -60,6 +61,9 @@ class Run:
         self.log_files(path)
         self.try_to(lambda: mlflow.log_figure(plots.curve(path, title), f"{path.stem}.png"))
 
+    def log_picture(self, picture: Image.Image, name: str, step: int) -> None:
+        self.try_to(mlflow.log_image, picture, key=name, step=step)
+
     def log_checkpoint(
         self, name: str, file: Path, metrics: Mapping[str, float], step: int
     ) -> None:
@@ -100,7 +104,7 @@ def _open_store() -> None:
     warnings.filterwarnings("ignore", module="mlflow|alembic|sqlalchemy")
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    root = Path(os.environ.get("DVC_ROOT", ".")).absolute()
+    root = scratch.project().absolute()
     local = "MLFLOW_TRACKING_URI" not in os.environ
     if local:
         database = root / "mlflow.db"

@@ -1,228 +1,201 @@
-"""The training loop: one epoch after another, each told as it ends."""
+"""The training loop: steps, judgements between them, and snapshots to go on from."""
 
+import logging
 import math
-import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from timm.optim import create_optimizer_v2
 from torch import Tensor, nn
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 
-from tagger import dataset, losses, metrics, progress
-from tagger.augment import Augmentation, BatchAugmentation
-from tagger.dataset import Order, Part, Pictures
+from tagger import batching, freezing, parallel, progress
+from tagger.augment import BatchAugmentation
+from tagger.batching import Batch
+from tagger.carry import Carried
+from tagger.dataset import Part
 from tagger.errors import TaggerError
-from tagger.params import Preset, Train
-from tagger.predict import predict
+from tagger.judging import Judge
+from tagger.learner import Learner, Portion
+from tagger.pace import Pace
+from tagger.plan import Figures, Plan, Position
+from tagger.predict import Predictions
 from tagger.preprocess import Preprocess
+from tagger.signals import stop_asked
+from tagger.snapshots import Snapshots
 
-Loss = Callable[[Tensor, Tensor], Tensor]
+Weights = dict[str, Tensor]
+
+_TOLD = 8  # pictures of a bad step
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Epoch:
-    """What one pass over the training pictures came to."""
+class Judgement:
+    """What a training came to at a step."""
 
-    number: int  # from 1
-    loss: float  # mean over the pictures, in nats
-    learning_rate: float  # at the end of the epoch
-    macro_ap: float  # on validation
-    micro_ap: float
-    pictures_per_second: float
-    seconds_left: float
-    failures: list[str]  # pictures left out, with the reason
-
-    def numbers(self) -> dict[str, float]:
-        """Return what is plotted, rounded to what is meant by it."""
-        return {
-            "loss": round(self.loss, 4),
-            "learning_rate": float(f"{self.learning_rate:.4g}"),
-            "macro_ap": round(self.macro_ap, 6),
-            "micro_ap": round(self.micro_ap, 6),
-        }
-
-    def line(self, epochs: int, gain: float) -> str:
-        """Return the epoch as a person would read it; `gain` is that over the best before."""
-        left = self.seconds_left
-        return (
-            f"epoch {self.number}/{epochs}  loss {self.loss:.2f}  "
-            f"macro AP {self.macro_ap:.3f} ({gain:+.3f})  "
-            f"{self.pictures_per_second:,.0f} pictures/s  "
-            + (f"{left / 60:.0f} min left" if left >= 90 else f"{left:.0f} s left")
-        )
+    figures: Figures  # that follow from seed and data alone: step, epoch, loss, ...
+    pace: Figures
+    line: str  # as a person would read it
+    predictions: Predictions  # on the validation part
+    weights: Weights  # those judged; empty where they are not to be kept
+    best: bool
+    last: bool
+    keep: bool
 
 
-def make_deterministic(seed: int) -> None:
-    """Make every later choice and sum of torch follow from the seed, on the same machine."""
-    torch.manual_seed(seed)
-    torch.use_deterministic_algorithms(True, warn_only=True)
+@dataclass
+class Training:
+    """All that takes part in a training, ready to start or to go on."""
 
+    model: nn.Module
+    learner: Learner
+    part: Part
+    batches: DataLoader[Any]
+    preprocess: Preprocess
+    augment: BatchAugmentation
+    judge: Judge
+    plan: Plan
+    position: Position
+    snapshots: Snapshots
+    carried: Sequence[Carried] = ()  # what became of the tags of the model it starts from
 
-def epochs(
-    model: nn.Module,
-    parts: dict[str, Part],
-    preprocess: Preprocess,
-    preset: Preset,
-    recipe: Train,
-    seed: int,
-) -> Iterator[Epoch]:
-    """Train the model where it lies, and yield after every epoch.
+    def run(self) -> Iterator[Judgement]:
+        """Train, and yield every judgement.
 
-    Raises TaggerError where there is nothing to learn from, or the loss is no number.
-    """
-    part, device = parts["train"], next(model.parameters()).device
-    if len(part) < 2:
-        raise TaggerError(f"Training needs at least 2 pictures, the split gives {len(part)}.")
-    sizes = [preprocess.size, *recipe.sizes]
-    order = Order(len(part), preset.batch_size, seed, sizes=sizes, whole=True)
-    pictures = Pictures(part, preprocess, augmentation_of(recipe, seed), replacing=True)
-    batches = dataset.loader(pictures, order, workers=recipe.workers)
-    optimizer = optimizer_of(model, preset, recipe)
-    schedule = schedule_of(optimizer, recipe.epochs * len(batches), recipe.warmup)
-    step = partial(
-        _step, model, optimizer, schedule, loss_of(recipe), _autocast(device, recipe.precision)
-    )
-    started = time.monotonic()
-    for number in range(1, recipe.epochs + 1):
-        order.epoch = number
-        begun = time.monotonic()
-        inputs = _inputs(batches, order, preprocess, recipe, device)
-        model.train()
-        loss, seen, failures = _train_epoch(inputs, step, part, recipe.max_unreadable)
-        rate = seen / (time.monotonic() - begun)
-        judged = predict(
-            model,
-            parts["validation"],
-            preprocess,
-            batch_size=preset.batch_size,
-            workers=recipe.workers,
-        )
-        yield Epoch(
-            number=number,
-            loss=loss,
-            learning_rate=max(map(float, schedule.get_last_lr())),
-            macro_ap=metrics.macro_ap(judged.scores, judged.truth),
-            micro_ap=metrics.micro_ap(judged.scores, judged.truth),
-            pictures_per_second=rate,
-            seconds_left=(time.monotonic() - started) / number * (recipe.epochs - number),
-            failures=[f"{part.places[row].path}: {why}" for row, why in failures.items()],
-        )
+        Raises TaggerError where too many pictures cannot be read, or too many steps are bad, and
+        KeyboardInterrupt, after a last snapshot, where a signal asks to stop.
+        """
+        pace = Pace(self.learner.group.device)
+        self._freeze()
+        with stop_asked() as asked:
+            yield from self._steps(pace, asked)
+        self.snapshots.wait()
 
+    def _steps(self, pace: Pace, asked: Callable[[], bool]) -> Iterator[Judgement]:
+        position, plan = self.position, self.plan
+        for batch in pace.timed(progress.track(self.batches, "training")):
+            if plan.frozen(position.step) != plan.frozen(max(0, position.step - 1)):
+                self._freeze()
+            snapshot, stop = self._step(batch, pace, asked())
+            if plan.judges(position.step):
+                with pace.aside():
+                    judgement = self._judge(pace)
+                    yield judgement
+                    freezing.freeze(self.learner.model, plan.frozen(position.step))
+                    self._save()
+                pace.restart()
+                if judgement.last:
+                    return
+            elif snapshot or stop or plan.due(plan.recipe.checkpoint_every, position.step):
+                self._save()
+                pace.snapshot_saved()
+            if stop:
+                self.snapshots.wait()
+                _log.info(f"stopped after step {position.step:,}: `dvc repro` goes on from there")
+                raise KeyboardInterrupt
 
-def _inputs(
-    batches: DataLoader[Any],
-    order: Order,
-    preprocess: Preprocess,
-    recipe: Train,
-    device: torch.device,
-) -> Iterator[tuple[Tensor, Tensor, list[dataset.Failure]]]:
-    """Yield pixels and targets of an epoch on the device, and what could not be read."""
-    augment = BatchAugmentation(order.seed or 0, recipe.mixup, recipe.cutout)
-    for number, batch in enumerate(progress.track(batches, "training")):
-        pixels, targets = dataset.to_device(batch, device, preprocess)
-        yield *augment(pixels, targets, order.epoch, number), batch.failures
+    def _freeze(self) -> None:
+        frozen = self.plan.frozen(self.position.step)
+        if frozen or self.plan.recipe.freeze:
+            _log.info(f"of {self.plan.stages} stages of the backbone the first {frozen} are frozen")
+        freezing.freeze(self.learner.model, frozen)
+        self.learner.wrap()
 
+    def _step(self, batch: Batch, pace: Pace, asked: bool) -> tuple[bool, bool]:
+        """Take one step; return whether a snapshot is due, and whether some process is to stop."""
+        plan, position, group = self.plan, self.position, self.learner.group
+        step = position.step
+        self._note_failures(batch)
+        portion = Portion(len(batch.rows), plan.batch_size, lambda *rows: self._micro(batch, *rows))
+        loss, norm = self.learner.gradient(portion, step)
+        every = plan.recipe.checkpoint_every
+        due = every.unit == "minute" and pace.minutes_since_snapshot() >= every.number
+        flags = loss.new_tensor([group.leads and due, asked])
+        told = group.total(torch.cat([torch.stack([loss, norm / group.world.size]), flags]))
+        value, length, snapshot, stop = told.tolist()
+        if math.isfinite(value) and math.isfinite(length):
+            position.good(value, length, self.learner.move(norm, plan.share_of_peak(step), step))
+        else:
+            self.learner.give_up()
+            if not (math.isfinite(value) and self.learner.overflows()):
+                self._note_bad_step(batch, value)
+        position.step += 1
+        pace.step(plan.batch_size)
+        if pace.minute_passed():
+            line = pace.line(plan.steps - position.step)
+            _log.info(f"step {step + 1:,}/{plan.steps:,}  loss {value:.2f}  {line}")
+        return bool(snapshot), bool(stop)
 
-def _train_epoch(
-    inputs: Iterable[tuple[Tensor, Tensor, list[dataset.Failure]]],
-    step: Callable[..., float],
-    part: Part,
-    max_unreadable: float,
-) -> tuple[float, int, dict[int, str]]:
-    """Return the mean loss, the pictures seen, and the reason for each that cannot be read."""
-    total, seen = 0.0, 0
-    failures: dict[int, str] = {}
-    for pixels, targets, failed in inputs:
-        failures |= failed
-        if len(failures) > max_unreadable * len(part):
+    def _micro(self, batch: Batch, start: int, end: int) -> tuple[Tensor, Tensor]:
+        """Return inputs and targets of some pictures of a batch on the device, augmented."""
+        some = batch._replace(pixels=batch.pixels[start:end], targets=batch.targets[start:end])
+        inputs, targets = batching.to_device(some, self.learner.group.device, self.preprocess)
+        rank = self.learner.group.world.rank
+        return self.augment(inputs, targets, self.position.step, rank, start)
+
+    def _note_failures(self, batch: Batch) -> None:
+        failures = self.position.failures
+        failures |= batch.failures
+        if batch.failures and len(failures) > self.plan.recipe.max_unreadable * len(self.part):
             row, reason = next(iter(failures.items()))
             raise TaggerError(
-                f"{len(failures):,} of {len(part):,} training pictures cannot be read, "
-                f"{part.places[row].path} first: {reason}. Run prepare again, or raise "
+                f"{len(failures):,} of {len(self.part):,} training pictures cannot be read, "
+                f"{self.part.places[row].path} first: {reason}. Run prepare again, or raise "
                 "train.max_unreadable."
             )
-        if len(pixels) > 1:  # batch norm needs two
-            total += step(pixels, targets) * len(pixels)
-            seen += len(pixels)
-    return total / max(seen, 1), seen, failures
 
-
-def _step(
-    model: nn.Module,
-    optimizer: Optimizer,
-    schedule: LambdaLR,
-    loss_function: Loss,
-    autocast: AbstractContextManager[object],
-    pixels: Tensor,
-    targets: Tensor,
-) -> float:
-    with autocast:
-        logits = model(pixels)
-    loss = loss_function(logits, targets)
-    value = loss.item()
-    if not math.isfinite(value):
-        raise TaggerError(
-            f"The loss is {value} after {schedule.last_epoch:,} steps. "
-            "Lower the preset's learning_rate, or set train.precision to fp32."
+    def _note_bad_step(self, batch: Batch, loss: float) -> None:
+        position, most = self.position, self.plan.recipe.max_bad_steps
+        position.bad_steps += 1
+        shown = ", ".join(self.part.places[row].path for row in batch.rows[:_TOLD])
+        more = f" and {len(batch.rows) - _TOLD} more" if len(batch.rows) > _TOLD else ""
+        _log.warning(
+            f"step {position.step + 1:,}: the loss is {loss:g}, or its gradient no number; nothing "
+            f"is learned from it. Pictures: {shown}{more}"
         )
-    optimizer.zero_grad()
-    loss.backward()  # type: ignore[no-untyped-call]
-    optimizer.step()
-    schedule.step()
-    return value
+        if position.bad_steps > most:
+            self._save()
+            self.snapshots.wait()
+            raise TaggerError(
+                f"In {position.bad_steps} steps the loss or its gradient was no number, in more "
+                f"than train.max_bad_steps ({most}). Lower the preset's learning_rate, or set "
+                f"train.precision: fp32, and go on with train.resume_from: {self.snapshots.last}"
+            )
 
+    def _judge(self, pace: Pace) -> Judgement:
+        plan, position = self.plan, self.position
+        for others in self.learner.group.gathered(position.failures):
+            position.failures |= others
+        measured, rest = pace.figures(), pace.line(plan.steps - position.step)
+        figures, predictions = self.judge(self.learner.judged)
+        highest = max((past["macro_ap"] for past in position.history), default=0.0)
+        told = position.judged(figures)
+        best, last = not plan.since_best(position), plan.over(position)
+        keep = plan.keeps(position.step)
+        return Judgement(
+            told,
+            measured,
+            f"epoch {told['epoch']:g}/{plan.recipe.epochs}  loss {told['loss']:.2f}  "
+            f"macro AP {told['macro_ap']:.3f} ({told['macro_ap'] - highest:+.3f})  {rest}",
+            predictions,
+            self._weights() if last or keep or best else {},
+            best=best,
+            last=last,
+            keep=keep,
+        )
 
-def loss_of(recipe: Train) -> Loss:
-    if recipe.loss == "bce":
-        return losses.binary_cross_entropy
-    return partial(
-        losses.asymmetric_loss,
-        gamma_negative=recipe.gamma_negative,
-        gamma_positive=recipe.gamma_positive,
-        clip=recipe.clip,
-    )
+    def _weights(self) -> Weights:
+        """Return the weights of the whole model, of which perhaps the head alone learns."""
+        learned: Weights = parallel.whole(self.learner.judged.state_dict())
+        if self.learner.model is self.model:
+            return learned
+        (path,) = (n for n, module in self.model.named_modules() if module is self.learner.model)
+        rest: Weights = parallel.whole(self.model.state_dict())
+        return rest | {f"{path}.{name}": value for name, value in learned.items()}
 
-
-def augmentation_of(recipe: Train, seed: int) -> Augmentation:
-    return Augmentation(
-        seed, recipe.min_crop, recipe.flip, recipe.random_resize, recipe.trivial_augment
-    )
-
-
-def optimizer_of(model: nn.Module, preset: Preset, recipe: Train) -> Optimizer:
-    """Return AdamW with layer-wise learning rates, without decay on norms and biases."""
-    optimizer = create_optimizer_v2(
-        model,
-        opt="adamw",
-        lr=preset.learning_rate,
-        weight_decay=recipe.weight_decay,
-        layer_decay=preset.layer_decay if preset.layer_decay < 1 else None,
-    )
-    for group in optimizer.param_groups:  # which only timm's own schedulers would do
-        group["lr"] *= group.get("lr_scale", 1.0)
-    return optimizer
-
-
-def schedule_of(optimizer: Optimizer, steps: int, warmup: float) -> LambdaLR:
-    """Return a learning rate that rises for a share of the steps, then falls as a cosine."""
-    rising = max(1, round(warmup * steps))
-
-    def share_of_peak(step: int) -> float:
-        if step < rising:
-            return (step + 1) / rising
-        return 0.5 * (1 + math.cos(math.pi * (step - rising + 1) / max(1, steps - rising)))
-
-    return LambdaLR(optimizer, share_of_peak)
-
-
-def _autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:
-    if device.type == "cuda" and precision == "bf16":
-        return torch.autocast("cuda", dtype=torch.bfloat16)
-    return nullcontext()
+    def _save(self) -> None:
+        content = {"learner": self.learner.state(), "position": asdict(self.position)}
+        if self.learner.group.leads:
+            self.snapshots.save(self.position.step, content)

@@ -7,7 +7,6 @@ the caller removes it, so that a run that was killed goes on where it was.
 import hashlib
 import multiprocessing
 import os
-import shutil
 import signal
 import threading
 from collections import deque
@@ -125,16 +124,6 @@ def key(work: Work, chunk: pa.Table) -> str:
         writer.write_table(chunk.combine_chunks())
     digest.update(sink.getvalue())
     return digest.hexdigest()
-
-
-def memory(stage: str) -> Path:
-    """Return where a stage keeps what a later run can go on with, out of sight of Git and DVC."""
-    return Path(os.environ.get("DVC_ROOT", "."), ".scratch", stage)
-
-
-def forget(memory: Path) -> None:
-    """Remove what was kept, as the stage is done."""
-    shutil.rmtree(memory, ignore_errors=True)
 
 
 def chunked(table: pa.Table, rows: int) -> Iterator[pa.Table]:

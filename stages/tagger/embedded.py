@@ -1,0 +1,51 @@
+"""Pictures seen once by a frozen backbone: a head learns from what it made of them."""
+
+import logging
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+from tagger import batching, heads, progress
+from tagger.batching import Order
+from tagger.dataset import Key, Part, Pictures, Sample
+from tagger.preprocess import Preprocess
+
+_log = logging.getLogger(__name__)
+
+
+class Embedded:
+    """The readable pictures of a part as embeddings, (pictures, features) float32."""
+
+    def __init__(self, part: Part, embeddings: npt.NDArray[np.float32]) -> None:
+        self.part = part
+        self.embeddings = embeddings
+
+    def __len__(self) -> int:
+        return len(self.part)
+
+    def __getitem__(self, key: Key) -> Sample:
+        return Sample(key.row, self.embeddings[key.row], self.part.tags(key.row), [])
+
+
+def embed(
+    model: nn.Module, part: Part, preprocess: Preprocess, *, batch_size: int, workers: int
+) -> Embedded:
+    """Return what the head sees of each picture; those unreadable are told, and left out."""
+    device = next(model.parameters()).device
+    pictures = Pictures(part, preprocess)
+    batches: Any = batching.loader(pictures, Order(len(part), batch_size), workers=workers)
+    found, rows = [], []
+    model.eval()
+    with torch.inference_mode():
+        for batch in progress.track(batches, "embedding"):
+            for row, reason in batch.failures:
+                _log.warning(f"left out {part.places[row].path}: {reason}")
+            if batch.rows:
+                inputs, _ = batching.to_device(batch, device, preprocess)
+                found.append(heads.outputs(model, inputs)[1].float().cpu().numpy())
+                rows += batch.rows
+    readable = Part([part.places[row] for row in rows], part.labels[rows])
+    return Embedded(readable, np.concatenate(found) if found else np.empty((0, 1), np.float32))

@@ -1,0 +1,158 @@
+"""Several processes that train one model, as `torchrun` starts them; nothing of it when alone."""
+
+import os
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
+
+from tagger.world import World, world
+
+T = TypeVar("T")
+
+_WORTH_PARTING = 1 << 16  # weights of a block
+
+
+@dataclass(frozen=True)
+class Group:
+    """The processes that train together, and what they tell each other."""
+
+    world: World
+    device: torch.device
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process is the one that writes and tells."""
+        return self.world.rank == 0
+
+    @property
+    def share(self) -> tuple[int, int]:
+        return self.world.rank, self.world.size
+
+    def total(self, values: Tensor) -> Tensor:
+        """Return the sum of all processes' values."""
+        if self.world.size > 1:
+            dist.all_reduce(values)
+        return values
+
+    def gathered(self, mine: T) -> list[T]:
+        """Return what each process has, by rank."""
+        if self.world.size == 1:
+            return [mine]
+        every: list[Any] = [None] * self.world.size
+        dist.all_gather_object(every, mine)
+        return every
+
+    def collected(self, mine: T) -> list[T] | None:
+        """Return what each process has, by rank, on the leading one."""
+        if self.world.size == 1:
+            return [mine]
+        every: list[Any] | None = [None] * self.world.size if self.leads else None
+        dist.gather_object(mine, every)
+        return every
+
+    def first(self, mine: T) -> T:
+        """Return what the leading process has."""
+        return self.gathered(mine)[0]
+
+    def wrapped(self, model: nn.Module, how: str) -> nn.Module:
+        """Return what computes as the model does, and brings gradients together.
+
+        how: `ddp`, every process holds all weights; `fsdp`, each a part of them, see `part`
+        """
+        if (
+            how == "fsdp"
+            or self.world.size == 1
+            or not any(w.requires_grad for w in model.parameters())
+        ):
+            return model
+        return DistributedDataParallel(
+            model, device_ids=[self.device] if self.device.type == "cuda" else None
+        )
+
+
+def without_exchange(network: nn.Module) -> AbstractContextManager[Any]:
+    """Return the context of all micro-batches but the last, whose gradients are only added up."""
+    if isinstance(network, DistributedDataParallel):
+        return network.no_sync()
+    return nullcontext()
+
+
+def part(model: nn.Module, group: Group) -> None:
+    """Part the weights of each block, and of what is around the blocks, among the processes."""
+    if group.world.size == 1:
+        return
+    model.to(memory_format=torch.contiguous_format)
+    for module in list(model.modules()):
+        if isinstance(module, nn.Sequential | nn.ModuleList) and len(module) > 1:
+            for block in module:
+                if sum(weights.numel() for weights in block.parameters()) > _WORTH_PARTING:
+                    fully_shard(block)
+    fully_shard(model)
+
+
+def whole(state: Any) -> Any:
+    """Return a copy of nested tensors on the CPU, put together where they are in parts."""
+    if isinstance(state, DTensor):
+        return state.full_tensor().cpu()
+    if isinstance(state, Tensor):
+        return state.detach().to("cpu", copy=True)
+    if isinstance(state, dict):
+        return {key: whole(value) for key, value in state.items()}
+    return state
+
+
+def put(model: nn.Module, state: dict[str, Tensor]) -> None:
+    """Load whole weights into a model, of which each process may hold a part."""
+    own = model.state_dict()
+    model.load_state_dict({name: _like(own.get(name), value) for name, value in state.items()})
+
+
+def put_optimizer(optimizer: Optimizer, state: dict[int, dict[str, Tensor]]) -> None:
+    """Load what an optimizer knows of each weight; its groups stay as they were made."""
+    current = optimizer.state_dict()
+    weights = [weights for group in optimizer.param_groups for weights in group["params"]]
+    if state and max(state) >= len(weights):
+        raise ValueError(f"it knows of {max(state) + 1} weights, and there are {len(weights)}")
+    parts = {
+        number: {
+            key: _like(weights[number] if value.shape == weights[number].shape else None, value)
+            for key, value in known.items()
+        }
+        for number, known in state.items()
+    }
+    optimizer.load_state_dict(current | {"state": parts})
+
+
+def _like(own: Tensor | None, value: Tensor) -> Tensor:
+    """Return a whole tensor in parts, where its counterpart is."""
+    if isinstance(own, DTensor):
+        return distribute_tensor(value.to(own.device), own.device_mesh, own.placements)
+    return value
+
+
+@contextmanager
+def group() -> Iterator[Group]:
+    """Yield the processes that `torchrun` started, joined; or this one alone."""
+    place = world()
+    cuda = torch.cuda.is_available()
+    device = torch.device("cuda", place.local_rank) if cuda else torch.device("cpu")
+    if cuda:
+        torch.cuda.set_device(device)
+    if place.size == 1:
+        yield Group(place, device)
+        return
+    os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "1")
+    dist.init_process_group("nccl" if cuda else "gloo", rank=place.rank, world_size=place.size)
+    try:
+        yield Group(place, device)
+    finally:
+        dist.destroy_process_group()

@@ -1,0 +1,44 @@
+"""What a stage that is killed goes on from, out of sight of Git and DVC."""
+
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from tagger.errors import TaggerError
+
+
+def project() -> Path:
+    """Return the root of the project, also where DVC runs a stage in a copy of it."""
+    return Path(os.environ.get("DVC_ROOT", "."))
+
+
+def of(stage: str) -> Path:
+    """Return where a stage keeps what a later run can go on with."""
+    return project() / ".scratch" / stage
+
+
+def forget(folder: Path) -> None:
+    """Remove what was kept, as the stage is done: all at once, for one that is killed meanwhile."""
+    gone = folder.with_name(f".{folder.name}.gone")
+    shutil.rmtree(gone, ignore_errors=True)
+    with suppress(FileNotFoundError):
+        folder.rename(gone)
+    shutil.rmtree(gone, ignore_errors=True)
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Keep other processes out of a folder. Raises TaggerError where one is in it already."""
+    lock = folder.with_suffix(".lock")
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with lock.open("w") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # which children do not inherit
+        except OSError:
+            raise TaggerError(
+                f"The same is under way in another process, which holds {lock}. Wait for its end."
+            ) from None
+        yield

@@ -1,0 +1,110 @@
+"""Where a training is, on disk: what a killed one goes on from."""
+
+import hashlib
+import json
+import logging
+import os
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import torch
+
+from tagger import files
+from tagger.errors import TaggerError
+
+_KEPT = 2  # snapshots: the one before stays until the next is whole
+_log = logging.getLogger(__name__)
+
+Content = dict[str, Any]  # tensors, numbers and texts, nested
+
+
+def fingerprint(defining: Any) -> str:
+    """Return the name of a training, by everything that decides its outcome."""
+    text = json.dumps(defining, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+class Snapshots:
+    """The snapshots of one training, in a folder of their own, written while it goes on."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._writer = ThreadPoolExecutor(1, "snapshot")
+        self._writing: Future[None] | None = None
+
+    def save(self, step: int, content: Content) -> None:
+        """Write what nobody changes any more, once the one before is written."""
+        self.wait()
+        self._writing = self._writer.submit(self._write, step, content)
+
+    def wait(self) -> None:
+        """Return when all is written; one that cannot be written is told, and costs nothing."""
+        writing, self._writing = self._writing, None
+        try:
+            if writing:
+                writing.result()
+        except (OSError, RuntimeError) as error:  # torch tells of a full disk by the latter
+            _log.warning(
+                f"The snapshot cannot be written, and training goes on without: {_line(error)}"
+            )
+
+    def _write(self, step: int, content: Content) -> None:
+        write(self.folder / f"{step:09d}.pt", content)
+        for old in sorted(self.folder.glob("*.pt"))[:-_KEPT]:
+            _seal(old).unlink(missing_ok=True)
+            old.unlink()
+
+    @property
+    def last(self) -> Path | None:
+        """The newest snapshot written so far."""
+        return max(self.folder.glob("*.pt"), default=None)
+
+    def move(self, path: Path) -> Path:
+        """Put the newest snapshot to another place, and return that; the folder may go then."""
+        if self.last:
+            files.move(_seal(self.last), _seal(path))
+            files.move(self.last, path)
+        return path
+
+    def newest(self) -> Content | None:
+        """Return the last snapshot that is whole; a damaged one is told and passed over."""
+        for path in sorted(self.folder.glob("*.pt"), reverse=True):
+            try:
+                return read(path)
+            except TaggerError as error:
+                _log.warning(f"{error} Going on from the one before.")
+        return None
+
+
+def write(path: Path, content: Content) -> None:
+    """Write a snapshot, and its hash beside it: without that it does not count."""
+    with files.replacing(path) as partial:
+        with partial.open("wb") as file:  # torch's own would stay open after a full disk
+            torch.save(content, file)
+            file.flush()
+            os.fsync(file.fileno())
+        files.write_json(_seal(path), {"sha256": files.sha256(partial)})
+
+
+def read(path: Path) -> Content:
+    """Return a snapshot. Raises TaggerError where it is not as it was written."""
+    try:
+        if files.sha256(path) != files.read_json(_seal(path))["sha256"]:
+            raise ValueError("its hash is not that in the file beside it")
+        content: Content = torch.load(path, map_location="cpu", weights_only=True)
+        return content
+    except UnpicklingError:
+        why = "it holds more than tensors, numbers and texts"
+        raise TaggerError(f"{path} is no whole snapshot: {why}.") from None
+    except (TaggerError, OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
+        raise TaggerError(f"{path} is no whole snapshot: {_line(error)}.") from None
+
+
+def _seal(path: Path) -> Path:
+    return path.with_suffix(".json")
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split()).rstrip(".")

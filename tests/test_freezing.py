@@ -1,0 +1,159 @@
+"""What is frozen stays to the bit, statistics included; all else learns."""
+
+from typing import Any
+
+import pytest
+import timm
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from tagger import backbone, freezing, heads, losses, optimizer
+from tagger.params import Params, Preset
+from tagger.plan import Plan
+
+TAGS = 5
+SMALL = ["test_efficientnet", "test_vit", "test_convnext", "test_resnet", "test_byobnet"]
+
+
+def head_of(model: Any) -> set[str]:
+    own = {id(weights) for weights in model.get_classifier().parameters()}
+    return {name for name, weights in model.named_parameters() if id(weights) in own}
+
+
+@pytest.fixture
+def model(preset: Preset) -> nn.Module:
+    torch.manual_seed(0)
+    return backbone.build(preset, TAGS)
+
+
+def learn(model: nn.Module, preset: Preset, shipped: Params, steps: int = 2) -> None:
+    """Take steps with weight decay on what is random."""
+    made = optimizer.of(model, preset, shipped.train)
+    for _ in range(steps):
+        made.zero_grad()
+        pixels, targets = torch.randn(8, 3, 32, 32), torch.randint(0, 2, (8, TAGS))
+        loss = losses.binary_cross_entropy(model(pixels), targets)
+        loss.backward()  # type: ignore[no-untyped-call]
+        made.step()
+
+
+def copied(model: nn.Module) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+def moved(model: nn.Module, before: dict[str, Tensor]) -> set[str]:
+    return {name for name, value in model.state_dict().items() if not value.equal(before[name])}
+
+
+def of_modules(model: nn.Module, weights: set[str]) -> set[str]:
+    """Return names of weights, and of the statistics of the batch norms that they belong to."""
+    norms = {path for path, module in model.named_modules() if isinstance(module, _BatchNorm)} & {
+        name.rpartition(".")[0] for name in weights
+    }
+    statistics = ("running_mean", "running_var", "num_batches_tracked")
+    return weights | {f"{path}.{name}" for path in norms for name in statistics}
+
+
+@pytest.mark.parametrize("head", ["linear", "query"])
+@pytest.mark.parametrize("name", ["mobilenetv4", "convnext", "vit", "swin", "eva02", *SMALL])
+def test_stages_hold_every_weight_but_the_heads_once_from_the_input_on(
+    shipped: Params, preset: Preset, name: str, head: heads.Head
+) -> None:
+    update = {"backbone": name, "image_size": 160}
+    chosen = shipped.models.get(name) or preset.model_copy(update=update)
+    with torch.device("meta"):
+        model = backbone.build(chosen, TAGS, head)
+    stages = freezing.stages(model)
+    names = [weights for stage in stages for weights in stage]
+    assert len(stages) >= 5
+    assert all(stages)
+    assert len(names) == len(set(names))
+    assert set(names) == {name for name, _ in model.named_parameters()} - head_of(model)
+    stem = next(name for name, weights in model.named_parameters() if weights.ndim == 4)
+    assert stem in stages[0]
+
+
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "convnext_atto", "resnet18"])
+def test_later_stages_come_later_in_the_network(name: str) -> None:
+    with torch.device("meta"):
+        model = timm.create_model(name, num_classes=TAGS)
+    place = {
+        weights: stage for stage, some in enumerate(freezing.stages(model)) for weights in some
+    }
+    blocks = [place[weights] for weights, _ in model.named_parameters() if weights in place]
+    assert blocks == sorted(blocks)
+
+
+@pytest.mark.parametrize("frozen", [0, 1, 3, 6])
+def test_frozen_weights_and_statistics_stay_and_all_others_move(
+    model: nn.Module, preset: Preset, shipped: Params, frozen: int
+) -> None:
+    stages = freezing.stages(model)
+    assert len(stages) == 6
+    still = of_modules(model, {name for stage in stages[:frozen] for name in stage})
+    before = copied(model)
+    freezing.freeze(model, frozen)
+    learn(model, preset, shipped)
+    assert moved(model, before) == before.keys() - still
+
+
+def test_a_frozen_model_gives_the_same_features_in_training(preset: Preset) -> None:
+    dropping = preset.model_copy(update={"drop_path": 0.5, "model_args": {"drop_rate": 0.5}})
+    model: Any = backbone.build(dropping, TAGS)
+    pixels = torch.randn(8, 3, 32, 32)
+    freezing.freeze(model, len(freezing.stages(model)))
+    features = model.forward_features(pixels)
+    assert torch.equal(features, model.forward_features(pixels))
+    assert torch.equal(features, model.eval().forward_features(pixels))
+    freezing.freeze(model, 0)
+    assert not torch.equal(features, model.forward_features(pixels))
+
+
+@pytest.mark.parametrize("head", ["linear", "query"])
+def test_with_all_stages_frozen_the_head_alone_learns(
+    preset: Preset, shipped: Params, head: heads.Head
+) -> None:
+    torch.manual_seed(0)
+    model = backbone.build(preset, TAGS, head)
+    freezing.freeze(model, 1000)
+    before = copied(model)
+    learn(model, preset, shipped)
+    assert moved(model, before) == head_of(model)
+
+
+def test_freezing_nothing_makes_all_learn_again(model: nn.Module) -> None:
+    freezing.freeze(model, 6)
+    freezing.freeze(model, 0)
+    assert all(weights.requires_grad for weights in model.parameters())
+    assert all(module.training for module in model.modules())
+
+
+def test_stages_learn_one_after_another_from_the_head_on(
+    model: nn.Module, preset: Preset, shipped: Params
+) -> None:
+    """The optimizer is made once, before anything is frozen: it moves what is freed later."""
+    stages = freezing.stages(model)
+    recipe = shipped.train.model_copy(update={"freeze": 2, "unfreeze_every": 1, "epochs": 3})
+    plan = Plan(recipe, per_epoch=2, batch_size=8, stages=len(stages))
+    made = optimizer.of(model, preset, recipe)
+    for step in range(plan.steps):
+        freezing.freeze(model, plan.frozen(step))
+        before = copied(model)
+        made.zero_grad()
+        targets = torch.randint(0, 2, (8, TAGS))
+        loss = losses.binary_cross_entropy(model(torch.randn(8, 3, 32, 32)), targets)
+        loss.backward()  # type: ignore[no-untyped-call]
+        made.step()
+        frozen = {0: 2, 1: 1, 2: 0}[step // 2]
+        still = {name for stage in stages[:frozen] for name in stage}
+        assert moved(model, before) == before.keys() - of_modules(model, still)
+
+
+def test_what_is_frozen_whole_leaves_training_mode_and_nothing_else(model: nn.Module) -> None:
+    freezing.freeze(model, 3)
+    still = {name for stage in freezing.stages(model)[:3] for name in stage}
+    for path, module in model.named_modules():
+        own = {f"{path}.{name}".lstrip(".") for name, _ in module.named_parameters()}
+        if own:
+            assert module.training == bool(own - still), path

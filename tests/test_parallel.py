@@ -1,0 +1,162 @@
+"""Several processes train the model that one would, and bear that one of them is killed."""
+
+import csv
+import os
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+from trainings import PLAIN, Project, as_it_was, asked, project, wait_until
+
+from tagger import setup
+from tagger.dataset import Part
+from tagger.errors import TaggerError
+from tagger.parallel import Group
+from tagger.params import Params, Preset
+from tagger.vocabulary import Tag
+from tagger.world import World
+
+pytestmark = pytest.mark.timeout(400)
+
+TWO = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+
+
+@pytest.fixture(scope="module")
+def fresh(
+    tmp_path_factory: pytest.TempPathFactory, shipped: Params, demo: Path, preset: Preset
+) -> Project:
+    """A project whose last batch of validation pictures is too small for two processes."""
+    folder = tmp_path_factory.mktemp("projects") / "fresh"
+    # Without batch norm, whose statistics are those of the pictures that a process sees; and with
+    # an optimizer that moves in proportion to the gradient, not by its sign. The blocks are large
+    # enough to be parted one by one.
+    arguments = {"depth": 2, "embed_dim": 96, "num_heads": 3}
+    small = {"backbone": "test_vit", "batch_size": 4, "learning_rate": 1e-3}
+    vit = preset.model_copy(update=small | {"model_args": arguments})
+    recipe = {"optimizer": "sgd", "ema": 0.9, "max_norm": 10.0, "validate_on": 5}
+    return project(folder, shipped, demo, vit, **recipe, checkpoint_every="1 step")
+
+
+@pytest.fixture(scope="module")
+def alone(fresh: Project) -> Project:
+    trained = fresh.copy(fresh.folder.with_name("alone"))
+    trained.train()
+    return trained
+
+
+@pytest.fixture(scope="module")
+def two(fresh: Project) -> Project:
+    trained = fresh.copy(fresh.folder.with_name("two"))
+    trained.train(*TWO)
+    return trained
+
+
+def figures(project: Project) -> list[dict[str, float]]:
+    with (project.folder / "metrics/train.csv").open(encoding="utf-8", newline="") as file:
+        return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+
+
+def snapshot(project: Project) -> dict[str, dict[str, Tensor]]:
+    """Return the weights and their average after the last step."""
+    content = torch.load(project.scratch / "small.pt", weights_only=True)["learner"]
+    return {"model": content["model"], "average": content["average"]}
+
+
+def agree(one: Project, other: Project) -> None:
+    """Check that two trainings are the same but for the order of sums."""
+    assert len(figures(one)) == len(figures(other)) == 2
+    for row, expected in zip(figures(one), figures(other), strict=True):
+        # written with four decimals
+        assert row == pytest.approx(expected, rel=1e-5, abs=1.01e-4)
+    for kind, weights in snapshot(one).items():
+        expected_weights = snapshot(other)[kind]
+        assert weights.keys() == expected_weights.keys()
+        for name, values in weights.items():
+            difference = float((values - expected_weights[name]).norm())
+            assert difference <= 1e-5 * float(expected_weights[name].norm() + 1), name
+    for file in ("model.safetensors", "last.safetensors"):
+        shapes = [
+            {name: values.shape for name, values in load_file(path / file).items()}
+            for path in (one.folder / "models/tagger", other.folder / "models/tagger")
+        ]
+        assert shapes[0] == shapes[1]
+
+
+def only_one_told(project: Project) -> None:
+    (run,) = project.runs()
+    assert run.info.status == "FINISHED"
+    log = (project.folder / "models/tagger/train.log").read_text(encoding="utf-8")
+    assert sum(line.startswith("epoch ") for line in log.splitlines()) == 2
+
+
+def test_two_processes_train_the_model_that_one_does(alone: Project, two: Project) -> None:
+    moved = snapshot(alone)["model"]["blocks.1.attn.qkv.weight"]
+    start = load_file(alone.folder / "models/tagger/last.safetensors")["blocks.1.attn.qkv.weight"]
+    assert not torch.equal(moved, start)  # the average is something else
+    agree(two, alone)
+
+
+def test_only_one_of_the_processes_writes(two: Project) -> None:
+    only_one_told(two)
+
+
+def test_weights_in_parts_train_to_the_same(fresh: Project, alone: Project, tmp_path: Path) -> None:
+    parts = fresh.copy(tmp_path / "parts")
+    parts.change(parallel="fsdp")
+    parts.train(*TWO)
+    agree(parts, alone)
+    only_one_told(parts)
+
+
+def processes_of(launcher: subprocess.Popen[str]) -> dict[int, int]:
+    """Return the process of each rank."""
+    found: dict[int, int] = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            parent = int((folder / "stat").read_text().rsplit(")", 1)[1].split()[1])
+            environment = (folder / "environ").read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if parent == launcher.pid:
+            ranks = [one for one in environment if one.startswith(b"RANK=")]
+            found |= {int(one.removeprefix(b"RANK=")): int(folder.name) for one in ranks}
+    return found
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_where_one_is_killed_all_go_on_from_the_last_snapshot(
+    fresh: Project, two: Project, tmp_path: Path, rank: int
+) -> None:
+    project = fresh.copy(tmp_path / "killed")
+    launcher = project.begin(*TWO, "--max-restarts", "1")
+    try:
+        wait_until(lambda: project.step() >= 3, launcher)
+        os.kill(processes_of(launcher)[rank], signal.SIGKILL)
+        printed, _ = launcher.communicate(timeout=200)
+    finally:
+        if launcher.poll() is None:
+            os.killpg(launcher.pid, signal.SIGKILL)
+    assert launcher.returncode == 0, printed
+    assert "going on after step" in printed
+    assert project.results() == two.results()
+    only_one_told(project)
+
+
+@pytest.mark.parametrize("processes", [5, 100])
+def test_a_batch_too_small_for_the_processes_is_told(
+    shipped: Params, preset: Preset, tags: list[Tag], part: Part, tmp_path: Path, processes: int
+) -> None:
+    group = Group(World(0, processes, 0, processes), torch.device("cpu"))
+    parts = {"train": part, "validation": part}
+    with (
+        as_it_was(),
+        pytest.raises(
+            TaggerError,
+            match=rf"^A batch of 8 pictures is too small for {processes} processes: each needs",
+        ),
+    ):
+        setup.training(asked(shipped, preset, **PLAIN), tags, parts, group, tmp_path)

@@ -1,0 +1,171 @@
+"""What is done after which step, how many stages are frozen, and what is noted of a judgement."""
+
+import math
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tagger.optimizer import share_of_peak
+from tagger.params import Every, Params, Train
+from tagger.plan import Plan, Position
+
+
+@pytest.fixture(scope="module")
+def recipe(shipped: Params) -> Train:
+    return shipped.train
+
+
+def planned(recipe: Train, per_epoch: int = 10, stages: int = 0, **changes: Any) -> Plan:
+    return Plan(recipe.model_copy(update=changes), per_epoch, batch_size=8, stages=stages)
+
+
+def when(plan: Plan, what: str) -> list[int]:
+    """Return after which steps something is done."""
+    return [step for step in range(1, plan.steps + 1) if getattr(plan, what)(step)]
+
+
+@pytest.mark.parametrize(
+    ("every", "per_epoch", "steps"),
+    [
+        (Every(1, "epoch"), 10, [10, 20, 30]),
+        (Every(2, "epoch"), 10, [20]),
+        (Every(0.5, "epoch"), 10, [5, 10, 15, 20, 25, 30]),
+        (Every(1.5, "epoch"), 10, [15, 30]),
+        (Every(0.3, "epoch"), 1, [1, 2, 3]),
+        (Every(12, "step"), 10, [12, 24]),
+        (Every(0.1, "step"), 1, [1, 2, 3]),
+        (Every(100, "epoch"), 10, []),
+        (Every(5, "minute"), 10, []),
+        (None, 10, []),
+    ],
+)
+def test_what_is_due_every_so_often(
+    recipe: Train, every: Every | None, per_epoch: int, steps: list[int]
+) -> None:
+    plan = planned(recipe, per_epoch, epochs=3)
+    assert [step for step in range(1, plan.steps + 1) if plan.due(every, step)] == steps
+
+
+@given(st.integers(1, 50), st.integers(1, 8), st.integers(1, 8))
+def test_whole_epochs_end_with_a_judgement(
+    shipped: Params, per_epoch: int, epochs: int, number: int
+) -> None:
+    every = Every(number, "epoch")
+    plan = planned(shipped.train, per_epoch, epochs=epochs, validate_every=every)
+    ends = [epoch * per_epoch for epoch in range(number, epochs + 1, number)]
+    assert when(plan, "judges") == sorted({*ends, epochs * per_epoch})
+
+
+OFTEN = st.builds(Every, st.floats(0.1, 30), st.sampled_from(["epoch", "step"]))
+
+
+@given(st.integers(1, 20), st.integers(1, 5), OFTEN, st.none() | OFTEN)
+def test_weights_are_kept_only_where_they_are_judged_and_the_last_always_are(
+    shipped: Params, per_epoch: int, epochs: int, validate: Every, keep: Every | None
+) -> None:
+    plan = planned(
+        shipped.train, per_epoch, epochs=epochs, validate_every=validate, keep_every=keep
+    )
+    assert plan.steps == per_epoch * epochs
+    judged, kept = when(plan, "judges"), when(plan, "keeps")
+    assert set(kept) <= set(judged)
+    assert judged[-1] == plan.steps
+    assert set(judged) - set(kept) <= {
+        step for step in judged if plan.due(validate, step) or step == plan.steps
+    }
+    assert bool(kept) == any(plan.due(keep, step) for step in range(1, plan.steps + 1))
+
+
+def test_a_lower_loss_is_better_and_a_higher_precision(recipe: Train) -> None:
+    figures = {"macro_ap": 0.4, "micro_ap": 0.7, "validation_loss": 30.0}
+    for best in ("macro_ap", "micro_ap"):
+        assert planned(recipe, best=best).score(figures) == figures[best]
+    plan = planned(recipe, best="validation_loss")
+    assert plan.score(figures) > plan.score(figures | {"validation_loss": 31.0})
+
+
+def judged(*scores: float, step: int = 10) -> Position:
+    return Position(step=step, per_epoch=10, history=[{"macro_ap": score} for score in scores])
+
+
+def test_the_best_is_the_first_of_equals(recipe: Train) -> None:
+    plan = planned(recipe)
+    assert plan.since_best(judged(0.3)) == 0
+    assert plan.since_best(judged(0.3, 0.5, 0.5, 0.4)) == 2
+    lower = planned(recipe, best="validation_loss")
+    history = [{"validation_loss": loss} for loss in (9.0, 7.0, 8.0)]
+    assert lower.since_best(Position(history=history)) == 1
+
+
+@pytest.mark.parametrize(
+    ("patience", "scores", "over"),
+    [
+        (None, [0.5, 0.4, 0.3, 0.2], False),
+        (2, [], False),
+        (2, [0.5, 0.4], False),
+        (2, [0.5, 0.4, 0.3], True),
+        (2, [0.5, 0.4, 0.6], False),
+        (2, [0.5, 0.5, 0.5], True),
+    ],
+)
+def test_a_training_is_over_when_patience_has_run_out(
+    recipe: Train, patience: int | None, scores: list[float], over: bool
+) -> None:
+    plan = planned(recipe, patience=patience, epochs=10)
+    assert plan.over(judged(*scores)) == over
+    assert plan.over(judged(*scores, step=100))  # or at its last step
+
+
+@given(
+    st.just("all") | st.integers(0, 20),
+    st.none() | st.integers(1, 5),
+    st.integers(0, 12),
+    st.integers(1, 6),
+)
+def test_one_more_stage_learns_after_every_so_many_epochs(
+    shipped: Params, freeze: int | str, every: int | None, stages: int, per_epoch: int
+) -> None:
+    plan = planned(shipped.train, per_epoch, stages, freeze=freeze, unfreeze_every=every, epochs=30)
+    first = stages if freeze == "all" else min(int(freeze), stages)
+    for epoch in range(30):
+        steps = range(epoch * per_epoch, (epoch + 1) * per_epoch)
+        expected = max(0, first - epoch // every) if every else first
+        assert {plan.frozen(step) for step in steps} == {expected}
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "one_cycle"])
+def test_the_rate_follows_the_recipe_over_all_steps(recipe: Train, schedule: str) -> None:
+    plan = planned(recipe, per_epoch=7, epochs=4, schedule=schedule, warmup=0.3)
+    rates = [plan.share_of_peak(step) for step in range(plan.steps)]
+    assert rates == [share_of_peak(schedule, step, 28, 0.3) for step in range(28)]
+
+
+def test_a_judgement_notes_the_means_since_the_last_one() -> None:
+    position = Position(step=15, per_epoch=10, bad_steps=1)
+    for loss, norm in ((3.0, 1.0), (1.0, 2.0), (2.0, 6.0)):
+        position.good(loss, norm, rate=1.23456e-3)
+    told = position.judged({"macro_ap": 0.12345678, "validation_loss": 40.0})
+    assert told == {
+        "step": 15,
+        "epoch": 1.5,
+        "loss": 2.0,
+        "learning_rate": 1.235e-3,
+        "gradient_norm": 3.0,
+        "macro_ap": 0.123457,
+        "validation_loss": 40.0,
+    }
+    assert position.history == [told]
+    position.good(7.0, 4.0, rate=1e-4)
+    position.step = 20
+    again = position.judged({"macro_ap": 0.2})
+    assert (again["loss"], again["gradient_norm"], again["epoch"]) == (7.0, 4.0, 2.0)
+    assert position.history == [told, again]
+    assert position.bad_steps == 1
+
+
+def test_a_judgement_after_bad_steps_alone_has_figures_all_the_same() -> None:
+    told = Position(step=3, per_epoch=3).judged({"macro_ap": 0.1})
+    assert told["loss"] == told["gradient_norm"] == 0
+    assert all(math.isfinite(value) for value in told.values())

@@ -1,0 +1,196 @@
+"""A training that is killed, at any moment, ends as if it had never been."""
+
+import csv
+import os
+import random
+import shutil
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from trainings import Project, as_it_was, asked, ended, project, same, start, wait_until
+
+from tagger import setup
+from tagger.dataset import Part
+from tagger.errors import TaggerError
+from tagger.optimizer import share_of_peak
+from tagger.params import Params, Preset
+from tagger.vocabulary import Tag
+
+pytestmark = pytest.mark.timeout(400)
+
+EPOCHS, PER_EPOCH = 3, 4  # steps
+RANDOM = {"ema": 0.9, "augment": {"mixup": 0.4}, "workers": 2, "keep_every": "2 epochs"}
+
+
+@pytest.fixture(autouse=True)
+def torch_as_it_was() -> Iterator[None]:
+    with as_it_was():
+        yield
+
+
+@pytest.fixture(scope="module")
+def fresh(
+    tmp_path_factory: pytest.TempPathFactory, shipped: Params, demo: Path, preset: Preset
+) -> Project:
+    """A project in which nothing is trained yet."""
+    folder = tmp_path_factory.mktemp("projects") / "fresh"
+    small = preset.model_copy(update={"batch_size": 4, "drop_path": 0.2})
+    often = {"epochs": EPOCHS, "checkpoint_every": "1 step"}
+    return project(folder, shipped, demo, small, **RANDOM, **often)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(fresh: Project) -> Project:
+    """The same project, trained."""
+    trained = fresh.copy(fresh.folder.with_name("undisturbed"))
+    trained.train()
+    return trained
+
+
+def test_a_training_killed_again_and_again_ends_as_one_that_was_not(
+    fresh: Project, undisturbed: Project, tmp_path: Path
+) -> None:
+    project = fresh.copy(tmp_path / "killed")
+    drawn = random.Random(7)
+    first, second = sorted(drawn.sample(range(1, EPOCHS * PER_EPOCH - 1), 2))
+    last = EPOCHS * PER_EPOCH
+    for step, alone in ((first, False), (second, True), (last, False)):
+        project.killed(lambda step=step: project.step() >= step, alone=alone)  # type: ignore[misc]
+        project.forget_outputs()
+    printed = project.train()
+    assert f"going on after step {last} of {last}" in printed
+    assert project.results() == undisturbed.results()
+    assert {"epoch-2.safetensors", "last.safetensors"} < project.results().keys()
+    (run,) = project.runs()
+    assert (run.info.status, run.info.run_name) == ("FINISHED", "small")
+    (other,) = undisturbed.runs()
+    assert run.data.params == other.data.params
+    assert run.data.metrics["macro_ap"] == other.data.metrics["macro_ap"]
+    log = (project.folder / "models/tagger/train.log").read_text(encoding="utf-8")
+    begun = [line for line in log.splitlines() if line.startswith("small: test_efficientnet")]
+    assert len(begun) == 4
+    for epoch in range(1, EPOCHS + 1):
+        assert f"epoch {epoch}/{EPOCHS}  loss" in log
+    assert left_over(project) == left_over(undisturbed) == {"small.pt", "small.json"}
+
+
+def left_over(project: Project) -> set[str]:
+    return {path.name for path in project.scratch.iterdir()}
+
+
+def test_a_training_killed_while_its_model_is_put_in_place_is_not_lost(
+    fresh: Project, undisturbed: Project, tmp_path: Path
+) -> None:
+    project = fresh.copy(tmp_path / "killed")
+    project.killed((project.folder / "models/tagger").exists)
+    project.forget_outputs()
+    project.train()
+    assert project.results() == undisturbed.results()
+
+
+def test_the_same_training_twice_at_once_is_refused_in_one_line(
+    fresh: Project, tmp_path: Path
+) -> None:
+    project = fresh.copy(tmp_path / "twice")
+    running = project.begin()
+    wait_until(lambda: project.step() > 0, running)
+    os.killpg(running.pid, signal.SIGSTOP)
+    refused = project.refused()
+    os.killpg(running.pid, signal.SIGKILL)
+    running.communicate()
+    (line,) = refused.splitlines()
+    assert line.startswith("error: The same is under way in another process, which holds ")
+    assert len(project.runs()) == 1
+
+
+def columns(project: Project, name: str) -> list[float]:
+    with (project.folder / "metrics/train.csv").open(encoding="utf-8", newline="") as file:
+        return [float(row[name]) for row in csv.DictReader(file)]
+
+
+def test_more_epochs_go_on_from_a_finished_training_by_the_new_schedule(
+    undisturbed: Project, tmp_path: Path
+) -> None:
+    project = undisturbed.copy(tmp_path / "more")
+    start = shutil.copytree(project.scratch, tmp_path / "kept") / "small.pt"
+    project.change(epochs=EPOCHS + 2, resume_from=str(start))
+    printed = project.train()
+    assert f"going on after 3 epochs with other settings, from {start}" in printed
+    assert columns(project, "epoch") == [4, 5]
+    steps = (EPOCHS + 2) * PER_EPOCH
+    expected = [share_of_peak("cosine", step - 1, steps, 0.15) * 1e-2 for step in (16, 20)]
+    assert columns(project, "learning_rate") == pytest.approx(expected, rel=1e-3)
+    assert len(project.runs()) == 2
+    assert "epoch-4.safetensors" in project.results()
+    assert f"train.resume_from={project.scratch / 'small.pt'}" in printed
+
+
+# In this process
+
+
+@pytest.fixture
+def parts(part: Part) -> dict[str, Part]:
+    return {"train": part, "validation": part.head(8)}
+
+
+def test_a_changed_learning_rate_starts_anew_and_changed_workers_go_on(
+    shipped: Params, preset: Preset, tags: list[Tag], parts: dict[str, Part], tmp_path: Path
+) -> None:
+    faster = preset.model_copy(update={"learning_rate": 2e-2})
+    reached = []
+    for p in (
+        asked(shipped, preset),
+        asked(shipped, faster),
+        asked(shipped, preset, workers=1, checkpoint_every="1 step"),
+    ):
+        training = start(p, tags, parts, tmp_path / setup.fingerprint(p, {}))
+        reached.append(training.position.step)
+        running = training.run()
+        next(running)
+        next(running, None)  # by then the first judgement is saved
+        training.snapshots.wait()
+        del running
+    assert reached == [0, 0, 3]
+
+
+def test_fewer_epochs_than_are_behind_it_are_told(
+    shipped: Params, preset: Preset, tags: list[Tag], parts: dict[str, Part], tmp_path: Path
+) -> None:
+    def begin(at: str, **recipe: Any) -> Any:
+        return start(asked(shipped, preset, **recipe), tags, parts, tmp_path / at)
+
+    training = begin("a", epochs=2)
+    ended(training)
+    path = training.snapshots.last
+    for epochs in (1, 2):
+        with pytest.raises(
+            TaggerError, match=rf"has 2 epochs behind it\. Raise train\.epochs, which is {epochs}\."
+        ):
+            begin("b", epochs=epochs, resume_from=path)
+    assert begin("b", epochs=3, resume_from=path).position.step == 6
+
+
+def test_a_training_with_other_settings_that_is_killed_goes_on_as_well(
+    shipped: Params, preset: Preset, tags: list[Tag], parts: dict[str, Part], tmp_path: Path
+) -> None:
+    def begin(at: str, **recipe: Any) -> Any:
+        p = asked(shipped, preset, checkpoint_every="1 step", ema=0.9, **recipe)
+        return start(p, tags, parts, tmp_path / at)
+
+    first = begin("first", epochs=1)
+    ended(first)
+    more = {"epochs": 3, "resume_from": first.snapshots.last}
+    whole = ended(begin("whole", **more))
+    killed = begin("killed", **more)
+    running = killed.run()
+    next(running)
+    del running
+    killed.snapshots.wait()
+    again = begin("killed", **more)
+    assert again.position.step == 5
+    rest = ended(again)
+    assert [one.figures for one in rest] == [one.figures for one in whole]
+    assert same(rest[-1].weights, whole[-1].weights)

@@ -1,0 +1,122 @@
+"""What is kept belongs to one process at a time, and to nobody after its death."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tagger import scratch
+from tagger.errors import TaggerError
+
+HOLD = """
+import os, sys, time
+from pathlib import Path
+from tagger import scratch
+with scratch.alone(Path(sys.argv[1])):
+    child = os.fork() if "child" in sys.argv else 0
+    if child or "child" not in sys.argv:
+        print("in", child, flush=True)
+    time.sleep(60)
+"""
+
+Hold = Callable[..., tuple[subprocess.Popen[str], int]]
+
+
+@pytest.fixture
+def hold(root: Path) -> Iterator[Hold]:
+    """Start a process that holds a folder; return it, and the number of its child."""
+    begun: list[int] = []
+
+    def hold(folder: Path, *how: str) -> tuple[subprocess.Popen[str], int]:
+        process = subprocess.Popen(
+            [sys.executable, "-c", HOLD, str(folder), *how],
+            env={**os.environ, "PYTHONPATH": str(root / "stages")},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert process.stdout
+        told, child = process.stdout.readline().split()
+        assert told == "in"
+        begun.extend(number for number in (process.pid, int(child)) if number)
+        processes.append(process)
+        return process, int(child)
+
+    processes: list[subprocess.Popen[str]] = []
+    yield hold
+    for number in begun:
+        if alive(number):
+            os.kill(number, signal.SIGKILL)
+    for process in processes:
+        process.communicate()
+
+
+def alive(number: int) -> bool:
+    try:
+        os.kill(number, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def entered(folder: Path) -> bool:
+    try:
+        with scratch.alone(folder):
+            return True
+    except TaggerError:
+        return False
+
+
+def test_a_folder_in_use_is_refused_and_told_which(tmp_path: Path, hold: Hold) -> None:
+    folder = tmp_path / "train" / "a1b2"
+    process, _ = hold(folder)
+    with pytest.raises(TaggerError, match=r"under way in another process, .*a1b2\.lock\. Wait"):
+        scratch.alone(folder).__enter__()
+    assert entered(tmp_path / "train" / "c3d4")
+    assert process.poll() is None
+
+
+def test_a_folder_is_free_once_its_process_is_killed_though_its_children_live(
+    tmp_path: Path, hold: Hold
+) -> None:
+    """As after `kill -9`, when workers that read pictures are not yet gone."""
+    folder = tmp_path / "a1b2"
+    process, child = hold(folder, "child")
+    assert not entered(folder)
+    process.kill()
+    process.wait()
+    assert alive(child)
+    assert entered(folder)
+
+
+def test_a_folder_is_free_after_the_work_and_after_a_mistake(tmp_path: Path, hold: Hold) -> None:
+    folder = tmp_path / "a1b2"
+    with scratch.alone(folder):
+        pass
+    assert [path.suffix for path in tmp_path.iterdir()] == [".lock"]
+    with pytest.raises(RuntimeError), scratch.alone(folder):
+        raise RuntimeError
+    hold(folder)
+    assert not entered(folder)
+
+
+def test_the_folder_itself_may_go_while_it_is_held(tmp_path: Path) -> None:
+    folder = tmp_path / "a1b2"
+    with scratch.alone(folder):
+        (folder / "snapshots").mkdir(parents=True)
+        scratch.forget(folder)
+        scratch.forget(folder)
+    assert [path.suffix for path in tmp_path.iterdir()] == [".lock"]
+
+
+def test_what_is_kept_is_in_the_project_not_in_a_copy_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("DVC_ROOT", raising=False)
+    assert scratch.of("train") == Path(".scratch/train")
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    assert scratch.of("train") == tmp_path / ".scratch" / "train"
+    assert scratch.project() == tmp_path

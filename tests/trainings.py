@@ -1,0 +1,211 @@
+"""Trainings small enough for seconds: in this process, or as the real stage in a small project."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import mlflow
+import numpy as np
+import torch
+import yaml
+from mlflow.entities import Run
+from torch import Tensor
+
+from tagger import intake, params, posts, rules, setup, vocabulary
+from tagger import pictures as pictures_of
+from tagger.dataset import Part
+from tagger.lexicon import Lexicon
+from tagger.parallel import Group
+from tagger.params import Params, Preset, Train
+from tagger.rejected import Rejected
+from tagger.sources.folder import Folder
+from tagger.training import Judgement, Training
+from tagger.vocabulary import Tag
+from tagger.world import World
+
+ROOT = Path(__file__).parent.parent
+ALONE = Group(World(0, 1, 0, 1), torch.device("cpu"))
+PLAIN: dict[str, Any] = {"epochs": 2, "workers": 0, "checkpoint_every": "1 epoch"}
+
+Parts = Mapping[str, Part]
+
+
+def asked(shipped: Params, preset: Preset, seed: int = 0, **recipe: Any) -> Params:
+    """Return the parameters of the repository with a small preset and some keys of `train`."""
+    train = Train.model_validate(params.overlaid(shipped.train.model_dump(), PLAIN | recipe))
+    changed = {"seed": seed, "model": "small", "models": {"small": preset}, "train": train}
+    return shipped.model_copy(update=changed)
+
+
+def ended(training: Training) -> list[Judgement]:
+    """Return all judgements of a training, which is over then."""
+    return list(training.run())
+
+
+def weights(training: Training) -> dict[str, Tensor]:
+    """Return a copy of the weights that learn, and of the statistics beside them."""
+    return {name: value.clone() for name, value in training.learner.model.state_dict().items()}
+
+
+def same(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
+    """Whether two models are the same to the bit."""
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def changed(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> set[str]:
+    return {name for name in one if not torch.equal(one[name], other[name])}
+
+
+def start(p: Params, tags: Sequence[Tag], parts: Parts, folder: Path) -> Training:
+    return setup.training(p, tags, parts, ALONE, folder)
+
+
+@contextmanager
+def as_it_was() -> Iterator[None]:
+    """Leave the random generator and the settings of torch as they were."""
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    with torch.random.fork_rng():
+        yield
+    torch.use_deterministic_algorithms(deterministic)
+
+
+@dataclass(frozen=True)
+class Project:
+    """A folder in which `stages/train.py` runs as DVC runs it."""
+
+    folder: Path
+
+    @property
+    def scratch(self) -> Path:
+        return self.folder / ".scratch" / "train"
+
+    def copy(self, folder: Path) -> "Project":
+        shutil.copytree(self.folder, folder)
+        return Project(folder)
+
+    def write(self, content: Mapping[str, Any]) -> None:
+        text = yaml.safe_dump(dict(content))
+        (self.folder / "params.yaml").write_text(text, encoding="utf-8")
+
+    def change(self, seed: int = 0, preset: Mapping[str, Any] = {}, **train: Any) -> None:
+        """Change keys of params.yaml: of the preset, and of `train`."""
+        content = yaml.safe_load((self.folder / "params.yaml").read_text(encoding="utf-8"))
+        content["seed"] = seed
+        content["models"]["small"] |= preset
+        content["train"] = params.overlaid(content["train"], train)
+        self.write(content)
+
+    def begin(self, *launcher: str) -> subprocess.Popen[str]:
+        """Start the stage, as `python` or by another launcher, in a process group of its own."""
+        env = {k: v for k, v in os.environ.items() if k != "MLFLOW_TRACKING_URI"}
+        env |= {"DVC_ROOT": str(self.folder), "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+        return subprocess.Popen(
+            [sys.executable, *launcher, str(ROOT / "stages" / "train.py")],
+            cwd=self.folder,
+            env=env,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+
+    def train(self, *launcher: str) -> str:
+        """Return what a training printed, which ended well."""
+        process = self.begin(*launcher)
+        printed, _ = process.communicate(timeout=150)
+        assert process.returncode == 0, printed
+        return printed
+
+    def refused(self, *launcher: str) -> str:
+        """Return what a training printed that ended with a mistake of the user's."""
+        process = self.begin(*launcher)
+        printed, _ = process.communicate(timeout=150)
+        assert process.returncode != 0, printed
+        return printed
+
+    def step(self) -> int:
+        """Return the step of the newest snapshot."""
+        return max((int(path.stem) for path in self.scratch.glob("*/snapshots/*.pt")), default=0)
+
+    def killed(self, ready: Callable[[], bool], *, alone: bool = False) -> None:
+        """Start a training and kill it once something is so, with its workers unless `alone`."""
+        process = self.begin()
+        wait_until(ready, process)
+        if alone:
+            process.kill()
+        else:
+            os.killpg(process.pid, signal.SIGKILL)
+        printed, _ = process.communicate(timeout=60)
+        assert process.returncode == -signal.SIGKILL, printed
+
+    def forget_outputs(self) -> None:
+        """Remove what the stage writes, as DVC does before it runs."""
+        shutil.rmtree(self.folder / "models", ignore_errors=True)
+        for path in (self.folder / "metrics").glob("*"):
+            path.unlink()
+
+    def results(self) -> dict[str, bytes]:
+        """Return what must be the same to the bit, by name."""
+        paths = [
+            *sorted((self.folder / "models" / "tagger").glob("*.safetensors")),
+            self.folder / "metrics" / "train.csv",
+            self.folder / "metrics" / "train.json",
+        ]
+        return {path.name: path.read_bytes() for path in paths}
+
+    def runs(self) -> list[Run]:
+        """Return what MLflow has of this project."""
+        client = mlflow.MlflowClient(f"sqlite:///{self.folder / 'mlflow.db'}")
+        experiments = [one.experiment_id for one in client.search_experiments()]
+        return list(client.search_runs(experiments))
+
+
+def wait_until(ready: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+    until = time.monotonic() + 120
+    while not ready():
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < until
+        time.sleep(0.002)
+
+
+def project(folder: Path, shipped: Params, demo: Path, preset: Preset, **train: Any) -> Project:
+    """Return a project with the drawn pictures: 16 to train on, 7 to judge by, one to test on."""
+    p, data = shipped.prepare, folder / "data"
+    (data / "rules").mkdir(parents=True)
+    lexicon = Lexicon(rules.read(demo))
+    found = intake.gather(Folder([demo], p.separator), lexicon, p.filters, Rejected())
+    seen = intake.tags_of(lexicon, intake.count(found, len(lexicon)))
+    table = intake.renumbered(pictures_of.grouped(found, p.groups), lexicon, seen)
+    posts.write(table, data / "posts.parquet")
+    posts.write_tags(seen, data / "tags.parquet")
+    vocabulary.write([tag for tag in seen if tag.count >= 3], data / "vocabulary.csv")
+    ids = posts.read(data / "posts.parquet", len(seen)).ids
+    parts = np.repeat(np.array([0, 1, 2], np.int8), [16, 7, 1])
+    posts.write_split(ids, parts, data / "split.parquet")
+    content = yaml.safe_load((ROOT / params.PATH).read_text(encoding="utf-8"))
+    content["model"] = "small"
+    content["models"] = {"small": preset.model_dump()}
+    content["train"] = params.overlaid(content["train"], {"epochs": 2, "workers": 0} | train)
+    made = Project(folder)
+    made.write(content)
+    (folder / "mlflow.db").write_bytes(_empty_store())
+    return made
+
+
+@cache
+def _empty_store() -> bytes:
+    """Return a database of MLflow without experiments, which takes it seconds to make."""
+    with TemporaryDirectory() as folder:
+        database = Path(folder) / "mlflow.db"
+        mlflow.MlflowClient(f"sqlite:///{database}").search_experiments()
+        return database.read_bytes()
