@@ -253,7 +253,7 @@ def test_pretrained_is_a_choice_or_a_file(edit: Edit, given: bool | str) -> None
     ],
 )
 def test_how_often_is_a_number_and_a_unit(edit: Edit, text: str, number: float, unit: str) -> None:
-    read = params.load(edit("train.checkpoint_every", text)).train.checkpoint_every
+    read = params.load(edit("train.snapshot_every", text)).train.snapshot_every
     assert read == Every(number, unit)
 
 
@@ -264,9 +264,9 @@ NOT_OVER_0 = ["0 epochs", "0.0 steps", "-1 epoch", "nan steps", "inf epochs"]
 
 @pytest.mark.parametrize("text", [*NOT_TEXT, *NOT_OFTEN, *NOT_OVER_0])
 def test_what_is_not_like_that_is_told_with_examples(edit: Edit, text: object) -> None:
-    path = edit("train.checkpoint_every", text)
+    path = edit("train.snapshot_every", text)
     told = (
-        rf"train\.checkpoint_every: {re.escape(repr(text))} is not like '1 epoch', '500 steps' or"
+        rf"train\.snapshot_every: {re.escape(repr(text))} is not like '1 epoch', '500 steps' or"
     )
     with pytest.raises(TaggerError, match=told):
         params.load(path)
@@ -342,8 +342,9 @@ PRESET = "models.mobilenetv4.train"
 
 
 def test_without_wishes_of_the_preset_the_recipe_is_train(shipped: Params) -> None:
-    for name in shipped.models:
-        assert shipped.model_copy(update={"model": name}).recipe == shipped.train
+    for name, preset in shipped.models.items():
+        recipe = shipped.model_copy(update={"model": name}).recipe
+        assert (recipe == shipped.train) is not bool(preset.train)
 
 
 def test_a_preset_has_its_values_in_place_of_those_of_train_and_no_others(

@@ -39,7 +39,7 @@ from tagger.vocabulary import CATEGORIES, Tag
 _log = logging.getLogger(__name__)
 
 # What decides how a training is done, and not what comes of it.
-_INCIDENTAL = {"workers", "checkpoint_every", "max_unreadable", "max_bad_steps"}
+_INCIDENTAL = {"workers", "snapshot_every", "max_unreadable", "max_bad_steps"}
 
 
 def fingerprint(p: Params, hashes: Mapping[str, str]) -> str:

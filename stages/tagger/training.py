@@ -88,7 +88,7 @@ class Training:
                 pace.restart()
                 if judgement.last:
                     return
-            elif snapshot or stop or plan.due(plan.recipe.checkpoint_every, position.step):
+            elif snapshot or stop or plan.due(plan.recipe.snapshot_every, position.step):
                 self._save()
                 pace.snapshot_saved()
             if stop:
@@ -110,7 +110,7 @@ class Training:
         self._note_failures(batch)
         portion = Portion(len(batch.rows), plan.batch_size, lambda *rows: self._micro(batch, *rows))
         loss, norm = self.learner.gradient(portion, step)
-        every = plan.recipe.checkpoint_every
+        every = plan.recipe.snapshot_every
         due = every.unit == "minute" and pace.minutes_since_snapshot() >= every.number
         flags = loss.new_tensor([group.leads and due, asked])
         told = group.total(torch.cat([torch.stack([loss, norm / group.world.size]), flags]))

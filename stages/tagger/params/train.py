@@ -108,7 +108,7 @@ class Train(Frozen):
     freeze: Stages  # of the backbone, from the input on, or all of it
     unfreeze_every: PositiveInt | None  # epochs, after each of which one more stage is trained
     cache_embeddings: bool  # freeze: all: let the backbone see each picture once
-    resume_from: Path | None  # checkpoint
+    resume_from: Path | None  # snapshot
     precision: Annotated[Literal["fp32", "bf16", "fp16"] | None, AUTO]  # of the forward pass
     micro_batch: Annotated[PositiveInt | None, AUTO]  # pictures at a time on each device
     gradient_checkpointing: bool
@@ -119,7 +119,7 @@ class Train(Frozen):
     validate_on: PositiveInt  # pictures at most
     best: Literal["macro_ap", "micro_ap", "validation_loss"]
     patience: PositiveInt | None  # validations without a better one
-    checkpoint_every: Often
+    snapshot_every: Often
     keep_every: Often | None
     max_bad_steps: NonNegativeInt  # of which the loss or gradient is no number
     max_unreadable: Share  # of the pictures; beyond it training stops
