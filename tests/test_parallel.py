@@ -38,7 +38,7 @@ def fresh(
     small = {"backbone": "test_vit", "batch_size": 4, "learning_rate": 1e-3}
     vit = preset.model_copy(update=small | {"model_args": arguments})
     recipe = {"optimizer": "sgd", "ema": 0.9, "max_norm": 10.0, "validate_on": 5}
-    return project(folder, shipped, demo, vit, **recipe, checkpoint_every="1 step")
+    return project(folder, shipped, demo, vit, **recipe, snapshot_every="1 step")
 
 
 @pytest.fixture(scope="module")

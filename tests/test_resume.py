@@ -5,12 +5,15 @@ import os
 import random
 import shutil
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from trainings import Project, as_it_was, asked, ended, project, same, start, wait_until
+import yaml
+from trainings import ROOT, Project, as_it_was, asked, ended, project, same, start, wait_until
 
 from tagger import setup
 from tagger.dataset import Part
@@ -38,7 +41,7 @@ def fresh(
     """A project in which nothing is trained yet."""
     folder = tmp_path_factory.mktemp("projects") / "fresh"
     small = preset.model_copy(update={"batch_size": 4, "drop_path": 0.2})
-    often = {"epochs": EPOCHS, "checkpoint_every": "1 step"}
+    often = {"epochs": EPOCHS, "snapshot_every": "1 step"}
     return project(folder, shipped, demo, small, **RANDOM, **often)
 
 
@@ -78,7 +81,7 @@ def test_a_training_killed_again_and_again_ends_as_one_that_was_not(
 
 
 def left_over(project: Project) -> set[str]:
-    return {path.name for path in project.scratch.iterdir()}
+    return {path.name for path in project.scratch.iterdir() if path.suffix != ".lock"}
 
 
 def test_a_training_killed_while_its_model_is_put_in_place_is_not_lost(
@@ -91,19 +94,66 @@ def test_a_training_killed_while_its_model_is_put_in_place_is_not_lost(
     assert project.results() == undisturbed.results()
 
 
-def test_the_same_training_twice_at_once_is_refused_in_one_line(
+def test_the_same_training_twice_at_once_is_refused_in_one_line_and_a_signal_loses_nothing(
     fresh: Project, tmp_path: Path
 ) -> None:
     project = fresh.copy(tmp_path / "twice")
+    project.change(snapshot_every="5 minutes")  # snapshots come with judgements alone
     running = project.begin()
-    wait_until(lambda: project.step() > 0, running)
+    wait_until(lambda: project.step() == PER_EPOCH, running)
     os.killpg(running.pid, signal.SIGSTOP)
     refused = project.refused()
-    os.killpg(running.pid, signal.SIGKILL)
-    running.communicate()
     (line,) = refused.splitlines()
     assert line.startswith("error: The same is under way in another process, which holds ")
     assert len(project.runs()) == 1
+    running.terminate()
+    os.killpg(running.pid, signal.SIGCONT)
+    printed, _ = running.communicate(timeout=60)
+    assert (running.returncode, printed.splitlines()[-1]) == (130, "interrupted")
+    assert project.step() > PER_EPOCH
+
+
+def in_dvc(project: Project) -> list[str]:
+    """Give a project the stage as the repository has it; return the command that runs it."""
+    shutil.copytree(
+        ROOT / "stages", project.folder / "stages", ignore=shutil.ignore_patterns("__pycache__")
+    )
+    whole = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))
+    text = yaml.safe_dump({"stages": {"train": whole["stages"]["train"]}})
+    (project.folder / "dvc.yaml").write_text(text, encoding="utf-8")
+    command = [sys.executable, "-m", "dvc"]
+    subprocess.run([*command, "init", "--no-scm", "--quiet"], cwd=project.folder, check=True)
+    return [*command, "repro"]
+
+
+def test_dvc_goes_on_with_a_training_that_was_killed_with_it(
+    fresh: Project, undisturbed: Project, tmp_path: Path
+) -> None:
+    project = fresh.copy(tmp_path / "dvc")
+    repro = in_dvc(project)
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    env = {k: v for k, v in os.environ.items() if k not in ("MLFLOW_TRACKING_URI", "DVC_ROOT")}
+    env |= {"PATH": path, "OMP_NUM_THREADS": "1"}
+    running = subprocess.Popen(
+        repro,
+        cwd=project.folder,
+        env=env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    wait_until(lambda: project.step() >= PER_EPOCH + 1, running)
+    os.killpg(running.pid, signal.SIGKILL)
+    running.communicate()
+    again = subprocess.run(
+        repro, cwd=project.folder, env=env, capture_output=True, text=True, check=False
+    )
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert "going on after step" in again.stdout
+    assert project.results() == undisturbed.results()
+    (run,) = project.runs()
+    assert run.info.status == "FINISHED"
 
 
 def columns(project: Project, name: str) -> list[float]:
@@ -144,7 +194,7 @@ def test_a_changed_learning_rate_starts_anew_and_changed_workers_go_on(
     for p in (
         asked(shipped, preset),
         asked(shipped, faster),
-        asked(shipped, preset, workers=1, checkpoint_every="1 step"),
+        asked(shipped, preset, workers=1, snapshot_every="1 step"),
     ):
         training = start(p, tags, parts, tmp_path / setup.fingerprint(p, {}))
         reached.append(training.position.step)
@@ -177,7 +227,7 @@ def test_a_training_with_other_settings_that_is_killed_goes_on_as_well(
     shipped: Params, preset: Preset, tags: list[Tag], parts: dict[str, Part], tmp_path: Path
 ) -> None:
     def begin(at: str, **recipe: Any) -> Any:
-        p = asked(shipped, preset, checkpoint_every="1 step", ema=0.9, **recipe)
+        p = asked(shipped, preset, snapshot_every="1 step", ema=0.9, **recipe)
         return start(p, tags, parts, tmp_path / at)
 
     first = begin("first", epochs=1)

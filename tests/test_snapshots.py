@@ -113,6 +113,11 @@ def flip(path: Path) -> None:
     path.write_bytes(content)
 
 
+def become_folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
 DAMAGES: dict[str, Callable[[Path], object]] = {
     "a bit": flip,
     "truncated": lambda path: os.truncate(path, path.stat().st_size // 2),
@@ -123,7 +128,7 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
     ),
     "seal cut": lambda path: os.truncate(path.with_suffix(".json"), 9),
     "seal without": lambda path: path.with_suffix(".json").write_text("[]"),
-    "a folder": lambda path: path.replace(path.with_name("old")) and path.mkdir(),
+    "a folder": become_folder,
 }
 
 
@@ -201,7 +206,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 def test_a_full_disk_is_told_and_the_training_goes_on(
     begin: Starter, small_disk: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    training = begin(checkpoint_every="1 step")
+    training = begin(snapshot_every="1 step")
     training.snapshots.folder = small_disk / "snapshots"
     history = ended(training)
     assert history[-1].last
@@ -258,7 +263,7 @@ HASHES = {"posts": "a", "vocabulary": "b", "split": "c"}
         ({"augment": {"sizes": [48]}}, True),
         ({"precision": "bf16"}, True),
         ({"workers": 7}, False),
-        ({"checkpoint_every": "7 steps"}, False),
+        ({"snapshot_every": "7 steps"}, False),
         ({"max_bad_steps": 7}, False),
         ({"max_unreadable": 0.5}, False),
     ],

@@ -15,9 +15,9 @@ import torch
 from safetensors.torch import load_file
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
-from trainings import ALONE, Parts, as_it_was, asked, changed, ended, same, start, weights
+from trainings import ALONE, Parts, as_it_was, asked, changed, ended, project, same, start, weights
 
-from tagger import backbone, batching, images, snapshots
+from tagger import backbone, batching, files, images, posts, snapshots, vocabulary
 from tagger.batching import Batch
 from tagger.dataset import Part
 from tagger.errors import TaggerError
@@ -768,7 +768,7 @@ def test_a_head_on_embeddings_goes_on_with_the_backbone_it_began_with(
 ) -> None:
     file = drawn_otherwise(tmp_path, preset, tags)
     pretrained = preset.model_copy(update={"pretrained": str(file)})
-    recipe = {**HEAD, "checkpoint_every": "1 step"}
+    recipe = {**HEAD, "snapshot_every": "1 step"}
     whole_training = begin(pretrained, at="whole", **recipe)
     whole = ended(whole_training)
     assert torch.equal(whole[-1].weights["conv_stem.weight"], load_file(file)["conv_stem.weight"])
@@ -788,6 +788,41 @@ def test_a_head_on_embeddings_goes_on_with_the_backbone_it_began_with(
         "classifier.weight",
         "classifier.bias",
     }
+
+
+@pytest.mark.timeout(200)
+def test_the_stage_starts_from_a_tagger_with_other_tags(
+    shipped: Params,
+    demo: Path,
+    preset: Preset,
+    model_folder: Path,
+    tags: list[Tag],
+    tmp_path: Path,
+) -> None:
+    """With a rate that moves nothing, what the old and the new model share is the same."""
+    still = preset.model_copy(update={"learning_rate": 1e-30})
+    made = project(
+        tmp_path / "project", shipped, demo, still, init_from=str(model_folder), epochs=1
+    )
+    tags_file = made.folder / "data" / "vocabulary.csv"
+    kept = [tag for tag in vocabulary.read(tags_file) if tag.name != tags[0].name]
+    rare = [tag for tag in posts.read_tags(made.folder / "data/tags.parquet") if tag.count < 3]
+    vocabulary.write([*rare[:2], *kept], tags_file)
+    told = f"carried {len(kept)} of {len(kept) + 2} tags, 2 new, 1 dropped"
+    assert told in made.train().splitlines()
+    old = load_file(model_folder / backbone.WEIGHTS)
+    new = load_file(made.folder / "models/tagger/last.safetensors")
+    rows = [[tag.name for tag in tags].index(tag.name) for tag in kept]
+    for entry in ("classifier.weight", "classifier.bias"):
+        assert torch.equal(new[entry][2:], old[entry][rows])
+    assert torch.equal(new["conv_stem.weight"], old["conv_stem.weight"])
+    table = files.read_csv(made.folder / "models/tagger/carried_tags.csv")
+    outcomes = {row["name"]: row["outcome"] for row in table}
+    assert outcomes == (
+        {tag.name: "carried" for tag in kept}
+        | {tag.name: "new" for tag in rare[:2]}
+        | {tags[0].name: "dropped"}
+    )
 
 
 def test_a_backbone_that_takes_other_sizes_trains_on_them(begin: Starter) -> None:

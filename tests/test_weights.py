@@ -498,4 +498,5 @@ def test_a_hub_out_of_reach_is_one_line_with_the_ways_out(
                 for way_out in ("file or folder", "HF_ENDPOINT", "`pretrained: false`"):
                     assert way_out in message
             monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-            assert refused(small_vit(), True).startswith(f"HF_HUB_OFFLINE is set, and not all of {TIMMS} is")
+            told = f"HF_HUB_OFFLINE is set, and not all of {TIMMS} is"
+            assert refused(small_vit(), True).startswith(told)

@@ -35,7 +35,7 @@ from tagger.world import World
 
 ROOT = Path(__file__).parent.parent
 ALONE = Group(World(0, 1, 0, 1), torch.device("cpu"))
-PLAIN: dict[str, Any] = {"epochs": 2, "workers": 0, "checkpoint_every": "1 epoch"}
+PLAIN: dict[str, Any] = {"epochs": 2, "workers": 0, "snapshot_every": "1 epoch"}
 
 Parts = Mapping[str, Part]
 

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 from scipy.sparse import csr_array
 from torch.utils.data import Dataset
 
@@ -78,6 +79,9 @@ def read(
     for number, name in enumerate(posts.PARTS):
         rows = np.flatnonzero(part_of == number)
         parts[name] = Part(Places(manifest.table.take(rows)), labels[rows])
+    del manifest, labels
+    pa.default_memory_pool().release_unused()
+    images.release()
     return tags, parts
 
 

@@ -67,6 +67,7 @@ class Learner:
         self.network: Callable[[Tensor], Tensor] = model
         self.statistics = list(model.buffers())
         self._before: list[Tensor] = []  # those before the last step
+        self._copy: dict[str, Any] = {}  # of the state
 
     def wrap(self) -> None:
         """Take note of which weights learn."""
@@ -187,12 +188,17 @@ class Learner:
         return torch.autocast(self.group.device.type, dtype) if dtype else nullcontext()
 
     def state(self) -> dict[str, Any]:
-        """Return a copy of all that a step changes, on the CPU; the same on every process."""
-        average = self.average.module.state_dict() if self.average else {}
-        return {
-            "model": parallel.whole(self.model.state_dict()),
-            "average": parallel.whole(average),
-            "optimizer": parallel.whole(self.optimizer.state_dict()["state"]),
+        """Return a copy of all that a step changes, on the CPU; the same on every process.
+
+        The next copy takes the place of this one.
+        """
+        tensors = {
+            "model": self.model.state_dict(),
+            "average": self.average.module.state_dict() if self.average else {},
+            "optimizer": self.optimizer.state_dict()["state"],
+        }
+        self._copy = parallel.whole(tensors, self._copy)
+        return self._copy | {
             "kind": self.recipe.optimizer,
             "scaler": self.scaler.state_dict(),
             "micro_batch": self.micro_batch,

@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
+from torch.distributed.rendezvous import rendezvous
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
@@ -99,14 +100,19 @@ def part(model: nn.Module, group: Group) -> None:
     fully_shard(model)
 
 
-def whole(state: Any) -> Any:
-    """Return a copy of nested tensors on the CPU, put together where they are in parts."""
+def whole(state: Any, kept: Any = None) -> Any:
+    """Return a copy of nested tensors on the CPU, put together where they are in parts.
+
+    kept: an earlier copy of the same, to be overwritten: new memory takes longer than the copying
+    """
     if isinstance(state, DTensor):
-        return state.full_tensor().cpu()
+        state = state.full_tensor()
     if isinstance(state, Tensor):
-        return state.detach().to("cpu", copy=True)
+        if kept is None or kept.shape != state.shape:
+            kept = torch.empty_like(state, device="cpu", pin_memory=state.is_cuda)
+        return kept.copy_(state.detach())
     if isinstance(state, dict):
-        return {key: whole(value) for key, value in state.items()}
+        return {key: whole(value, (kept or {}).get(key)) for key, value in state.items()}
     return state
 
 
@@ -116,25 +122,22 @@ def put(model: nn.Module, state: dict[str, Tensor]) -> None:
     model.load_state_dict({name: _like(own.get(name), value) for name, value in state.items()})
 
 
-def put_optimizer(optimizer: Optimizer, state: dict[int, dict[str, Tensor]]) -> None:
+def put_optimizer(optimizer: Optimizer, state: dict[int, dict[str, Any]]) -> None:
     """Load what an optimizer knows of each weight; its groups stay as they were made."""
     current = optimizer.state_dict()
     weights = [weights for group in optimizer.param_groups for weights in group["params"]]
     if state and max(state) >= len(weights):
         raise ValueError(f"it knows of {max(state) + 1} weights, and there are {len(weights)}")
     parts = {
-        number: {
-            key: _like(weights[number] if value.shape == weights[number].shape else None, value)
-            for key, value in known.items()
-        }
+        number: {key: _like(weights[number], value) for key, value in known.items()}
         for number, known in state.items()
     }
     optimizer.load_state_dict(current | {"state": parts})
 
 
-def _like(own: Tensor | None, value: Tensor) -> Tensor:
-    """Return a whole tensor in parts, where its counterpart is."""
-    if isinstance(own, DTensor):
+def _like(own: Tensor | None, value: Any) -> Any:
+    """Return a whole tensor in parts, where its counterpart is; another shape or kind as it is."""
+    if isinstance(own, DTensor) and isinstance(value, Tensor) and value.shape == own.shape:
         return distribute_tensor(value.to(own.device), own.device_mesh, own.placements)
     return value
 
@@ -151,8 +154,24 @@ def group() -> Iterator[Group]:
         yield Group(place, device)
         return
     os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "1")
-    dist.init_process_group("nccl" if cuda else "gloo", rank=place.rank, world_size=place.size)
+    dist.init_process_group(
+        "nccl" if cuda else "gloo", store=_store(place), rank=place.rank, world_size=place.size
+    )
     try:
         yield Group(place, device)
     finally:
         dist.destroy_process_group()
+
+
+def _store(place: World) -> Any:
+    """Return where processes find each other, without what those of an earlier attempt left.
+
+    torchrun 2.14 keeps one store when it restarts them, and a process may find there the address
+    of one that is gone. Machines count their attempts apart: for several of them see
+    TORCH_DISABLE_SHARE_RDZV_TCP_STORE.
+    """
+    store, _, _ = next(rendezvous("env://", place.rank, place.size))
+    if place.local_size < place.size:
+        return store
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    return dist.PrefixStore(f"attempt {attempt}", store)  # type: ignore[attr-defined]

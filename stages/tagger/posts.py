@@ -138,10 +138,20 @@ def labels_of(lists: pa.Array, tags: int) -> csr_array:
     return csr_array((true, numbers, starts), shape=(len(lists), tags))
 
 
-def flat(lists: pa.Array) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int32]]:
+def flat(lists: pa.Array) -> tuple[Numbers, npt.NDArray[np.int32]]:
     """Return where the numbers of each list start, (lists + 1,), and all numbers."""
-    lengths = pc.list_value_length(lists).to_numpy()
-    return np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]), lists.flatten().to_numpy()
+    return _starts(pc.list_value_length(lists).to_numpy()), lists.flatten().to_numpy()
+
+
+def _starts(lengths: npt.NDArray[Any]) -> Numbers:
+    """Return where parts of these lengths start, and where the last one ends.
+
+    In 32 bits where those suffice: from starts of 64, scipy makes columns of 64.
+    """
+    few = int(lengths.sum(dtype=np.int64)) <= np.iinfo(np.int32).max
+    starts: Numbers = np.zeros(len(lengths) + 1, np.int32 if few else np.int64)
+    np.cumsum(lengths, dtype=starts.dtype, out=starts[1:])
+    return starts
 
 
 def blocks(labels: csr_array) -> Iterator[tuple[slice, Numbers, Numbers]]:
@@ -177,7 +187,7 @@ def columns_of(labels: csr_array, seen: Sequence[Tag], wanted: Sequence[Tag]) ->
     column_of[[row_of[tag.name] for tag in wanted]] = np.arange(len(wanted))
     columns = column_of[labels.indices]
     kept = columns >= 0
-    starts = np.concatenate([[0], np.cumsum(kept, dtype=np.int32)])[labels.indptr]
+    starts = _starts(kept)[labels.indptr]
     true = np.ones(int(starts[-1]), dtype=np.bool_)
     chosen = csr_array((true, columns[kept], starts), shape=(labels.shape[0], len(wanted)))
     chosen.sort_indices()

@@ -196,6 +196,7 @@ class Training:
         return rest | {f"{path}.{name}": value for name, value in learned.items()}
 
     def _save(self) -> None:
+        self.snapshots.wait()  # for what the next copy overwrites
         content = {"learner": self.learner.state(), "position": asdict(self.position)}
         if self.learner.group.leads:
             self.snapshots.save(self.position.step, content)

@@ -1,0 +1,249 @@
+"""Measure what a training spends beside its steps: on data, on snapshots, on labels in memory.
+
+python tests/benchmarks/training_cost.py --folder /tmp/training
+python tests/benchmarks/training_cost.py --only data --model eva02_large --batch 64 --compile
+
+Snapshots are written while the default preset takes steps: what those lose is part of the cost.
+Labels are read from tables as the stages write them, by a loader with no pictures to decode.
+"""
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import Any
+from unittest.mock import patch
+
+import measure
+import numpy as np
+import pyarrow as pa
+import training_step
+from training_step import PER_POST, ROOT, Step, target, wanted
+
+from tagger import batching, dataset, files, images, posts, setup, snapshots, vocabulary
+from tagger.learner import Learner
+from tagger.plan import Position
+from tagger.preprocess import Preprocess
+from tagger.vocabulary import Tag
+
+# isort: split
+import torch
+
+MODELS = ("mobilenetv4", "eva02_large")  # presets: the default, and one of 300 million weights
+TABLES = ("posts.parquet", "tags.parquet", "vocabulary.csv", "split.parquet")
+_FEW, _AT_A_TIME, _BATCH = 10_000, 1_000_000, 256  # posts
+Save = Callable[[snapshots.Content], None]
+_WRITING = ((torch, "save"), (os, "fsync"), (files, "sha256"), (snapshots, "write"))
+
+
+def drawn(count: int, tags: int) -> pa.ListArray:
+    """Return the tags of so many posts, all with the same chance."""
+    numbers = np.random.default_rng(0).integers(0, tags, (count, PER_POST), np.int32)
+    starts = np.arange(count + 1, dtype=np.int32) * PER_POST
+    return pa.ListArray.from_arrays(starts, np.sort(numbers).ravel())
+
+
+def named(tags: int) -> list[Tag]:
+    return [Tag(number, f"tag_{number:05d}", 0, PER_POST) for number in range(tags)]
+
+
+def whole(asked: argparse.Namespace) -> list[list[float]]:
+    """Return, per round, pictures a second of training and of its step alone, and its waiting."""
+    p = wanted(asked, asked.model, validate_every=f"{asked.steps} steps", epochs=1_000_000)
+    paths = [path for path in asked.pictures.rglob("*") if path.suffix.lower() in images.SUFFIXES]
+    rows = [{"file": str(path), "offset": 0, "size": path.stat().st_size} for path in paths]
+    places = posts.Places(pa.Table.from_pylist(rows, posts.SCHEMA))
+    part = dataset.Part(places, posts.labels_of(drawn(len(rows), asked.tags), asked.tags))
+    parts = {"train": part, "validation": part.head(2 * p.preset.batch_size)}
+    batch, told = training_step.portion(p, asked.tags, asked.device), []
+    with tempfile.TemporaryDirectory() as kept:
+        tags, group = named(asked.tags), training_step.group(asked.device)
+        training = setup.training(p, tags, parts, group, Path(kept))
+        for judgement in training.run():
+            training.learner.model.train()
+            step = training_step.ours(training.learner, batch)
+            took = training_step.seconds(step, training.position.step, asked.steps, asked.device)
+            rate, waiting = (judgement.pace[k] for k in ("pictures_per_second", "waiting_for_data"))
+            told.append([rate, batch.pictures / took, waiting])
+            if len(told) > asked.rounds:
+                return told[1:]
+    return []
+
+
+def written(asked: argparse.Namespace) -> list[dict[str, float]]:
+    """Return the seconds of each part of a snapshot, time after time."""
+    asked.size = asked.batch = None
+    small, large = wanted(asked, MODELS[0]), wanted(asked, asked.model, ema=training_step.DECAY)
+    batch = training_step.portion(small, asked.tags, asked.device)
+    step = training_step.ours(training_step.learner(small, asked.tags, asked.device), batch)
+    learning = training_step.learner(large, asked.tags, asked.device)
+    for weights in learning.model.parameters():
+        moments = {name: torch.rand_like(weights) for name in ("exp_avg", "exp_avg_sq")}
+        learning.optimizer.state[weights] = {"step": torch.ones(()), **moments}
+    found = []
+    with tempfile.TemporaryDirectory(dir=asked.folder) as folder:
+        kept = snapshots.Snapshots(Path(folder))
+        for number in range(asked.rounds):
+            usual = training_step.seconds(step, 1, asked.steps, asked.device)
+            found.append(_snapshot(learning, partial(kept.save, number), step, usual))
+            kept.wait()
+    return found
+
+
+def _snapshot(learning: Learner, save: Save, step: Step, usual: float) -> dict[str, float]:
+    """Return the seconds of a snapshot; `slowed` is what steps lose while it is written."""
+    begun = time.perf_counter()
+    content = {"learner": learning.state(), "position": asdict(Position())}
+    copied = time.perf_counter()
+    with _watched() as spent:
+        save(content)
+        del content
+        saved, steps = time.perf_counter(), 0
+        while "write" not in spent:
+            step(1)
+            steps += 1
+        slowed = time.perf_counter() - saved - steps * usual
+    return spent | {"copy": copied - begun, "wait": saved - copied, "slowed": slowed}
+
+
+@contextmanager
+def _watched() -> Iterator[dict[str, float]]:
+    """Yield the seconds spent in each part of writing, as they come."""
+    spent: dict[str, float] = {}
+
+    def timed(name: str, call: Callable[..., Any], *arguments: Any) -> Any:
+        start = time.perf_counter()
+        result = call(*arguments)
+        spent[name] = time.perf_counter() - start
+        return result
+
+    with ExitStack() as patches:
+        for owner, name in _WRITING:
+            timing = partial(timed, name, getattr(owner, name))
+            patches.enter_context(patch.object(owner, name, timing))
+        yield spent
+
+
+def draw(folder: Path, count: int, tags: int) -> None:
+    """Write the tables of so many posts, nearly all of them to be learned from."""
+    tables = []
+    for first in range(0, count, _AT_A_TIME):
+        rows = np.arange(first, min(count, first + _AT_A_TIME))
+        columns = {
+            "id": pa.array(rows).cast(pa.string()),
+            "file": [f"{row % 1000:04d}/{row}.webp" for row in rows.tolist()],
+            "shard": [f"data/shards/{row % 1000:04d}.tar" for row in rows.tolist()],
+            **dict.fromkeys(("offset", "size", "group"), rows),
+            "tags": drawn(len(rows), tags),
+        }
+        left = {name: pa.nulls(len(rows)) for name in posts.SCHEMA.names if name not in columns}
+        tables.append(pa.table(columns | left).select(posts.SCHEMA.names).cast(posts.SCHEMA))
+    posts.write(table := pa.concat_tables(tables), folder / TABLES[0])
+    posts.write_tags(named(tags), folder / TABLES[1])
+    vocabulary.write(named(tags), folder / TABLES[2])
+    parts = np.clip(np.arange(count) % 100 - 97, 0, 2).astype(np.int8)  # 98, 1 and 1 in 100
+    posts.write_split(table["id"], parts, folder / TABLES[3])
+
+
+def held(folder: Path, batches: int, workers: int) -> dict[str, float]:
+    """Return the memory of all processes in GB while labels are read, and two waits in seconds."""
+    begun = time.perf_counter()
+    part = dataset.read(*(folder / name for name in TABLES))[1]["train"]
+    read = time.perf_counter()
+    order = batching.Order(len(part), _BATCH, 0, whole=True)
+    next(iter(order))
+    ordered = time.perf_counter()
+    order.batches = range(batches)
+    pictures = dataset.Pictures(part, Preprocess(4, (0.5,) * 3, (0.5,) * 3))
+    with patch.object(images, "open_pixels", lambda *_: np.zeros((4, 4, 3), np.uint8)):
+        most = max(
+            sum(map(measure._proportional, measure._family(os.getpid())))
+            for number, _ in enumerate(batching.loader(pictures, order, workers=workers))
+            if number % 250 == 0
+        )
+    return {"GB": most / 1e9, "read": read - begun, "order": ordered - read}
+
+
+def show_whole(asked: argparse.Namespace) -> None:
+    shares = []
+    for rate, alone, waiting in again("whole").answer:
+        shares.append(rate / alone)
+        told = f"its step alone {alone:7.1f}/s   {shares[-1]:5.2f}   {waiting:.1%} waiting for data"
+        print(f"training {rate:7.1f}/s   {told}")
+    share = median(shares)
+    target(f"{asked.model}: median {share:.2f} times the step alone", share >= 0.9, "0.9")
+
+
+def show_snapshots(model: str) -> None:
+    run = again("written", "--model", model)
+    took = {name: median(one[name] for one in run.answer) for name in run.answer[0]}
+    blocked = took["copy"] + took["wait"] + max(0.0, took["write"] - 60)
+    parts = ", ".join(f"{name} {took[name]:.3f}" for name in ("save", "fsync", "sha256"))
+    print(f"{model}: {run.peak:.1f} GB of memory, training stops for {blocked:.3f} s", end="")
+    print(f" and loses {took['slowed']:.3f} s to the writer", end="")
+    print(f", which takes {took['write']:.3f} s: {parts}")
+    share = (blocked + max(0.0, took["slowed"])) / 60
+    target(f"{model}: {share:.2%} of a minute", share < 0.02, "2 %")
+
+
+def show_labels(asked: argparse.Namespace) -> None:
+    for count in (_FEW, asked.posts):
+        if not (asked.folder and (asked.folder / f"{count}x{asked.labels}").exists()):
+            again("drawn", "--posts", count)
+    few, many = (again("held", "--posts", count) for count in (_FEW, asked.posts))
+    more = many.answer["GB"] - few.answer["GB"]
+    print(f"{asked.posts:,} posts are read in {many.answer['read']:.1f} s", end="")
+    print(f", {many.peak - few.peak:.2f} GB at the peak", end="")
+    print(f"; the first batch of an epoch takes {many.answer['order']:.2f} s")
+    target(f"{more:.2f} GB of labels and places, all processes together", more < 2, "2 GB")
+
+
+def again(part: str, *more: object) -> measure.Run:
+    """Run a part in a fresh process, with what this one is asked."""
+    return measure.run(__file__, *sys.argv[1:], "--part", part, *more)
+
+
+def main() -> None:
+    parser = training_step.options()
+    parser.description = __doc__
+    parser.add_argument("--pictures", type=Path, default=ROOT / "data/demo", help="to train on")
+    parser.add_argument("--posts", type=int, default=8_000_000)
+    parser.add_argument("--labels", type=int, default=10_000, help="tags of those posts")
+    parser.add_argument("--batches", type=int, default=4_000, help="of those posts")
+    parser.add_argument("--workers", type=int, default=4, help="that read those posts")
+    parser.add_argument("--folder", type=Path, help="where those posts are kept")
+    parser.add_argument("--only", choices=["data", "snapshots", "labels"])
+    parser.add_argument("--part")
+    asked = parser.parse_args()
+    if asked.part:
+        images.begin()
+        tables = asked.folder / f"{asked.posts}x{asked.labels}"
+        parts: dict[str, Callable[[], Any]] = {
+            "whole": partial(whole, asked),
+            "written": partial(written, asked),
+            "drawn": partial(draw, tables, asked.posts, asked.labels),
+            "held": partial(held, tables, asked.batches, asked.workers),
+        }
+        print(json.dumps(parts[asked.part]()))
+        return
+    with tempfile.TemporaryDirectory() as temporary:
+        sys.argv += [] if asked.folder else ["--folder", temporary]
+        (asked.folder or Path(temporary)).mkdir(parents=True, exist_ok=True)
+        if asked.only in (None, "data"):
+            show_whole(asked)
+        for model in MODELS if asked.only in (None, "snapshots") else ():
+            show_snapshots(model)
+        if asked.only in (None, "labels"):
+            show_labels(asked)
+
+
+if __name__ == "__main__":
+    main()
