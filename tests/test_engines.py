@@ -65,10 +65,18 @@ def test_thresholds_of_a_training_folder_lie_beside_it(
     shutil.copytree(model_folder, copy)
     assert set(trained.load(copy, "cpu").thresholds) == {trained.UNFITTED}
     row = thresholds.Threshold("all", "", 0.61, 1, 0.5, 0.5, 0.5, "best_f1")
-    own = row._replace(category="general", name=tags[-1].name, threshold=0.22)
-    own = own._replace(category=CATEGORIES[tags[-1].category])
-    thresholds.write([row, own], copy.parent / "thresholds.csv")
-    assert trained.load(copy, "cpu").thresholds.tolist() == [0.61] * (len(tags) - 1) + [0.22]
+    thresholds.write([row], copy.parent / "thresholds.csv")
+    assert set(trained.load(copy, "cpu").thresholds) == {0.61}
+    limits = np.linspace(0.2, 0.8, len(tags)).tolist()
+    own = [
+        row._replace(category=CATEGORIES[tag.category], name=tag.name, threshold=limit)
+        for tag, limit in zip(tags, limits, strict=True)
+    ]
+    thresholds.write([row, *own], copy.parent / "thresholds.csv")
+    assert trained.load(copy, "cpu").thresholds.tolist() == limits
+    thresholds.write([row, *own[1:]], copy.parent / "thresholds.csv")
+    with pytest.raises(TaggerError, match="of another vocabulary"):
+        trained.load(copy, "cpu")
 
 
 def test_what_is_no_model_is_told_with_what_was_looked_for(

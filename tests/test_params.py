@@ -265,9 +265,7 @@ NOT_OVER_0 = ["0 epochs", "0.0 steps", "-1 epoch", "nan steps", "inf epochs"]
 @pytest.mark.parametrize("text", [*NOT_TEXT, *NOT_OFTEN, *NOT_OVER_0])
 def test_what_is_not_like_that_is_told_with_examples(edit: Edit, text: object) -> None:
     path = edit("train.snapshot_every", text)
-    told = (
-        rf"train\.snapshot_every: {re.escape(repr(text))} is not like '1 epoch', '500 steps' or"
-    )
+    told = rf"train\.snapshot_every: {re.escape(repr(text))} is not like '1 epoch', '500 steps' or"
     with pytest.raises(TaggerError, match=told):
         params.load(path)
 

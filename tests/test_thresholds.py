@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -11,8 +12,8 @@ from sklearn.metrics import f1_score, precision_score, recall_score
 
 from tagger import thresholds
 from tagger.errors import TaggerError
-from tagger.thresholds import GRID, Threshold
-from tagger.vocabulary import Tag
+from tagger.thresholds import GRID, By, Kind, Threshold
+from tagger.vocabulary import CATEGORIES, Tag
 
 TAGS = [Tag(-1, "safe", 9, 5), Tag(-2, "hair", 0, 5), Tag(-3, "eyes", 0, 5), Tag(-4, "miku", 4, 5)]
 
@@ -86,6 +87,50 @@ def rows() -> list[Threshold]:
 def test_each_policy_gives_each_tag_its_threshold(rows: list[Threshold]) -> None:
     assert thresholds.per_tag(rows, TAGS, "global").tolist() == [0.3] * 4
     assert thresholds.per_tag(rows, TAGS, "category").tolist() == [0.1, 0.4, 0.4, 0.8]
+
+
+class Policy(NamedTuple):
+    kind: Kind
+    by: By = "f1"
+    target: float | None = None
+
+
+@pytest.fixture
+def of_tags(rows: list[Threshold]) -> list[Threshold]:
+    """The rows with one for each tag."""
+    own = [
+        Threshold(CATEGORIES[tag.category], tag.name, 0.2 + number / 10, 1, 1, 1, 1, "f1, k 8")
+        for number, tag in enumerate(TAGS)
+    ]
+    return [row._replace(method="f1") for row in rows if not row.name] + own
+
+
+def test_a_policy_decides_whose_threshold_a_tag_has(of_tags: list[Threshold]) -> None:
+    assert thresholds.per_tag(of_tags, TAGS, Policy("global")).tolist() == [0.3] * 4
+    by_category = thresholds.per_tag(of_tags, TAGS, Policy("category")).tolist()
+    assert by_category == [0.1, 0.4, 0.4, 0.8]
+    own = thresholds.per_tag(of_tags[::-1], TAGS, Policy("tag"))
+    assert own == pytest.approx([0.2, 0.3, 0.4, 0.5])
+
+
+def test_thresholds_fitted_by_another_aim_are_refused(of_tags: list[Threshold]) -> None:
+    for kind in ("global", "category", "tag"):
+        with pytest.raises(TaggerError, match=r"fitted by 'f1.*, not by 'precision 0\.9'"):
+            thresholds.per_tag(of_tags, TAGS, Policy(kind, "precision", 0.9))
+
+
+def test_thresholds_of_another_vocabulary_are_refused(of_tags: list[Threshold]) -> None:
+    with pytest.raises(TaggerError, match=r"another vocabulary: they have none for 'miku'"):
+        thresholds.per_tag(of_tags[:-1], TAGS, "tag")
+    with pytest.raises(TaggerError, match=r"have one for 'miku' \(character\), which the model"):
+        thresholds.per_tag(of_tags, TAGS[:-1], "tag")
+    moved = [TAGS[0]._replace(category=0), *TAGS[1:]]
+    with pytest.raises(TaggerError, match=r"have none for 'safe' \(general\)"):
+        thresholds.per_tag(of_tags, moved, "tag")
+
+
+def test_an_export_may_hold_fewer_tags_than_were_fitted(of_tags: list[Threshold]) -> None:
+    assert thresholds.per_tag(of_tags, TAGS[:1], "category").tolist() == [0.1]
 
 
 def test_a_category_without_a_threshold_is_refused(rows: list[Threshold]) -> None:

@@ -91,7 +91,7 @@ def test_training_on_real_pictures_lowers_the_loss(begin: Starter, loss: dict[st
     history = ended(begin(epochs=8, loss=loss))
     assert curve(history, "epoch") == [1, 2, 3, 4, 5, 6, 7, 8]
     assert curve(history, "step") == [3, 6, 9, 12, 15, 18, 21, 24]
-    assert curve(history)[-1] < 0.85 * curve(history)[0]
+    assert curve(history)[-1] < 0.9 * curve(history)[0]
     # by chance, macro AP is the share of the positives
     assert curve(history, "macro_ap")[-1] > curve(history, "macro_ap")[0] + 0.05
     assert [judgement.last for judgement in history] == [False] * 7 + [True]
@@ -722,7 +722,7 @@ HEAD = {"freeze": "all", "cache_embeddings": True}
 def test_a_head_on_kept_embeddings_is_one_trained_by_hand(
     begin: Starter, preset: Preset, part: Part, tags: list[Tag]
 ) -> None:
-    training = begin(epochs=3, **HEAD, augment={"mixup": 0.5})
+    training = begin(epochs=3, optimizer="adamw", **HEAD, augment={"mixup": 0.5})
     before = {name: value.clone() for name, value in training.model.state_dict().items()}
     seen = embeddings(training.model, part, training)
     head = nn.Linear(seen.shape[1], len(tags))

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Final
 
 import numpy as np
 
@@ -11,7 +12,7 @@ from tagger.metrics import Floats
 from tagger.vocabulary import CATEGORIES
 
 BEST = "best"  # each tag's own
-CATEGORY = "category"  # that of the tag's category, as it was fitted
+CATEGORY: Final = "category"  # that of the tag's category, as it was fitted
 
 
 @dataclass(frozen=True)

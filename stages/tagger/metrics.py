@@ -9,38 +9,43 @@ Scores = npt.NDArray[np.float32]  # (pictures, tags), probabilities
 Truth = npt.NDArray[np.bool_]  # (pictures, tags)
 Floats = npt.NDArray[np.float64]
 
+_AT_ONCE = 1 << 22  # pairs
+
 
 def average_precision(scores: Scores, truth: Truth) -> Floats:
     """Return the average precision of each tag, (tags,), NaN where no picture has it.
 
     The sum of precision times the step in recall, over distinct scores, as scikit-learn does.
     """
-    pictures = len(scores)
-    order = np.argsort(-scores, axis=0, kind="stable")
-    scores = np.take_along_axis(scores, order, axis=0)
-    truth = np.take_along_axis(truth, order, axis=0)
-    precision = np.cumsum(truth, axis=0) / np.arange(1, pictures + 1)[:, None]
-    # Pictures with equal scores share the precision at the last of them.
-    rows = np.arange(pictures)[:, None]
-    last = np.vstack([scores[:-1] != scores[1:], np.ones_like(scores[:1], dtype=bool)])
-    end = np.minimum.accumulate(np.where(last, rows, pictures)[::-1], axis=0)[::-1]
-    shared = np.take_along_axis(precision, end, axis=0)
-    with np.errstate(invalid="ignore"):
-        precisions: Floats = (shared * truth).sum(axis=0) / truth.sum(axis=0)
-    return precisions
+    return np.array([_precision(scores[:, tag], truth[:, tag]) for tag in range(truth.shape[1])])
 
 
 def macro_ap(scores: Scores, truth: Truth) -> float:
     """Return the mean average precision over the tags that some picture has, 0 without any."""
-    has = truth.any(axis=0)
-    return float(average_precision(scores[:, has], truth[:, has]).mean()) if has.any() else 0.0
+    precisions = average_precision(scores, truth)
+    has = ~np.isnan(precisions)
+    return float(precisions[has].mean()) if has.any() else 0.0
 
 
 def micro_ap(scores: Scores, truth: Truth) -> float:
     """Return the average precision over all pairs of picture and tag, 0 without a positive."""
-    if not truth.any():
-        return 0.0
-    return float(average_precision(scores.reshape(-1, 1), truth.reshape(-1, 1))[0])
+    return _precision(scores.reshape(-1), truth.reshape(-1)) if truth.any() else 0.0
+
+
+def _precision(scores: Scores, truth: Truth) -> float:
+    """Return the average precision of scores, (pairs,), NaN without a positive.
+
+    It needs no order of all pairs, only how many are at least as high as each positive.
+    """
+    own = np.sort(scores[truth])
+    if not len(own):
+        return float("nan")
+    given = np.zeros(len(own), np.int64)
+    for start in range(0, len(scores), _AT_ONCE):
+        some = np.sort(scores[start : start + _AT_ONCE])
+        given += len(some) - np.searchsorted(some, own)
+    true = len(own) - np.searchsorted(own, own)
+    return float((true / given).mean())
 
 
 class Counts(NamedTuple):

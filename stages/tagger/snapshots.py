@@ -45,10 +45,10 @@ class Snapshots:
         try:
             if writing:
                 writing.result()
-        except (OSError, RuntimeError) as error:  # torch tells of a full disk by the latter
-            _log.warning(
-                f"The snapshot cannot be written, and training goes on without: {_line(error)}"
-            )
+        except (OSError, RuntimeError) as error:
+            full = isinstance(error.__context__, OSError)  # of which torch makes a riddle
+            why = _line(error.__context__ if full else error)
+            _log.warning(f"The snapshot cannot be written, and training goes on without: {why}")
 
     def _write(self, step: int, content: Content) -> None:
         write(self.folder / f"{step:09d}.pt", content)
@@ -106,5 +106,5 @@ def _seal(path: Path) -> Path:
     return path.with_suffix(".json")
 
 
-def _line(error: Exception) -> str:
+def _line(error: BaseException | None) -> str:
     return " ".join(str(error).split()).rstrip(".")

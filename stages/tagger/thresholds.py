@@ -1,8 +1,8 @@
 """The confidence from which on a tag is given: fitted on validation, used everywhere after."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 
@@ -13,6 +13,36 @@ from tagger.vocabulary import CATEGORIES, Tag
 
 GRID = np.round(np.arange(0.01, 1.0, 0.01), 2)
 ALL = "all"  # in the column `category`: the threshold over every tag
+
+Kind = Literal["global", "category", "tag"]  # whose threshold each tag has
+Key = tuple[str, str]  # category and name
+By = Literal["f1", "precision_recall", "precision", "recall"]
+
+
+class Aim(NamedTuple):
+    """What thresholds are chosen by.
+
+    f1: the best there is; precision_recall: where the two are equal, which is where as many are
+    given as there are; precision, recall: the target, and with it as much as can be of the other
+    """
+
+    by: By = "f1"
+    target: float | None = None
+
+    def __str__(self) -> str:
+        wanted = self.by in ("precision", "recall") and self.target is not None
+        return f"{self.by} {self.target:g}" if wanted else self.by
+
+
+class Policy(Protocol):
+    """Which thresholds are wanted, as `params.yaml` says it."""
+
+    @property
+    def kind(self) -> Kind: ...
+    @property
+    def by(self) -> By: ...
+    @property
+    def target(self) -> float | None: ...
 
 
 class Threshold(NamedTuple):
@@ -59,14 +89,43 @@ def _best(counts: Counts, category: str) -> Threshold:
     )
 
 
-def per_tag(rows: Sequence[Threshold], tags: Sequence[Tag], policy: str) -> Floats:
-    """Return the threshold of each tag, (tags,), by a policy: `global` or `category`."""
-    by_category = {row.category: row.threshold for row in rows if not row.name}
-    keys = [ALL if policy == "global" else CATEGORIES[tag.category] for tag in tags]
-    missing = [key for key in keys if key not in by_category]
-    if missing:
-        raise TaggerError(f"The thresholds name no category {missing[0]!r}. Evaluate again.")
-    return np.array([by_category[key] for key in keys])
+def per_tag(rows: Sequence[Threshold], tags: Sequence[Tag], policy: Policy | Kind) -> Floats:
+    """Return the threshold of each tag, (tags,), by a policy, or by its kind whatever the aim.
+
+    Raises TaggerError where the thresholds are of other tags, or were fitted by another aim.
+    """
+    kind = policy if isinstance(policy, str) else policy.kind
+    keys: list[Key]
+    if kind == "tag":
+        keys = [(CATEGORIES[tag.category], tag.name) for tag in tags]
+    else:
+        keys = [(ALL if kind == "global" else CATEGORIES[tag.category], "") for tag in tags]
+    own = {(row.category, row.name): row for row in rows}
+    _check(own, keys)
+    if not isinstance(policy, str):
+        aim = str(Aim(policy.by, policy.target))
+        other = [own[key].method for key in keys if own[key].method.partition(",")[0] != aim]
+        if other:
+            raise TaggerError(
+                f"The thresholds are fitted by {other[0]!r}, not by {aim!r}. Evaluate again."
+            )
+    return np.array([own[key].threshold for key in keys])
+
+
+def _check(own: Mapping[Key, Threshold], keys: Sequence[Key]) -> None:
+    """Raise TaggerError where the thresholds are not those of the tags looked for."""
+    missing = [key for key in keys if key not in own]
+    if missing and not missing[0][1]:
+        raise TaggerError(f"The thresholds name no category {missing[0][0]!r}. Evaluate again.")
+    foreign = own.keys() - set(keys) if keys and keys[0][1] else set()
+    odd = [*missing, *sorted(key for key in foreign if key[1])]
+    if odd:
+        category, name = odd[0]
+        told = f"have none for {name!r} ({category})" if missing else f"have one for {name!r}"
+        raise TaggerError(
+            f"The thresholds are of another vocabulary: they {told}"
+            f"{'' if missing else f' ({category}), which the model lacks'}. Evaluate again."
+        )
 
 
 def write(rows: Sequence[Threshold], path: Path) -> None:

@@ -42,7 +42,4 @@ def _thresholds(path: Path, tags: Sequence[Tag]) -> Floats:
     if not path.is_file():
         return np.full(len(tags), UNFITTED)
     rows = thresholds.read(path)
-    general = thresholds.per_tag(rows, tags, "global")
-    own = {(row.category, row.name): row.threshold for row in rows if row.name}
-    names = ((vocabulary.CATEGORIES[tag.category], tag.name) for tag in tags)
-    return np.array([own.get(name, limit) for name, limit in zip(names, general, strict=True)])
+    return thresholds.per_tag(rows, tags, "tag" if any(row.name for row in rows) else "global")

@@ -1,0 +1,91 @@
+"""Logits as whole numbers of 16 bits and the same order: float16, made sortable.
+
+Logits and not probabilities: next to 1, float16 holds a probability in steps of 0.0005, and what a
+model is surest of would be tied.
+"""
+
+from functools import cache
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from scipy.special import expit
+from scipy.special import logit as scipy_logit
+
+Codes = npt.NDArray[np.uint16]
+Floats = npt.NDArray[np.float64]
+Numbers = npt.NDArray[np.floating[Any]]
+
+COUNT = 1 << 16
+UNKNOWN = 0  # lower than the code of any number
+_NEGATIVE = 0x8000  # the sign of a float16; also the code of 0
+_LARGEST = float(np.finfo(np.float16).max)
+_LEAST = 1e-45  # probability that float32 tells from 0
+
+
+def of(logits: Numbers) -> Codes:
+    """Return the code of each logit, rounded to float16, or its nearest finite value."""
+    bits = np.clip(logits, -_LARGEST, _LARGEST).astype(np.float16).view(np.uint16)
+    codes = np.where(bits >= _NEGATIVE, ~bits, bits | _NEGATIVE)
+    codes += codes == _NEGATIVE - 1  # minus zero is zero
+    return codes
+
+
+@cache
+def logits() -> Floats:
+    """Return the logit that each code stands for, rising; infinite beyond those of numbers."""
+    numbers = np.arange(COUNT, dtype=np.uint16)
+    bits = np.where(numbers >= _NEGATIVE, numbers & ~np.uint16(_NEGATIVE), ~numbers)
+    values = bits.view(np.float16).astype(np.float64)
+    values[: COUNT // 2][np.isnan(values[: COUNT // 2])] = -np.inf
+    values[COUNT // 2 :][np.isnan(values[COUNT // 2 :])] = np.inf
+    values.setflags(write=False)
+    return values
+
+
+@cache
+def probabilities() -> Floats:
+    """Return the probability that each code stands for."""
+    values = sigmoid(logits())
+    values.setflags(write=False)
+    return values
+
+
+@cache
+def softplus() -> Floats:
+    """Return log(1 + exp(logit)) of each code: the loss, in nats, where the tag is not there."""
+    values = np.logaddexp(0, np.clip(logits(), -_LARGEST, _LARGEST))
+    values.setflags(write=False)
+    return values
+
+
+def sigmoid(values: Numbers) -> Floats:
+    return np.asarray(expit(np.asarray(values, np.float64)))
+
+
+def logit(shares: npt.ArrayLike) -> Floats:
+    """Return the logits of probabilities, minus infinity of 0 and infinity of 1."""
+    return np.asarray(scipy_logit(np.asarray(shares, np.float64)))
+
+
+def finite_logit(shares: Numbers) -> Floats:
+    """Return the logits of float32 probabilities, of 0 and 1 those of their neighbours."""
+    values = np.asarray(shares, np.float64)
+    return logit(np.clip(values, _LEAST, 1 - 2.0**-25))
+
+
+def at_least(thresholds: npt.ArrayLike) -> Codes:
+    """Return the lowest code of the probabilities from a threshold on."""
+    lowest = np.searchsorted(logits(), logit(thresholds), side="left")
+    return np.maximum(lowest, UNKNOWN + 1).astype(np.uint16)
+
+
+def halfway(codes: Codes, below: Codes) -> Floats:
+    """Return the logit halfway from each code to a lower one.
+
+    below: UNKNOWN stands for the next code, whether or not any picture has it
+    """
+    upper = codes.astype(np.int64)
+    lower = np.where(below == UNKNOWN, np.maximum(upper - 1, 0), below)
+    values = np.clip(logits(), -_LARGEST, _LARGEST)
+    return np.asarray((values[upper] + values[lower]) / 2)

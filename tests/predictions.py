@@ -1,0 +1,87 @@
+"""Predictions drawn at random, and what keeps them on disk, for the tests of evaluation."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import strategies as st
+from scipy.sparse import csr_array
+
+from tagger import counting, ranking, scored
+from tagger.counting import Ints
+from tagger.metrics import Scores, Truth
+from tagger.scored import Scored
+from tagger.vocabulary import Tag
+
+Numbers = npt.NDArray[np.float64]
+
+
+class Drawn(NamedTuple):
+    logits: Scores  # (pictures, tags), numbers that half precision holds
+    truth: Truth  # (pictures, tags)
+
+
+def draw(pictures: int, tags: int, seed: int = 0, *, density: float = 0.3, steps: int = 0) -> Drawn:
+    """Draw logits, higher where the tag is there; `steps` of them distinct, unless it is 0."""
+    random = np.random.default_rng(seed)
+    truth = random.random((pictures, tags)) < density
+    logits = random.normal(-1, 1.5, (pictures, tags)) + 1.5 * truth
+    if steps:
+        logits = np.round(logits * steps / 10) * 10 / steps
+    return Drawn(logits.astype(np.float16).astype(np.float32), truth)
+
+
+@st.composite
+def drawn(pick: st.DrawFn) -> Drawn:
+    """Predictions of few pictures, often tied, where some tags are on none or on all."""
+    pictures, tags = pick(st.integers(1, 30)), pick(st.integers(1, 6))
+    density = pick(st.sampled_from([0.0, 0.05, 0.4, 0.95, 1.0]))
+    steps = pick(st.sampled_from([0, 1, 5]))
+    seed = pick(st.integers(0, 2**32 - 1))
+    return draw(pictures, tags, seed, density=density, steps=steps)
+
+
+def tags(count: int, categories: Sequence[int] = (0, 4)) -> list[Tag]:
+    """Tags in as many runs as there are categories, each less frequent than the one before."""
+    run = -(-count // len(categories))
+    return [Tag(n, f"tag_{n}", categories[n // run], 1000 - n) for n in range(count)]
+
+
+def keep(
+    predictions: Drawn, folder: Path, groups: Ints | None = None, unlabelled: Sequence[Ints] = ()
+) -> Scored:
+    """Write predictions as a model's, some pictures at a time."""
+
+    def blocks() -> Iterator[scored.Block]:
+        for start in range(0, len(predictions.logits), 50):
+            some = predictions.logits[start : start + 50]
+            yield range(start, start + len(some)), some
+
+    truth = scored.Truth(csr_array(predictions.truth), groups, unlabelled)
+    return scored.write(folder / "part.logits", truth, blocks())
+
+
+class Kept:
+    """Predictions on disk, in a folder that is gone afterwards."""
+
+    def __init__(
+        self, predictions: Drawn, groups: Ints | None = None, unlabelled: Sequence[Ints] = ()
+    ) -> None:
+        self._folder = TemporaryDirectory()
+        self._scored = keep(predictions, Path(self._folder.name), groups, unlabelled)
+
+    def __enter__(self) -> Scored:
+        return self._scored
+
+    def __exit__(self, *_: object) -> None:
+        self._folder.cleanup()
+
+
+def compile_always(patch: pytest.MonkeyPatch) -> None:
+    """Let few predictions take the compiled way."""
+    patch.setattr(counting, "_INTERPRETED", -1)
+    patch.setattr(ranking, "_INTERPRETED", -1)
