@@ -90,7 +90,8 @@ def test_a_step_moves_each_layer_by_its_own_learning_rate(preset: Preset, recipe
     """Adam's first step is as long as the rate, whatever the gradient."""
     decayed = named(preset, "test_vit", 0.5)
     model = backbone.build(decayed, 5)
-    made = optimizer.of(model, decayed, recipe.model_copy(update={"weight_decay": 0.0}))
+    adam = recipe.model_copy(update={"optimizer": "adamw", "weight_decay": 0.0})
+    made = optimizer.of(model, decayed, adam)
     optimizer.set_rate(made, 0.5)
     before = {name: weights.detach().clone() for name, weights in model.named_parameters()}
     for weights in model.parameters():
@@ -102,8 +103,9 @@ def test_a_step_moves_each_layer_by_its_own_learning_rate(preset: Preset, recipe
         assert moved == pytest.approx(0.5 * peak[name], rel=1e-2), name
 
 
-def test_the_shipped_optimizer_is_torchs_adamw_fused(preset: Preset, recipe: Train) -> None:
-    made = optimizer.of(backbone.build(preset, 5), preset, recipe)
+def test_adamw_is_torchs_fused(preset: Preset, recipe: Train) -> None:
+    adam = recipe.model_copy(update={"optimizer": "adamw"})
+    made = optimizer.of(backbone.build(preset, 5), preset, adam)
     assert type(made) is torch.optim.AdamW
     assert {group["fused"] for group in made.param_groups} == {True}
 
