@@ -78,7 +78,7 @@ def lead(
         left_out = {"left_out": len(training.position.failures)}
         files.write_json(REPORT, best | left_out)
         run.log_params({"micro_batch": training.learner.micro_batch or "whole"})
-        ended = folder.with_name(f"{p.model}.pt")
+        ended = folder.with_name(f"{p.model}-{p.recipe.epochs}.pt")
         log.info(f"To go on from here: train.resume_from={ended} with more train.epochs")
         files.copy(making, MODEL)  # what is killed from here on finds all that it needs
         logged = (MODEL / keeping.LOG, MODEL / CARRIED, CURVE, REPORT, VOCABULARY)

@@ -62,7 +62,8 @@ def figures(project: Project) -> list[dict[str, float]]:
 
 def snapshot(project: Project) -> dict[str, dict[str, Tensor]]:
     """Return the weights and their average after the last step."""
-    content = torch.load(project.scratch / "small.pt", weights_only=True)["learner"]
+    (path,) = project.scratch.glob("small-*.pt")
+    content = torch.load(path, weights_only=True)["learner"]
     return {"model": content["model"], "average": content["average"]}
 
 

@@ -79,7 +79,14 @@ def test_a_training_killed_again_and_again_ends_as_one_that_was_not(
     assert len(begun) == 5
     for epoch in range(1, EPOCHS + 1):
         assert f"epoch {epoch}/{EPOCHS}  loss" in log
-    assert left_over(project) == left_over(undisturbed) == {"small.pt", "small.json"}
+    assert (
+        left_over(project)
+        == left_over(undisturbed)
+        == {
+            f"small-{EPOCHS}.pt",
+            f"small-{EPOCHS}.json",
+        }
+    )
 
 
 def left_over(project: Project) -> set[str]:
@@ -157,7 +164,7 @@ def test_more_epochs_go_on_from_a_finished_training_by_the_new_schedule(
     undisturbed: Project, tmp_path: Path
 ) -> None:
     project = undisturbed.copy(tmp_path / "more")
-    start = shutil.copytree(project.scratch, tmp_path / "kept") / "small.pt"
+    start = project.scratch / f"small-{EPOCHS}.pt"
     project.change(epochs=EPOCHS + 2, resume_from=str(start))
     printed = project.train()
     assert f"going on after 3 epochs with other settings, from {start}" in printed
@@ -167,7 +174,8 @@ def test_more_epochs_go_on_from_a_finished_training_by_the_new_schedule(
     assert columns(project, "learning_rate") == pytest.approx(expected, rel=1e-3)
     assert len(project.runs()) == 2
     assert "epoch-4.safetensors" in project.results()
-    assert f"train.resume_from={project.scratch / 'small.pt'}" in printed
+    assert f"train.resume_from={project.scratch / f'small-{EPOCHS + 2}.pt'}" in printed
+    assert start.is_file()
 
 
 # In this process
