@@ -234,3 +234,20 @@ def test_without_a_network_pretrained_weights_are_refused_with_the_way_out(root:
     assert told.startswith("error: HF_HUB_OFFLINE is set, and not all of timm/convn")
     assert "`pretrained: false`" in ended.stderr
     assert "Traceback" not in ended.stderr
+
+
+def test_no_drop_path_means_none_whatever_the_backbone_has_by_itself(preset: Preset) -> None:
+    swin = preset.model_copy(
+        update={"backbone": "swin_tiny_patch4_window7_224", "image_size": 64, "model_args": {}}
+    )
+    kinds = {type(module).__name__ for module in backbone.build(swin, 3).modules()}
+    assert "DropPath" not in kinds
+    some = backbone.build(swin.model_copy(update={"drop_path": 0.1}), 3)
+    assert "DropPath" in {type(module).__name__ for module in some.modules()}
+
+
+@pytest.mark.parametrize("name", ["vgg11", "densenet121"])
+def test_a_backbone_without_drop_path_is_built(preset: Preset, name: str) -> None:
+    assert backbone.build(preset.model_copy(update={"backbone": name}), 3)
+    with pytest.raises(TaggerError, match="drop_path_rate"):
+        backbone.build(preset.model_copy(update={"backbone": name, "drop_path": 0.1}), 3)

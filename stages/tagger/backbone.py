@@ -31,11 +31,11 @@ def build(preset: Preset, tags: int, head: Head = "linear") -> nn.Module:
     take, and weights that are not to be had.
     """
     classes = tags if head == "linear" else 0
-    arguments: dict[str, Any] = {"drop_path_rate": preset.drop_path or None, **preset.model_args}
+    arguments: dict[str, Any] = dict(preset.model_args)
     if _config(preset.backbone).fixed_input_size:
         arguments["img_size"] = preset.image_size
     try:
-        model = timm.create_model(preset.backbone, num_classes=classes, **arguments)
+        model = _created(preset, num_classes=classes, **arguments)
     except (AssertionError, RuntimeError, TypeError, ValueError) as error:
         raise TaggerError(
             f"{preset.backbone} cannot be built with image_size {preset.image_size} and "
@@ -45,6 +45,17 @@ def build(preset: Preset, tags: int, head: Head = "linear") -> nn.Module:
     if preset.pretrained:
         weights.into(model, checkpoints.read(preset.pretrained, preset.backbone))
     return QueryTagger(model, tags) if head == "query" else model
+
+
+def _created(preset: Preset, **arguments: Any) -> nn.Module:
+    try:
+        return timm.create_model(
+            preset.backbone, **{"drop_path_rate": preset.drop_path} | arguments
+        )
+    except TypeError as error:  # some have no branches to leave out; others do unless told not to
+        if preset.drop_path or "drop_path_rate" not in str(error):
+            raise
+        return timm.create_model(preset.backbone, **arguments)
 
 
 def _config(name: str) -> PretrainedCfg:
