@@ -152,7 +152,7 @@ def test_queued_experiments_run_and_are_compared(clone: Path, first: str) -> Non
     dvc(clone, "exp", "run", "--queue", "--name", "slow", "-S", rate("3e-5"))
     dvc(clone, "exp", "run", "--queue", "--name", "fast", "-S", rate("1e-4"))
     dvc(clone, "exp", "run", "--run-all")
-    assert params_of(clone)["models"]["mobilenetv4"]["learning_rate"] == 4e-3
+    assert params_of(clone)["models"]["mobilenetv4"]["learning_rate"] == 8e-3
     by_name = {run.data.tags.get("dvc_experiment"): run for run in runs(clone)}
     assert by_name["slow"].data.params["preset.learning_rate"] == "3e-05"
     assert by_name["fast"].data.params["preset.learning_rate"] == "0.0001"
