@@ -52,7 +52,8 @@ def wanted(asked: argparse.Namespace, model: str, **train: Any) -> Params:
     """Return the parameters of params.yaml for a preset, with what is asked for in their place."""
     p = params.load(ROOT / params.PATH)
     precision = asked.precision or ("bf16" if asked.device == "cuda" else "fp32")
-    own = p.models[model].train | {"precision": precision, "compile": asked.compile} | train
+    own = p.models[model].train | {"precision": precision, "compile": asked.compile}
+    own |= {"optimizer": "adamw"} | train  # which is what timm's step is made with
     sizes = {"image_size": asked.size, "batch_size": asked.batch}
     changed = {key: value for key, value in sizes.items() if value}
     preset = p.models[model].model_copy(update=changed | {"pretrained": False, "train": own})
