@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import nn
 
 import infer
 from tagger import (
@@ -18,6 +19,7 @@ from tagger import (
     intake,
     params,
     posts,
+    preprocess,
     rules,
     thresholds,
     vocabulary,
@@ -26,6 +28,7 @@ from tagger import pictures as pictures_of
 from tagger.dataset import Part
 from tagger.lexicon import Lexicon
 from tagger.params import Params, Preset
+from tagger.preprocess import Preprocess
 from tagger.rejected import Rejected
 from tagger.sources.folder import Folder
 from tagger.thresholds import ALL, Threshold
@@ -113,6 +116,16 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory, tags: list[Tag], pres
     backbone.save_config(model, prepared, written)
     backbone.save_weights(model.state_dict(), written / backbone.WEIGHTS)
     return written
+
+
+@pytest.fixture(scope="module")
+def model(model_folder: Path) -> nn.Module:
+    return backbone.load(model_folder)
+
+
+@pytest.fixture(scope="module")
+def prepared(model_folder: Path) -> Preprocess:
+    return preprocess.read(model_folder / "preprocess.json")
 
 
 @pytest.fixture(scope="session")

@@ -9,22 +9,12 @@ import pytest
 import torch
 from torch import nn
 
-from tagger import backbone, batching, embedded, images, preprocess
+from tagger import batching, embedded, images
 from tagger.batching import Order
 from tagger.dataset import Key, Part
 from tagger.embedded import Embedded
 from tagger.images import Place
 from tagger.preprocess import Preprocess
-
-
-@pytest.fixture(scope="module")
-def model(model_folder: Path) -> nn.Module:
-    return backbone.load(model_folder)
-
-
-@pytest.fixture(scope="module")
-def prepared(model_folder: Path) -> Preprocess:
-    return preprocess.read(model_folder / "preprocess.json")
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from PIL import ImageChops
 from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from tagger import backbone, batching, images, judging, metrics, predict, preprocess, sheet
+from tagger import batching, images, judging, metrics, predict, sheet
 from tagger.batching import Order
 from tagger.dataset import Part, Pictures
 from tagger.images import Place
@@ -40,16 +40,6 @@ class Told(Group):
         if not self.leads:
             return None
         return [mine, *self.others[1:]]
-
-
-@pytest.fixture(scope="module")
-def model(model_folder: Path) -> nn.Module:
-    return backbone.load(model_folder)
-
-
-@pytest.fixture(scope="module")
-def prepared(model_folder: Path) -> Preprocess:
-    return preprocess.read(model_folder / "preprocess.json")
 
 
 def judge_of(part: Part, prepared: Preprocess, group: Group = ALONE, batch_size: int = 7) -> Judge:

@@ -13,8 +13,8 @@ from timm.models._hub import save_config_for_hf
 from torch import Tensor, nn
 
 from tagger import checkpoints, files, preprocess, weights
-from tagger.checkpoints import UNREADABLE, one_line
-from tagger.errors import TaggerError, did_you_mean
+from tagger.checkpoints import UNREADABLE
+from tagger.errors import TaggerError, did_you_mean, one_line
 from tagger.heads import Head, QueryTagger
 from tagger.images import WHITE
 from tagger.params import Preset

@@ -18,7 +18,7 @@ from timm.models import get_pretrained_cfg, load_state_dict
 from timm.models._hub import download_cached_file
 
 from tagger import files, hub
-from tagger.errors import TaggerError
+from tagger.errors import TaggerError, one_line
 
 HUB = "hf-hub:"
 CONFIG = "config.json"
@@ -102,10 +102,6 @@ def file_in(path: Path) -> Path | None:
     if path.is_file():
         return path
     return next((path / name for name in NAMES if (path / name).is_file()), None)
-
-
-def one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()).rstrip(".") or type(error).__name__
 
 
 def _from_folder(folder: Path) -> Checkpoint:

@@ -36,6 +36,11 @@ def reported() -> Iterator[None]:
         raise SystemExit(130) from None
 
 
+def one_line(error: BaseException) -> str:
+    """Return what an error of a library says, as part of a sentence."""
+    return " ".join(str(error).split()).rstrip(".") or type(error).__name__
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Return " Did you mean 'x'?" for the known word nearest to this one, else nothing."""
     nearest = get_close_matches(word, list(known), n=1)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from tagger import optimizer, parallel
-from tagger.errors import TaggerError
+from tagger.errors import TaggerError, one_line
 from tagger.losses import Loss
 from tagger.parallel import Group
 from tagger.params import Preset, Train
@@ -215,9 +215,9 @@ class Learner:
             parallel.put_optimizer(self.optimizer, state["optimizer"])
             self.scaler.load_state_dict(state["scaler"])
         except (KeyError, ValueError, RuntimeError) as error:
-            reason = " ".join(str(error).split())[:200]
             raise TaggerError(
-                f"The checkpoint is of another backbone, vocabulary or optimizer: {reason}. "
+                "The checkpoint is of another backbone, vocabulary or optimizer: "
+                f"{one_line(error)[:200]}. "
                 "Start from its weights by train.init_from."
             ) from error
         self.micro_batch = self.recipe.micro_batch or state["micro_batch"]

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from tagger import files
-from tagger.errors import TaggerError
+from tagger.errors import TaggerError, one_line
 
 _KEPT = 2  # snapshots: the one before stays until the next is whole
 _log = logging.getLogger(__name__)
@@ -46,8 +46,8 @@ class Snapshots:
             if writing:
                 writing.result()
         except (OSError, RuntimeError) as error:
-            full = isinstance(error.__context__, OSError)  # of which torch makes a riddle
-            why = _line(error.__context__ if full else error)
+            cause = error.__context__  # of a full disk torch makes a riddle
+            why = one_line(cause if isinstance(cause, OSError) else error)
             _log.warning(f"The snapshot cannot be written, and training goes on without: {why}")
 
     def _write(self, step: int, content: Content) -> None:
@@ -99,12 +99,8 @@ def read(path: Path) -> Content:
         why = "it holds more than tensors, numbers and texts"
         raise TaggerError(f"{path} is no whole snapshot: {why}.") from None
     except (TaggerError, OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
-        raise TaggerError(f"{path} is no whole snapshot: {_line(error)}.") from None
+        raise TaggerError(f"{path} is no whole snapshot: {one_line(error)}.") from None
 
 
 def _seal(path: Path) -> Path:
     return path.with_suffix(".json")
-
-
-def _line(error: BaseException | None) -> str:
-    return " ".join(str(error).split()).rstrip(".")

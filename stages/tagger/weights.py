@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 from timm.models import model_entrypoint
 from torch import Tensor, nn
 
-from tagger.checkpoints import UNREADABLE, Checkpoint, one_line
-from tagger.errors import TaggerError
+from tagger.checkpoints import UNREADABLE, Checkpoint
+from tagger.errors import TaggerError, one_line
 from tagger.heads import QueryTagger
 
 _BACKBONE, _DECODER = "backbone.", "decoder"  # of a QueryTagger
