@@ -1,6 +1,6 @@
 """Tables and curves of an evaluation, as rows to be written, from counted scores."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ TAG_HEADER = (
     *("name", "category", "band", "count", "support", "threshold", "ap"),
     *("f1", "precision", "recall", "mcc", "ece", "brier", "loss"),
 )
+CATEGORY_HEADER = ("category", "tags", "macro_ap", "micro_ap", "macro_f1", "micro_f1")
 PR_HEADER = ("recall", "precision")
 F1_HEADER = ("threshold", "micro_f1", "macro_f1", "precision", "recall")
 RELIABILITY_HEADER = ("confidence", "true", "pairs")
@@ -49,6 +50,14 @@ def tag_rows(tally: Tally, tags: Sequence[Tag], limits: Floats) -> Iterable[Sequ
         *(np.round(share, 6) for share in shares),
         strict=True,
     )
+
+
+def category_rows(summary: Mapping[str, Any]) -> list[Sequence[Any]]:
+    """Return a row per category under CATEGORY_HEADER, from `figures.summary`."""
+    return [
+        (name, *(found[key] for key in CATEGORY_HEADER[1:]))
+        for name, found in summary["categories"].items()
+    ]
 
 
 def pr_rows(tally: Tally, points: int = 200) -> list[tuple[float, float]]:
