@@ -42,6 +42,8 @@ class Part:
 
     places: Sequence[Place]
     labels: csr_array  # boolean (posts, tags), in the order of the vocabulary
+    groups: npt.NDArray[np.int64] | None = None  # (posts,), of posts that belong together
+    ids: pa.ChunkedArray | None = None  # of strings, (posts,)
 
     def __len__(self) -> int:
         return len(self.places)
@@ -78,7 +80,8 @@ def read(
     parts = {}
     for number, name in enumerate(posts.PARTS):
         rows = np.flatnonzero(part_of == number)
-        parts[name] = Part(Places(manifest.table.take(rows)), labels[rows])
+        own = manifest.table.take(rows)
+        parts[name] = Part(Places(own), labels[rows], manifest.groups[rows], own["id"])
     del manifest, labels
     pa.default_memory_pool().release_unused()
     images.release()

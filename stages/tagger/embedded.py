@@ -5,10 +5,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from torch import nn
 
-from tagger import batching, heads, progress
+from tagger import batching, heads, predict, progress
 from tagger.batching import Order
 from tagger.dataset import Key, Part, Pictures, Sample
 from tagger.preprocess import Preprocess
@@ -34,18 +33,15 @@ def embed(
     model: nn.Module, part: Part, preprocess: Preprocess, *, batch_size: int, workers: int
 ) -> Embedded:
     """Return what the head sees of each picture; those unreadable are told, and left out."""
-    device = next(model.parameters()).device
+    compute = predict.by_torch(model, preprocess, lambda pixels: heads.outputs(model, pixels)[1])
     pictures = Pictures(part, preprocess)
     batches: Any = batching.loader(pictures, Order(len(part), batch_size), workers=workers)
     found, rows = [], []
-    model.eval()
-    with torch.inference_mode():
-        for batch in progress.track(batches, "embedding"):
-            for row, reason in batch.failures:
-                _log.warning(f"left out {part.places[row].path}: {reason}")
-            if batch.rows:
-                inputs, _ = batching.to_device(batch, device, preprocess)
-                found.append(heads.outputs(model, inputs)[1].float().cpu().numpy())
-                rows += batch.rows
+    for batch in progress.track(batches, "embedding"):
+        for row, reason in batch.failures:
+            _log.warning(f"left out {part.places[row].path}: {reason}")
+        if batch.rows:
+            found.append(compute(batch))
+            rows += batch.rows
     readable = Part([part.places[row] for row in rows], part.labels[rows])
     return Embedded(readable, np.concatenate(found) if found else np.empty((0, 1), np.float32))

@@ -1,24 +1,28 @@
 """Run a model over a part of the split."""
 
-from collections.abc import Iterable
-from typing import NamedTuple
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from tagger import batching
 from tagger.batching import Batch, Order
-from tagger.dataset import Part, Pictures
+from tagger.dataset import Failure, Part, Pictures
 from tagger.metrics import Scores, Truth
 from tagger.preprocess import Preprocess
+
+Array = npt.NDArray[np.float32]
+Compute: TypeAlias = Callable[[Batch], Array]  # what is made of a batch, (pictures, outputs)
 
 
 class Predictions(NamedTuple):
     scores: Scores  # (pictures, tags), probabilities
     truth: Truth  # (pictures, tags)
     rows: list[int]  # of the part, one per picture
-    failures: list[tuple[int, str]]  # row and reason of each picture that could not be read
+    failures: list[Failure]  # of each picture that could not be read
 
 
 def predict(
@@ -33,23 +37,36 @@ def predict(
 def predict_batches(
     model: nn.Module, batches: Iterable[Batch], preprocess: Preprocess, tags: int
 ) -> Predictions:
-    """Return the model's probabilities for every readable picture of some batches.
-
-    The model runs in eval mode where it lies, and is left in the mode it was in.
-    """
-    device = next(model.parameters()).device
+    """Return the model's probabilities for every readable picture of some batches."""
     scores, truth = [np.empty((0, tags), np.float32)], [np.empty((0, tags), np.bool_)]
     rows: list[int] = []
-    failures: list[tuple[int, str]] = []
-    was_training = model.training
-    model.eval()
-    with torch.inference_mode():
-        for batch in batches:
-            failures += batch.failures
-            if batch.rows:
-                inputs, _ = batching.to_device(batch, device, preprocess)
-                scores.append(model(inputs).float().sigmoid().cpu().numpy())
-                truth.append(batch.targets.numpy() > 0)
-                rows += batch.rows
-    model.train(was_training)
+    failures: list[Failure] = []
+    compute = by_torch(model, preprocess)
+    for batch in batches:
+        failures += batch.failures
+        if batch.rows:
+            scores.append(torch.from_numpy(compute(batch)).sigmoid().numpy())
+            truth.append(batch.targets.numpy() > 0)
+            rows += batch.rows
     return Predictions(np.concatenate(scores), np.concatenate(truth), rows, failures)
+
+
+def by_torch(
+    model: nn.Module, preprocess: Preprocess, outputs: Callable[[Tensor], Tensor] | None = None
+) -> Compute:
+    """Return what computes a model's logits where it lies, in eval mode, in float32.
+
+    outputs: what to compute in place of the logits, from normalised pixels
+    """
+    device = next(model.parameters()).device
+
+    @torch.inference_mode()
+    def compute(batch: Batch) -> Array:
+        was_training = model.training
+        model.eval()
+        inputs, _ = batching.to_device(batch, device, preprocess)
+        found: Any = (outputs or model)(inputs)
+        model.train(was_training)
+        return np.asarray(found.float().cpu())
+
+    return compute

@@ -35,6 +35,11 @@ class Rules:
     renames: Mapping[str, str] = field(default_factory=dict)  # to "": dropped
     cycles: Sequence[str] = ()  # aliases and implications that lead back to where they start
 
+    @property
+    def meant(self) -> dict[str, str]:
+        """The tag that is meant, by the name of one that is no more."""
+        return {**self.aliases, **{old: new for old, new in self.renames.items() if new}}
+
 
 def read(*folders: Path) -> Rules:
     """Return the rules of some folders; of what is said twice, the first counts.

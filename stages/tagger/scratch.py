@@ -1,6 +1,7 @@
 """What a stage that is killed goes on from, out of sight of Git and DVC."""
 
 import fcntl
+import hashlib
 import os
 import shutil
 from collections.abc import Iterator
@@ -42,3 +43,14 @@ def alone(folder: Path) -> Iterator[None]:
                 f"The same is under way in another process, which holds {lock}. Wait for its end."
             ) from None
         yield
+
+
+@contextmanager
+def borrowed(stage: str) -> Iterator[Path]:
+    """Yield where a stage keeps what it needs until its end, for this working copy alone."""
+    folder = of(stage) / hashlib.sha256(os.fsencode(Path.cwd())).hexdigest()[:16]
+    with alone(folder):
+        try:
+            yield folder
+        finally:
+            forget(folder)

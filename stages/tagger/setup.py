@@ -6,7 +6,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -20,6 +19,7 @@ from tagger import (
     losses,
     rules,
     snapshots,
+    vocabulary,
 )
 from tagger.augment import Augmentation, BatchAugmentation
 from tagger.batching import Labelled, Order
@@ -34,7 +34,7 @@ from tagger.plan import Plan, Position
 from tagger.preprocess import Preprocess
 from tagger.snapshots import Content, Snapshots
 from tagger.training import Training
-from tagger.vocabulary import CATEGORIES, Tag
+from tagger.vocabulary import Tag
 
 _log = logging.getLogger(__name__)
 
@@ -110,7 +110,7 @@ def training(
     order.batches = range(position.step, position.step if plan.over(position) else plan.steps)
     in_turn = Order(len(judged.part), p.preset.batch_size, share=group.share)
     workers = 0 if recipe.cache_embeddings else recipe.workers
-    unlabelled = [_columns(tags, category) for category in recipe.unlabelled]
+    unlabelled = [vocabulary.columns(tags, category) for category in recipe.unlabelled]
     return Training(
         model=model,
         learner=learner,
@@ -140,8 +140,7 @@ def _model(p: Params, tags: Sequence[Tag], group: Group) -> tuple[nn.Module, lis
     model: Any = backbone.build(preset, len(tags), recipe.head)
     carried: list[Carried] = []
     if recipe.init_from:
-        known = rules.read(p.prepare.rules)
-        aliases = {**known.aliases, **{a: b for a, b in known.renames.items() if b}}
+        aliases = rules.read(p.prepare.rules).meant
         carried = carry.into(
             model, recipe.init_from, preset.backbone, tags, aliases, recipe.new_tags
         )
@@ -200,10 +199,6 @@ def _batch_augmentation(p: Params) -> BatchAugmentation:
     if p.recipe.cache_embeddings:
         return BatchAugmentation(p.seed)
     return BatchAugmentation(p.seed, wanted.mixup, wanted.cutmix, wanted.cutout)
-
-
-def _columns(tags: Sequence[Tag], category: str) -> Any:
-    return np.flatnonzero([CATEGORIES[tag.category] == category for tag in tags])
 
 
 def _position(learner: Learner, plan: Plan, snapshot: Content | None) -> Position:

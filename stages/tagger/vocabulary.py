@@ -6,6 +6,9 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
+import numpy.typing as npt
+
 from tagger import files, records
 from tagger.errors import TaggerError
 
@@ -51,6 +54,11 @@ def count_categories(tags: Iterable[Tag]) -> dict[str, int]:
     """Return the number of tags in each category that has any, by its name."""
     counts = Counter(tag.category for tag in tags)
     return {name: counts[code] for code, name in CATEGORIES.items() if counts[code]}
+
+
+def columns(tags: Sequence[Tag], category: Category) -> npt.NDArray[np.int64]:
+    """Return the places of the tags of a category."""
+    return np.flatnonzero([CATEGORIES[tag.category] == category for tag in tags])
 
 
 def write(tags: Sequence[Tag], path: Path) -> None:

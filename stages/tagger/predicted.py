@@ -1,0 +1,68 @@
+"""The predictions of a model for parts of the split, on disk, by as many processes as there are."""
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from tagger import batching, progress, scored, vocabulary
+from tagger.batching import Order
+from tagger.dataset import Part, Pictures
+from tagger.parallel import Group
+from tagger.predict import Compute
+from tagger.preprocess import Preprocess
+from tagger.scored import Block, Scored
+from tagger.vocabulary import Category, Tag
+
+
+class Predicted(NamedTuple):
+    scored: Scored
+    failures: dict[int, str]  # row and reason of each picture that could not be read
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """Predicts parts onto the disk. Each process of the group computes its share."""
+
+    group: Group
+    folder: Path
+    unlabelled: Sequence[Category]  # whose tags are unknown where a picture has none of them
+    batch_size: int  # pictures at a time, over all processes
+    workers: int  # for each process
+
+    def __call__(
+        self, name: str, part: Part, tags: Sequence[Tag], compute: Compute, preprocess: Preprocess
+    ) -> Predicted | None:
+        """Return the predictions of a part, on the leading process; their file lies in the folder.
+
+        name: of the file
+        tags: the columns of the part's labels
+        compute: gives the logits of these tags
+        """
+        failures: dict[int, str] = {}
+        blocks = self._blocks(part, compute, preprocess, failures)
+        if not self.group.leads:
+            deque(blocks, maxlen=0)
+            return None
+        unknown = [vocabulary.columns(tags, category) for category in self.unlabelled]
+        truth = scored.Truth(part.labels, part.groups, unknown)
+        kept = scored.write(self.folder / f"{name}.logits", truth, blocks)
+        return Predicted(kept, dict(sorted(failures.items())))
+
+    def _blocks(
+        self, part: Part, compute: Compute, preprocess: Preprocess, failures: dict[int, str]
+    ) -> Iterator[Block]:
+        order = Order(len(part), self.batch_size, share=self.group.share)
+        batches: Any = batching.loader(Pictures(part, preprocess), order, workers=self.workers)
+        for batch in progress.track(batches, "predicting") if self.group.leads else batches:
+            found = compute(batch) if batch.rows else np.empty((0, part.labels.shape[1]))
+            every = self.group.collected((batch.rows, found, batch.failures)) or []
+            seen: set[int] = set()  # a last batch of fewer pictures than processes has one twice
+            for rows, logits, failed in every:
+                failures.update(failed)
+                if not seen.intersection(rows):
+                    yield rows, logits
+                seen.update(rows)
