@@ -46,7 +46,7 @@ def run(asked: "Options", plan: "Plan", here: "World", tally: "Tally") -> bool:
     images.begin()
     decoding = asked.pace.workers > 0 and len(plan.todo) > decoders.FEW
     use = Device(asked.device, here.local_rank, here.cores, busy=decoding)
-    tagger = models.load(asked.model, asked.device, use)
+    tagger = models.load(asked.model, asked.device, use, calibrated=asked.calibrated)
     choose = outputs.captioner(asked, tagger)
     begun = time.monotonic()
     with ahead.stopped_by_signals() as stop:

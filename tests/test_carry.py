@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from tagger import backbone, carry, images, matching, vocabulary
+from tagger import backbone, carry, images, matching, taglists, vocabulary
 from tagger.carry import Carried
 from tagger.dataset import Part
 from tagger.errors import TaggerError
@@ -273,7 +273,7 @@ def test_a_name_counts_more_than_an_alias() -> None:
 def test_old_names_are_read_however_they_are_written(write: Callable[[str, str], Path]) -> None:
     lines = ["category,tag_id,name,best_threshold", '4,1,"Hatsune Miku",0.3']
     lines += [",2,saber \\(fate\\),", "general,3,a,", "77,4,b,", ""]
-    tags = carry.read_tags(write("tagger/selected_tags.csv", "\n".join(lines)).parent)
+    tags = taglists.read(write("tagger/selected_tags.csv", "\n".join(lines)).parent)
     assert [(tag.name, tag.category) for tag in tags] == [
         ("hatsune_miku", 4),
         ("saber_(fate)", UNKNOWN),
@@ -400,7 +400,7 @@ def refused(folder: Path, preset: Preset, tags: Sequence[Tag] = tuple(general("a
 def test_a_folder_that_is_not_there_or_lists_no_tags_is_refused(
     trained: Callable[..., Path], preset: Preset, tmp_path: Path
 ) -> None:
-    assert "none is no tagger to start from: it is no folder" in refused(tmp_path / "none", preset)
+    assert "none is no tagger: it is no folder" in refused(tmp_path / "none", preset)
     folder = trained(general("a"), preset)
     (folder / "vocabulary.csv").unlink()
     message = refused(folder, preset)

@@ -63,7 +63,7 @@ def test_thresholds_of_a_training_folder_lie_beside_it(
 ) -> None:
     copy = tmp_path / "models" / "tagger"
     shutil.copytree(model_folder, copy)
-    assert set(trained.load(copy, "cpu").thresholds) == {trained.UNFITTED}
+    assert set(trained.load(copy, "cpu").thresholds) == {exported.UNFITTED}
     row = thresholds.Threshold("all", "", 0.61, 1, 0.5, 0.5, 0.5, "best_f1")
     thresholds.write([row], copy.parent / "thresholds.csv")
     assert set(trained.load(copy, "cpu").thresholds) == {0.61}

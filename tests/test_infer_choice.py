@@ -1,16 +1,19 @@
 """Which tags infer.py gives: by threshold, number, category, implication and name."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from scipy.special import expit, logit
 
-from tagger import exported, files, images, thresholds
+from tagger import calibration, exported, files, images, thresholds
 from tagger.dataset import Part
 from tagger.exported import Tagger
+from tagger.vocabulary import CATEGORIES
 
 Said = Callable[..., dict[str, dict[str, float]]]
 
@@ -73,6 +76,37 @@ def test_categories_may_have_thresholds_of_their_own_and_the_others_keep_theirs(
         limits[column] = {0: 0.3, 4: 0.8}.get(tag.category, limits[column])
     found = said("--threshold", "general=0.3,character=0.8")
     assert names(found) == wanted(tagger, scores, limits)
+
+
+@pytest.mark.parametrize("limit", ["best", "category"])
+def test_calibrated_confidences_are_other_and_the_tags_the_same(said: Said, limit: str) -> None:
+    plain, calibrated = (said("--threshold", limit, *more) for more in ((), ("--calibrated",)))
+    assert names(plain) == names(calibrated)
+    assert plain != calibrated
+
+
+def test_calibrated_confidences_are_divided_by_the_temperature_of_the_category(
+    said: Said, scores: dict[str, float], tagger: Tagger, export_folder: Path
+) -> None:
+    temperatures = calibration.read(export_folder / "calibration.json")
+    category = {tag.name: CATEGORIES[tag.category] for tag in tagger.tags}
+    found = said("--threshold", 0, "--calibrated")
+    for tag, confidence in found["general"].items():
+        expected = expit(logit(scores[tag]) / temperatures[category[tag]])
+        assert confidence == pytest.approx(expected, abs=1e-4)
+
+
+def test_calibrated_needs_the_temperatures(
+    run: Callable[..., int],
+    export_folder: Path,
+    pictures: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    copy = Path(shutil.copytree(export_folder, tmp_path / "export"))
+    (copy / "calibration.json").unlink()
+    assert run(pictures / "a.png", "--model", copy, "--calibrated") == 2
+    assert "--calibrated needs" in capsys.readouterr().err
 
 
 def test_top_keeps_the_surest(said: Said, scores: dict[str, float], tagger: Tagger) -> None:

@@ -9,14 +9,12 @@ from typing import Literal, NamedTuple, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from tagger import checkpoints, matching, records, weights
+from tagger import checkpoints, matching, taglists, weights
 from tagger.errors import TaggerError
 from tagger.matching import Kept, New, Start
-from tagger.vocabulary import CATEGORIES, UNKNOWN, Tag, normal
+from tagger.vocabulary import CATEGORIES, Tag
 
 Outcome: TypeAlias = Literal[Kept, "new", "dropped"]
-
-LISTS = ("vocabulary.csv", "selected_tags.csv")  # of tags, by `train` and by everyone else
 
 _QUERIES, _QUERY_OF_TAG = "decoder.queries", "decoder.query_of_tag"  # of a query head
 
@@ -55,7 +53,7 @@ def into(
 
     Raises TaggerError for a folder that is no tagger, is damaged, or is of another backbone.
     """
-    olds = read_tags(folder)
+    olds = taglists.read(folder)
     rows = _row_names(model, backbone)
     stored = weights.into(model, checkpoints.read(folder, backbone), fresh=[*rows, _QUERIES])
     if _QUERIES not in rows:
@@ -69,31 +67,6 @@ def into(
     if found:
         _set_rows(model, old_rows, {row: old for row, (old, _) in found.items()}, starts)
     return _told(tags, olds, found, starts)
-
-
-def read_tags(folder: Path) -> list[Tag]:
-    """Return the tags of a tagger in the order of its outputs, names in lower_snake_case."""
-    path = next((folder / name for name in LISTS if (folder / name).is_file()), None)
-    if path is None:
-        why = f"it has neither {' nor '.join(LISTS)}" if folder.is_dir() else "it is no folder"
-        raise TaggerError(
-            f"{folder} is no tagger to start from: {why}. Name the folder of a trained or exported "
-            "model."
-        )
-    tags = [_tag(row, place) for place, row in records.rows(path)]
-    if not tags:
-        raise TaggerError(f"{path} lists no tags. Get the folder again.")
-    return tags
-
-
-def _tag(row: Mapping[str, object], place: str) -> Tag:
-    """Return a row of any of the lists that are about, of which only the name is needed."""
-    name = normal(str(row.get("name", "")))
-    if not name:
-        raise TaggerError(f"{place} has no 'name'. Get the folder again.")
-    text = str(row.get("category", UNKNOWN)).strip()
-    codes = {str(code): code for code in CATEGORIES} | {n: code for code, n in CATEGORIES.items()}
-    return Tag(UNKNOWN, name, codes.get(text, UNKNOWN), UNKNOWN)
 
 
 def _row_names(model: nn.Module, backbone: str) -> list[str]:

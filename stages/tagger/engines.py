@@ -51,11 +51,8 @@ def use_cuda(device: str) -> bool:
     return False
 
 
-def on_onnx(path: Path, prepared: Preprocess, device: Device) -> Engine:
-    """Return an ONNX graph with an input `input` and an output `prediction`, ready to run.
-
-    Raises TaggerError for a file that ONNX Runtime does not load.
-    """
+def session(path: Path, device: Device) -> Any:
+    """Return an ONNX graph, ready to run. Raises TaggerError for one that does not load."""
     import onnxruntime as ort
 
     settings = ort.SessionOptions()
@@ -66,19 +63,50 @@ def on_onnx(path: Path, prepared: Preprocess, device: Device) -> Engine:
     if device.kind == "cuda":
         providers.insert(0, ("CUDAExecutionProvider", {"device_id": device.number}))
     try:
-        session = ort.InferenceSession(path, settings, providers=providers)
+        return ort.InferenceSession(path, settings, providers=providers)
     except Exception as error:  # ONNX Runtime's errors have no common class of their own
         raise TaggerError(f"{path} does not load: {error}. Export again.") from error
-    known = {output.name for output in session.get_outputs()}
+
+
+def on_onnx(path: Path, prepared: Preprocess, device: Device) -> Engine:
+    """Return an ONNX graph with an input `input` and an output `prediction`, ready to run.
+
+    Raises TaggerError for a file that ONNX Runtime does not load.
+    """
+    graph = session(path, device)
+    known = {output.name for output in graph.get_outputs()}
 
     def run(squares: Pixels, embed: bool) -> Outputs:
         if embed and "embedding" not in known:
             raise TaggerError(f"{path} has no output `embedding`. Export again.")
         names = ["prediction", "embedding"] if embed else ["prediction"]
-        found = session.run(names, {"input": prepared.normalise(squares)})
+        found = graph.run(names, {"input": prepared.normalise(squares)})
         return Outputs(np.asarray(found[0]), np.asarray(found[1]) if embed else None)
 
     return run
+
+
+def on_wd14(path: Path, device: Device) -> tuple[Engine, int]:
+    """Return an ONNX graph of the WD14 layout, ready to run, and its size in pixels.
+
+    Its input is (batch, size, size, 3), BGR from 0 to 255, its first output the probabilities.
+    """
+    graph = session(path, device)
+    (given, *_), (first, *more) = graph.get_inputs(), graph.get_outputs()
+    if len(given.shape) != 4 or given.shape[3] != 3 or not isinstance(given.shape[1], int):
+        raise TaggerError(
+            f"{path} takes {given.shape}, not (batch, size, size, 3) as in the WD14 layout."
+        )
+
+    def run(squares: Pixels, embed: bool) -> Outputs:
+        if embed and not more:
+            raise TaggerError(f"{path} has no output for embeddings.")
+        names = [first.name, *(output.name for output in more[:1] if embed)]
+        pixels = np.ascontiguousarray(squares[..., ::-1], np.float32)
+        found = graph.run(names, {given.name: pixels})
+        return Outputs(np.asarray(found[0]), np.asarray(found[1]) if embed else None)
+
+    return run, given.shape[1]
 
 
 def cuda_in_onnx(device: str) -> bool:

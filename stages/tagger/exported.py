@@ -19,6 +19,8 @@ ONNX = "model.onnx"
 SELECTED_TAGS = "selected_tags.csv"
 PREPROCESS = "preprocess.json"
 FITTED = "thresholds.csv"
+CALIBRATION = "calibration.json"
+UNFITTED = 0.4  # the threshold of every tag where none were fitted
 WEIGHTS = ("model.safetensors", "config.json")
 
 _log = logging.getLogger(__name__)
@@ -34,6 +36,7 @@ class Tagger:
     engine: Engine
     device: str  # cpu or cuda
     fitted: Path  # thresholds.csv with those of the categories, which may be missing
+    temperatures: Floats | None = None  # (tags,), by which the logits are divided; None: by 1
 
     def __call__(self, pictures: Sequence[Image.Image]) -> Array:
         """Return the probabilities of every tag, (pictures, tags), for RGB images."""
@@ -66,26 +69,35 @@ def load(path: Path, device: str = "auto", use: Device | None = None) -> Tagger:
             "Run `dvc repro`, or name an export folder with --model."
         )
     prepared = preprocess.read(folder / PREPROCESS)
-    use = use or Device("cpu")
-    kind, engine = _engine(folder, name, prepared, device, use, by_name=folder != path)
+    by_name = folder != path
+    kind, runs = engine(folder, name, prepared, device, use or Device("cpu"), by_name=by_name)
     tags = vocabulary.read(folder / SELECTED_TAGS)
-    check_outputs(engine, prepared, len(tags), folder / SELECTED_TAGS)
+    check_outputs(runs, prepared, len(tags), folder / SELECTED_TAGS)
     limits = _thresholds(folder / SELECTED_TAGS)
-    return Tagger(tags, limits, prepared, engine, kind, folder / FITTED)
+    return Tagger(tags, limits, prepared, runs, kind, folder / FITTED)
 
 
-def _engine(
-    folder: Path, name: str, prepared: Preprocess, device: str, use: Device, *, by_name: bool
+def engine(
+    folder: Path,
+    onnx: str,
+    prepared: Preprocess,
+    device: str,
+    use: Device,
+    *,
+    by_name: bool = False,
 ) -> tuple[str, Engine]:
-    """Return what computes, and on which device."""
+    """Return what computes, and on which device.
+
+    by_name: the ONNX file, whatever else there is
+    """
     has_weights = not by_name and all((folder / weights).is_file() for weights in WEIGHTS)
     if has_weights and engines.use_cuda(device):
         return "cuda", engines.on_torch(folder, prepared, use._replace(kind="cuda"))
     if engines.cuda_in_onnx(device):
-        return "cuda", engines.on_onnx(folder / name, prepared, use._replace(kind="cuda"))
+        return "cuda", engines.on_onnx(folder / onnx, prepared, use._replace(kind="cuda"))
     if device == "cuda" and not has_weights:
         _log.warning("ONNX Runtime has no CUDA here, going on with the CPU.")
-    return "cpu", engines.on_onnx(folder / name, prepared, use._replace(kind="cpu"))
+    return "cpu", engines.on_onnx(folder / onnx, prepared, use._replace(kind="cpu"))
 
 
 def check_outputs(engine: Engine, prepared: Preprocess, tags: int, path: Path) -> None:

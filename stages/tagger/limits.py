@@ -76,4 +76,9 @@ def _fitted(tagger: Tagger) -> Floats:
             f"--threshold category needs {tagger.fitted}, which is missing. "
             "Give a number, or thresholds such as general=0.3,character=0.8."
         )
-    return thresholds.per_tag(thresholds.read(tagger.fitted), tagger.tags, CATEGORY)
+    found = thresholds.per_tag(thresholds.read(tagger.fitted), tagger.tags, CATEGORY)
+    if tagger.temperatures is None:
+        return found
+    from tagger import calibration
+
+    return calibration.calibrated(found, tagger.temperatures)

@@ -26,6 +26,7 @@ class Options:
     model: Path
     device: str  # auto, cpu, cuda
     pace: Pace
+    calibrated: bool
     limits: Limits
     top: int | None  # tags of a picture at most
     categories: Sequence[str]  # to write, in the order of CATEGORIES
@@ -89,6 +90,12 @@ def _add_work(parser: argparse.ArgumentParser, p: params.Infer, root: Path) -> N
         help="an export folder, its .onnx file, or a training folder (%(default)s)",
     )
     add("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    add(
+        "--calibrated",
+        action=argparse.BooleanOptionalAction,
+        default=p.calibrated,
+        help="confidences that say how often a tag is there; the same tags (%(default)s)",
+    )
     add(
         "--batch-size",
         type=values.whole_or_auto(1),
@@ -223,6 +230,7 @@ def _options(given: argparse.Namespace, cores: int) -> Options:
             workers=cores if given.workers is None else given.workers,
             timeout=given.timeout,
         ),
+        calibrated=given.calibrated,
         limits=given.threshold,
         top=given.top,
         categories=given.categories,

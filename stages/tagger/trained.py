@@ -7,12 +7,11 @@ import numpy as np
 
 from tagger import engines, exported, preprocess, vocabulary
 from tagger.engines import Device
-from tagger.exported import FITTED, PREPROCESS, WEIGHTS, Tagger
+from tagger.exported import FITTED, PREPROCESS, UNFITTED, WEIGHTS, Tagger
 from tagger.metrics import Floats
 from tagger.vocabulary import Tag
 
 VOCABULARY = "vocabulary.csv"
-UNFITTED = 0.4  # the threshold of every tag before evaluation has fitted any
 
 
 def lacking(folder: Path) -> list[str]:

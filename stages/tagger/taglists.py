@@ -1,0 +1,34 @@
+"""The tags of a tagger in any of the forms that are about."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from tagger import records
+from tagger.errors import TaggerError
+from tagger.vocabulary import CATEGORIES, UNKNOWN, Tag, normal
+
+LISTS = ("vocabulary.csv", "selected_tags.csv")  # by `train` and by everyone else
+
+
+def read(folder: Path) -> list[Tag]:
+    """Return the tags of a tagger in the order of its outputs, names in lower_snake_case."""
+    path = next((folder / name for name in LISTS if (folder / name).is_file()), None)
+    if path is None:
+        why = f"it has neither {' nor '.join(LISTS)}" if folder.is_dir() else "it is no folder"
+        raise TaggerError(
+            f"{folder} is no tagger: {why}. Name the folder of a trained or exported model."
+        )
+    tags = [_tag(row, place) for place, row in records.rows(path)]
+    if not tags:
+        raise TaggerError(f"{path} lists no tags. Get the folder again.")
+    return tags
+
+
+def _tag(row: Mapping[str, object], place: str) -> Tag:
+    """Return a row of any of the lists that are about, of which only the name is needed."""
+    name = normal(str(row.get("name", "")))
+    if not name:
+        raise TaggerError(f"{place} has no 'name'. Get the folder again.")
+    text = str(row.get("category", UNKNOWN)).strip()
+    codes = {str(code): code for code in CATEGORIES} | {n: code for code, n in CATEGORIES.items()}
+    return Tag(UNKNOWN, name, codes.get(text, UNKNOWN), UNKNOWN)
