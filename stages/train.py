@@ -60,11 +60,15 @@ def lead(
     """Run the training, and put what comes of it in its place."""
     making, begun = folder / MODEL.name, folder / MODEL.name / "run.json"
     run_id = files.read_json(begun)["run_id"] if begun.exists() else None
-    with tracking.run(p.model, run_id=run_id, preset=p.model, **hashes) as run:
+    data = tracking.digest(hashes)
+    with tracking.run(p.model, run_id=run_id, preset=p.model, data=data, **hashes) as run:
         settings = setup.settings(p)
+        files.write_json(begun, {"run_id": run.id, "params": settings, "data": hashes})
         if run_id is None:
             run.log_params(settings)
-        files.write_json(begun, {"run_id": run.id, "params": settings, "data": hashes})
+        used = {"training": training.part, "validation": training.judge.part}
+        run.log_data(p.prepare.path.stem, data, POSTS, **used)
+        run.log_machine()
         vocabulary.write(tags, making / "vocabulary.csv")
         training.preprocess.write(making / "preprocess.json")
         if training.carried:

@@ -3,7 +3,6 @@
 import io
 import re
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -150,11 +149,3 @@ def test_categories_have_bars_and_intervals_where_these_are_known() -> None:
     whiskers = [list(line.get_xdata()) for line in axes.lines if len(line.get_xdata())]  # type: ignore[arg-type]
     assert whiskers == [[0.65, 0.75]]
     assert [label.get_text() for label in axes.get_yticklabels()] == ["general", "artist"]
-
-
-def test_any_csv_of_shares_is_a_drawing_with_a_line_per_column(tmp_path: Path) -> None:
-    file = tmp_path / "curve.csv"
-    file.write_text("threshold,micro_f1,recall\n0.1,0.2,0.9\n0.9,0.4,0.1\n")
-    axes = plots.curve(file, "F1").axes[0]
-    assert np.allclose(line(axes, "micro f1"), [(0.1, 0.2), (0.9, 0.4)])
-    assert (axes.get_title(), axes.get_xlabel()) == ("F1", "threshold")

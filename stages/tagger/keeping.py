@@ -50,7 +50,8 @@ class Keeper:
         for row, reason in position.failures.items():
             _log.warning(f"left out {self.training.part.places[row].path}: {reason}")
         for name, file, figures in self._checkpoints():
-            self.run.log_checkpoint(name, folder / file, figures, int(figures["step"]))
+            step, sha256 = int(figures["step"]), files.sha256(self.folder / file)
+            self.run.log_checkpoint(name, folder / file, figures, step, sha256)
         return self._best()
 
     def _write_curve(self) -> None:

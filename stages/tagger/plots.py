@@ -2,13 +2,11 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any, TypeAlias
 
 import matplotlib as mpl
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
@@ -189,18 +187,6 @@ def by_category(figures: Mapping[str, Any]) -> Figure:
     shades = [Patch(color=LIGHT["third"], alpha=alpha) for alpha in (0.65, 0.3)]
     interval = axes.plot([], [], "-|", color=INK, linewidth=1, markersize=5)
     _legend(axes, [*shades, *interval], ["macro AP", "macro F1", "95 % interval"])
-    return figure
-
-
-@_styled()
-def curve(path: Path, title: str) -> Figure:
-    """Return a drawing of a CSV: every column after the first against the first, all 0 to 1."""
-    table = pd.read_csv(path, index_col=0)
-    figure, axes = _unit(str(table.index.name), "")
-    axes.set_title(title)
-    for name in table.columns:
-        axes.plot(table.index, table[name], label=str(name).replace("_", " "))
-    axes.legend()
     return figure
 
 
