@@ -1,24 +1,49 @@
-"""Judge the trained model: thresholds fitted on validation, figures reported on the test part."""
+"""Judge the trained model: thresholds fitted on validation, figures reported on the test part.
 
+With --against DIR it is compared with another tagger instead, on the same pictures; with
+--register NAME the best model that was judged on them goes into MLflow's registry.
+"""
+
+import argparse
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 from tagger import (
+    against,
     backbone,
+    calibration,
+    cutoffs,
     dataset,
     errors,
     files,
     images,
+    judged,
+    layouts,
+    parallel,
     params,
+    predict,
     preprocess,
+    registry,
     report,
-    sheet,
+    rules,
+    scratch,
     thresholds,
     tracking,
 )
+from tagger.against import Ground
 from tagger.dataset import Part
-from tagger.metrics import Floats
-from tagger.predict import Predictions, predict
+from tagger.engines import Device
+from tagger.errors import TaggerError
+from tagger.evaluation import Evaluation
+from tagger.inspection import Inspection
+from tagger.predict import Compute
+from tagger.predicted import Predicted, Predictor
+from tagger.preprocess import Preprocess
+from tagger.report import Content
+from tagger.thresholds import Aim
 from tagger.vocabulary import Tag
 
 POSTS = Path("data/posts.parquet")
@@ -26,38 +51,104 @@ TAGS = Path("data/tags.parquet")
 SPLIT = Path("data/split.parquet")
 MODEL = Path("models/tagger")
 THRESHOLDS = Path("models/thresholds.csv")
-REPORT = Path("metrics/evaluate.json")
-PER_TAG = Path("metrics/tags.csv")
-PR_CURVE = Path("metrics/pr_curve.csv")
-F1_CURVE = Path("metrics/f1_by_threshold.csv")
+CALIBRATION = Path("models/calibration.json")
+FIGURES = Path("metrics/evaluate.json")
+TABLES = (
+    Path("metrics/tags.csv"),
+    Path("metrics/categories.csv"),
+    Path("metrics/pr_curve.csv"),
+    Path("metrics/f1_by_threshold.csv"),
+    Path("metrics/reliability.csv"),
+    Path("metrics/confused_tags.csv"),
+    Path("metrics/label_issues.csv"),
+)
 SHEET = Path("metrics/predictions.png")
-PICTURES_ON_SHEET = 12
+REPORT = Path("metrics/report.html")
+AGAINST = "metrics/against.json"  # of --against, and no output of the stage
+METRIC = "test.macro_ap"  # by which the best run is found
+PARTS = ("validation", "test")
 
 
-def main(p: params.Evaluate) -> None:
+def main(p: params.Params, other: Path | None = None) -> None:
     images.begin()
     tags, parts = dataset.read(POSTS, TAGS, MODEL / "vocabulary.csv", SPLIT)
-    model = backbone.to_device(backbone.load(MODEL))
+    trained = files.read_json(MODEL / "run.json")
     prepared = preprocess.read(MODEL / "preprocess.json")
-    judged = {
-        name: predict(model, parts[name], prepared, batch_size=p.batch_size, workers=p.workers)
-        for name in ("validation", "test")
+    with (
+        parallel.group() as group,
+        scratch.borrowed("evaluate") if group.leads else nullcontext(Path()) as folder,
+    ):
+        unlabelled, loading = trained["params"]["train"]["unlabelled"], p.evaluate.loading
+        predictor = Predictor(group, folder, unlabelled, **loading)
+        compute = predict.by_torch(backbone.to_device(backbone.load(MODEL), group.device), prepared)
+        if other:
+            ground = Ground(tags, parts, predictor, p.evaluate.threshold, p.seed)
+            compare(other, compute, prepared, ground, rules.read(p.prepare.rules).meant)
+            return
+        every = {name: predictor(name, parts[name], tags, compute, prepared) for name in PARTS}
+        found = {name: one for name, one in every.items() if one}
+        if group.leads:
+            evaluation = judge(p, tags, parts, found, prepared.background)
+            content = evaluation.page(trained)
+            write(evaluation, content)
+            track(evaluation, content, trained, p.prepare.path.stem)
+            tell(evaluation)
+
+
+def judge(
+    p: params.Params,
+    tags: Sequence[Tag],
+    parts: Mapping[str, Part],
+    found: Mapping[str, Predicted],
+    background: images.Colour,
+) -> Evaluation:
+    """Return what comes out, at thresholds fitted on the validation part."""
+    policy = p.evaluate.threshold
+    aim = Aim(policy.by, policy.target)
+    fitted = cutoffs.fit(found["validation"].scored, tags, aim, p.seed)
+    limits = thresholds.per_tag(fitted, tags, policy)
+    looked = {}
+    for name, (kept, _) in found.items():
+        figures = judged.judge(kept, tags, limits, p.seed)
+        looked[name] = Inspection(name, kept, parts[name], tags, limits, figures, background)
+    lost = {
+        name: {parts[name].places[row].path: reason for row, reason in failures.items()}
+        for name, (_, failures) in found.items()
     }
-    fitted = thresholds.fit(judged["validation"].scores, judged["validation"].truth, tags)
-    thresholds.write(fitted, THRESHOLDS)
-    limits = thresholds.per_tag(fitted, tags, p.threshold)
-    figures = {part: report.summary(judged[part], tags, limits) for part in ("test", "validation")}
-    files.write_json(REPORT, figures)
-    test = judged["test"]
-    files.write_csv(PER_TAG, report.TAG_HEADER, report.tag_rows(test, tags, limits))
-    files.write_csv(PR_CURVE, report.PR_HEADER, report.pr_rows(test))
-    files.write_csv(F1_CURVE, report.F1_HEADER, report.f1_rows(test, thresholds.GRID))
-    draw_sheet(test, parts["test"], tags, limits, prepared.background)
-    track(figures)
-    tell(figures["test"])
+    return Evaluation(looked, lost, fitted)
 
 
-def tell(test: dict[str, Any]) -> None:
+def write(evaluation: Evaluation, content: Content) -> None:
+    thresholds.write(evaluation.fitted, THRESHOLDS)
+    calibration.write(evaluation.temperatures, CALIBRATION)
+    files.write_json(FIGURES, evaluation.figures)
+    for path in TABLES:
+        files.write_csv(path, *evaluation.tables[path.stem])
+    with files.replacing(SHEET) as partial:
+        evaluation.test.sheet().save(partial, format="PNG")
+    report.write(REPORT, content)
+
+
+def track(
+    evaluation: Evaluation, content: Content, trained: Mapping[str, Any], data_name: str
+) -> None:
+    """Add to the run of the training, where there is one: a store may have been away."""
+    if trained["run_id"] is None:
+        return
+    parts = {name: one.part for name, one in evaluation.parts.items()}
+    with tracking.run(run_id=trained["run_id"]) as run:
+        run.log_data(data_name, tracking.digest(trained["data"]), POSTS, **parts)
+        run.log_metrics(evaluation.summary, checkpoint="best")
+        run.log_files(FIGURES, *TABLES, THRESHOLDS, CALIBRATION, REPORT, SHEET)
+        for name, figure in report.drawings(content).items():
+            run.log_figure(figure, f"{name}.png")
+
+
+def tell(evaluation: Evaluation) -> None:
+    for part, lost in evaluation.unreadable.items():
+        for path, reason in lost.items():
+            print(f"left out of {part}: {path}: {reason}")
+    test = evaluation.figures["test"]
     print(
         f"test: macro AP {test['macro_ap']:.3f} over {test['tags']} tags, micro AP "
         f"{test['micro_ap']:.3f}, macro F1 {test['macro_f1']:.3f}, micro F1 {test['micro_f1']:.3f} "
@@ -65,28 +156,55 @@ def tell(test: dict[str, Any]) -> None:
     )
 
 
-def draw_sheet(
-    judged: Predictions, part: Part, tags: list[Tag], limits: Floats, background: images.Colour
+def compare(
+    other: Path,
+    compute: Compute,
+    prepared: Preprocess,
+    ground: Ground,
+    aliases: Mapping[str, str],
 ) -> None:
-    shown = judged.rows[:PICTURES_ON_SHEET]
-    pictures = [images.open_rgb(part.places[row], background) for row in shown]
-    drawn = sheet.draw(pictures, judged.scores, judged.truth, [tag.name for tag in tags], limits)
-    with files.replacing(SHEET) as partial:
-        drawn.save(partial, format="PNG")
-
-
-def track(figures: dict[str, Any]) -> None:
-    """Add to the run of the training, where there is one: a store may have been away."""
-    run_id = files.read_json(MODEL / "run.json")["run_id"]
-    if run_id is None:
+    """Tell whether the model is better on the test part than another tagger."""
+    world = ground.predictor.group.world
+    theirs = layouts.load(other, use=Device("cpu", world.local_rank, world.cores))
+    found = against.compare(compute, prepared, other, theirs, ground, aliases)
+    if not found:
         return
-    with tracking.run(run_id=run_id) as run:
-        run.log_metrics(figures)
-        run.log_files(REPORT, PER_TAG, THRESHOLDS, SHEET)
-        run.log_curve(PR_CURVE, "Precision and recall")
-        run.log_curve(F1_CURVE, "F1 by threshold")
+    print(
+        f"{found.tags} tags that both know, on {found.ours.figures['images']:,} test pictures; "
+        "thresholds of both fitted on validation."
+    )
+    for line in found.lines():
+        print(line)
+    print(f"If {other} was trained on some of these pictures, it does worse elsewhere.")
+    files.write_json(Path(AGAINST), found.content())
+
+
+def register(name: str, alias: str) -> None:
+    """Put the best of the runs that were judged on this data into the registry."""
+    data = tracking.digest(files.read_json(MODEL / "run.json")["data"])
+    run = registry.best(METRIC, data)
+    if run is None:
+        raise TaggerError("MLflow has no run that was judged on this data. Run `dvc repro`.")
+    found = registry.register(run, name, alias)
+    print(
+        f"{run.info.run_name}, {METRIC} {run.data.metrics[METRIC]:.3f}: version {found.number} of "
+        f"{name}, alias {alias}" + (f", weights in {found.file}" if found.file else "")
+    )
+
+
+def asked_for(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="evaluate.py", description=__doc__)
+    one = parser.add_mutually_exclusive_group()
+    one.add_argument("--against", type=Path, metavar="DIR", help="another tagger, of any layout")
+    one.add_argument("--register", metavar="NAME", help="of the model in MLflow's registry")
+    parser.add_argument("--alias", default="best", help="of what is registered (%(default)s)")
+    return parser.parse_args(arguments)
 
 
 if __name__ == "__main__":
     with errors.reported():
-        main(params.load().evaluate)
+        asked = asked_for(sys.argv[1:])
+        if asked.register:
+            register(asked.register, asked.alias)
+        else:
+            main(params.load(), asked.against)

@@ -30,6 +30,7 @@ TAGS = Path("data/tags.parquet")
 SPLIT = Path("data/split.parquet")
 MODEL = Path("models/tagger")
 THRESHOLDS = Path("models/thresholds.csv")
+CALIBRATION = Path("models/calibration.json")
 EXPORT = Path("models/export")
 REPORT = Path("metrics/export.json")
 
@@ -54,7 +55,8 @@ def write(folder: Path, tags: Sequence[Tag], limits: Floats, opset: int) -> None
     weights = () if isinstance(model, QueryTagger) else exported.WEIGHTS  # which timm loads
     for name in (*weights, exported.PREPROCESS):
         shutil.copyfile(MODEL / name, folder / name)
-    shutil.copyfile(THRESHOLDS, folder / THRESHOLDS.name)
+    for path in (THRESHOLDS, CALIBRATION):
+        shutil.copyfile(files.require(path), folder / path.name)
     exported.write_tags(tags, limits, folder / exported.SELECTED_TAGS)
     size = preprocess.read(folder / exported.PREPROCESS).size
     onnx_export.write(model, folder / exported.ONNX, size=size, opset=opset)
@@ -63,7 +65,7 @@ def write(folder: Path, tags: Sequence[Tag], limits: Floats, opset: int) -> None
 def compare(folder: Path, part: dataset.Part, limits: Floats, p: params.Params) -> dict[str, Any]:
     """Tag real pictures with the model and through each export; raise where they differ."""
     prepared = preprocess.read(MODEL / exported.PREPROCESS)
-    loading = {"batch_size": p.evaluate.batch_size, "workers": p.evaluate.workers}
+    loading = p.evaluate.loading
     model = predict(backbone.load(MODEL), part, prepared, **loading)
     tagger = exported.load(folder, "cpu")
     pictures = [images.open_rgb(part.places[row], prepared.background) for row in model.rows]

@@ -13,6 +13,7 @@ from torch import nn
 import infer
 from tagger import (
     backbone,
+    calibration,
     demo_drawing,
     errors,
     files,
@@ -140,6 +141,8 @@ def export_folder(model_folder: Path, tags: list[Tag]) -> Path:
     limits = np.linspace(0.3, 0.7, len(tags))
     project = model_folder.parent.parent
     thresholds.write(fitted, project / export.THRESHOLDS)
+    temperatures = {row.category: 1.5 + place / 10 for place, row in enumerate(fitted)}
+    calibration.write(temperatures, project / export.CALIBRATION)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(project)
         with files.replacing(export.EXPORT) as unfinished:

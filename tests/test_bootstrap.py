@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from predictions import Drawn, Kept, draw, tags
 from scipy.special import expit
+from sklearn.metrics import f1_score
 
 from tagger import bootstrap, charts, figures, influence, metrics, tally
 from tagger.bootstrap import MEASURES, OVERALL, Intervals
@@ -25,11 +26,13 @@ def influences(predictions: Drawn, groups: Ints | None = None) -> Influence:
 def measures(predictions: Drawn, rows: Ints) -> list[float]:
     """Return the measures of pictures, some of them more than once."""
     logits, truth = predictions.logits[rows], predictions.truth[rows]
-    found = metrics.figures(expit(logits), truth, LIMIT)
+    has, given = truth.any(axis=0), expit(logits) >= LIMIT
+    by = {"zero_division": 0.0}
     return [
         metrics.macro_ap(logits, truth),
         metrics.micro_ap(logits, truth),
-        *(found[name] for name in MEASURES[2:]),
+        f1_score(truth[:, has], given[:, has], average="macro", **by) if has.any() else 0.0,
+        f1_score(truth, given, average="micro", **by),
     ]
 
 

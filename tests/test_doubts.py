@@ -90,7 +90,7 @@ def test_a_doubt_says_what_the_label_says_not() -> None:
     predictions, _ = flipped(clear(500, 6), 0.05)
     found = find(predictions, most=ALL)
     assert len(found.surest) == found.missing.sum() + found.wrong.sum()
-    for picture, tag, missing, confidence in found.surest:
+    for picture, tag, missing, confidence, _ in found.surest:
         assert missing == (not predictions.truth[picture, tag])
         assert missing == (confidence > 0.5)
         assert confidence == pytest.approx(expit(predictions.logits[picture, tag]))
@@ -201,7 +201,7 @@ def test_logits_as_large_as_they_may_be_are_judged() -> None:
 
 
 def test_rows_name_the_picture_the_tag_and_the_issue() -> None:
-    found = [Doubt(1, 0, True, 0.98765432), Doubt(0, 3, False, 0.01)]
+    found = [Doubt(1, 0, True, 0.98765432, 9.0), Doubt(0, 3, False, 0.01, 8.0)]
     listed = doubts.rows("test", found, ["7", "9"], ["a.png", "b.png"], tags(4))
     assert [dict(zip(doubts.HEADER, row, strict=True)) for row in listed] == [
         {

@@ -38,6 +38,7 @@ class Doubt(NamedTuple):
     tag: int
     missing: bool  # likely there, though not said; otherwise likely not there, though said
     confidence: float  # of the tag, by the model
+    sureness: float  # nats, as `_sureness` weighs them
 
 
 class Doubts(NamedTuple):
@@ -117,7 +118,8 @@ def _surest(found: _Found, most: int) -> _Found:
 
 def _listed(found: _Found) -> Iterator[Doubt]:
     confidences = codes.probabilities()[found["code"]]
-    fields = (found["picture"], found["tag"], found["missing"], confidences)
+    named = (found[name] for name in ("picture", "tag", "missing"))
+    fields = (*named, confidences, found["sureness"])
     for row in zip(*(field.tolist() for field in fields), strict=True):
         yield Doubt(*row)
 
@@ -133,7 +135,7 @@ def rows(
 
     ids, files: (pictures,), in the order of the predictions
     """
-    for picture, number, missing, confidence in doubts:
+    for picture, number, missing, confidence, _ in doubts:
         tag, issue = tags[number], "missing" if missing else "wrong"
         about = CATEGORIES[tag.category], tag.name, issue, round(confidence, 6)
         yield part, ids[picture], files[picture], *about

@@ -1,6 +1,4 @@
-"""How good predictions are. Tags without a positive picture have no score and are left out."""
-
-from typing import NamedTuple
+"""Average precision of a model in training: of scores in memory, exact and without tables."""
 
 import numpy as np
 import numpy.typing as npt
@@ -46,59 +44,3 @@ def _precision(scores: Scores, truth: Truth) -> float:
         given += len(some) - np.searchsorted(some, own)
     true = len(own) - np.searchsorted(own, own)
     return float((true / given).mean())
-
-
-class Counts(NamedTuple):
-    """Decisions counted for each tag, (tags,), or for several thresholds, (thresholds, tags)."""
-
-    true_positive: npt.NDArray[np.int64]
-    predicted: npt.NDArray[np.int64]
-    support: npt.NDArray[np.int64]
-
-    def summed(self) -> "Counts":
-        return Counts(*(counts.sum(axis=-1, keepdims=True) for counts in self))
-
-    @property
-    def precision(self) -> Floats:
-        """Share of the predicted that is true; 0 where nothing is predicted."""
-        return _share(self.true_positive, self.predicted)
-
-    @property
-    def recall(self) -> Floats:
-        return _share(self.true_positive, self.support)
-
-    @property
-    def f1(self) -> Floats:
-        return _share(2 * self.true_positive, self.predicted + self.support)
-
-
-def _share(part: npt.NDArray[np.int64], whole: npt.NDArray[np.int64]) -> Floats:
-    return np.divide(part, whole, out=np.zeros(np.shape(whole)), where=whole > 0)
-
-
-def count(scores: Scores, truth: Truth, thresholds: float | Floats) -> Counts:
-    """Count the decisions `score >= threshold`, with one threshold or one per tag, (tags,)."""
-    predicted = scores >= thresholds
-    return Counts((predicted & truth).sum(axis=0), predicted.sum(axis=0), truth.sum(axis=0))
-
-
-def sweep(scores: Scores, truth: Truth, grid: Floats) -> Counts:
-    """Count the decisions at every threshold of a grid, (thresholds, tags)."""
-    return Counts(*map(np.stack, zip(*(count(scores, truth, t) for t in grid), strict=True)))
-
-
-def figures(scores: Scores, truth: Truth, thresholds: float | Floats) -> dict[str, float | int]:
-    """Return the figures of one set of pictures and tags, as evaluate.json holds them."""
-    has = truth.any(axis=0)
-    counts = count(scores, truth, thresholds)
-    overall = counts.summed()
-    shares = {
-        "macro_ap": macro_ap(scores, truth),
-        "micro_ap": micro_ap(scores, truth),
-        "macro_f1": counts.f1[has].mean() if has.any() else 0.0,
-        "micro_f1": overall.f1[0],
-        "micro_precision": overall.precision[0],
-        "micro_recall": overall.recall[0],
-    }
-    sizes = {"images": len(scores), "tags": int(has.sum()), "unsupported": int((~has).sum())}
-    return {name: round(float(share), 6) for name, share in shares.items()} | sizes

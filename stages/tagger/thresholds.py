@@ -6,12 +6,11 @@ from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 
-from tagger import files, metrics
+from tagger import files
 from tagger.errors import TaggerError
-from tagger.metrics import Counts, Floats, Scores, Truth
+from tagger.metrics import Floats
 from tagger.vocabulary import CATEGORIES, Tag
 
-GRID = np.round(np.arange(0.01, 1.0, 0.01), 2)
 ALL = "all"  # in the column `category`: the threshold over every tag
 
 Kind = Literal["global", "category", "tag"]  # whose threshold each tag has
@@ -56,37 +55,6 @@ class Threshold(NamedTuple):
     precision: float
     recall: float
     method: str
-
-
-def fit(scores: Scores, truth: Truth, tags: Sequence[Tag]) -> list[Threshold]:
-    """Return the thresholds of best micro F1 over all tags, and over those of each category.
-
-    A category without a positive picture takes the threshold over all tags.
-    """
-    counts = metrics.sweep(scores, truth, GRID)
-    categories = np.array([tag.category for tag in tags])
-    rows = [_best(counts, ALL)]
-    for code, name in CATEGORIES.items():
-        inside = categories == code
-        if inside.any():
-            best = _best(Counts(*(c[:, inside] for c in counts)), name)
-            rows.append(best if best.support else best._replace(threshold=rows[0].threshold))
-    return rows
-
-
-def _best(counts: Counts, category: str) -> Threshold:
-    overall = counts.summed()
-    best = int(np.argmax(overall.f1[:, 0]))
-    return Threshold(
-        category=category,
-        name="",
-        threshold=float(GRID[best]),
-        support=int(overall.support[best, 0]),
-        f1=round(float(overall.f1[best, 0]), 6),
-        precision=round(float(overall.precision[best, 0]), 6),
-        recall=round(float(overall.recall[best, 0]), 6),
-        method="best_f1",
-    )
 
 
 def per_tag(rows: Sequence[Threshold], tags: Sequence[Tag], policy: Policy | Kind) -> Floats:

@@ -33,6 +33,10 @@ from tagger import (
     scored,
     tally,
 )
+from tagger.dataset import Part
+from tagger.images import WHITE, Place
+from tagger.inspection import Inspection
+from tagger.judged import Judged
 from tagger.scored import Block, Scored, Truth
 from tagger.thresholds import Aim
 from tagger.vocabulary import Tag
@@ -102,6 +106,18 @@ def judge(part: Scored, tags: list[Tag], took: dict[str, float]) -> dict[str, An
     moved = timed(took, "influence", lambda: influence.of(part, counted, tags, limits))
     timed(took, "bootstrap", lambda: bootstrap.intervals(moved, 0))
     summed = figures.summary(counted, tags, ranked)
+    look = Inspection(
+        name="test",
+        scored=part,
+        part=Part([Place("", 0, 0)] * len(part), part.labels),
+        tags=tags,
+        limits=limits,
+        judged=Judged(counted, ranked, moved, summed),
+        background=WHITE,
+    )
+    timed(took, "mistakes", lambda: look.mistakes)
+    timed(took, "tags confused", lambda: look.confused)
+    timed(took, "labels in doubt", lambda: look.doubts)
     return {"seconds": took, "macro_ap": summed["macro_ap"], "micro_f1": summed["micro_f1"]}
 
 

@@ -13,9 +13,21 @@ from typing import Any
 
 import torch
 
-from tagger import backbone, dataset, metrics, parallel, params, setup, thresholds
+from tagger import (
+    backbone,
+    cutoffs,
+    dataset,
+    judged,
+    parallel,
+    params,
+    predict,
+    setup,
+    thresholds,
+)
 from tagger.params import Params
-from tagger.predict import predict
+from tagger.predicted import Predictor
+from tagger.scored import Scored
+from tagger.thresholds import Aim
 
 ROOT = Path(__file__).parents[2]
 PLAIN: dict[str, Any] = {"optimizer": "adamw", "ema": 0.0, "loss": {"kind": "bce"}}
@@ -72,14 +84,18 @@ def train(p: Params) -> dict[str, float]:
             weights = judgement.weights
         model = backbone.to_device(backbone.build(p.preset, len(tags), p.recipe.head))
         model.load_state_dict(weights)
-        by = {"batch_size": 64, "workers": p.recipe.workers}
-        judged = {
-            name: predict(model, parts[name], training.preprocess, **by)
-            for name in ("validation", "test")
-        }
-    fitted = thresholds.fit(judged["validation"].scores, judged["validation"].truth, tags)
-    limits = thresholds.per_tag(fitted, tags, p.evaluate.threshold)
-    return metrics.figures(judged["test"].scores, judged["test"].truth, limits)
+        compute = predict.by_torch(model, training.preprocess)
+        predictor = Predictor(group, Path(folder), (), 64, p.recipe.workers)
+
+        def predicted(name: str) -> Scored:
+            found = predictor(name, parts[name], tags, compute, training.preprocess)
+            assert found is not None
+            return found.scored
+
+        limits = thresholds.per_tag(
+            cutoffs.fit(predicted("validation"), tags, Aim()), tags, "global"
+        )
+        return judged.judge(predicted("test"), tags, limits, seed=0).figures
 
 
 def main() -> None:

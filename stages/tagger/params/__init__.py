@@ -29,6 +29,7 @@ __all__ = [
     "Loss",
     "Prepare",
     "Preset",
+    "Threshold",
     "Train",
 ]
 
@@ -72,10 +73,29 @@ class Split(Frozen):
         return self
 
 
+class Threshold(Frozen):
+    """Which threshold each tag has, and what it is chosen by."""
+
+    kind: Literal["global", "category", "tag"]
+    by: Literal["f1", "precision_recall", "precision", "recall"]
+    target: float | None = Field(gt=0, le=1)  # precision, recall: to be reached
+
+    @model_validator(mode="after")
+    def _has_a_target(self) -> Self:
+        if (self.target is None) == (self.by in ("precision", "recall")):
+            wants = "needs a target, such as 0.9" if self.target is None else "takes no target"
+            raise ValueError(f"threshold.by: {self.by} {wants}")
+        return self
+
+
 class Evaluate(Frozen):
-    threshold: Literal["global", "category"]
+    threshold: Threshold
     batch_size: PositiveInt
     workers: NonNegativeInt
+
+    @property
+    def loading(self) -> dict[str, int]:
+        return {"batch_size": self.batch_size, "workers": self.workers}
 
 
 class Export(Frozen):
@@ -89,6 +109,7 @@ class Infer(Frozen):
     batch_size: Annotated[PositiveInt | None, AUTO]  # pictures; auto: as suits the device
     workers: Annotated[NonNegativeInt | None, AUTO]  # that decode; auto: one per core
     timeout: PositiveFloat  # seconds to decode a picture
+    calibrated: bool  # confidences by the temperatures fitted
     lang: Literal["en", "zh"]
 
 
