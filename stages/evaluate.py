@@ -72,6 +72,8 @@ PARTS = ("validation", "test")
 def main(p: params.Params, other: Path | None = None) -> None:
     images.begin()
     tags, parts = dataset.read(POSTS, TAGS, MODEL / "vocabulary.csv", SPLIT)
+    if not len(parts["test"]):
+        raise TaggerError("The split has no test pictures to judge the model by. Raise split.test.")
     trained = files.read_json(MODEL / "run.json")
     prepared = preprocess.read(MODEL / "preprocess.json")
     with (

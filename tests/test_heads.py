@@ -16,6 +16,7 @@ from torch import Tensor, nn
 import export
 from tagger import (
     backbone,
+    calibration,
     files,
     heads,
     images,
@@ -371,11 +372,13 @@ def test_the_export_stage_makes_an_onnx_export_without_files_for_timm(
     backbone.preprocessing(model, preset).write(export.MODEL / "preprocess.json")
     vocabulary.write(tags, export.MODEL / "vocabulary.csv")
     fitted = [
-        Threshold(name, "", 0.5, 1, 0.5, 0.5, 0.5, "best_f1")
+        Threshold(name, "", 0.5, 1, 0.5, 0.5, 0.5, "f1")
         for name in (thresholds.ALL, *CATEGORIES.values())
     ]
     thresholds.write(fitted, export.THRESHOLDS)
-    evaluate = shipped.evaluate.model_copy(update={"workers": 0})
+    calibration.write({row.category: 1.0 for row in fitted}, export.CALIBRATION)
+    policy = shipped.evaluate.threshold.model_copy(update={"kind": "category"})
+    evaluate = shipped.evaluate.model_copy(update={"workers": 0, "threshold": policy})
     p: params.Params = shipped.model_copy(update={"evaluate": evaluate})
     export.main(p)
     told = capsys.readouterr().out
@@ -385,6 +388,7 @@ def test_the_export_stage_makes_an_onnx_export_without_files_for_timm(
         "preprocess.json",
         "selected_tags.csv",
         "thresholds.csv",
+        "calibration.json",
     }
     report = files.read_json(export.REPORT)
     assert report["pictures"] == len(part)

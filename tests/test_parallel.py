@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -37,7 +38,7 @@ def fresh(
     arguments = {"depth": 2, "embed_dim": 96, "num_heads": 3}
     small = {"backbone": "test_vit", "batch_size": 4, "learning_rate": 1e-3}
     vit = preset.model_copy(update=small | {"model_args": arguments})
-    recipe = {"optimizer": "sgd", "ema": 0.9, "max_norm": 10.0, "validate_on": 5}
+    recipe: dict[str, Any] = {"optimizer": "sgd", "ema": 0.9, "max_norm": 10.0, "validate_on": 5}
     return project(folder, shipped, demo, vit, **recipe, snapshot_every="1 step")
 
 

@@ -128,13 +128,13 @@ def test_the_run_holds_parameters_curves_test_figures_and_where_it_came_from(
     assert len(tags["git_commit"]) == 40
     assert {"posts", "vocabulary", "split"} <= tags.keys()
     logged = {file.path for file in mlflow.MlflowClient().list_artifacts(run.info.run_id)}
-    assert {"train.log", "pr_curve.png", "f1_by_threshold.png", "predictions.png"} <= logged
+    assert {"train.log", "precision_recall.png", "predictions.png", "report.html"} <= logged
 
 
 def test_a_changed_threshold_policy_runs_only_what_depends_on_it(clone: Path, first: str) -> None:
-    output = dvc(clone, "exp", "run", "--set-param", "evaluate.threshold=category")
+    output = dvc(clone, "exp", "run", "--set-param", "evaluate.threshold.kind=category")
     assert ran(output) == ["evaluate", "export"]
-    output = dvc(clone, "exp", "run", "--set-param", "evaluate.threshold=global")
+    output = dvc(clone, "exp", "run", "--set-param", "evaluate.threshold.kind=tag")
     assert ran(output) == []
 
 

@@ -25,7 +25,12 @@ from tagger.vocabulary import Tag
 pytestmark = pytest.mark.timeout(400)
 
 EPOCHS, PER_EPOCH = 3, 4  # steps
-RANDOM = {"ema": 0.9, "augment": {"mixup": 0.4}, "workers": 2, "keep_every": "2 epochs"}
+RANDOM: dict[str, Any] = {
+    "ema": 0.9,
+    "augment": {"mixup": 0.4},
+    "workers": 2,
+    "keep_every": "2 epochs",
+}
 
 
 @pytest.fixture(autouse=True)
@@ -41,7 +46,7 @@ def fresh(
     """A project in which nothing is trained yet."""
     folder = tmp_path_factory.mktemp("projects") / "fresh"
     small = preset.model_copy(update={"batch_size": 4, "drop_path": 0.2})
-    often = {"epochs": EPOCHS, "snapshot_every": "1 step"}
+    often: dict[str, Any] = {"epochs": EPOCHS, "snapshot_every": "1 step"}
     return project(folder, shipped, demo, small, **RANDOM, **often)
 
 

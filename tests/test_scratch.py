@@ -120,3 +120,55 @@ def test_what_is_kept_is_in_the_project_not_in_a_copy_of_it(
     monkeypatch.setenv("DVC_ROOT", str(tmp_path))
     assert scratch.of("train") == tmp_path / ".scratch" / "train"
     assert scratch.project() == tmp_path
+
+
+@pytest.fixture
+def copies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
+    """Two working copies of one project, as DVC makes them for experiments."""
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    made = tmp_path / "copies" / "one", tmp_path / "copies" / "two"
+    for copy in made:
+        copy.mkdir(parents=True)
+    monkeypatch.chdir(made[0])
+    return made
+
+
+def test_what_is_borrowed_is_empty_at_first_and_gone_afterwards(
+    copies: tuple[Path, Path], tmp_path: Path
+) -> None:
+    with scratch.borrowed("evaluate") as folder:
+        assert folder.parent == tmp_path / ".scratch" / "evaluate"
+        assert not folder.exists()
+        folder.mkdir()
+        (folder / "test.logits").write_bytes(b"123")
+    with pytest.raises(KeyboardInterrupt), scratch.borrowed("evaluate") as again:
+        assert again == folder
+        assert not folder.exists()
+        (folder / "inner").mkdir(parents=True)
+        raise KeyboardInterrupt
+    assert [path.suffix for path in folder.parent.iterdir()] == [".lock"]
+
+
+def test_a_working_copy_borrows_once_at_a_time_and_another_beside_it(
+    copies: tuple[Path, Path], hold: Hold, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with scratch.borrowed("evaluate") as folder:
+        pass
+    hold(folder)
+    with (
+        pytest.raises(TaggerError, match="The same is under way in another process"),
+        scratch.borrowed("evaluate"),
+    ):
+        raise AssertionError
+    monkeypatch.chdir(copies[1])
+    with scratch.borrowed("evaluate") as other, scratch.borrowed("another") as third:
+        assert len({folder, other, third}) == 3
+
+
+def test_what_a_killed_process_left_is_gone_for_the_next(copies: tuple[Path, Path]) -> None:
+    with scratch.borrowed("evaluate") as folder:
+        pass
+    folder.mkdir()
+    (folder / "test.logits").write_bytes(b"left")
+    with scratch.borrowed("evaluate") as again:
+        assert not (again / "test.logits").exists()

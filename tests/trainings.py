@@ -81,7 +81,7 @@ def as_it_was() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Project:
-    """A folder in which `stages/train.py` runs as DVC runs it."""
+    """A folder in which stages run as DVC runs them."""
 
     folder: Path
 
@@ -97,20 +97,30 @@ class Project:
         text = yaml.safe_dump(dict(content))
         (self.folder / "params.yaml").write_text(text, encoding="utf-8")
 
-    def change(self, seed: int = 0, preset: Mapping[str, Any] = {}, **train: Any) -> None:
-        """Change keys of params.yaml: of the preset, and of `train`."""
+    def change(
+        self,
+        seed: int = 0,
+        preset: Mapping[str, Any] = {},
+        evaluate: Mapping[str, Any] = {},
+        **train: Any,
+    ) -> None:
+        """Change keys of params.yaml: of the preset, of `evaluate`, and of `train`."""
         content = yaml.safe_load((self.folder / "params.yaml").read_text(encoding="utf-8"))
         content["seed"] = seed
         content["models"]["small"] |= preset
+        content["evaluate"] = params.overlaid(content["evaluate"], dict(evaluate))
         content["train"] = params.overlaid(content["train"], train)
         self.write(content)
 
-    def begin(self, *launcher: str) -> subprocess.Popen[str]:
-        """Start the stage, as `python` or by another launcher, in a process group of its own."""
+    def begin(
+        self, *launcher: str, stage: str = "train", arguments: Sequence[object] = ()
+    ) -> subprocess.Popen[str]:
+        """Start a stage, as `python` or by another launcher, in a process group of its own."""
         env = {k: v for k, v in os.environ.items() if k != "MLFLOW_TRACKING_URI"}
         env |= {"DVC_ROOT": str(self.folder), "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+        script = ROOT / "stages" / f"{stage}.py"
         return subprocess.Popen(
-            [sys.executable, *launcher, str(ROOT / "stages" / "train.py")],
+            [sys.executable, *launcher, str(script), *map(str, arguments)],
             cwd=self.folder,
             env=env,
             stdout=subprocess.PIPE,
@@ -119,18 +129,24 @@ class Project:
             start_new_session=True,
         )
 
+    def finished(
+        self, *launcher: str, stage: str = "train", arguments: Sequence[object] = ()
+    ) -> tuple[int, str]:
+        """Return the exit code of a stage, and what it printed."""
+        process = self.begin(*launcher, stage=stage, arguments=arguments)
+        printed, _ = process.communicate(timeout=150)
+        return process.returncode, printed
+
     def train(self, *launcher: str) -> str:
         """Return what a training printed, which ended well."""
-        process = self.begin(*launcher)
-        printed, _ = process.communicate(timeout=150)
-        assert process.returncode == 0, printed
+        code, printed = self.finished(*launcher)
+        assert code == 0, printed
         return printed
 
     def refused(self, *launcher: str) -> str:
         """Return what a training printed that ended with a mistake of the user's."""
-        process = self.begin(*launcher)
-        printed, _ = process.communicate(timeout=150)
-        assert process.returncode != 0, printed
+        code, printed = self.finished(*launcher)
+        assert code != 0, printed
         return printed
 
     def step(self) -> int:
@@ -178,8 +194,18 @@ def wait_until(ready: Callable[[], bool], process: subprocess.Popen[str]) -> Non
         time.sleep(0.002)
 
 
-def project(folder: Path, shipped: Params, demo: Path, preset: Preset, **train: Any) -> Project:
-    """Return a project with the drawn pictures: 16 to train on, 7 to judge by, one to test on."""
+def project(
+    folder: Path,
+    shipped: Params,
+    demo: Path,
+    preset: Preset,
+    sizes: Sequence[int] = (16, 7, 1),
+    **train: Any,
+) -> Project:
+    """Return a project with the drawn pictures.
+
+    sizes: how many to train on, to judge by and to test on
+    """
     p, data = shipped.prepare, folder / "data"
     (data / "rules").mkdir(parents=True)
     lexicon = Lexicon(rules.read(demo))
@@ -190,7 +216,7 @@ def project(folder: Path, shipped: Params, demo: Path, preset: Preset, **train: 
     posts.write_tags(seen, data / "tags.parquet")
     vocabulary.write([tag for tag in seen if tag.count >= 3], data / "vocabulary.csv")
     ids = posts.read(data / "posts.parquet", len(seen)).ids
-    parts = np.repeat(np.array([0, 1, 2], np.int8), [16, 7, 1])
+    parts = np.repeat(np.array([0, 1, 2], np.int8), sizes)
     posts.write_split(ids, parts, data / "split.parquet")
     content = yaml.safe_load((ROOT / params.PATH).read_text(encoding="utf-8"))
     content["model"] = "small"

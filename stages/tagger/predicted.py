@@ -11,6 +11,7 @@ import numpy as np
 from tagger import batching, progress, scored, vocabulary
 from tagger.batching import Order
 from tagger.dataset import Part, Pictures
+from tagger.errors import TaggerError
 from tagger.parallel import Group
 from tagger.predict import Compute
 from tagger.preprocess import Preprocess
@@ -41,6 +42,7 @@ class Predictor:
         name: of the file
         tags: the columns of the part's labels
         compute: gives the logits of these tags
+        Raises TaggerError where no picture can be read, or the model gives what is no number.
         """
         failures: dict[int, str] = {}
         blocks = self._blocks(part, compute, preprocess, failures)
@@ -50,6 +52,11 @@ class Predictor:
         unknown = [vocabulary.columns(tags, category) for category in self.unlabelled]
         truth = scored.Truth(part.labels, part.groups, unknown)
         kept = scored.write(self.folder / f"{name}.logits", truth, blocks)
+        if failures and not len(kept):
+            raise TaggerError(
+                f"None of {len(part):,} pictures can be read, the first of them since it is "
+                f"{failures[0]}. Run prepare again."
+            )
         return Predicted(kept, dict(sorted(failures.items())))
 
     def _blocks(
@@ -60,9 +67,10 @@ class Predictor:
         for batch in progress.track(batches, "predicting") if self.group.leads else batches:
             found = compute(batch) if batch.rows else np.empty((0, part.labels.shape[1]))
             every = self.group.collected((batch.rows, found, batch.failures)) or []
-            seen: set[int] = set()  # a last batch of fewer pictures than processes has one twice
+            together: dict[int, Any] = {}  # as a last batch may have a picture twice
             for rows, logits, failed in every:
                 failures.update(failed)
-                if not seen.intersection(rows):
-                    yield rows, logits
-                seen.update(rows)
+                together.update(zip(rows, logits, strict=True))
+            if together:
+                in_order = sorted(together)
+                yield in_order, np.stack([together[row] for row in in_order])

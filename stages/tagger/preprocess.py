@@ -151,6 +151,8 @@ def read(path: Path) -> Preprocess:
         red, green, blue = map(int, first.get("background_color", WHITE))
         if width != height or first["interpolation"] not in resize.FILTERS:
             raise ValueError(f"{width} x {height}, {first['interpolation']}")
+        if len(fitting) > 1 and (first["size"] != width or first.get("max_size") is not None):
+            raise ValueError(f"{width} x {height} of a picture resized to {first['size']}")
         return Preprocess(
             size=int(width),
             mean=_triple(normalize["mean"]),

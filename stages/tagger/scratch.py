@@ -50,6 +50,7 @@ def borrowed(stage: str) -> Iterator[Path]:
     """Yield where a stage keeps what it needs until its end, for this working copy alone."""
     folder = of(stage) / hashlib.sha256(os.fsencode(Path.cwd())).hexdigest()[:16]
     with alone(folder):
+        forget(folder)  # what a process that was killed has left
         try:
             yield folder
         finally:

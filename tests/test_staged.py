@@ -1,0 +1,224 @@
+"""Pictures become what others' stages make of them, pixel by pixel."""
+
+import json
+import pickle
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from torchvision import transforms
+
+from tagger import preprocess, staged
+from tagger.errors import TaggerError
+from tagger.images import WHITE, Pixels
+from tagger.preprocess import Preprocess
+
+Write = Callable[[str, str], Path]
+Stages = list[dict[str, Any]]
+
+NORMALIZE = {"type": "normalize", "mean": [0.1, 0.2, 0.3], "std": [0.5, 0.6, 0.7]}
+TENSOR = {"type": "maybe_to_tensor"}
+PAD = {"type": "pad_to_size", "size": [40, 40], "interpolation": "bilinear"}
+CROP = {"type": "center_crop", "size": [32, 32]}
+FOREIGN: Stages = [
+    {"type": "convert_rgb"},
+    PAD | {"background_color": "white"},
+    {"type": "resize", "size": 32, "interpolation": "bicubic", "antialias": True, "max_size": None},
+    CROP,
+]
+WAYS = {name: getattr(transforms.InterpolationMode, name.upper()) for name in ("bilinear", "box")}
+
+side = st.integers(1, 120)
+small = st.integers(1, 48)
+
+
+@pytest.fixture
+def read(write: Write) -> Callable[[Stages], Preprocess]:
+    """Read stages from a file, with those that end every list."""
+
+    def read(stages: Stages) -> Preprocess:
+        content = json.dumps({"test": [*stages, TENSOR, NORMALIZE]})
+        return staged.read(write("preprocess.json", content))
+
+    return read
+
+
+def noise(width: int, height: int) -> Image.Image:
+    random = np.random.default_rng([width, height])
+    return Image.fromarray(random.integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+def made(stage: Mapping[str, Any], picture: Image.Image) -> Pixels:
+    """Return what one stage makes of a picture, be it a square or not."""
+    return np.asarray(staged._KINDS[stage["type"]](stage)(picture))
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.sampled_from(["pad", "crop", "stretch"]),
+    st.sampled_from(["bilinear", "bicubic", "lanczos"]),
+    small,
+    st.tuples(*[st.integers(0, 255)] * 3),
+)
+def test_ours_is_read_as_ours(
+    tmp_path_factory: pytest.TempPathFactory,
+    fitting: str,
+    interpolation: str,
+    size: int,
+    background: tuple[int, int, int],
+) -> None:
+    constants = (0.25, 0.5, 0.75), (0.5, 0.25, 0.125)
+    shown = background if fitting == "pad" else WHITE
+    prepared = Preprocess(size, *constants, interpolation, shown, fitting)
+    path = tmp_path_factory.mktemp("ours") / "preprocess.json"
+    prepared.write(path)
+    assert staged.read(path) == preprocess.read(path) == prepared
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.data(), side, side, small)
+@pytest.mark.parametrize("way", WAYS)
+def test_the_shorter_side_is_brought_to_a_length_as_by_torchvision(
+    way: str, data: st.DataObject, width: int, height: int, size: int
+) -> None:
+    stage = {"type": "resize", "interpolation": way}
+    form = data.draw(st.sampled_from([size, [size]]))
+    expected = transforms.Resize(size, WAYS[way])(picture := noise(width, height))
+    assert np.array_equal(made(stage | {"size": form}, picture), np.asarray(expected))
+
+
+def test_a_length_that_is_met_exactly_is_not_lost_to_rounding() -> None:
+    assert int(27 * (13 / 3)) < 27 * 13 / 3 == 117
+    assert made({"type": "resize", "size": 13}, noise(3, 27)).shape == (117, 13, 3)
+
+
+@settings(max_examples=50, deadline=None)
+@given(side, side, small, small)
+def test_both_sides_are_stretched_as_by_torchvision(
+    width: int, height: int, high: int, wide: int
+) -> None:
+    picture = noise(width, height)
+    expected = transforms.Resize((high, wide))(picture)
+    assert np.array_equal(made({"type": "resize", "size": [high, wide]}, picture), expected)
+
+
+@settings(max_examples=200, deadline=None)
+@given(side, side, small, small)
+def test_the_middle_is_cut_out_as_by_torchvision(
+    width: int, height: int, high: int, wide: int
+) -> None:
+    """Also of pictures that are smaller, which become black around."""
+    picture = noise(width, height)
+    expected = transforms.CenterCrop((high, wide))(picture)
+    assert np.array_equal(made({"type": "center_crop", "size": [high, wide]}, picture), expected)
+
+
+@settings(max_examples=60, deadline=None)
+@given(side, side, small)
+def test_a_picture_is_padded_as_ours_are(width: int, height: int, size: int) -> None:
+    picture = noise(width, height)
+    ours = Preprocess(size, (0, 0, 0), (1, 1, 1), "bilinear", (1, 2, 3))
+    stage = {"type": "pad_to_size", "size": size, "background_color": [1, 2, 3]}
+    assert np.array_equal(made(stage, picture), ours.fit(picture))
+
+
+def test_sides_of_a_frame_are_width_and_height_and_colours_have_names() -> None:
+    stage = {"type": "pad_to_size", "size": [10, 6], "background_color": "red"}
+    framed = made(stage, Image.new("RGB", (4, 4)))
+    assert framed.shape == (6, 10, 3)
+    assert (framed == (255, 0, 0)).all(axis=2)[0].tolist() == [True] * 2 + [False] * 6 + [True] * 2
+
+
+@pytest.mark.parametrize("shape", [(64, 64), (100, 41), (31, 97), (5, 9), (300, 1)])
+def test_stages_in_a_row_are_those_of_pillow_and_torchvision(
+    read: Callable[[Stages], Preprocess], shape: tuple[int, int]
+) -> None:
+    picture = noise(*shape)
+    scale = 40 / max(shape)
+    inside = [max(1, round(length * scale)) for length in shape]
+    frame = Image.new("RGB", (40, 40), "white")
+    place = (40 - inside[0]) // 2, (40 - inside[1]) // 2
+    frame.paste(picture.resize(inside, Image.Resampling.BILINEAR), place)
+    rest = transforms.Compose(
+        [
+            transforms.Resize(32, transforms.InterpolationMode.BICUBIC),
+            transforms.CenterCrop(32),
+            transforms.ToTensor(),
+            transforms.Normalize(NORMALIZE["mean"], NORMALIZE["std"]),
+        ]
+    )
+    prepared = read(FOREIGN)
+    assert prepared.size == 32
+    found = prepared(np.asarray(picture))
+    assert found == pytest.approx(rest(frame).numpy(), abs=1e-5)
+    assert np.array_equal(found, prepared.for_many()(picture))
+    assert np.array_equal(found, pickle.loads(pickle.dumps(prepared))(picture))
+
+
+def test_a_crop_of_a_larger_picture_is_not_taken_for_ours(
+    read: Callable[[Stages], Preprocess],
+) -> None:
+    prepared = read([{"type": "resize", "size": 36, "interpolation": "bicubic"}, CROP])
+    expected = transforms.Compose(
+        [transforms.Resize(36, transforms.InterpolationMode.BICUBIC), transforms.CenterCrop(32)]
+    )
+    assert np.array_equal(prepared.fit(noise(50, 70)), expected(noise(50, 70)))
+
+
+def test_one_constant_is_that_of_all_channels(write: Write) -> None:
+    for mean in (0.25, [0.25]):
+        content = {"test": [*FOREIGN, TENSOR, NORMALIZE | {"mean": mean, "std": 1}]}
+        prepared = staged.read(write("preprocess.json", json.dumps(content)))
+        assert (prepared.mean, prepared.std) == ((0.25,) * 3, (1.0,) * 3)
+        expected = prepared.fit(noise(9, 4)).transpose(2, 0, 1) / 255 - 0.25
+        assert prepared(noise(9, 4)) == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("stages", "reason"),
+    [
+        ([{"type": "random_crop", "size": 32}], "'random_crop' is none of pad_to_size, resize, "),
+        ([{"type": "rescale", "rescale_factor": 1 / 255}, CROP], "'rescale' is none of"),
+        ([{"size": 32}], "KeyError('type')"),
+        (["resize"], "string indices must be integers"),
+        ([{"type": "resize"}], "KeyError('size')"),
+        ([{"type": "resize", "size": 32}], "pictures of 32 x 32, 32 x 46, 46 x 32 pixels, not one"),
+        ([{"type": "center_crop", "size": [20, 30]}], "make pictures of 30 x 20 pixels, not one"),
+        ([{"type": "resize", "size": "32"}, CROP], "'str' object cannot be interpreted"),
+        ([{"type": "resize", "size": [32, 32, 32]}, CROP], "not enough values"),
+        ([{"type": "resize", "size": 0}, CROP], "must be > 0"),
+        ([{"type": "resize", "size": 32, "max_size": 40}, CROP], "resize has a max_size"),
+        ([{"type": "resize", "size": 36, "interpolation": "area"}, CROP], "'area' is no interp"),
+        ([PAD | {"background_color": "snowhite"}, CROP], "unknown color specifier: 'snowhite'"),
+        ([PAD | {"background_color": [1, 2]}, CROP], "not enough values"),
+        ([CROP | {"size": []}], "not enough values"),
+        ([CROP, NORMALIZE | {"mean": [0.5, 0.5]}], "broadcast"),
+        ([CROP, NORMALIZE | {"mean": "half"}], "half"),
+    ],
+)
+def test_what_is_not_known_is_told_in_one_line(
+    read: Callable[[Stages], Preprocess], stages: Stages, reason: str
+) -> None:
+    with pytest.raises(TaggerError) as raised:
+        read(stages)
+    (line,) = str(raised.value).splitlines()
+    assert "preprocess.json has stages that are not known here: " in line
+    assert reason in line
+
+
+@pytest.mark.parametrize("content", ["[]", "{}", '{"test": 3}', '{"test": null}', "3"])
+def test_a_file_without_stages_is_told_in_one_line(write: Write, content: str) -> None:
+    with pytest.raises(TaggerError, match=r"\A[^\n]*preprocess\.json has stages that[^\n]*\Z"):
+        staged.read(write("preprocess.json", content))
+
+
+def test_a_file_that_is_not_there_or_broken_is_told(write: Write, tmp_path: Path) -> None:
+    with pytest.raises(TaggerError, match="is missing"):
+        staged.read(tmp_path / "none.json")
+    with pytest.raises(TaggerError, match="must be JSON"):
+        staged.read(write("preprocess.json", "{"))
