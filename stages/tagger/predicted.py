@@ -54,7 +54,7 @@ class Predictor:
         kept = scored.write(self.folder / f"{name}.logits", truth, blocks)
         if failures and not len(kept):
             raise TaggerError(
-                f"None of {len(part):,} pictures can be read, the first of them since it is "
+                f"None of {len(part):,} pictures can be read, such as {part.places[0].path}: "
                 f"{failures[0]}. Run prepare again."
             )
         return Predicted(kept, dict(sorted(failures.items())))
