@@ -156,12 +156,8 @@ def _add_output(parser: argparse.ArgumentParser, p: params.Infer) -> None:
         help="text on the terminal, .txt sidecars, or a table tags.json, ... (%(default)s)",
     )
     add("--output-dir", type=Path, help="where to write (sidecars: beside the pictures, else .)")
-    add(
-        "--embeddings",
-        type=values.vectors_file,
-        metavar="FILE",
-        help="write them, too: .npz or .parquet",
-    )
+    vectors = "write them, too: .npz or .parquet"
+    add("--embeddings", type=values.vectors_file, metavar="FILE", help=vectors)
     add("--lang", choices=("en", "zh"), default=p.lang, help="of the text (%(default)s)")
     one = group.add_mutually_exclusive_group()
     for name, help_text in (
