@@ -161,14 +161,18 @@ def _with_channels(side: Side, tagger: Tagger, ground: Ground) -> Side:
     batches = list(batching.loader(pictures, order, workers=ground.predictor.workers))
     reverse = replace(side, compute=_by(layouts.with_channels_reversed(tagger)))
     rgb, bgr = (_macro_ap(one, batches) for one in (side, reverse))
-    _log.warning(
-        "Its files do not say in which order it takes colours: macro AP %.3f as RGB, %.3f as BGR, "
-        "on %d validation pictures. %s it is.",
-        *(rgb, bgr, len(part), "BGR" if bgr > rgb else "RGB"),
-    )
+    if ground.predictor.group.leads:
+        _log.warning(
+            "Its files do not say in which order it takes colours: macro AP %.3f as RGB, %.3f as "
+            "BGR, on %d validation pictures. %s it is.",
+            *(rgb, bgr, len(part), "BGR" if bgr > rgb else "RGB"),
+        )
     return reverse if bgr > rgb else side
 
 
 def _macro_ap(side: Side, batches: Sequence[Batch]) -> float:
-    scores = np.concatenate([side.logits(batch) for batch in batches if batch.rows])
-    return metrics.macro_ap(scores, np.concatenate([b.targets.numpy() > 0 for b in batches]))
+    seen = [batch for batch in batches if batch.rows]
+    if not seen:
+        return 0.0
+    scores = np.concatenate([side.logits(batch) for batch in seen])
+    return metrics.macro_ap(scores, np.concatenate([b.targets.numpy() > 0 for b in seen]))
