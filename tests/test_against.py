@@ -11,13 +11,24 @@ import foreign
 import numpy as np
 import pytest
 import torch
-from evaluations import evaluated, inside, read, with_model
+from evaluations import evaluated, inside, read, told, with_model
 from safetensors.torch import load_file, save_file
 from torch import nn
 from trainings import Project
 
 import evaluate
-from tagger import backbone, batching, files, images, layouts, metrics, params, preprocess
+from tagger import (
+    backbone,
+    batching,
+    exported,
+    files,
+    images,
+    layouts,
+    metrics,
+    onnx_export,
+    params,
+    preprocess,
+)
 from tagger.dataset import Part
 from tagger.engines import Device
 from tagger.params import Params, Preset
@@ -91,6 +102,37 @@ def test_the_same_model_is_neither_better_nor_worse_by_anything(
         assert list(differences.values()) == [[0, 0, 0]] * 4
 
 
+@pytest.mark.parametrize("layout", ["wd14", "ours"])
+def test_the_same_model_as_a_graph_is_as_good(
+    made: Project, taught: Path, tags: list[Tag], tmp_path: Path, layout: str
+) -> None:
+    other = tmp_path / layout
+    if layout == "wd14":
+        foreign.wd14(taught, tags, other)
+    else:
+        onnx_export.write(backbone.load(taught), other / "model.onnx", size=32, opset=17)
+        shutil.copyfile(taught / "preprocess.json", other / "preprocess.json")
+        exported.write_tags(tags, np.full(len(tags), 0.5), other / "selected_tags.csv")
+    printed, found = compared(made, other)
+    assert found["tags"] == len(tags)
+    assert "is better" not in printed
+    for differences in found["differences"].values():
+        assert np.ravel(list(differences.values())) == pytest.approx(0, abs=1e-3)
+
+
+def test_a_tagger_without_a_tag_in_common_is_told(
+    made: Project,
+    taught: Path,
+    tags: list[Tag],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    names = [tag._replace(name=f"no_{tag.name}") for tag in tags]
+    other = foreign.timms(taught, names, tmp_path / "other")
+    expected = f"{other}: none of its {len(tags)} tags, such as 'no_general', is among those of "
+    assert told(lambda: evaluated(made, other), capsys).startswith(expected)
+
+
 def test_a_model_that_has_some_tags_wrong_is_worse_beyond_doubt(
     made: Project, taught: Path, tags: list[Tag], tmp_path: Path
 ) -> None:
@@ -144,9 +186,9 @@ def test_the_order_of_colours_is_found_out_and_told(
     other = foreign.timms(taught, tags, tmp_path / "other", bgr=bgr)
     with caplog.at_level(logging.WARNING):
         _, found = compared(made, other)
-    (told,) = (message for message in caplog.messages if "colours" in message)
-    assert "on 9 validation pictures" in told
-    assert told.endswith("BGR it is." if bgr else "RGB it is.")
+    (message,) = (message for message in caplog.messages if "colours" in message)
+    assert "on 9 validation pictures" in message
+    assert message.endswith("BGR it is." if bgr else "RGB it is.")
     for differences in found["differences"].values():
         assert np.ravel(list(differences.values())) == pytest.approx(0, abs=1e-3)
 
@@ -181,18 +223,18 @@ def test_two_processes_compare_as_one_does(
     try:
         printed, one = compared(made, other)
         (made.folder / evaluate.AGAINST).unlink()
-        code, told = made.finished(*TWO, stage="evaluate", arguments=["--against", other])
+        code, said = made.finished(*TWO, stage="evaluate", arguments=["--against", other])
     finally:
         Path(test).write_bytes(whole)
-    assert code == 0, told
+    assert code == 0, said
     two = files.read_json(made.folder / evaluate.AGAINST)
     assert one["ours"]["images"] == two["ours"]["images"] == 10
     assert two["differences"].keys() == one["differences"].keys()
     for place, differences in one["differences"].items():
         for measure, row in differences.items():
             assert two["differences"][place][measure] == pytest.approx(row, abs=1e-6)
-    assert told.count("in which order it takes colours") == told.count("tags that both know") == 1
-    assert printed.splitlines()[0] in told
+    assert said.count("in which order it takes colours") == said.count("tags that both know") == 1
+    assert printed.splitlines()[0] in said
 
 
 def test_without_validation_pictures_colours_are_taken_for_rgb(
