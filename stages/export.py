@@ -1,29 +1,38 @@
-"""Make the folder that people download, and prove that it tags as the model does."""
+"""Make the folder that people download, and prove that every tool tags with it as the model does.
 
-import shutil
-from collections.abc import Sequence
+With --check DIR an export is tried as it is, here or where it was downloaded to; with --push REPO
+it is uploaded to the hub.
+"""
+
+import argparse
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from tagger import (
-    backbone,
+    card,
+    checksums,
     dataset,
+    doctor,
     errors,
-    exported,
     files,
-    images,
-    onnx_export,
+    inputs,
+    package,
     params,
-    parity,
-    preprocess,
+    predicted,
+    publish,
+    samples,
+    scratch,
+    serving,
     thresholds,
+    tracking,
+    trained,
 )
-from tagger.heads import QueryTagger
-from tagger.metrics import Floats, Scores
-from tagger.predict import predict
-from tagger.vocabulary import Tag
+from tagger.dataset import Part
+from tagger.doctor import Examination
+from tagger.package import Names
+from tagger.trial import Trial, Trials
 
 POSTS = Path("data/posts.parquet")
 TAGS = Path("data/tags.parquet")
@@ -31,54 +40,100 @@ SPLIT = Path("data/split.parquet")
 MODEL = Path("models/tagger")
 THRESHOLDS = Path("models/thresholds.csv")
 CALIBRATION = Path("models/calibration.json")
+FIGURES = Path("metrics/evaluate.json")
 EXPORT = Path("models/export")
 REPORT = Path("metrics/export.json")
 
 
 def main(p: params.Params) -> None:
     tags, parts = dataset.read(POSTS, TAGS, MODEL / "vocabulary.csv", SPLIT)
-    limits = thresholds.per_tag(thresholds.read(THRESHOLDS), tags, p.evaluate.threshold)
+    run = files.read_json(MODEL / "run.json")
+    fitted = thresholds.read(THRESHOLDS)
+    names = Names(tags, thresholds.per_tag(fitted, tags, p.evaluate.threshold), fitted)
+    model = trained.load(MODEL)
     with files.replacing(EXPORT) as folder:
-        write(folder, tags, limits, p.export.opset)
-        report = compare(folder, parts["test"].head(p.export.parity_pictures), limits, p)
-    files.write_json(REPORT, report)
-    print(
-        f"{len(tags)} tags -> {EXPORT}; ONNX and torch agree within "
-        f"{report['onnx']['largest_difference']:.1e} on {report['pictures']} pictures"
-        + ("" if "timm" in report else "; no files for timm, which does not know the query head")
+        package.write(folder, MODEL, CALIBRATION, names, p.export.opset)
+        trials = lighten(folder, parts, run["params"]["train"]["unlabelled"], p)
+        samples.write(folder, parts["test"], p.export.samples)
+        tried = parts["test"].head(p.export.parity_pictures).places
+        pictures = samples.readable(tried, model.preprocess.background)
+        found = doctor.examine(folder, pictures, model, p.export.tolerance)
+        figures = files.read_json(FIGURES)
+        files.write_json(folder / "metrics.json", figures)
+        counts = {name: len(part) for name, part in parts.items()}
+        card.write(folder, card.Content(run, figures, counts, p, found, trials))
+        checksums.write(folder)
+    lighter = {name: one._asdict() for name, one in trials.items()}
+    files.write_json(REPORT, found.content() | {"lighter": lighter})
+    track(run)
+    tell(EXPORT, found, trials, p.export.agreement)
+
+
+def lighten(
+    folder: Path, parts: Mapping[str, Part], unlabelled: Sequence[Any], p: params.Params
+) -> dict[str, Trial]:
+    """Add lighter weights to the export, as far as they do as well."""
+    with scratch.borrowed("export") as room:
+        predictor = predicted.alone(room, unlabelled, **p.evaluate.loading)
+        return Trials(folder, parts["validation"], parts["test"], predictor, p.export).all()
+
+
+def track(run: Mapping[str, Any]) -> None:
+    """Log the export as a model that MLflow can serve, in the run of its training."""
+    if run["run_id"] is not None:
+        with tracking.run(run_id=run["run_id"]) as opened:
+            serving.log(opened, EXPORT)
+
+
+def tell(folder: Path, found: Examination, trials: Mapping[str, Trial], agreement: float) -> None:
+    for name, one in trials.items():
+        print(f"{name}: {one}")
+    for name, finding in found.tools.items():
+        if finding.same_tags < agreement:
+            print(
+                f"{name}: {100 * finding.same_tags:.1f}% of the tags are the model's. It resizes "
+                "pictures otherwise, which matters most for models of small pictures."
+            )
+    print(f"{found} -> {folder}")
+
+
+def check(folder: Path, named: Sequence[str], p: params.Params) -> None:
+    """Try an export as it is: on the pictures named, or on those that came with it."""
+    whole = checksums.check(folder)
+    pictures = [
+        one.file for one in inputs.find(named or [str(folder / samples.FOLDER)], recursive=True)
+    ]
+    found = doctor.examine(
+        folder, samples.readable(pictures), doctor.reference(folder), p.export.tolerance
     )
+    print(f"{whole} files as they were exported")
+    tell(folder, found, {}, p.export.agreement)
 
 
-def write(folder: Path, tags: Sequence[Tag], limits: Floats, opset: int) -> None:
-    folder.mkdir()
-    model = backbone.load(MODEL)
-    weights = () if isinstance(model, QueryTagger) else exported.WEIGHTS  # which timm loads
-    for name in (*weights, exported.PREPROCESS):
-        shutil.copyfile(MODEL / name, folder / name)
-    for path in (THRESHOLDS, CALIBRATION):
-        shutil.copyfile(files.require(path), folder / path.name)
-    exported.write_tags(tags, limits, folder / exported.SELECTED_TAGS)
-    size = preprocess.read(folder / exported.PREPROCESS).size
-    onnx_export.write(model, folder / exported.ONNX, size=size, opset=opset)
+def push(repo: str, *, private: bool, message: str) -> None:
+    checksums.check(EXPORT)
+    print(f"{EXPORT} -> {publish.upload(EXPORT, repo, private=private, message=message)}")
 
 
-def compare(folder: Path, part: dataset.Part, limits: Floats, p: params.Params) -> dict[str, Any]:
-    """Tag real pictures with the model and through each export; raise where they differ."""
-    prepared = preprocess.read(MODEL / exported.PREPROCESS)
-    loading = p.evaluate.loading
-    model = predict(backbone.load(MODEL), part, prepared, **loading)
-    tagger = exported.load(folder, "cpu")
-    pictures = [images.open_rgb(part.places[row], prepared.background) for row in model.rows]
-    paths: dict[str, Scores] = {}
-    if (folder / backbone.WEIGHTS).is_file():
-        paths["timm"] = predict(backbone.load(folder), part, prepared, **loading).scores
-    paths["onnx"] = np.concatenate([tagger([one]) for one in pictures])
-    report: dict[str, Any] = {"pictures": len(pictures)}
-    for name, scores in paths.items():
-        report[name] = parity.check(name, model.scores, scores, limits, p.export.tolerance)
-    return report
+def asked_for(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="export.py", description=__doc__)
+    one = parser.add_mutually_exclusive_group()
+    one.add_argument("--check", type=Path, metavar="DIR", help="try an export as it is")
+    one.add_argument("--push", metavar="REPO", help="upload models/export, as USER/NAME")
+    parser.add_argument(
+        "--on", nargs="+", default=[], metavar="PICTURE", help="for --check: files or folders"
+    )
+    parser.add_argument("--private", action="store_true", help="for --push: show it to nobody else")
+    parser.add_argument("--message", default="Export", help="for --push: of the commit")
+    return parser.parse_args(arguments)
 
 
 if __name__ == "__main__":
     with errors.reported():
-        main(params.load())
+        asked = asked_for(sys.argv[1:])
+        if asked.check:
+            check(asked.check, asked.on, params.load())
+        elif asked.push:
+            push(asked.push, private=asked.private, message=asked.message)
+        else:
+            main(params.load())

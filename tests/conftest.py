@@ -133,6 +133,7 @@ def prepared(model_folder: Path) -> Preprocess:
 def export_folder(model_folder: Path, tags: list[Tag]) -> Path:
     """models/export, by the stage's own hand."""
     import export
+    from tagger import package
 
     fitted = [
         Threshold(name, "", 0.5, 1, 0.5, 0.5, 0.5, "best_f1")
@@ -143,10 +144,9 @@ def export_folder(model_folder: Path, tags: list[Tag]) -> Path:
     thresholds.write(fitted, project / export.THRESHOLDS)
     temperatures = {row.category: 1.5 + place / 10 for place, row in enumerate(fitted)}
     calibration.write(temperatures, project / export.CALIBRATION)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(project)
-        with files.replacing(export.EXPORT) as unfinished:
-            export.write(unfinished, tags, limits, opset=17)
+    with files.replacing(project / export.EXPORT) as unfinished:
+        names = package.Names(tags, limits, fitted)
+        package.write(unfinished, model_folder, project / export.CALIBRATION, names, 17)
     return project / export.EXPORT
 
 

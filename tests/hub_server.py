@@ -25,7 +25,7 @@ from huggingface_hub import constants
 REPO = "deepghs/tiny"
 COMMIT = "c0ffee" + "0" * 34
 TOKEN = "hf_valid"
-LFS = (".tar",)
+LFS = (".onnx", ".tar")
 PAGE = 3  # entries of the file list in one answer
 
 
@@ -56,9 +56,10 @@ class HubServer(ThreadingHTTPServer):
     daemon_threads = True
 
     def __init__(self, files: dict[str, bytes], model: str) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
+        super().__init__(("127.0.0.1", 0), Handler)
         self.files = files
         self.model = model
+        self.commit = COMMIT
         self.gated = False
         self.private = False
         self.faults: dict[str, Iterator[Fault]] = {}
@@ -88,14 +89,19 @@ class HubServer(ThreadingHTTPServer):
 @contextmanager
 def serving(files: dict[str, bytes], model: str = "") -> Iterator[HubServer]:
     """Yield a server of files, which are those of `REPO`, or of a model of this name instead."""
-    with HubServer(files, model) as server:
-        thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        try:
-            yield server
-        finally:
-            server.shutdown()
-            thread.join()
+    with HubServer(files, model) as server, answering(server):
+        yield server
+
+
+@contextmanager
+def answering(server: HubServer) -> Iterator[None]:
+    thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    try:
+        yield
+    finally:
+        server.shutdown()
+        thread.join()
 
 
 @contextmanager
@@ -118,7 +124,7 @@ def environment(url: str, home: Path, **more: str) -> dict[str, str]:
     return {**ours, "HF_ENDPOINT": url, "HF_HOME": str(home), **more}
 
 
-class _Handler(BaseHTTPRequestHandler):
+class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True  # else 40 ms an answer
     server: HubServer
@@ -168,7 +174,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.refuse(401, "RepoNotFound")
         elif self.server.gated and gate and not token:
             self.refuse(401, "GatedRepo")
-        elif revision not in ("main", COMMIT):
+        elif revision not in ("main", self.server.commit):
             self.refuse(404, "RevisionNotFound")
         else:
             return True
@@ -188,7 +194,12 @@ class _Handler(BaseHTTPRequestHandler):
 
     def send_about(self) -> None:
         siblings = [{"rfilename": path} for path in self.server.files]
-        about = {"id": self.server.model or REPO, "sha": COMMIT, "siblings": siblings}
+        about = {
+            "id": self.server.model or REPO,
+            "sha": self.server.commit,
+            "private": self.server.private,
+            "siblings": siblings,
+        }
         self.answer(200, json.dumps(about).encode(), {})
 
     def send_tree(self) -> None:
@@ -223,7 +234,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.server.links[link] = name, fault
         headers = {
             "Location": f"http://localhost:{self.server.server_port}{link}",
-            "X-Repo-Commit": COMMIT,
+            "X-Repo-Commit": self.server.commit,
             "X-Linked-Etag": f'"{hashlib.sha256(content).hexdigest()}"',
             "X-Linked-Size": str(len(content)),
         }
@@ -235,7 +246,10 @@ class _Handler(BaseHTTPRequestHandler):
     def send_file(self, name: str, fault: Fault) -> None:
         content = self.server.files[name]
         first, end = 0, len(content)
-        headers = {"ETag": f'"{hashlib.sha1(content).hexdigest()}"', "X-Repo-Commit": COMMIT}
+        headers = {
+            "ETag": f'"{hashlib.sha1(content).hexdigest()}"',
+            "X-Repo-Commit": self.server.commit,
+        }
         ranged = bool(self.headers["Range"]) and not fault.whole
         if ranged:
             first, last = map(int, self.headers["Range"].removeprefix("bytes=").split("-"))

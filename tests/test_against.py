@@ -20,10 +20,10 @@ import evaluate
 from tagger import (
     backbone,
     batching,
-    exported,
     files,
     images,
     layouts,
+    listings,
     metrics,
     onnx_export,
     params,
@@ -110,9 +110,9 @@ def test_the_same_model_as_a_graph_is_as_good(
     if layout == "wd14":
         foreign.wd14(taught, tags, other)
     else:
-        onnx_export.write(backbone.load(taught), other / "model.onnx", size=32, opset=17)
+        onnx_export.plain(backbone.load(taught), other / "model.onnx", size=32, opset=17)
         shutil.copyfile(taught / "preprocess.json", other / "preprocess.json")
-        exported.write_tags(tags, np.full(len(tags), 0.5), other / "selected_tags.csv")
+        listings.selected(tags, np.full(len(tags), 0.5), other / "selected_tags.csv")
     printed, found = compared(made, other)
     assert found["tags"] == len(tags)
     assert "is better" not in printed

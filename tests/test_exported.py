@@ -10,13 +10,13 @@ import onnxruntime as ort
 import pytest
 import torch
 
-from tagger import backbone, exported, files, images, onnx_export, parity, thresholds, vocabulary
+from tagger import backbone, exported, files, images, onnx_export, thresholds, vocabulary
 from tagger.dataset import Part
 from tagger.errors import TaggerError
 from tagger.exported import Tagger
 from tagger.params import Params
 from tagger.predict import predict
-from tagger.vocabulary import Tag
+from tagger.vocabulary import CATEGORIES, Tag
 
 # The smaller sizes at which each laptop preset is exported here.
 SIZES = {"mobilenetv4": 64, "convnext": 64, "vit": 32, "swin": 48, "eva02": 28}
@@ -72,7 +72,7 @@ def test_every_laptop_preset_becomes_a_graph_that_agrees_with_torch(
         }
     torch.manual_seed(0)
     model = backbone.build(shipped.models[name].model_copy(update=changed), 5).eval()
-    onnx_export.write(model, tmp_path / "model.onnx", size=size, opset=17)
+    onnx_export.plain(model, tmp_path / "model.onnx", size=size, opset=17)
     pixels = random_pixels(size, 3)
     session = ort.InferenceSession(tmp_path / "model.onnx")
     _, logits, embedding = session.run(None, {"input": pixels})
@@ -90,7 +90,7 @@ def test_every_laptop_preset_becomes_a_graph_that_agrees_with_torch(
 def test_an_opset_that_the_backbone_cannot_have_is_refused(shipped: Params, tmp_path: Path) -> None:
     swin = shipped.models["vit"].model_copy(update={"image_size": 32})
     with pytest.raises(TaggerError, match=r"opset|ONNX"):
-        onnx_export.write(backbone.build(swin, 5), tmp_path / "model.onnx", size=32, opset=5)
+        onnx_export.plain(backbone.build(swin, 5), tmp_path / "model.onnx", size=32, opset=5)
     assert not list(tmp_path.iterdir())
 
 
@@ -117,7 +117,8 @@ def test_thresholds_are_those_written(export_folder: Path, tagger: Tagger, tags:
     rows = files.read_csv(export_folder / "selected_tags.csv")
     assert list(rows[0]) == ["tag_id", "name", "category", "count", "best_threshold"]
     assert vocabulary.read(export_folder / "selected_tags.csv") == tags
-    assert thresholds.read(export_folder / "thresholds.csv")
+    of = thresholds.of_categories(export_folder / "thresholds.csv")
+    assert of == dict.fromkeys(CATEGORIES.values(), 0.5)
 
 
 def test_the_export_holds_all_that_timm_and_imgutils_need(export_folder: Path) -> None:
@@ -171,22 +172,3 @@ def test_cuda_that_is_not_there_is_told_and_the_cpu_used(
     assert "CUDA is not available, going on with the CPU." in caplog.messages
     picture = images.open_rgb(part.places[0])
     assert np.array_equal(on_cpu([picture]), tagger([picture]))
-
-
-def test_parity_is_measured_and_its_loss_refused() -> None:
-    model = np.array([[0.2, 0.5], [0.7, 0.1]], dtype=np.float32)
-    limits = np.array([0.5, 0.5])
-    assert parity.check("onnx", model, model, limits, 1e-4) == {
-        "largest_difference": 0.0,
-        "same_decisions": 1.0,
-    }
-    export = model - np.array([[0, 1e-5], [0, 0]], dtype=np.float32)
-    report = parity.check("onnx", model, export, limits, 1e-4)
-    assert report["same_decisions"] == 0.75
-    assert report["largest_difference"] == pytest.approx(1e-5, rel=0.01)
-    export[1, 0] = 0.6
-    with pytest.raises(TaggerError, match=r"onnx export differs.*1\.00e-01.*picture 1 .*tag 0"):
-        parity.check("onnx", model, export, limits, 1e-4)
-    export[1, 0] = np.nan
-    with pytest.raises(TaggerError, match="differs"):
-        parity.check("onnx", model, export, limits, 1e-4)

@@ -266,7 +266,7 @@ def test_the_graph_says_what_torch_says(preset: Preset, tmp_path: Path, name: st
     given = of(preset, name)
     model = query(given, 137).eval()
     nn.init.normal_(model.decoder.weight)  # else every probability is near a half
-    onnx_export.write(model, tmp_path / "model.onnx", size=given.image_size, opset=17)
+    onnx_export.plain(model, tmp_path / "model.onnx", size=given.image_size, opset=17)
     session = ort.InferenceSession(tmp_path / "model.onnx")
     for pictures in (1, 5):
         pixels = random_pixels(given.image_size, pictures)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tagger import batching, bootstrap, codes, cutoffs, judged, layouts, matching, metrics
+from tagger import batching, bootstrap, cutoffs, judged, layouts, matching, metrics, predict
 from tagger import thresholds as fitted
 from tagger.batching import Batch, Order
 from tagger.bootstrap import MEASURES, OVERALL, Intervals
@@ -135,7 +135,7 @@ def compare(
         parts={n: replace(p, labels=p.labels[:, own]) for n, p in ground.parts.items()},
     )
     columns = np.array([found[row][0] for row in own.tolist()])
-    theirs = Side("theirs", _by(tagger), tagger.preprocess, columns)
+    theirs = Side("theirs", predict.by_tagger(tagger), tagger.preprocess, columns)
     if not layouts.says_channels(folder):
         theirs = _with_channels(theirs, tagger, shared)
     ours = Side("ours", compute, preprocess, own)
@@ -146,20 +146,12 @@ def compare(
     return Comparison(len(own), mine, other, differences)
 
 
-def _by(tagger: Tagger) -> Compute:
-    def compute(batch: Batch) -> npt.NDArray[np.float32]:
-        found = tagger.engine(batch.pixels.numpy(), False).probabilities
-        return codes.finite_logit(found).astype(np.float32)
-
-    return compute
-
-
 def _with_channels(side: Side, tagger: Tagger, ground: Ground) -> Side:
     """Return the side given BGR, if that is what it is better at."""
     part = ground.parts["validation"].spread(_TRIED)
     order, pictures = Order(len(part), ground.predictor.batch_size), Pictures(part, side.preprocess)
     batches = list(batching.loader(pictures, order, workers=ground.predictor.workers))
-    reverse = replace(side, compute=_by(layouts.with_channels_reversed(tagger)))
+    reverse = replace(side, compute=predict.by_tagger(layouts.with_channels_reversed(tagger)))
     rgb, bgr = (_macro_ap(one, batches) for one in (side, reverse))
     if ground.predictor.group.leads:
         _log.warning(

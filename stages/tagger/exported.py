@@ -44,12 +44,6 @@ class Tagger:
         return self.engine(squares, False).probabilities
 
 
-def write_tags(tags: Sequence[Tag], thresholds: Floats, path: Path) -> None:
-    header = (*Tag._fields, "best_threshold")
-    rows = [(*tag, threshold) for tag, threshold in zip(tags, thresholds, strict=True)]
-    files.write_csv(path, header, rows)
-
-
 def lacking(folder: Path, onnx: str = ONNX) -> list[str]:
     """Return what a folder lacks to be an export."""
     return [n for n in (onnx, SELECTED_TAGS, PREPROCESS) if not (folder / n).is_file()]

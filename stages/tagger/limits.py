@@ -76,7 +76,12 @@ def _fitted(tagger: Tagger) -> Floats:
             f"--threshold category needs {tagger.fitted}, which is missing. "
             "Give a number, or thresholds such as general=0.3,character=0.8."
         )
-    found = thresholds.per_tag(thresholds.read(tagger.fitted), tagger.tags, CATEGORY)
+    of = thresholds.of_categories(tagger.fitted)
+    missing = [tag for tag in tagger.tags if CATEGORIES[tag.category] not in of]
+    if missing:
+        name = CATEGORIES[missing[0].category]
+        raise TaggerError(f"{tagger.fitted} names no category {name!r}. Evaluate again.")
+    found = np.array([of[CATEGORIES[tag.category]] for tag in tagger.tags])
     if tagger.temperatures is None:
         return found
     from tagger import calibration

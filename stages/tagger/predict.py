@@ -8,9 +8,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from tagger import batching
+from tagger import batching, codes
 from tagger.batching import Batch, Order
 from tagger.dataset import Failure, Part, Pictures
+from tagger.exported import Tagger
 from tagger.metrics import Scores, Truth
 from tagger.preprocess import Preprocess
 
@@ -68,5 +69,15 @@ def by_torch(
         found: Any = (outputs or model)(inputs)
         model.train(was_training)
         return np.asarray(found.float().cpu())
+
+    return compute
+
+
+def by_tagger(tagger: Tagger) -> Compute:
+    """Return what computes the logits of a tagger in any layout."""
+
+    def compute(batch: Batch) -> Array:
+        found = tagger.engine(batch.pixels.numpy(), False).probabilities
+        return codes.finite_logit(found).astype(np.float32)
 
     return compute

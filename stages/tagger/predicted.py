@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 
 from tagger import batching, progress, scored, vocabulary
 from tagger.batching import Order
@@ -17,6 +18,7 @@ from tagger.predict import Compute
 from tagger.preprocess import Preprocess
 from tagger.scored import Block, Scored
 from tagger.vocabulary import Category, Tag
+from tagger.world import world
 
 
 class Predicted(NamedTuple):
@@ -74,3 +76,11 @@ class Predictor:
             if together:
                 in_order = sorted(together)
                 yield in_order, np.stack([together[row] for row in in_order])
+
+
+def alone(
+    folder: Path, unlabelled: Sequence[Category], *, batch_size: int, workers: int
+) -> Predictor:
+    """Return what predicts in this process alone, for models that do not lie on a GPU."""
+    group = Group(world(), torch.device("cpu"))
+    return Predictor(group, folder, unlabelled, batch_size, workers)

@@ -57,6 +57,15 @@ def compiled(pixels: Pixels, size: tuple[int, int], interpolation: str) -> Pixel
     return pixels
 
 
+def matrix(source: int, target: int, interpolation: str) -> npt.NDArray[np.float64]:
+    """Return what a line of `source` pixels is multiplied by to be one of `target`."""
+    first, taps, weights = _weights(source, target, interpolation)
+    found = np.zeros((target, source))
+    for row, (start, count) in enumerate(zip(first, taps, strict=True)):
+        found[row, start : start + count] = weights[row, :count] / (1 << _BITS)
+    return found
+
+
 @cache
 def _weights(source: int, target: int, interpolation: str) -> Weights:
     scale = source / target

@@ -96,6 +96,17 @@ def _check(own: Mapping[Key, Threshold], keys: Sequence[Key]) -> None:
         )
 
 
+def of_categories(path: Path) -> dict[str, float]:
+    """Return the threshold of each category, from our table or from that of an export."""
+    try:
+        rows = files.read_csv(files.require(path))
+        if rows and "alpha" in rows[0]:
+            return {row["name"]: float(row["threshold"]) for row in rows}
+        return {row["category"]: float(row["threshold"]) for row in rows if not row["name"]}
+    except (KeyError, ValueError) as error:
+        raise TaggerError(f"{path} is no table of thresholds ({error}). Evaluate again.") from None
+
+
 def write(rows: Sequence[Threshold], path: Path) -> None:
     files.write_csv(path, Threshold._fields, rows)
 

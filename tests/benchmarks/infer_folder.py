@@ -41,7 +41,7 @@ def make_models(folder: Path) -> None:
     import timm
     import torch
 
-    from tagger import backbone, exported, onnx_export
+    from tagger import backbone, exported, listings, onnx_export
     from tagger.preprocess import Preprocess
     from tagger.vocabulary import Tag
 
@@ -55,8 +55,8 @@ def make_models(folder: Path) -> None:
         backbone.save_config(model, prepared, target)
         backbone.save_weights(model.state_dict(), target / backbone.WEIGHTS)
         tags = [Tag(number, f"tag_{number}", 0, 1) for number in range(_TAGS)]
-        exported.write_tags(tags, np.full(_TAGS, 0.9), target / exported.SELECTED_TAGS)
-        onnx_export.write(model, target / exported.ONNX, size=size, opset=17)
+        listings.selected(tags, np.full(_TAGS, 0.9), target / exported.SELECTED_TAGS)
+        onnx_export.plain(model, target / exported.ONNX, size=size, opset=17)
 
 
 def make_pictures(folder: Path) -> None:

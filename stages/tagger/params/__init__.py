@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal, Self, get_origin
 import yaml
 from pydantic import (
     Field,
+    NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
@@ -100,8 +101,14 @@ class Evaluate(Frozen):
 
 class Export(Frozen):
     opset: int = Field(ge=13, le=17)  # older runtimes refuse newer ones
-    parity_pictures: PositiveInt  # test pictures on which torch and ONNX are compared
-    tolerance: PositiveFloat  # largest difference of a probability
+    parity_pictures: PositiveInt  # test pictures on which tools are compared with the model
+    tolerance: PositiveFloat  # largest difference of a confidence, for the same square
+    agreement: float = Field(ge=0, le=1)  # share of tags, below which a tool's are told
+    lighter: list[Literal["fp16", "int8"]]  # weights to try
+    judge_on: PositiveInt  # test pictures that they are tried on, at most
+    max_loss: NonNegativeFloat  # of macro AP, macro F1 or micro F1
+    min_speedup: NonNegativeFloat  # of int8 over fp32
+    samples: NonNegativeInt  # pictures that go with the export
 
 
 class Infer(Frozen):
