@@ -9,6 +9,7 @@ import onnx
 import onnxruntime as ort
 import pytest
 import torch
+from torch import nn
 
 from tagger import backbone, exported, files, images, onnx_export, thresholds, vocabulary
 from tagger.dataset import Part
@@ -19,7 +20,30 @@ from tagger.predict import predict
 from tagger.vocabulary import CATEGORIES, Tag
 
 # The smaller sizes at which each laptop preset is exported here.
-SIZES = {"mobilenetv4": 64, "convnext": 64, "vit": 32, "swin": 48, "eva02": 28}
+SIZES = {"mobilenetv4": 64, "convnext": 64, "vit": 32, "swin": 48, "eva02": 28} | {
+    "convnext_base": 64,
+    "vit_base": 32,
+    "swinv2_base": 96,
+    "eva02_large": 28,
+}
+SHRUNK: dict[str, dict[str, object]] = {  # as deep as it takes to have every operator
+    "swin": {
+        "embed_dim": 24,
+        "depths": [1, 1, 1, 1],
+        "num_heads": [1, 2, 4, 8],
+        "window_size": 3,
+    },
+    "eva02": {"head_init_scale": 1.0},
+    "convnext_base": {"depths": [1, 1, 2, 1], "dims": [16, 32, 64, 128]},
+    "vit_base": {"depth": 2, "embed_dim": 64, "num_heads": 4},
+    "swinv2_base": {
+        "embed_dim": 16,
+        "depths": [2, 2, 2, 2],
+        "num_heads": [1, 2, 4, 8],
+        "window_size": 3,
+    },
+    "eva02_large": {"depth": 2, "embed_dim": 64, "num_heads": 4},
+}
 
 
 @pytest.fixture(scope="module")
@@ -58,18 +82,11 @@ def test_the_graph_has_the_opset_names_and_shapes_promised(
 
 
 @pytest.mark.parametrize("name", SIZES)
-def test_every_laptop_preset_becomes_a_graph_that_agrees_with_torch(
+def test_every_preset_becomes_a_graph_that_agrees_with_torch(
     shipped: Params, tmp_path: Path, name: str
 ) -> None:
     size = SIZES[name]
-    changed = {"image_size": size}
-    if name == "swin":
-        changed["model_args"] = {  # type: ignore[assignment]
-            "embed_dim": 24,
-            "depths": [1, 1, 1, 1],
-            "num_heads": [1, 2, 4, 8],
-            "window_size": 3,
-        }
+    changed = {"image_size": size, "pretrained": False, "model_args": SHRUNK.get(name, {})}
     torch.manual_seed(0)
     model = backbone.build(shipped.models[name].model_copy(update=changed), 5).eval()
     onnx_export.plain(model, tmp_path / "model.onnx", size=size, opset=17)
@@ -85,6 +102,25 @@ def test_every_laptop_preset_becomes_a_graph_that_agrees_with_torch(
     assert logits == pytest.approx(expected.numpy(), rel=1e-5, abs=1e-4)
     assert embedding == pytest.approx(features.numpy(), abs=1e-3)
     assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
+
+
+def test_an_operator_that_onnx_lacks_is_told_in_one_line(tmp_path: Path) -> None:
+    class Odd(nn.Module):
+        def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+            found: torch.Tensor = torch.linalg.eigvalsh(pixels[:, 0])
+            return found
+
+    with pytest.raises(TaggerError, match=r"\A[^\n]*cannot be written as ONNX[^\n]*\Z"):
+        onnx_export.write(Odd(), tmp_path / "a.onnx", torch.ones(2, 3, 4, 4), ["a"], opset=17)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_same_model_gives_the_same_graph(model_folder: Path, tmp_path: Path) -> None:
+    written = []
+    for name in ("first", "second"):
+        onnx_export.plain(backbone.load(model_folder), tmp_path / name, size=32, opset=17)
+        written.append((tmp_path / name).read_bytes())
+    assert written[0] == written[1]
 
 
 def test_an_opset_that_the_backbone_cannot_have_is_refused(shipped: Params, tmp_path: Path) -> None:

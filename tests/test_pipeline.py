@@ -163,6 +163,36 @@ def test_queued_experiments_run_and_are_compared(clone: Path, first: str) -> Non
     assert curves <= set(plots["data"])
 
 
+def test_an_export_is_tried_wherever_it_lies(clone: Path, first: str, tmp_path: Path) -> None:
+    copy = tmp_path / "downloaded"
+    shutil.copytree(clone / "models/export", copy)
+    command = [sys.executable, "stages/export.py", "--check", str(copy)]
+    told = execute(clone, *command)
+    assert "files as they were exported" in told and "8 tools agree with the model" in told
+    assert "8 tools agree" in execute(clone, *command, "--on", "data/demo/0000.png")
+    with (copy / "wd14/model.onnx").open("ab") as file:
+        file.write(b"more")
+    ended = subprocess.run(command, cwd=clone, capture_output=True, text=True, check=False)
+    assert ended.returncode == 2
+    assert re.fullmatch(
+        r"error: [^\n]*wd14/model.onnx is not what was exported[^\n]*\n", ended.stderr
+    )
+
+
+def test_the_export_says_what_it_is(clone: Path, first: str) -> None:
+    card = (clone / "models/export/README.md").read_text(encoding="utf-8")
+    report = json.loads((clone / "metrics/export.json").read_text(encoding="utf-8"))
+    figures = json.loads((clone / "metrics/evaluate.json").read_text(encoding="utf-8"))["test"]
+    assert f"{figures['macro_ap']:.3f} (" in card
+    assert set(report["tools"]) >= {"timm", "imgutils", "sd-scripts kohya"}
+    assert all(tool in card for tool in report["tools"])
+    for name, one in report["lighter"].items():
+        assert (clone / f"models/export/model_{name}.onnx").is_file() is one["shipped"]
+        assert (f"`model_{name}.onnx` |" in card) is one["shipped"]
+    for path in (clone / "models/export/samples").glob("*.jpg"):
+        assert path.with_suffix(".txt").read_text(encoding="utf-8").strip() in card
+
+
 def test_a_rate_in_scientific_notation_is_a_number(clone: Path, first: str) -> None:
     """DVC writes 3e-05, which PyYAML takes for a string."""
     dvc(clone, "exp", "run", "-S", rate("3e-5"))

@@ -61,7 +61,7 @@ def squares(
         yield _watched(path, prepared, timeout)
 
 
-def square(path: Path, prepared: Preprocess) -> Square:
+def square(path: Path | bytes, prepared: Preprocess) -> Square:
     """Return a picture as a square, or why it cannot be one."""
     try:
         return prepared.fit(images.open_pixels(path, prepared.background))

@@ -94,7 +94,7 @@ def _square(image: object, path: object, prepared: Preprocess) -> Square:
     if not any(given):
         return f"has neither {IMAGE} nor {PATH}"
     if isinstance(image, bytes) and given[0]:
-        return decoders.square(image, prepared)  # type: ignore[arg-type]  # opens bytes as well
+        return decoders.square(image, prepared)  # opens bytes as well
     if isinstance(path, str | Path) and given[1]:
         return decoders.square(Path(path), prepared)
     return "its image is not bytes, base64 in JSON" if given[0] else "its path is not a text"

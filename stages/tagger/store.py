@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import mlflow
 from mlflow import MlflowClient
-from mlflow.entities import Dataset, LoggedModel, Metric
+from mlflow.entities import Dataset, LoggedModel, LoggedModelStatus, Metric
 from mlflow.exceptions import MlflowException
 
 from tagger import scratch
@@ -94,10 +94,11 @@ def _git(*arguments: str) -> str:
 
 
 def checkpoints(client: MlflowClient, run: str) -> dict[str, LoggedModel]:
-    """Return the models that a run has logged, by name; of several the latest."""
+    """Return the models that a run has logged to their end, by name; of several the latest."""
     experiment, query = client.get_run(run).info.experiment_id, f"source_run_id = '{run}'"
     found = client.search_logged_models([experiment], query)
-    return {model.name: model for model in sorted(found, key=lambda one: one.creation_timestamp)}
+    whole = [model for model in found if model.status == LoggedModelStatus.READY]
+    return {model.name: model for model in sorted(whole, key=lambda one: one.creation_timestamp)}
 
 
 def dataset(name: str, digest: str, source: Path, part: Part) -> Dataset:

@@ -68,7 +68,7 @@ class Trials:
         found = {}
         for name, path in paths.items():
             judged = self._judged(name, path)
-            changes = {one: round(judged[one] - full[one], 6) for one in _MEASURES}
+            changes = {one: round(judged[one] - full[one], 4) + 0.0 for one in _MEASURES}
             speed = round(pace[name] / pace["fp32"], 1)
             why_not = self._why_not(name, speed, changes)
             found[name] = Trial(path.stat().st_size, speed, changes, not why_not, why_not)
