@@ -61,18 +61,20 @@ class _Handler(Handler):
     server: UploadServer
 
     def do_GET(self) -> None:
-        _, found, _ = self.path.partition("/xet-write-token/")
-        if found and self.may_write("xet"):
-            self.send_xet_token()
-        elif not found and self.path.startswith("/cas/"):
+        if "/xet-write-token/" in self.path:
+            self.note(self.path, "hub")
+            if self.may_write("xet"):
+                self.send_xet_token()
+        elif self.path.startswith("/cas/"):
             self.refuse(404)  # no chunk is known
-        elif not found:
+        else:
             super().do_GET()
 
     def do_PUT(self) -> None:
         self.note(self.path, "content")
+        content = self.body()  # of a refused request, too: else it is read as the next one
         if not self.fails("put"):
-            kept = self.server.keep(self.body())
+            kept = self.server.keep(content)
             self.answer(200 if self.path.endswith(kept) else 400, b"", {})
 
     def do_POST(self) -> None:
