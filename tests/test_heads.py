@@ -13,16 +13,16 @@ from timm.models import group_parameters
 from timm.optim import create_optimizer_v2
 from torch import Tensor, nn
 
-import export
 from tagger import (
     backbone,
     calibration,
+    doctor,
     files,
     heads,
     images,
     models,
     onnx_export,
-    params,
+    package,
     thresholds,
     vocabulary,
 )
@@ -355,45 +355,33 @@ def test_it_compiles_as_one_graph(preset: Preset) -> None:
     assert torch.allclose(whole(pixels), model(pixels), atol=1e-6)
 
 
-def test_the_export_stage_makes_an_onnx_export_without_files_for_timm(
-    preset: Preset,
-    shipped: Params,
-    part: Part,
-    tags: list[Tag],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+def test_the_export_has_no_files_for_timm_and_all_for_the_other_tools(
+    preset: Preset, part: Part, tags: list[Tag], tmp_path: Path
 ) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("tagger.dataset.read", lambda *paths: (tags, {"test": part}))
+    source, target = tmp_path / "tagger", tmp_path / "export"
     model = query(preset, len(tags))
     nn.init.normal_(model.decoder.weight)
-    saved(model, preset, export.MODEL)
-    backbone.preprocessing(model, preset).write(export.MODEL / "preprocess.json")
-    vocabulary.write(tags, export.MODEL / "vocabulary.csv")
-    fitted = [
-        Threshold(name, "", 0.5, 1, 0.5, 0.5, 0.5, "f1")
-        for name in (thresholds.ALL, *CATEGORIES.values())
-    ]
-    thresholds.write(fitted, export.THRESHOLDS)
-    calibration.write({row.category: 1.0 for row in fitted}, export.CALIBRATION)
-    policy = shipped.evaluate.threshold.model_copy(update={"kind": "category"})
-    evaluate = shipped.evaluate.model_copy(update={"workers": 0, "threshold": policy})
-    p: params.Params = shipped.model_copy(update={"evaluate": evaluate})
-    export.main(p)
-    told = capsys.readouterr().out
-    assert "no files for timm" in told
-    assert {path.name for path in export.EXPORT.iterdir()} == {
+    saved(model, preset, source)
+    backbone.preprocessing(model, preset).write(source / "preprocess.json")
+    vocabulary.write(tags, source / "vocabulary.csv")
+    fitted = [Threshold(name, "", 0.5, 1, 0.5, 0.5, 0.5, "f1") for name in CATEGORIES.values()]
+    calibration.write({thresholds.ALL: 1.0}, tmp_path / "calibration.json")
+    names = package.Names(tags, np.full(len(tags), 0.5), fitted)
+    package.write(target, source, tmp_path / "calibration.json", names, 17)
+    assert {path.name for path in target.iterdir()} == {
         "model.onnx",
         "preprocess.json",
         "selected_tags.csv",
+        "categories.json",
         "thresholds.csv",
         "calibration.json",
+        "wd14",
+        "kohya",
     }
-    report = files.read_json(export.REPORT)
-    assert report["pictures"] == len(part)
-    assert report["onnx"]["largest_difference"] < 1e-5
-    assert "timm" not in report
+    shown = [(place.path, images.open_rgb(place)) for place in part.places[:8]]
+    found = doctor.examine(target, shown, models.load(source, "cpu", CPU), 1e-4)
+    assert found.tools["infer"].largest_difference < 1e-5
+    assert "timm" not in found.tools
     pictures = [images.open_rgb(place) for place in part.places[:3]]
-    ours, theirs = (models.load(folder, "cpu", CPU) for folder in (export.MODEL, export.EXPORT))
+    ours, theirs = (models.load(folder, "cpu", CPU) for folder in (source, target))
     assert ours(pictures) == pytest.approx(theirs(pictures), abs=1e-5)

@@ -63,8 +63,8 @@ def test_best_is_the_default_and_each_tags_own(
 def test_category_takes_the_table_of_the_model(
     said: Said, tagger: Tagger, scores: dict[str, float], export_folder: Path
 ) -> None:
-    rows = thresholds.read(export_folder / "thresholds.csv")
-    limits = thresholds.per_tag(rows, tagger.tags, "category")
+    of = thresholds.of_categories(export_folder / "thresholds.csv")
+    limits = np.array([of[CATEGORIES[tag.category]] for tag in tagger.tags])
     assert names(said("--threshold", "category")) == wanted(tagger, scores, limits)
 
 
