@@ -15,12 +15,11 @@ from tagger import (
     against,
     backbone,
     calibration,
-    cutoffs,
     dataset,
     errors,
+    evaluation,
     files,
     images,
-    judged,
     layouts,
     parallel,
     params,
@@ -34,17 +33,13 @@ from tagger import (
     tracking,
 )
 from tagger.against import Ground
-from tagger.dataset import Part
 from tagger.engines import Device
 from tagger.errors import TaggerError
 from tagger.evaluation import Evaluation
-from tagger.inspection import Inspection
 from tagger.predict import Compute
-from tagger.predicted import Predicted, Predictor
+from tagger.predicted import Predictor
 from tagger.preprocess import Preprocess
 from tagger.report import Content
-from tagger.thresholds import Aim
-from tagger.vocabulary import Tag
 
 POSTS = Path("data/posts.parquet")
 TAGS = Path("data/tags.parquet")
@@ -90,67 +85,44 @@ def main(p: params.Params, other: Path | None = None) -> None:
         every = {name: predictor(name, parts[name], tags, compute, prepared) for name in PARTS}
         found = {name: one for name, one in every.items() if one}
         if group.leads:
-            evaluation = judge(p, tags, parts, found, prepared.background)
-            content = evaluation.page(trained)
-            write(evaluation, content)
-            track(evaluation, content, trained, p.prepare.path.stem)
-            tell(evaluation)
+            judged = evaluation.judge(
+                found, parts, tags, p.evaluate.threshold, p.seed, prepared.background
+            )
+            content = judged.page(trained)
+            write(judged, content)
+            track(judged, content, trained, p.prepare.path.stem)
+            tell(judged)
 
 
-def judge(
-    p: params.Params,
-    tags: Sequence[Tag],
-    parts: Mapping[str, Part],
-    found: Mapping[str, Predicted],
-    background: images.Colour,
-) -> Evaluation:
-    """Return what comes out, at thresholds fitted on the validation part."""
-    policy = p.evaluate.threshold
-    aim = Aim(policy.by, policy.target)
-    fitted = cutoffs.fit(found["validation"].scored, tags, aim, p.seed)
-    limits = thresholds.per_tag(fitted, tags, policy)
-    looked = {}
-    for name, (kept, _) in found.items():
-        figures = judged.judge(kept, tags, limits, p.seed)
-        looked[name] = Inspection(name, kept, parts[name], tags, limits, figures, background)
-    lost = {
-        name: {parts[name].places[row].path: reason for row, reason in failures.items()}
-        for name, (_, failures) in found.items()
-    }
-    return Evaluation(looked, lost, fitted)
-
-
-def write(evaluation: Evaluation, content: Content) -> None:
-    thresholds.write(evaluation.fitted, THRESHOLDS)
-    calibration.write(evaluation.temperatures, CALIBRATION)
-    files.write_json(FIGURES, evaluation.figures)
+def write(judged: Evaluation, content: Content) -> None:
+    thresholds.write(judged.fitted, THRESHOLDS)
+    calibration.write(judged.temperatures, CALIBRATION)
+    files.write_json(FIGURES, judged.figures)
     for path in TABLES:
-        files.write_csv(path, *evaluation.tables[path.stem])
+        files.write_csv(path, *judged.tables[path.stem])
     with files.replacing(SHEET) as partial:
-        evaluation.test.sheet().save(partial, format="PNG")
+        judged.test.sheet().save(partial, format="PNG")
     report.write(REPORT, content)
 
 
-def track(
-    evaluation: Evaluation, content: Content, trained: Mapping[str, Any], data_name: str
-) -> None:
+def track(judged: Evaluation, content: Content, trained: Mapping[str, Any], data_name: str) -> None:
     """Add to the run of the training, where there is one: a store may have been away."""
     if trained["run_id"] is None:
         return
-    parts = {name: one.part for name, one in evaluation.parts.items()}
+    parts = {name: one.part for name, one in judged.parts.items()}
     with tracking.run(run_id=trained["run_id"]) as run:
         run.log_data(data_name, tracking.digest(trained["data"]), POSTS, **parts)
-        run.log_metrics(evaluation.summary, checkpoint="best")
+        run.log_metrics(judged.summary, checkpoint="best")
         run.log_files(FIGURES, *TABLES, THRESHOLDS, CALIBRATION, REPORT, SHEET)
         for name, figure in report.drawings(content).items():
             run.log_figure(figure, f"{name}.png")
 
 
-def tell(evaluation: Evaluation) -> None:
-    for part, lost in evaluation.unreadable.items():
+def tell(judged: Evaluation) -> None:
+    for part, lost in judged.unreadable.items():
         for path, reason in lost.items():
             print(f"left out of {part}: {path}: {reason}")
-    test = evaluation.figures["test"]
+    test = judged.figures["test"]
     print(
         f"test: macro AP {test['macro_ap']:.3f} over {test['tags']} tags, micro AP "
         f"{test['micro_ap']:.3f}, macro F1 {test['macro_f1']:.3f}, micro F1 {test['micro_f1']:.3f} "
@@ -171,10 +143,6 @@ def compare(
     found = against.compare(compute, prepared, other, theirs, ground, aliases)
     if not found:
         return
-    print(
-        f"{found.tags} tags that both know, on {found.ours.figures['images']:,} test pictures; "
-        "thresholds of both fitted on validation."
-    )
     for line in found.lines():
         print(line)
     print(f"If {other} was trained on some of these pictures, it does worse elsewhere.")

@@ -1,5 +1,6 @@
 """params.yaml is checked at the door: what is wrong is told in one line, with the way out."""
 
+import ast
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -89,6 +90,14 @@ def explained(text: str) -> set[str]:
 def test_every_key_of_params_yaml_is_explained_beside_it(root: Path) -> None:
     text = (root / params.PATH).read_text(encoding="utf-8")
     assert fields(Params) - {"models"} - explained(text) == set()
+
+
+def test_every_parameter_is_read_by_the_code(root: Path) -> None:
+    sources = (path.read_text(encoding="utf-8") for path in (root / "stages").rglob("*.py"))
+    nodes = (node for source in sources for node in ast.walk(ast.parse(source)))
+    read = {node.attr for node in nodes if isinstance(node, ast.Attribute)}
+    asked = {*fields(Params), *(f"models.{name}" for name in params.Preset.model_fields)}
+    assert {path for path in asked if path.rpartition(".")[2] not in read} == set()
 
 
 def test_every_preset_field_is_explained_above_the_presets(root: Path) -> None:

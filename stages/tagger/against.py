@@ -79,6 +79,10 @@ class Comparison:
 
     def lines(self) -> Iterator[str]:
         """Yield what is to be told: figures, differences, and how sure they are."""
+        yield (
+            f"{self.tags} tags that both know, on {self.ours.figures['images']:,} test pictures; "
+            "thresholds of both fitted on validation."
+        )
         yield f"{'':24}{'ours':>8}{'theirs':>8}   difference, 95 % interval"
         for name in (OVERALL, *(name for name in self.differences if name != OVERALL)):
             for measure in MEASURES:

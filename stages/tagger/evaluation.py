@@ -6,12 +6,16 @@ from functools import cached_property
 from heapq import merge
 from typing import Any, NamedTuple, TypeAlias
 
-from tagger import calibration, charts, confused, doubts
+from tagger import calibration, charts, confused, cutoffs, doubts, judged, thresholds
 from tagger.bootstrap import MEASURES
 from tagger.calibration import Temperatures
+from tagger.dataset import Part
+from tagger.images import Colour
 from tagger.inspection import Inspection
+from tagger.predicted import Predicted
 from tagger.report import Content, Table
-from tagger.thresholds import ALL, Threshold
+from tagger.thresholds import ALL, Aim, Policy, Threshold
+from tagger.vocabulary import Tag
 
 Row: TypeAlias = Sequence[Any]
 
@@ -130,3 +134,26 @@ class Evaluation:
         if len(rows) > _SHOWN:
             told += f" The first {_SHOWN} of {len(rows):,}; the rest is in {name}.csv."
         return Table(title, told, shown, rows[:_SHOWN])
+
+
+def judge(
+    found: Mapping[str, Predicted],
+    parts: Mapping[str, Part],
+    tags: Sequence[Tag],
+    policy: Policy,
+    seed: int,
+    background: Colour,
+) -> Evaluation:
+    """Return what comes out on both parts, at thresholds fitted on validation."""
+    aim = Aim(policy.by, policy.target)
+    fitted = cutoffs.fit(found["validation"].scored, tags, aim, seed)
+    limits = thresholds.per_tag(fitted, tags, policy)
+    looked = {}
+    for name, (kept, _) in found.items():
+        figures = judged.judge(kept, tags, limits, seed)
+        looked[name] = Inspection(name, kept, parts[name], tags, limits, figures, background)
+    unreadable = {
+        name: {parts[name].places[row].path: reason for row, reason in failures.items()}
+        for name, (_, failures) in found.items()
+    }
+    return Evaluation(looked, unreadable, fitted)
