@@ -13,7 +13,7 @@ from typing import Any
 import resvg_py
 from dicebear import Avatar, Style
 
-from tagger import demo_looks, files, progress
+from tagger import demo_looks, files, orphans, progress
 from tagger.demo_looks import Look
 
 Job = tuple[str, Look]  # file name without suffix, what to draw
@@ -70,7 +70,8 @@ def _draw_all(folder: Path, jobs: Sequence[Job], size: int) -> None:
         by_style[job[1].style].append(job)
     shares = sorted(by_style.items(), key=lambda share: -len(share[1]))
     spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(os.cpu_count(), mp_context=spawn) as pool:
+    begin = orphans.end_with_parent
+    with ProcessPoolExecutor(os.cpu_count(), mp_context=spawn, initializer=begin) as pool:
         drawn = [pool.submit(_draw_share, folder, size, name, share) for name, share in shares]
         for style in progress.track(drawn, "drawing"):
             style.result()

@@ -42,7 +42,7 @@ def copies(
 ) -> Iterator[pa.Table]:
     """Yield rows of SCHEMA for the pictures, tar by tar.
 
-    pictures: columns id, file, shard, offset, size and modified
+    pictures: columns id, file, shard, offset and size; others that differ make another tar
     side: the longest that the shorter side may be, pixels
     quality: 1 to 100, as the encoder takes it
     shard_size: about how large a tar is, bytes

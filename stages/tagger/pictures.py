@@ -67,7 +67,7 @@ def copied(posts: pa.Table, p: params.Copies, left_out: Rejected) -> pa.Table:
         return posts
     order = _in_place(posts)
     made = materialise.copies(
-        posts.select(["id", *_PLACE]).take(order),
+        _originals(posts).take(order),
         p.folder,
         side=p.side,
         form=p.form,
@@ -80,6 +80,17 @@ def copied(posts: pa.Table, p: params.Copies, left_out: Rejected) -> pa.Table:
     for name in ("file", "shard", "offset", "size", "width", "height"):
         posts = _with(posts, name, copies[name])
     return intake.judge(posts, judge_reasons(copies), left_out)[0]
+
+
+def _originals(posts: pa.Table) -> pa.Table:
+    """Return what copies are known by: the content of a file where it was read, else its time.
+
+    So the same pictures have the same copies whenever they came there.
+    """
+    content = _known_content(posts)
+    modified = pc.if_else(pc.is_null(content), posts["modified"], pa.scalar(None, pa.int64()))
+    known = _with(posts.select(["id", *_PLACE]), "modified", modified)
+    return known.append_column("content", content)
 
 
 def grouped(posts: pa.Table, p: params.Groups, memory: Path | None = None) -> pa.Table:
@@ -99,7 +110,7 @@ def grouped(posts: pa.Table, p: params.Groups, memory: Path | None = None) -> pa
 
 def _content(posts: pa.Table, memory: Path | None) -> pa.ChunkedArray:
     """Return the content hash of posts that may share their content, null of others."""
-    known = posts["content"] if "content" in posts.column_names else _nulls(posts)
+    known = _known_content(posts)
     rows = groups.alike(posts["size"], known)
     if not len(rows):
         return known
@@ -110,7 +121,10 @@ def _content(posts: pa.Table, memory: Path | None) -> pa.ChunkedArray:
     return pc.coalesce(known, hashes.take(pa.array(taken, mask=taken < 0)))
 
 
-def _nulls(posts: pa.Table) -> pa.ChunkedArray:
+def _known_content(posts: pa.Table) -> pa.ChunkedArray:
+    """Return the content hash of the files that were read whole, null of others."""
+    if "content" in posts.column_names:
+        return posts["content"]
     return pa.chunked_array([pa.nulls(len(posts), pa.binary())])
 
 

@@ -8,7 +8,6 @@ import hashlib
 import multiprocessing
 import os
 import signal
-import threading
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
@@ -22,7 +21,7 @@ from typing import TypeAlias, TypeVar
 import pyarrow as pa
 import pyarrow.feather as feather
 
-from tagger import files, images
+from tagger import files, images, orphans
 from tagger.errors import TaggerError
 
 T = TypeVar("T")
@@ -94,15 +93,8 @@ def ahead(items: Iterable[T]) -> Iterator[T]:
 def _begin() -> None:
     """Make this process ready for pictures, and end it with the one that started it."""
     images.begin()
-
-    def wait() -> None:
-        parent = multiprocessing.parent_process()
-        if parent:
-            parent.join()
-            os._exit(1)
-
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=wait, daemon=True).start()
+    orphans.end_with_parent()
 
 
 def _remembered(work: Work, chunk: pa.Table, memory: Path | None) -> pa.Table:
