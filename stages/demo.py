@@ -16,4 +16,4 @@ def main(p: params.Params) -> None:
 
 if __name__ == "__main__":
     with errors.reported():
-        main(params.load())
+        main(params.of_stage(__doc__))

@@ -48,4 +48,4 @@ def get(repo: str, revision: str, connections: int, *targets: Path, below: str =
 
 if __name__ == "__main__":
     with errors.reported():
-        main(params.load().prepare.fetch)
+        main(params.of_stage(__doc__).prepare.fetch)

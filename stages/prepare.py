@@ -85,4 +85,4 @@ def report(
 
 if __name__ == "__main__":
     with errors.reported():
-        main(params.load().prepare)
+        main(params.of_stage(__doc__).prepare)

@@ -75,5 +75,5 @@ def report(
 
 if __name__ == "__main__":
     with errors.reported():
-        p = params.load()
+        p = params.of_stage(__doc__)
         main(p.split, p.seed)

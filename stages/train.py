@@ -93,4 +93,4 @@ def lead(
 
 if __name__ == "__main__":
     with errors.reported():
-        main(params.load())
+        main(params.of_stage(__doc__))

@@ -46,4 +46,4 @@ def tell(found: selection.Selection, covered: coverage.Coverage, source: Path) -
 
 if __name__ == "__main__":
     with errors.reported():
-        main(params.load().vocabulary)
+        main(params.of_stage(__doc__).vocabulary)

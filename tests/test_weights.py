@@ -176,9 +176,11 @@ def test_real_weights_under_the_names_of_another_author_are_refused_with_both() 
     assert "the model lacks _conv_stem.weight, _bn0.weight" in message
 
 
-@pytest.mark.parametrize("key", ["state_dict_ema", "model_ema", "state_dict", "model"])
+@pytest.mark.parametrize(
+    "key", ["state_dict_ema", "model_ema", "state_dict", "model", "model_state_dict"]
+)
 @pytest.mark.parametrize("suffix", ["pth", "pt", "bin"])
-def test_a_training_checkpoint_of_timm_gives_its_averaged_weights(
+def test_a_training_checkpoint_gives_its_weights_the_averaged_ones_first(
     vit: nn.Module, tmp_path: Path, key: str, suffix: str
 ) -> None:
     path = tmp_path / f"last.{suffix}"

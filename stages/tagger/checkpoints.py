@@ -14,7 +14,7 @@ import httpx2
 import timm
 from huggingface_hub import HfApi, constants, errors, hf_hub_download, try_to_load_from_cache
 from safetensors import SafetensorError
-from timm.models import get_pretrained_cfg, load_state_dict
+from timm.models import clean_state_dict, get_pretrained_cfg, load_state_dict
 from timm.models._hub import download_cached_file
 
 from tagger import files, hub
@@ -32,6 +32,8 @@ NAMES = (
     "open_clip_pytorch_model.bin",
 )
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
+
+_PLAIN_TORCH = "model_state_dict"  # as in torch's own tutorial, beside the keys that timm knows
 
 # What timm, safetensors and torch raise for weights that are away, damaged or of another network.
 UNREADABLE = (
@@ -133,6 +135,8 @@ def _entries(path: Path) -> dict[str, Any]:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Detected pickle protocol")
             entries: dict[str, Any] = load_state_dict(str(path))
+        if isinstance(inner := entries.get(_PLAIN_TORCH), dict):
+            entries = clean_state_dict(inner)
         if not entries:
             raise ValueError("it is empty")
         return entries

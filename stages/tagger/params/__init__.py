@@ -1,5 +1,6 @@
 """The parameters of every stage: `params.yaml`, checked at the door."""
 
+import argparse
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_origin
 
@@ -141,6 +142,13 @@ class Params(Frozen):
     def recipe(self) -> Train:
         """`train`, with what the preset wants otherwise."""
         return Train.model_validate(overlaid(self.train.model_dump(), self.preset.train))
+
+
+def of_stage(description: str | None) -> Params:
+    """Return the parameters for a stage, which takes no arguments but `--help`."""
+    told = f"It takes no arguments: what it does is set in {PATH}, and `dvc repro` runs it."
+    argparse.ArgumentParser(description=description, epilog=told).parse_args()
+    return load()
 
 
 def load(path: Path = PATH) -> Params:
