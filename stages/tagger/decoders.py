@@ -9,22 +9,23 @@ import signal
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 
 from tagger import images
 from tagger.errors import TaggerError
-from tagger.images import Pixels
+from tagger.images import Colour, Pixels
 from tagger.preprocess import Preprocess
 
 Square: TypeAlias = Pixels | str  # (size, size, 3), or why there is none
+Open: TypeAlias = Callable[[Any, Colour], Pixels]  # as `images.open_pixels`, fit to be pickled
 
 FEW = 12  # pictures for which no process is started
 MANY = 30  # pictures for which compiling is worth while
@@ -43,28 +44,32 @@ def squares(
     workers: int,
     timeout: float,
     stop: threading.Event,
+    few: int = FEW,
+    opening: Open = images.open_pixels,
 ) -> Iterator[Square]:
     """Yield the square of each picture, or the reason why it has none, in their order.
 
     workers: processes, 0 for none
     timeout: seconds that a picture may take
     stop: once set, no more come
+    few: pictures for which no process is started
+    opening: what makes pixels of a file; it raises Unreadable
     """
     if len(paths) >= MANY and workers:
         prepared = prepared.for_many()
-    if workers and len(paths) > FEW:
-        yield from _Pool(paths, prepared, timeout).run(min(workers, len(paths)), stop)
+    if workers and len(paths) > few:
+        yield from _Pool(paths, prepared, timeout, opening).run(min(workers, len(paths)), stop)
         return
     for path in paths:
         if stop.is_set():
             return
-        yield _watched(path, prepared, timeout)
+        yield _watched(path, prepared, timeout, opening)
 
 
-def square(path: Path | bytes, prepared: Preprocess) -> Square:
+def square(path: Path | bytes, prepared: Preprocess, opening: Open = images.open_pixels) -> Square:
     """Return a picture as a square, or why it cannot be one."""
     try:
-        return prepared.fit(images.open_pixels(path, prepared.background))
+        return prepared.fit(opening(path, prepared.background))
     except images.Unreadable as error:
         return str(error)
     except MemoryError:
@@ -73,10 +78,14 @@ def square(path: Path | bytes, prepared: Preprocess) -> Square:
         return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
-def _watched(path: Path, prepared: Preprocess, timeout: float) -> Square:
+def _watched(path: Path, prepared: Preprocess, timeout: float, opening: Open) -> Square:
     """Return a picture as a square, made in a thread that is left to itself if it takes long."""
     found: list[Square] = []
-    thread = threading.Thread(target=lambda: found.append(square(path, prepared)), daemon=True)
+
+    def work() -> None:
+        found.append(square(path, prepared, opening))
+
+    thread = threading.Thread(target=work, daemon=True)
     thread.start()
     thread.join(timeout)
     return found[0] if found else _too_long(timeout)
@@ -86,7 +95,7 @@ def _too_long(timeout: float) -> str:
     return f"took more than {timeout:g} seconds to decode"
 
 
-def _serve(connection: Connection, prepared: Preprocess) -> None:
+def _serve(connection: Connection, prepared: Preprocess, opening: Open) -> None:
     """Answer each path with a square or a reason, until nobody asks any more."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     images.begin()
@@ -94,7 +103,7 @@ def _serve(connection: Connection, prepared: Preprocess) -> None:
     try:
         connection.send_bytes(_READY)
         while True:
-            answer = square(Path(os.fsdecode(connection.recv_bytes())), prepared)
+            answer = square(Path(os.fsdecode(connection.recv_bytes())), prepared, opening)
             if isinstance(answer, str):
                 connection.send_bytes(_REASON + answer.encode(errors="backslashreplace"))
             else:
@@ -115,10 +124,13 @@ class _Worker:
 class _Pool:
     """Processes that decode. One that dies, or takes too long, is replaced."""
 
-    def __init__(self, paths: Sequence[Path], prepared: Preprocess, timeout: float) -> None:
+    def __init__(
+        self, paths: Sequence[Path], prepared: Preprocess, timeout: float, opening: Open
+    ) -> None:
         self._paths = paths
         self._prepared = prepared
         self._timeout = timeout
+        self._opening = opening
         self._workers: list[_Worker] = []
         self._again: deque[int] = deque()  # pictures taken back from a worker
         self._next = 0
@@ -146,7 +158,9 @@ class _Pool:
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(["__main__", __name__])
         ours, theirs = context.Pipe()
-        process = context.Process(target=_serve, args=(theirs, self._prepared), daemon=True)
+        process = context.Process(
+            target=_serve, args=(theirs, self._prepared, self._opening), daemon=True
+        )
         process.start()
         theirs.close()
         return _Worker(process, ours)

@@ -80,6 +80,11 @@ def begin() -> None:
     logging.getLogger("PIL").setLevel(logging.CRITICAL)
 
 
+def limit(pixels: int) -> None:
+    """Refuse larger pictures in this process, by their headers. Else the limit is 179 million."""
+    Image.MAX_IMAGE_PIXELS = pixels // 2  # Pillow warns from there on, and refuses from twice that
+
+
 def release() -> None:
     """Give back to the system what was needed for a while, and which `begin` would keep."""
     with suppress(AttributeError, OSError):  # another system

@@ -45,9 +45,11 @@ class Options:
         return self.output not in ("text", "txt")
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
+    """Tells of a mistake as everything else does, in one line."""
+
     def error(self, message: str) -> NoReturn:
-        raise TaggerError(f"{message.rstrip('.')}. See infer.py --help.")
+        raise TaggerError(f"{message.rstrip('.')}. See {self.prog} --help.")
 
 
 def parse(arguments: Sequence[str], p: params.Infer, root: Path, cores: int) -> Options:
@@ -56,7 +58,7 @@ def parse(arguments: Sequence[str], p: params.Infer, root: Path, cores: int) -> 
     root: the folder on which the model and the rules of `p` hang
     cores: how many processes decode where no number is given
     """
-    parser = _Parser(
+    parser = Parser(
         prog="infer.py",
         description="Tag pictures, or those of folders.",
         epilog=_EPILOG,

@@ -55,6 +55,18 @@ class Preprocess:
         resized = (compiled if self.many else by_pillow)(pixels, sides, self.interpolation)
         return resized if sides == (self.size, self.size) else self._centred(resized)
 
+    def place(self, width: int, height: int) -> tuple[int, int, int, int]:
+        """Return where a picture lies in its square: left, top, right, bottom, in pixels.
+
+        They are beyond the square where it holds but the middle of the picture.
+        """
+        if self.fitting == "stretch":
+            return 0, 0, self.size, self.size
+        covering = self._inside if self.fitting == "pad" else self._around
+        columns, rows = covering(width, height)
+        left, top = int((self.size - columns) / 2), int((self.size - rows) / 2)  # towards 0
+        return left, top, left + columns, top + rows
+
     def _inside(self, width: int, height: int) -> tuple[int, int]:
         scale = self.size / max(width, height)
         return max(1, round(width * scale)), max(1, round(height * scale))

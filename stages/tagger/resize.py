@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import PIL
 from PIL import Image
 
 from tagger.compiled import always
@@ -44,8 +45,7 @@ def compiled(pixels: Pixels, size: tuple[int, int], interpolation: str) -> Pixel
     """Return the same as `by_pillow`; the first call takes a second or two."""
     width, height = size
     passes = [(_across, 1, width), (_down, 0, height)]
-    lower, narrower = pixels.shape[0] - height, pixels.shape[1] - width
-    if lower > max(0, 2 * narrower):  # as Pillow 13 does, to keep small what lies between
+    if _lowered_first(pixels.shape[1], pixels.shape[0], width, height):
         passes.reverse()
     for run, axis, target in passes:
         source = pixels.shape[axis]
@@ -55,6 +55,18 @@ def compiled(pixels: Pixels, size: tuple[int, int], interpolation: str) -> Pixel
             always(run)(pixels, resized, *_weights(source, target, interpolation))
             pixels = resized
     return pixels
+
+
+def _lowered_first(before: int, tall: int, width: int, height: int) -> bool:
+    """Return whether Pillow makes a picture lower before it makes it narrower.
+
+    before, tall: its width and height now
+    It keeps small what lies between, by a rule that is another since Pillow 13.
+    """
+    lower, narrower = tall - height, before - width
+    if int(PIL.__version__.split(".")[0]) < 13:
+        return lower > 0 and tall > 100 * before
+    return lower > max(0, 2 * narrower)
 
 
 def matrix(source: int, target: int, interpolation: str) -> npt.NDArray[np.float64]:

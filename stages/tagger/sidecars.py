@@ -56,11 +56,16 @@ def write(
     append: keep what is there, in its place and its form
     Raises ValueError for what is there in another encoding than UTF-8.
     """
+    files.write_text(path, text(caption, how, known, _present(path) if append else ()))
+
+
+def text(caption: Caption, how: Naming, known: frozenset[str], present: Iterable[str] = ()) -> str:
+    """Return the tags of a picture as a line, those that are present before the others."""
     written = [how.weighted(one.tag, one.confidence) for one in caption.tags]
-    if append:
-        written = naming.merged(_present(path), written)
+    if present := list(present):
+        written = naming.merged(present, written)
     ordered = naming.reordered(written, [how.written(word) for word in how.first], known)
-    files.write_text(path, f"{', '.join(ordered)}\n")
+    return f"{', '.join(ordered)}\n"
 
 
 def _present(path: Path) -> Sequence[str]:

@@ -1,10 +1,10 @@
 """Tag the pictures that someone names: decoding, the model, and what follows at the same time."""
 
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +19,7 @@ BATCHES_AHEAD = 2
 BATCH_SIZES = {"cpu": 8, "cuda": 64}  # where none is asked for
 
 Row = npt.NDArray[np.float32]
+Decode: TypeAlias = Callable[..., Iterator[Square]]
 
 
 class Answer(NamedTuple):
@@ -40,21 +41,33 @@ class Pace:
 
 
 def tag(
-    tagger: Tagger, found: Sequence[Found], pace: Pace, *, embed: bool, stop: threading.Event
+    tagger: Tagger,
+    found: Sequence[Found],
+    pace: Pace,
+    *,
+    embed: bool,
+    stop: threading.Event,
+    decode: Decode = decoders.squares,
 ) -> Iterator[list[Answer]]:
     """Yield the answers for all pictures, in their order, a batch at a time.
 
     Only a few batches are held at a time. Once `stop` is set, no more come.
+    decode: `decoders.squares`, some of its arguments filled in
     """
     size = pace.batch_size or BATCH_SIZES[tagger.device]
-    batches = ahead(_batches(tagger, found, pace, size, stop), BATCHES_AHEAD, stop)
+    batches = ahead(_batches(tagger, found, pace, size, stop, decode), BATCHES_AHEAD, stop)
     return ahead((_ask(tagger, batch, embed) for batch in batches), BATCHES_AHEAD, stop)
 
 
 def _batches(
-    tagger: Tagger, found: Sequence[Found], pace: Pace, size: int, stop: threading.Event
+    tagger: Tagger,
+    found: Sequence[Found],
+    pace: Pace,
+    size: int,
+    stop: threading.Event,
+    decode: Decode,
 ) -> Iterator[list[tuple[Found, Square]]]:
-    squares = decoders.squares(
+    squares = decode(
         [one.file for one in found if not one.hindrance],
         tagger.preprocess,
         workers=pace.workers,

@@ -1,0 +1,85 @@
+"""Tag pictures on a page in the browser, which this machine serves. Needs Gradio."""
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tagger import errors
+
+if TYPE_CHECKING:
+    from tagger.params import Infer
+    from tagger.visit import Visits
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def main(arguments: Sequence[str]) -> None:
+    # Loaded here, as the processes that decode pictures load this file, too.
+    from tagger import images, params, web
+
+    p = params.load(ROOT / params.PATH).infer
+    asked = parse(arguments, p)
+    at = web.listening(asked.host, asked.port)
+    with web.own_folder() as folder, at:
+        from tagger import page, page_parts
+
+        images.begin()
+        visits = prepare(asked, p, folder)
+        print(f"{visits.model}\n{web.address(at)}", flush=True)
+        words = page_parts.drop_words(visits.words)
+        web.serve(page.build(visits), at, words, page_parts.STYLE, page_parts.FONTS)
+
+
+def parse(arguments: Sequence[str], p: "Infer") -> argparse.Namespace:
+    from tagger import options, values
+
+    parser = options.Parser(
+        prog="app.py",
+        description="Tag pictures on a page in the browser.",
+        allow_abbrev=False,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--model", type=Path, default=ROOT / p.model, help="as for infer.py")
+    add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="what computes")
+    add("--host", default="127.0.0.1", help="0.0.0.0: whoever reaches this machine may come")
+    add("--port", type=values.whole(0), default=7860, help="0: any that is free")
+    add("--max-upload", type=values.whole(1), default=64, metavar="MB", help="of a file")
+    add("--max-pixels", type=values.whole(1), default=100, metavar="MILLIONS", help="of a picture")
+    add("--lang", choices=("en", "zh"), default=p.lang, help="of the page")
+    return parser.parse_args(arguments)
+
+
+def prepare(asked: argparse.Namespace, p: "Infer", folder: Path) -> "Visits":
+    """Load the model. Raises TaggerError where there is none."""
+    from tagger import models, saliency, world
+    from tagger.album import Opening
+    from tagger.engines import Device
+    from tagger.page_words import WORDS
+    from tagger.tagging import Pace
+    from tagger.visit import Visits
+
+    cores = world.world().cores
+    tagger = models.load(
+        asked.model, asked.device, Device(asked.device, cores=cores), calibrated=p.calibrated
+    )
+    name = "/".join(asked.model.parts[-2:])
+    told = (name, len(tagger.tags), tagger.preprocess.size, tagger.device)
+    return Visits(
+        tagger=tagger,
+        pace=Pace(p.batch_size, max(1, cores if p.workers is None else p.workers), p.timeout),
+        opening=Opening(asked.max_upload, asked.max_pixels),
+        words=WORDS[asked.lang],
+        model=WORDS[asked.lang].model.format(*told),
+        folder=folder,
+        saliency=saliency.of(asked.model, tagger),
+    )
+
+
+if __name__ == "__main__":
+    with errors.reported():
+        logging.basicConfig(format="%(message)s", level=logging.WARNING)
+        main(sys.argv[1:])
