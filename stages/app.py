@@ -10,31 +10,33 @@ from typing import TYPE_CHECKING
 from tagger import errors
 
 if TYPE_CHECKING:
+    from tagger.app.visit import Visits
     from tagger.params import Infer
-    from tagger.visit import Visits
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
 def main(arguments: Sequence[str]) -> None:
     # Loaded here, as the processes that decode pictures load this file, too.
-    from tagger import images, params, web
+    from tagger import params
+    from tagger.app import web
+    from tagger.imaging import images
 
     p = params.load(ROOT / params.PATH).infer
     asked = parse(arguments, p)
     at = web.listening(asked.host, asked.port)
     with web.own_folder() as folder, at:
-        from tagger import page, page_parts
+        from tagger.app import page, parts
 
         images.begin()
         visits = prepare(asked, p, folder)
         print(f"{visits.model}\n{web.address(at)}", flush=True)
-        words = page_parts.drop_words(visits.words)
-        web.serve(page.build(visits), at, words, page_parts.STYLE, page_parts.FONTS)
+        words = parts.drop_words(visits.words)
+        web.serve(page.build(visits), at, words, parts.STYLE, parts.FONTS)
 
 
 def parse(arguments: Sequence[str], p: "Infer") -> argparse.Namespace:
-    from tagger import options, values
+    from tagger.inference import options, values
 
     parser = options.Parser(
         prog="app.py",
@@ -55,12 +57,14 @@ def parse(arguments: Sequence[str], p: "Infer") -> argparse.Namespace:
 
 def prepare(asked: argparse.Namespace, p: "Infer", folder: Path) -> "Visits":
     """Load the model. Raises TaggerError where there is none."""
-    from tagger import models, saliency, world
-    from tagger.album import Opening
-    from tagger.engines import Device
-    from tagger.page_words import WORDS
-    from tagger.tagging import Pace
-    from tagger.visit import Visits
+    from tagger import world
+    from tagger.app import saliency
+    from tagger.app.album import Opening
+    from tagger.app.visit import Visits
+    from tagger.app.words import WORDS
+    from tagger.inference import models
+    from tagger.inference.tagging import Pace
+    from tagger.taggers.engines import Device
 
     cores = world.world().cores
     tagger = models.load(

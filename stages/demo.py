@@ -2,13 +2,14 @@
 
 from pathlib import Path
 
-from tagger import demo_drawing, errors, params
+from tagger import errors, params
+from tagger.demonstration import drawing
 
 FOLDER = Path("data/demo")
 
 
 def main(p: params.Params) -> None:
-    counts = demo_drawing.draw(FOLDER, pictures=p.demo.pictures, size=p.demo.size, seed=p.seed)
+    counts = drawing.draw(FOLDER, pictures=p.demo.pictures, size=p.demo.size, seed=p.seed)
     print(
         f"drew {p.demo.pictures:,} pictures of {p.demo.size} px, {len(counts):,} tags -> {FOLDER}"
     )

@@ -2,9 +2,10 @@
 
 from pathlib import Path, PurePosixPath
 
-from tagger import download, errors, files, hub, params
-from tagger.download import Piece
+from tagger import errors, files, params
 from tagger.errors import TaggerError
+from tagger.fetching import download, hub
+from tagger.fetching.download import Piece
 
 METADATA = Path("data/danbooru/metadata.parquet")
 TAGS = Path("data/danbooru/tags.csv")

@@ -11,35 +11,23 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from tagger import (
-    against,
-    backbone,
-    calibration,
-    dataset,
-    errors,
-    evaluation,
-    files,
-    images,
-    layouts,
-    parallel,
-    params,
-    predict,
-    preprocess,
-    registry,
-    report,
-    rules,
-    scratch,
-    thresholds,
-    tracking,
-)
-from tagger.against import Ground
-from tagger.engines import Device
+from tagger import errors, files, parallel, params, scratch, thresholds, tracking
 from tagger.errors import TaggerError
-from tagger.evaluation import Evaluation
-from tagger.predict import Compute
-from tagger.predicted import Predictor
-from tagger.preprocess import Preprocess
-from tagger.report import Content
+from tagger.imaging import dataset, images, preprocess
+from tagger.imaging.preprocess import Preprocess
+from tagger.network import backbone
+from tagger.reporting import against, evaluation, report
+from tagger.reporting.against import Ground
+from tagger.reporting.evaluation import Evaluation
+from tagger.reporting.report import Content
+from tagger.scoring import predict
+from tagger.scoring.predict import Compute
+from tagger.scoring.predicted import Predictor
+from tagger.taggers import layouts
+from tagger.taggers.engines import Device
+from tagger.tags import rules
+from tagger.thresholding import calibration
+from tagger.tracking import registry
 
 POSTS = Path("data/posts.parquet")
 TAGS = Path("data/tags.parquet")

@@ -10,29 +10,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tagger import (
-    card,
-    checksums,
-    dataset,
-    doctor,
-    errors,
-    files,
-    inputs,
-    package,
-    params,
-    predicted,
-    publish,
-    samples,
-    scratch,
-    serving,
-    thresholds,
-    tracking,
-    trained,
-)
-from tagger.dataset import Part
-from tagger.doctor import Examination
-from tagger.package import Names
-from tagger.trial import Trial, Trials
+from tagger import errors, files, params, scratch, thresholds, tracking
+from tagger.exporting import card, checksums, doctor, package, publish, samples, serving
+from tagger.exporting.doctor import Examination
+from tagger.exporting.package import Names
+from tagger.exporting.trial import Trial, Trials
+from tagger.imaging import dataset
+from tagger.imaging.dataset import Part
+from tagger.inference import inputs
+from tagger.scoring import predicted
+from tagger.taggers import trained
 
 POSTS = Path("data/posts.parquet")
 TAGS = Path("data/tags.parquet")

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 from tagger import errors
 
 if TYPE_CHECKING:
-    from tagger.options import Options
-    from tagger.outputs import Plan, Tally
+    from tagger.inference.options import Options
+    from tagger.inference.outputs import Plan, Tally
     from tagger.world import World
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -21,7 +21,8 @@ ROOT = Path(__file__).resolve().parent.parent
 def main(arguments: Sequence[str]) -> int:
     """Tag what the arguments name; return 0, 1 where pictures failed, 130 where it was stopped."""
     # Loaded here, as the processes that decode pictures load this file, too.
-    from tagger import inputs, options, outputs, params, world
+    from tagger import params, world
+    from tagger.inference import inputs, options, outputs
 
     here = world.world()
     asked = options.parse(arguments, params.load(ROOT / params.PATH).infer, ROOT, here.cores)
@@ -40,8 +41,10 @@ def main(arguments: Sequence[str]) -> int:
 
 def run(asked: "Options", plan: "Plan", here: "World", tally: "Tally") -> bool:
     """Tag what is planned; return whether it was stopped before its end."""
-    from tagger import ahead, decoders, images, models, outputs, progress, tagging
-    from tagger.engines import Device
+    from tagger import ahead, progress
+    from tagger.imaging import images
+    from tagger.inference import decoders, models, outputs, tagging
+    from tagger.taggers.engines import Device
 
     images.begin()
     decoding = asked.pace.workers > 0 and len(plan.todo) > decoders.FEW

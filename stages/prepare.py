@@ -4,13 +4,16 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from tagger import errors, files, images, intake, params, pictures, posts, rules, scratch
-from tagger.lexicon import Lexicon
-from tagger.rejected import Rejected
+from tagger import errors, files, params, posts, scratch
+from tagger.gathering import intake, pictures
+from tagger.gathering.rejected import Rejected
+from tagger.imaging import images
 from tagger.sources import Source
 from tagger.sources.danbooru import Danbooru
 from tagger.sources.folder import Folder
 from tagger.sources.table import Table
+from tagger.tags import rules
+from tagger.tags.lexicon import Lexicon
 from tagger.vocabulary import Tag
 
 POSTS = Path("data/posts.parquet")
@@ -66,7 +69,8 @@ def report(
     folders: list[Path],
 ) -> None:
     """Write the numbers, what was left out, and what the data looks like."""
-    from tagger import overview, sheet  # matplotlib, which the workers need not load
+    from tagger.gathering import overview  # matplotlib, which the workers need not load
+    from tagger.reporting import sheet
 
     left_out.write(REJECTED)
     files.write_json(REPORT, overview.numbers(found, tags, lexicon, left_out, notes))

@@ -2,9 +2,10 @@
 
 from pathlib import Path
 
-from tagger import allocation, balance, errors, files, params, posts, split, vocabulary
+from tagger import errors, files, params, posts, vocabulary
 from tagger.posts import PARTS, Posts
-from tagger.split import Labels, Parts
+from tagger.splitting import allocation, balance, split
+from tagger.splitting.split import Labels, Parts
 from tagger.vocabulary import Tag
 
 POSTS = Path("data/posts.parquet")

@@ -6,23 +6,12 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
-from tagger import (
-    backbone,
-    carry,
-    dataset,
-    errors,
-    files,
-    images,
-    keeping,
-    parallel,
-    params,
-    scratch,
-    setup,
-    tracking,
-    vocabulary,
-)
-from tagger.keeping import Keeper
-from tagger.training import Training
+from tagger import errors, files, parallel, params, scratch, tracking, vocabulary
+from tagger.imaging import dataset, images
+from tagger.network import backbone, carry
+from tagger.training import keeping, setup
+from tagger.training.keeping import Keeper
+from tagger.training.loop import Training
 from tagger.vocabulary import Tag
 
 POSTS = Path("data/posts.parquet")

@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from tagger import coverage, errors, files, params, posts, selection, vocabulary
+from tagger import errors, files, params, posts, vocabulary
+from tagger.tags import coverage, selection
 
 POSTS = Path("data/posts.parquet")
 TAGS = Path("data/tags.parquet")

@@ -11,27 +11,20 @@ from PIL import Image
 from torch import nn
 
 import infer
-from tagger import (
-    backbone,
-    calibration,
-    demo_drawing,
-    errors,
-    files,
-    intake,
-    params,
-    posts,
-    preprocess,
-    rules,
-    thresholds,
-    vocabulary,
-)
-from tagger import pictures as pictures_of
-from tagger.dataset import Part
-from tagger.lexicon import Lexicon
+from tagger import errors, files, params, posts, thresholds, vocabulary
+from tagger.demonstration import drawing
+from tagger.gathering import intake
+from tagger.gathering import pictures as pictures_of
+from tagger.gathering.rejected import Rejected
+from tagger.imaging import preprocess
+from tagger.imaging.dataset import Part
+from tagger.imaging.preprocess import Preprocess
+from tagger.network import backbone
 from tagger.params import Params, Preset
-from tagger.preprocess import Preprocess
-from tagger.rejected import Rejected
 from tagger.sources.folder import Folder
+from tagger.tags import rules
+from tagger.tags.lexicon import Lexicon
+from tagger.thresholding import calibration
 from tagger.thresholds import ALL, Threshold
 from tagger.vocabulary import CATEGORIES, Tag
 
@@ -59,7 +52,7 @@ def shipped(root: Path) -> Params:
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of drawn pictures with sidecars and tags.csv. Copy it to change it."""
     drawn = tmp_path_factory.mktemp("data") / "demo"
-    demo_drawing.draw(drawn, pictures=PICTURES, size=64, seed=0)
+    drawing.draw(drawn, pictures=PICTURES, size=64, seed=0)
     return drawn
 
 
@@ -133,7 +126,7 @@ def prepared(model_folder: Path) -> Preprocess:
 def export_folder(model_folder: Path, tags: list[Tag]) -> Path:
     """models/export, by the stage's own hand."""
     import export
-    from tagger import package
+    from tagger.exporting import package
 
     fitted = [
         Threshold(name, "", 0.5, 1, 0.5, 0.5, 0.5, "best_f1")

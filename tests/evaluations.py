@@ -14,9 +14,11 @@ import torch
 from trainings import Project, project
 
 import evaluate
-from tagger import dataset, errors, files, params, posts, setup
-from tagger.dataset import Part
+from tagger import errors, files, params, posts
+from tagger.imaging import dataset
+from tagger.imaging.dataset import Part
 from tagger.params import Params, Preset
+from tagger.training import setup
 from tagger.vocabulary import Tag
 
 SIZES = (4, 9, 11)  # pictures of each part

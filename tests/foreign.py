@@ -9,7 +9,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from tagger import backbone, files, preprocess
+from tagger import files
+from tagger.imaging import preprocess
+from tagger.network import backbone
 from tagger.vocabulary import Tag
 
 STAGES = [

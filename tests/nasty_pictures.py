@@ -174,8 +174,10 @@ def rare() -> Iterator[Content]:
     yield "elsewhere.tif", b"II*\0\xff\xff\xff\x7f" + bytes(50), "unreadable"
     for mode in ("1", "L", "LA", "P", "PA", "CMYK", "YCbCr", "LAB", "RGBA"):
         form = "PNG" if mode in ("1", "L", "LA", "P", "RGBA") else "TIFF"
+        # Pillow does not read the YCbCr that it writes into a TIFF without compression.
+        options = {"compression": "tiff_lzw"} if mode == "YCbCr" else {}
         image = Image.new("LAB", SMALL, (120, 90, 40)) if mode == "LAB" else photo().convert(mode)
-        yield f"mode_{mode.lower()}.{form.lower()}", encoded(image, form), "picture"
+        yield f"mode_{mode.lower()}.{form.lower()}", encoded(image, form, **options), "picture"
     palette = photo().convert("P")
     yield "transparent.gif", encoded(palette, "GIF", transparency=3), "picture"
     yield "transparent.png", encoded(palette, "PNG", transparency=bytes(range(256))), "picture"

@@ -11,10 +11,10 @@ import pytest
 from hypothesis import strategies as st
 from scipy.sparse import csr_array
 
-from tagger import counting, ranking, scored
-from tagger.counting import Ints
 from tagger.metrics import Scores, Truth
-from tagger.scored import Scored
+from tagger.scoring import counting, ranking, scored
+from tagger.scoring.counting import Ints
+from tagger.scoring.scored import Scored
 from tagger.vocabulary import Tag
 
 Numbers = npt.NDArray[np.float64]

@@ -11,8 +11,9 @@ import pytest
 from PIL import Image
 from trainings import _empty_store
 
-from tagger import serving, tracking
-from tagger.dataset import Part
+from tagger import tracking
+from tagger.exporting import serving
+from tagger.imaging.dataset import Part
 
 
 @pytest.fixture(scope="module")

@@ -16,9 +16,9 @@ from mlflow.entities import Run
 from scipy.sparse import csr_array
 from trainings import _empty_store
 
-from tagger import store
-from tagger.dataset import Part
-from tagger.images import Place
+from tagger.imaging.dataset import Part
+from tagger.imaging.images import Place
+from tagger.tracking import store
 
 
 @pytest.fixture

@@ -17,21 +17,14 @@ from torch import nn
 from trainings import Project
 
 import evaluate
-from tagger import (
-    backbone,
-    batching,
-    files,
-    images,
-    layouts,
-    listings,
-    metrics,
-    onnx_export,
-    params,
-    preprocess,
-)
-from tagger.dataset import Part
-from tagger.engines import Device
+from tagger import files, metrics, params
+from tagger.exporting import listings, onnx_export
+from tagger.imaging import batching, images, preprocess
+from tagger.imaging.dataset import Part
+from tagger.network import backbone
 from tagger.params import Params, Preset
+from tagger.taggers import layouts
+from tagger.taggers.engines import Device
 from tagger.vocabulary import Tag
 
 pytestmark = pytest.mark.timeout(300)

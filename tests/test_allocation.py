@@ -14,10 +14,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tagger import allocation
 from tagger.errors import TaggerError
 from tagger.posts import PARTS
-from tagger.split import Groups, Parts
+from tagger.splitting import allocation
+from tagger.splitting.split import Groups, Parts
 
 Write = Callable[[str, str | bytes], Path]
 

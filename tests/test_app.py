@@ -25,10 +25,12 @@ from PIL import Image
 from playwright.sync_api import Browser, Locator, Page, expect
 
 import app
-from tagger import album, errors, exported
-from tagger.album import Album, Opening, Upload
-from tagger.images import Colour, Pixels
-from tagger.tagging import Pace
+from tagger import errors
+from tagger.app import album
+from tagger.app.album import Album, Opening, Upload
+from tagger.imaging.images import Colour, Pixels
+from tagger.inference.tagging import Pace
+from tagger.taggers import exported
 from tagger.vocabulary import Tag, count_categories
 
 pytestmark = pytest.mark.timeout(120)

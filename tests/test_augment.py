@@ -9,14 +9,16 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from tagger import backbone, batching, losses
-from tagger.augment import Augmentation, BatchAugmentation
-from tagger.batching import Order
-from tagger.dataset import Key, Part, Pictures
 from tagger.errors import TaggerError
-from tagger.images import Pixels
+from tagger.imaging import batching
+from tagger.imaging.augment import Augmentation, BatchAugmentation
+from tagger.imaging.batching import Order
+from tagger.imaging.dataset import Key, Part, Pictures
+from tagger.imaging.images import Pixels
+from tagger.imaging.preprocess import Preprocess
+from tagger.network import backbone
 from tagger.params import Preset
-from tagger.preprocess import Preprocess
+from tagger.training import losses
 
 PREPARED = Preprocess(16, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 EVERYTHING = Augmentation(3, 0.4, 0.5, random_resize=True, trivial=True)

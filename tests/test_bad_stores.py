@@ -12,7 +12,8 @@ import pytest
 from sqlalchemy import Engine, event
 from stores import away, client, locked, project, refusing, silent, stored
 
-from tagger import store, tracking
+from tagger import tracking
+from tagger.tracking import store
 
 pytestmark = pytest.mark.usefixtures("project")
 __all__ = ["project"]

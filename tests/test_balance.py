@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 from PIL import Image
 from scipy.sparse import csr_array
 
-from tagger import balance, posts
-from tagger.balance import Balance
+from tagger import posts
 from tagger.posts import PARTS
-from tagger.split import Groups, Parts
+from tagger.splitting import balance
+from tagger.splitting.balance import Balance
+from tagger.splitting.split import Groups, Parts
 from tagger.vocabulary import Tag
 
 SHARES = (0.8, 0.1, 0.1)

@@ -9,11 +9,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tagger import batching
-from tagger.augment import Augmentation
-from tagger.batching import Batch, Collate, Order
-from tagger.dataset import Key, Part, Pictures, Sample
-from tagger.preprocess import Preprocess
+from tagger.imaging import batching
+from tagger.imaging.augment import Augmentation
+from tagger.imaging.batching import Batch, Collate, Order
+from tagger.imaging.dataset import Key, Part, Pictures, Sample
+from tagger.imaging.preprocess import Preprocess
 from tagger.vocabulary import CATEGORIES, Tag
 
 PREPROCESS = Preprocess(16, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))

@@ -8,9 +8,10 @@ import pytest
 from predictions import Drawn, Kept, tags
 from scipy.special import expit
 
-from tagger import calibration, figures, tally
-from tagger.calibration import Temperatures
 from tagger.errors import TaggerError
+from tagger.scoring import figures, tally
+from tagger.thresholding import calibration
+from tagger.thresholding.calibration import Temperatures
 from tagger.thresholds import ALL
 
 

@@ -15,13 +15,16 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from tagger import backbone, carry, images, matching, taglists, vocabulary
-from tagger.carry import Carried
-from tagger.dataset import Part
+from tagger import vocabulary
 from tagger.errors import TaggerError
-from tagger.heads import Head, QueryTagger
-from tagger.matching import New
+from tagger.imaging import images
+from tagger.imaging.dataset import Part
+from tagger.network import backbone, carry
+from tagger.network.carry import Carried
+from tagger.network.heads import Head, QueryTagger
 from tagger.params import Preset
+from tagger.tags import matching, taglists
+from tagger.tags.matching import New
 from tagger.vocabulary import UNKNOWN, Tag
 
 

@@ -15,8 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
-from tagger import check
-from tagger.images import Place
+from tagger.gathering import check
+from tagger.imaging.images import Place
 
 Write = Callable[[str, str | bytes], Path]
 

@@ -11,9 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tagger import clients, engines, exported, files, images
-from tagger.dataset import Part
-from tagger.exported import Tagger
+from tagger import files
+from tagger.exporting import clients
+from tagger.imaging import images
+from tagger.imaging.dataset import Part
+from tagger.taggers import engines, exported
+from tagger.taggers.exported import Tagger
 from tagger.vocabulary import CATEGORIES
 
 GENERAL, CHARACTER = 0.4, 0.6

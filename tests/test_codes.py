@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from tagger import codes
+from tagger.scoring import codes
 
 Logits = npt.NDArray[np.float32]
 

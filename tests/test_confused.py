@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from predictions import Drawn, Kept, draw, drawn, tags
 
-from tagger import confused, mistakes
-from tagger.confused import Pair
+from tagger.reporting import confused, mistakes
+from tagger.reporting.confused import Pair
 from tagger.vocabulary import Tag
 
 LIMIT = 0.4

@@ -15,9 +15,10 @@ from matplotlib.patches import Rectangle
 from PIL import Image
 from scipy.sparse import csr_array
 
-from tagger import coverage, posts
-from tagger.coverage import Coverage
-from tagger.selection import COUNT, EXCLUDED, Selection
+from tagger import posts
+from tagger.tags import coverage
+from tagger.tags.coverage import Coverage
+from tagger.tags.selection import COUNT, EXCLUDED, Selection
 from tagger.vocabulary import CATEGORIES, Tag, ordered
 
 Case = tuple[Selection, list[Tag], npt.NDArray[np.bool_]]

@@ -7,9 +7,11 @@ from hypothesis import strategies as st
 from predictions import Drawn, Kept, compile_always, draw, drawn, tags
 from sklearn.metrics import f1_score, precision_score, recall_score
 
-from tagger import codes, cutoffs, figures, optima, shrinkage, tally, thresholds
+from tagger import thresholds
 from tagger.metrics import Floats, Scores
-from tagger.optima import Curves
+from tagger.scoring import codes, figures, tally
+from tagger.thresholding import cutoffs, optima, shrinkage
+from tagger.thresholding.optima import Curves
 from tagger.thresholds import ALL, Aim, Threshold
 from tagger.vocabulary import CATEGORIES
 

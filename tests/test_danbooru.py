@@ -14,8 +14,10 @@ import pytest
 from PIL import Image
 
 import prepare
-from tagger import images, posts, shards
+from tagger import posts
 from tagger.errors import TaggerError
+from tagger.fetching import shards
+from tagger.imaging import images
 from tagger.params import Params
 from tagger.sources import COLUMNS
 from tagger.sources.danbooru import Danbooru

@@ -11,12 +11,13 @@ from hypothesis import strategies as st
 from PIL import Image
 from scipy.sparse import csr_array
 
-from tagger import batching, dataset, images, posts, vocabulary
-from tagger.augment import Augmentation
-from tagger.batching import Collate, Order
-from tagger.dataset import Key, Part, Pictures
-from tagger.images import Place
-from tagger.preprocess import Preprocess
+from tagger import posts, vocabulary
+from tagger.imaging import batching, dataset, images
+from tagger.imaging.augment import Augmentation
+from tagger.imaging.batching import Collate, Order
+from tagger.imaging.dataset import Key, Part, Pictures
+from tagger.imaging.images import Place
+from tagger.imaging.preprocess import Preprocess
 from tagger.vocabulary import Tag
 
 PREPROCESS = Preprocess(16, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))

@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tagger import decoders, images
-from tagger.dataset import Part
-from tagger.decoders import Square
-from tagger.preprocess import Preprocess
+from tagger.imaging import images
+from tagger.imaging.dataset import Part
+from tagger.imaging.preprocess import Preprocess
+from tagger.inference import decoders
+from tagger.inference.decoders import Square
 
 PREPARED = Preprocess(size=24, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
 SLOW = 100.0  # seconds

@@ -13,8 +13,8 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from tagger import demo_drawing, demo_looks
-from tagger.demo_looks import Look
+from tagger.demonstration import drawing, looks
+from tagger.demonstration.looks import Look
 
 Pixels = NDArray[np.uint8]  # (height, width, 4), red green blue alpha
 
@@ -37,13 +37,13 @@ HUES = {
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("data") / "demo"
-    demo_drawing.draw(folder, pictures=PICTURES, size=SIZE, seed=1)
+    drawing.draw(folder, pictures=PICTURES, size=SIZE, seed=1)
     return folder
 
 
 @pytest.fixture(scope="module")
-def looks() -> list[Look]:
-    return [demo_looks.choose(0, picture) for picture in range(3000)]
+def chosen() -> list[Look]:
+    return [looks.choose(0, picture) for picture in range(3000)]
 
 
 def tagged(folder: Path, *wanted: str) -> list[tuple[Pixels, set[str]]]:
@@ -83,7 +83,7 @@ def test_same_seed_gives_the_same_bytes_for_any_number_of_workers(
 ) -> None:
     for workers in (1, 3):
         monkeypatch.setattr(os, "cpu_count", lambda n=workers: n)
-        demo_drawing.draw(tmp_path / str(workers), pictures=6, size=32, seed=5)
+        drawing.draw(tmp_path / str(workers), pictures=6, size=32, seed=5)
     one, three = ({p.name: p.read_bytes() for p in (tmp_path / n).iterdir()} for n in ("1", "3"))
     assert one == three
     assert sorted(one) == sorted(
@@ -92,9 +92,7 @@ def test_same_seed_gives_the_same_bytes_for_any_number_of_workers(
 
 
 def test_another_seed_gives_other_pictures() -> None:
-    assert [demo_looks.choose(1, i) for i in range(9)] != [
-        demo_looks.choose(2, i) for i in range(9)
-    ]
+    assert [looks.choose(1, i) for i in range(9)] != [looks.choose(2, i) for i in range(9)]
 
 
 def test_a_run_that_fails_leaves_the_former_set_whole(
@@ -106,9 +104,9 @@ def test_a_run_that_fails_leaves_the_former_set_whole(
     folder = tmp_path / "demo"
     folder.mkdir()
     (folder / "0000.txt").write_text("general\n")
-    monkeypatch.setattr(demo_drawing, "_draw_all", fail)
+    monkeypatch.setattr(drawing, "_draw_all", fail)
     with pytest.raises(KeyboardInterrupt):
-        demo_drawing.draw(folder, pictures=3, size=16, seed=0)
+        drawing.draw(folder, pictures=3, size=16, seed=0)
     assert [path.name for path in tmp_path.rglob("*")] == ["demo", "0000.txt"]
 
 
@@ -132,9 +130,9 @@ def test_every_tag_in_a_sidecar_is_in_tags_csv_and_no_other(folder: Path) -> Non
     assert {code for _, code in rows} == {"0", "1", "3", "4", "9"}
 
 
-def test_every_picture_has_one_rating_one_style_and_one_artist(looks: list[Look]) -> None:
-    for look in looks:
-        codes = Counter(demo_looks.category(tag) for tag in look.tags)
+def test_every_picture_has_one_rating_one_style_and_one_artist(chosen: list[Look]) -> None:
+    for look in chosen:
+        codes = Counter(looks.category(tag) for tag in look.tags)
         assert (codes[9], codes[3], codes[1]) == (1, 1, 1)
         assert codes[4] <= 1
 
@@ -166,10 +164,10 @@ def test_only_transparent_backgrounds_are_transparent_and_they_have_no_colour(fo
         assert transparent or "transparent_background" not in grounds
 
 
-def test_greyscale_pictures_are_grey_and_claim_no_colour(folder: Path, looks: list[Look]) -> None:
+def test_greyscale_pictures_are_grey_and_claim_no_colour(folder: Path, chosen: list[Look]) -> None:
     for picture, _ in tagged(folder, "greyscale"):
         assert np.ptp(picture[..., :3].astype(int), axis=-1).max() <= 2
-    for look in looks:
+    for look in chosen:
         if "greyscale" in look.tags:
             assert not any(tag.startswith(tuple(HUES)) for tag in look.tags)
 
@@ -185,26 +183,26 @@ def test_greyscale_pictures_are_grey_and_claim_no_colour(folder: Path, looks: li
         ("transparent_background", {"white_background", "simple_background"}),
     ],
 )
-def test_what_is_covered_has_no_tag(looks: list[Look], cover: str, covered: set[str]) -> None:
-    covering = [look for look in looks if cover in look.tags]
+def test_what_is_covered_has_no_tag(chosen: list[Look], cover: str, covered: set[str]) -> None:
+    covering = [look for look in chosen if cover in look.tags]
     assert covering
     assert not [look for look in covering if covered & set(look.tags)]
 
 
-def test_whatever_shows_the_look_of_a_character_is_tagged_so(looks: list[Look]) -> None:
-    for character in demo_looks.load().characters:
-        drawn = {i for i, look in enumerate(looks) if character.name in look.tags}
+def test_whatever_shows_the_look_of_a_character_is_tagged_so(chosen: list[Look]) -> None:
+    for character in looks.load().characters:
+        drawn = {i for i, look in enumerate(chosen) if character.name in look.tags}
         alike = {
             i
-            for i, look in enumerate(looks)
+            for i, look in enumerate(chosen)
             if look.style == character.style and character.values.items() <= look.values.items()
         }
         assert drawn == alike
 
 
-def test_tags_are_many_and_have_a_long_tail(looks: list[Look]) -> None:
-    counts = Counter(tag for look in looks for tag in look.tags)
-    codes = Counter(demo_looks.category(tag) for tag in counts)
+def test_tags_are_many_and_have_a_long_tail(chosen: list[Look]) -> None:
+    counts = Counter(tag for look in chosen for tag in look.tags)
+    codes = Counter(looks.category(tag) for tag in counts)
     assert 130 <= len(counts) <= 190
     assert sum(count >= 30 for count in counts.values()) >= 125
     assert sum(count < 30 for count in counts.values()) >= 10
@@ -213,20 +211,22 @@ def test_tags_are_many_and_have_a_long_tail(looks: list[Look]) -> None:
     assert 16 <= codes[4] <= 24
 
 
-def test_about_a_quarter_of_the_pictures_show_a_character(looks: list[Look]) -> None:
-    shown = [any(demo_looks.category(tag) == 4 for tag in look.tags) for look in looks]
+def test_about_a_quarter_of_the_pictures_show_a_character(chosen: list[Look]) -> None:
+    shown = [any(looks.category(tag) == 4 for tag in look.tags) for look in chosen]
     assert 0.2 < np.mean(shown) < 0.3
 
 
-def test_the_order_of_the_pictures_carries_no_meaning(looks: list[Look]) -> None:
-    first, second = (Counter(look.style for look in half) for half in (looks[:1500], looks[1500:]))
-    assert all(0.6 < first[style] / second[style] < 1.6 for style in demo_looks.load().styles)
+def test_the_order_of_the_pictures_carries_no_meaning(chosen: list[Look]) -> None:
+    first, second = (
+        Counter(look.style for look in half) for half in (chosen[:1500], chosen[1500:])
+    )
+    assert all(0.6 < first[style] / second[style] < 1.6 for style in looks.load().styles)
 
 
-@pytest.mark.parametrize("style", demo_looks.load().styles)
+@pytest.mark.parametrize("style", looks.load().styles)
 def test_every_value_of_the_tables_is_one_that_the_style_has(style: str) -> None:
     definition = json.loads((files("dicebear_styles") / f"{style}.json").read_bytes())
-    for option, rows in demo_looks.load().styles[style].options.items():
+    for option, rows in looks.load().styles[style].options.items():
         values = {value for row in rows for value in row.values} - {"none"}
         if option in definition["components"]:
             assert values <= definition["components"][option]["variants"].keys()
@@ -235,9 +235,9 @@ def test_every_value_of_the_tables_is_one_that_the_style_has(style: str) -> None
             assert option in known | {"pose", "finish", "background", "backgroundColor"}
 
 
-@pytest.mark.parametrize("style", demo_looks.load().styles)
+@pytest.mark.parametrize("style", looks.load().styles)
 def test_optional_parts_are_all_decided_by_the_tables(style: str) -> None:
     definition = json.loads((files("dicebear_styles") / f"{style}.json").read_bytes())
     parts = definition["components"].items()
     optional = {name for name, part in parts if part.get("probability", 100) < 100}
-    assert optional <= demo_looks.load().styles[style].options.keys()
+    assert optional <= looks.load().styles[style].options.keys()

@@ -11,31 +11,19 @@ import torch
 from PIL import Image
 from torch import nn
 
-from tagger import (
-    backbone,
-    checksums,
-    clients,
-    doctor,
-    engines,
-    exported,
-    files,
-    graphs,
-    images,
-    lighter,
-    limits,
-    listings,
-    models,
-    package,
-    preprocess,
-    trained,
-)
-from tagger.dataset import Part
-from tagger.doctor import Named
-from tagger.engines import Device
+from tagger import files
 from tagger.errors import TaggerError
-from tagger.listings import KOHYA, MAPPING, WD14
-from tagger.preprocess import Preprocess
-from tagger.resize import FILTERS
+from tagger.exporting import checksums, clients, doctor, graphs, lighter, listings, package
+from tagger.exporting.doctor import Named
+from tagger.exporting.listings import KOHYA, MAPPING, WD14
+from tagger.imaging import images, preprocess
+from tagger.imaging.dataset import Part
+from tagger.imaging.preprocess import Preprocess
+from tagger.imaging.resize import FILTERS
+from tagger.inference import limits, models
+from tagger.network import backbone
+from tagger.taggers import engines, exported, trained
+from tagger.taggers.engines import Device
 from tagger.thresholds import Threshold
 from tagger.vocabulary import CATEGORIES, Tag
 

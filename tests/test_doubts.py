@@ -10,10 +10,11 @@ from hypothesis import given, settings
 from predictions import Drawn, Kept, draw, drawn, tags
 from scipy.special import expit
 
-from tagger import codes, columns, doubts
-from tagger.counting import Ints
-from tagger.doubts import Doubt, Doubts
 from tagger.metrics import Truth
+from tagger.reporting import doubts
+from tagger.reporting.doubts import Doubt, Doubts
+from tagger.scoring import codes, columns
+from tagger.scoring.counting import Ints
 
 ALL = 1_000_000
 

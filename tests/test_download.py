@@ -14,7 +14,9 @@ import pytest
 import yaml
 from hub_server import REPO, HubServer, environment, serving
 
-from tagger import images, posts, shards
+from tagger import posts
+from tagger.fetching import shards
+from tagger.imaging import images
 
 TABLES = "danbooru.donmai.us"
 IDS = [1000, 2000, 3000, 7, 1007, 2007, 42]  # the last has no picture

@@ -9,12 +9,13 @@ import pytest
 import torch
 from torch import nn
 
-from tagger import batching, embedded, images
-from tagger.batching import Order
-from tagger.dataset import Key, Part
-from tagger.embedded import Embedded
-from tagger.images import Place
-from tagger.preprocess import Preprocess
+from tagger.imaging import batching, images
+from tagger.imaging.batching import Order
+from tagger.imaging.dataset import Key, Part
+from tagger.imaging.images import Place
+from tagger.imaging.preprocess import Preprocess
+from tagger.training import embedded
+from tagger.training.embedded import Embedded
 
 
 @pytest.fixture(scope="module")

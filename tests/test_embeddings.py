@@ -7,11 +7,13 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from tagger import embeddings, exported, images, tables
-from tagger.dataset import Part
 from tagger.errors import TaggerError
-from tagger.inputs import Found
-from tagger.tagging import Answer, Row
+from tagger.imaging import images
+from tagger.imaging.dataset import Part
+from tagger.inference import embeddings, tables
+from tagger.inference.inputs import Found
+from tagger.inference.tagging import Answer, Row
+from tagger.taggers import exported
 
 
 def answers(rows: dict[str, list[float]]) -> Iterator[Answer]:

@@ -8,11 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tagger import backbone, engines, exported, images, models, thresholds, trained
-from tagger.dataset import Part
-from tagger.engines import Device, Outputs
+from tagger import thresholds
 from tagger.errors import TaggerError
-from tagger.images import Pixels
+from tagger.imaging import images
+from tagger.imaging.dataset import Part
+from tagger.imaging.images import Pixels
+from tagger.inference import models
+from tagger.network import backbone
+from tagger.taggers import engines, exported, trained
+from tagger.taggers.engines import Device, Outputs
 from tagger.vocabulary import CATEGORIES, Tag
 
 CPU = Device("cpu", cores=1)

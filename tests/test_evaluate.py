@@ -15,17 +15,12 @@ from trainings import Project, wait_until
 
 import evaluate
 import export
-from tagger import (
-    backbone,
-    exported,
-    params,
-    predict,
-    preprocess,
-    records,
-    thresholds,
-    vocabulary,
-)
+from tagger import params, records, thresholds, vocabulary
+from tagger.imaging import preprocess
+from tagger.network import backbone
 from tagger.params import Params, Preset
+from tagger.scoring import predict
+from tagger.taggers import exported
 
 pytestmark = pytest.mark.timeout(300)
 

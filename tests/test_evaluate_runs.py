@@ -11,7 +11,8 @@ from mlflow import MlflowClient
 from trainings import Project
 
 import evaluate
-from tagger import backbone, files, tracking
+from tagger import files, tracking
+from tagger.network import backbone
 from tagger.params import Params, Preset
 
 WRITTEN = (evaluate.FIGURES, evaluate.REPORT, evaluate.SHEET, *evaluate.TABLES)

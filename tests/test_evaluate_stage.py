@@ -11,8 +11,11 @@ from sklearn.metrics import average_precision_score
 from trainings import ROOT, Project
 
 import evaluate
-from tagger import backbone, codes, params, predict, preprocess, vocabulary
+from tagger import params, vocabulary
+from tagger.imaging import preprocess
+from tagger.network import backbone
 from tagger.params import Params, Preset
+from tagger.scoring import codes, predict
 from tagger.thresholds import Aim, By
 
 WRITTEN = [evaluate.FIGURES, evaluate.THRESHOLDS, evaluate.CALIBRATION, *evaluate.TABLES]

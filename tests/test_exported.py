@@ -11,12 +11,16 @@ import pytest
 import torch
 from torch import nn
 
-from tagger import backbone, exported, files, images, onnx_export, thresholds, vocabulary
-from tagger.dataset import Part
+from tagger import files, thresholds, vocabulary
 from tagger.errors import TaggerError
-from tagger.exported import Tagger
+from tagger.exporting import onnx_export
+from tagger.imaging import images
+from tagger.imaging.dataset import Part
+from tagger.network import backbone
 from tagger.params import Params
-from tagger.predict import predict
+from tagger.scoring.predict import predict
+from tagger.taggers import exported
+from tagger.taggers.exported import Tagger
 from tagger.vocabulary import CATEGORIES, Tag
 
 # The smaller sizes at which each laptop preset is exported here.

@@ -13,8 +13,8 @@ import pytest
 from hub_server import COMMIT, REPO, Fault, HubServer, pointed_at, serving
 from huggingface_hub import constants
 
-from tagger import download, fetch, shards
 from tagger.errors import TaggerError
+from tagger.fetching import download, fetch, shards
 
 PICTURES = {
     0: [f"{post}.webp" for post in range(1000, 21000, 1000)],

@@ -12,13 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.sparse import csr_array
 
-from tagger import compiled, draw, filters, params
+from tagger import compiled, params
 from tagger.errors import TaggerError
-from tagger.filters import TagFilter, Verdict
-from tagger.lexicon import Lexicon
+from tagger.gathering import draw, filters
+from tagger.gathering.filters import TagFilter, Verdict
 from tagger.params import Params
-from tagger.rules import Rules
 from tagger.sources import COLUMNS
+from tagger.tags.lexicon import Lexicon
+from tagger.tags.rules import Rules
 from tagger.vocabulary import RATINGS
 
 Want = Callable[..., params.Filters]

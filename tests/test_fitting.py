@@ -11,11 +11,13 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor, nn
 
-from tagger import batching, images, predict, preprocess, resize, shards
-from tagger.batching import Collate, Order
-from tagger.dataset import Key, Part, Pictures
-from tagger.images import Pixels, Place
-from tagger.preprocess import Preprocess
+from tagger.fetching import shards
+from tagger.imaging import batching, images, preprocess, resize
+from tagger.imaging.batching import Collate, Order
+from tagger.imaging.dataset import Key, Part, Pictures
+from tagger.imaging.images import Pixels, Place
+from tagger.imaging.preprocess import Preprocess
+from tagger.scoring import predict
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 FITTINGS = ["pad", "crop", "stretch"]

@@ -13,24 +13,17 @@ from timm.models import group_parameters
 from timm.optim import create_optimizer_v2
 from torch import Tensor, nn
 
-from tagger import (
-    backbone,
-    calibration,
-    doctor,
-    files,
-    heads,
-    images,
-    models,
-    onnx_export,
-    package,
-    thresholds,
-    vocabulary,
-)
-from tagger.dataset import Part
-from tagger.engines import Device
+from tagger import files, thresholds, vocabulary
 from tagger.errors import TaggerError
-from tagger.heads import QueryHead, QueryTagger
+from tagger.exporting import doctor, onnx_export, package
+from tagger.imaging import images
+from tagger.imaging.dataset import Part
+from tagger.inference import models
+from tagger.network import backbone, heads
+from tagger.network.heads import QueryHead, QueryTagger
 from tagger.params import Params, Preset
+from tagger.taggers.engines import Device
+from tagger.thresholding import calibration
 from tagger.thresholds import Threshold
 from tagger.vocabulary import CATEGORIES, Tag
 

@@ -21,9 +21,9 @@ import pytest
 from hub_server import COMMIT, REPO, TOKEN, Fault, HubServer, environment, pointed_at, serving
 from huggingface_hub import constants
 
-from tagger import download, hub
-from tagger.download import Piece
 from tagger.errors import TaggerError
+from tagger.fetching import download, hub
+from tagger.fetching.download import Piece
 
 TAR = bytes(range(256)) * 400  # 102,400 bytes
 FILES = {
@@ -276,7 +276,8 @@ def test_what_is_left_of_another_version_does_no_harm(server: HubServer, folder:
 DOWNLOAD = """
 import sys
 from pathlib import Path
-from tagger import download, errors, hub
+from tagger import errors
+from tagger.fetching import download, hub
 repo, folder, path = sys.argv[1:]
 with errors.reported():
     commit, files = hub.listing(repo)

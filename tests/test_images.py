@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pytest
 from PIL import Image, ImageOps
 
-from tagger import images
+from tagger.imaging import images
 
 Pixels = npt.NDArray[np.uint8]  # (height, width, 3)
 Write = Callable[[str, str | bytes], Path]

@@ -12,8 +12,8 @@ import numpy.typing as npt
 import pytest
 from PIL import Image, ImageCms, ImageOps
 
-from tagger import images
-from tagger.images import Pixels
+from tagger.imaging import images
+from tagger.imaging.images import Pixels
 
 Matrix = npt.NDArray[np.float64]  # (X Y Z, R G B), of linear light under D50
 

@@ -9,8 +9,9 @@ import numpy.typing as npt
 import pytest
 from PIL import Image
 
-from tagger import check, images
-from tagger.images import Pixels
+from tagger.gathering import check
+from tagger.imaging import images
+from tagger.imaging.images import Pixels
 
 Samples = npt.NDArray[Any]  # (height, width) or (height, width, channels)
 

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from tagger import implied
 from tagger.errors import TaggerError
-from tagger.given import Given
+from tagger.inference import implied
+from tagger.inference.given import Given
 
 IMPLICATIONS = {"tabby_cat": ("animal", "cat"), "cat": ("animal",), "x": ("y",), "y": ("x",)}
 

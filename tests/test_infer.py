@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from tagger import exported, images
-from tagger.dataset import Part
+from tagger.imaging import images
+from tagger.imaging.dataset import Part
+from tagger.taggers import exported
 from tagger.vocabulary import CATEGORIES, Tag
 
 Infer = Callable[..., int]

@@ -10,9 +10,12 @@ import numpy as np
 import pytest
 from scipy.special import expit, logit
 
-from tagger import calibration, exported, files, images, thresholds
-from tagger.dataset import Part
-from tagger.exported import Tagger
+from tagger import files, thresholds
+from tagger.imaging import images
+from tagger.imaging.dataset import Part
+from tagger.taggers import exported
+from tagger.taggers.exported import Tagger
+from tagger.thresholding import calibration
 from tagger.vocabulary import CATEGORIES
 
 Said = Callable[..., dict[str, dict[str, float]]]

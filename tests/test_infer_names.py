@@ -10,8 +10,9 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from tagger import captions, files
-from tagger.dataset import Part
+from tagger import files
+from tagger.imaging.dataset import Part
+from tagger.inference import captions
 
 Infer = Callable[..., int]
 

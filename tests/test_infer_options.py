@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from tagger import files, limits, options, params
+from tagger import files, params
 from tagger.errors import TaggerError
-from tagger.limits import Limits
+from tagger.inference import limits, options
+from tagger.inference.limits import Limits
 from tagger.params import Params
 
 Infer = Callable[..., int]

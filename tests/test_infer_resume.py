@@ -12,7 +12,8 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from tagger import embeddings, files, tables
+from tagger import files
+from tagger.inference import embeddings, tables
 
 Infer = Callable[..., int]
 TABLES = ("json", "jsonl", "csv", "parquet")

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tagger import inputs
 from tagger.errors import TaggerError
+from tagger.inference import inputs
 
 Paint = Callable[[str], Path]
 

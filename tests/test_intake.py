@@ -11,13 +11,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tagger import intake, params
+from tagger import params
 from tagger.errors import TaggerError
-from tagger.lexicon import Lexicon
+from tagger.gathering import intake
+from tagger.gathering.rejected import Rejected
 from tagger.params import Params
-from tagger.rejected import Rejected
-from tagger.rules import Rules
 from tagger.sources import COLUMNS, REJECTED, Batch, Source
+from tagger.tags.lexicon import Lexicon
+from tagger.tags.rules import Rules
 from tagger.vocabulary import RATINGS, Tag, ordered
 
 Want = Callable[..., params.Filters]

@@ -13,12 +13,15 @@ import torch
 from PIL import Image
 from torch import nn
 
-from tagger import batching, files, images, layouts, models, staged
-from tagger.dataset import Part
-from tagger.engines import Device
+from tagger import files
 from tagger.errors import TaggerError
-from tagger.images import Pixels
-from tagger.preprocess import Preprocess
+from tagger.imaging import batching, images
+from tagger.imaging.dataset import Part
+from tagger.imaging.images import Pixels
+from tagger.imaging.preprocess import Preprocess
+from tagger.inference import models
+from tagger.taggers import layouts, staged
+from tagger.taggers.engines import Device
 from tagger.vocabulary import UNKNOWN, Tag
 
 CPU = Device("cpu", cores=1)

@@ -13,9 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.sparse import csr_array
 
-from tagger import compiled, rules, vocabulary
-from tagger.lexicon import Change, Lexicon
-from tagger.rules import Rules
+from tagger import compiled, vocabulary
+from tagger.tags import rules
+from tagger.tags.lexicon import Change, Lexicon
+from tagger.tags.rules import Rules
 
 Texts = list[str | None] | None  # of a post, as they are written
 Batch = Mapping[int | None, Sequence[Texts]]  # by category

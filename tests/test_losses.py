@@ -12,9 +12,9 @@ from torch import Tensor
 from torch.nn import BCEWithLogitsLoss
 from torchvision.ops import sigmoid_focal_loss
 
-from tagger import losses
-from tagger.losses import Loss
 from tagger.params import Params
+from tagger.training import losses
+from tagger.training.losses import Loss
 
 
 def asymmetric(negative: float = 4.0, positive: float = 1.0, clip: float = 0.05) -> Loss:

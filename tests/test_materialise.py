@@ -21,8 +21,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from tagger import images, materialise, shards
 from tagger.errors import TaggerError
+from tagger.fetching import shards
+from tagger.gathering import materialise
+from tagger.imaging import images
 
 STAGES = Path(__file__).parent.parent / "stages"
 _PICTURES = 10  # of the runs that are broken off
@@ -223,7 +225,8 @@ SCRIPT = """
 
     import pyarrow.parquet as pq
 
-    from tagger import errors, materialise
+    from tagger import errors
+    from tagger.gathering import materialise
 
     if __name__ == "__main__":
         with errors.reported():

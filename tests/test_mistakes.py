@@ -11,11 +11,12 @@ from hypothesis import strategies as st
 from predictions import Drawn, Kept, draw, drawn, tags
 from scipy.sparse import csr_array
 
-from tagger import codes, figures, mistakes, scored, tally
-from tagger.codes import Codes
-from tagger.counting import Ints
 from tagger.metrics import Floats
-from tagger.mistakes import Looked, Mistakes, Said, Seen, Worst
+from tagger.reporting import mistakes
+from tagger.reporting.mistakes import Looked, Mistakes, Said, Seen, Worst
+from tagger.scoring import codes, figures, scored, tally
+from tagger.scoring.codes import Codes
+from tagger.scoring.counting import Ints
 
 LIMIT = 0.4
 

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tagger import naming
-from tagger.naming import Naming
+from tagger.inference import naming
+from tagger.inference.naming import Naming
 
 
 @pytest.mark.parametrize(

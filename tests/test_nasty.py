@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 from nasty import Nasty
 
-from tagger import images, walk
-from tagger.images import Place
-from tagger.preprocess import Preprocess
+from tagger import walk
+from tagger.imaging import images
+from tagger.imaging.images import Place
+from tagger.imaging.preprocess import Preprocess
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -109,7 +110,7 @@ def test_bombs_are_refused_before_they_take_memory(files: list[Nasty]) -> None:
     code = """
 import resource, sys, time
 from pathlib import Path
-from tagger import images
+from tagger.imaging import images
 images.begin()
 try: images.open_rgb(b"x")
 except images.Unreadable: pass

@@ -10,11 +10,12 @@ import pytest
 from nasty import Nasty
 from scipy.sparse import csr_array
 
-from tagger import batching, check, images
-from tagger.batching import Batch, Order
-from tagger.dataset import Key, Part, Pictures
-from tagger.images import Place
-from tagger.preprocess import Preprocess
+from tagger.gathering import check
+from tagger.imaging import batching, images
+from tagger.imaging.batching import Batch, Order
+from tagger.imaging.dataset import Key, Part, Pictures
+from tagger.imaging.images import Place
+from tagger.imaging.preprocess import Preprocess
 
 pytestmark = [
     pytest.mark.timeout(60),

@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, LRScheduler, OneCycleLR
 
-from tagger import backbone, heads, optimizer
 from tagger.errors import TaggerError
-from tagger.optimizer import share_of_peak
+from tagger.network import backbone, heads
 from tagger.params import Params, Preset, Train
+from tagger.training import optimizer
+from tagger.training.optimizer import share_of_peak
 
 
 @pytest.fixture

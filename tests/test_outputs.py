@@ -10,14 +10,15 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from tagger import files, options, outputs, tables
-from tagger.captions import Captioner
+from tagger import files
 from tagger.errors import TaggerError
-from tagger.given import Caption, Given
-from tagger.inputs import Found
-from tagger.options import Options
+from tagger.inference import options, outputs, tables
+from tagger.inference.captions import Captioner
+from tagger.inference.given import Caption, Given
+from tagger.inference.inputs import Found
+from tagger.inference.options import Options
+from tagger.inference.tagging import Answer
 from tagger.params import Params
-from tagger.tagging import Answer
 from tagger.vocabulary import Tag
 from tagger.world import World
 

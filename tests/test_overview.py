@@ -11,11 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageFont
 
-from tagger import overview, sheet
-from tagger.lexicon import Lexicon
-from tagger.rejected import Rejected
-from tagger.rules import Rules
+from tagger.gathering import overview
+from tagger.gathering.rejected import Rejected
+from tagger.reporting import sheet
 from tagger.sources import REJECTED
+from tagger.tags.lexicon import Lexicon
+from tagger.tags.rules import Rules
 from tagger.vocabulary import Tag
 
 Size = tuple[int | None, int | None]

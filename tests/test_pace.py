@@ -5,8 +5,8 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from tagger import pace
-from tagger.pace import Pace
+from tagger.training import pace
+from tagger.training.pace import Pace
 
 
 class Clock:

@@ -13,11 +13,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 from trainings import PLAIN, Project, as_it_was, asked, project, wait_until
 
-from tagger import setup
-from tagger.dataset import Part
 from tagger.errors import TaggerError
+from tagger.imaging.dataset import Part
 from tagger.parallel import Group
 from tagger.params import Params, Preset
+from tagger.training import setup
 from tagger.vocabulary import Tag
 from tagger.world import World
 

@@ -8,9 +8,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from tagger import dataset, posts, vocabulary
-from tagger.dataset import Part
-from tagger.images import Place
+from tagger import posts, vocabulary
+from tagger.imaging import dataset
+from tagger.imaging.dataset import Part
+from tagger.imaging.images import Place
 from tagger.posts import Places
 from tagger.vocabulary import Tag
 

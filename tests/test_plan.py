@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tagger.optimizer import share_of_peak
 from tagger.params import Every, Params, Train
-from tagger.plan import Plan, Position
+from tagger.training.optimizer import share_of_peak
+from tagger.training.plan import Plan, Position
 
 
 @pytest.fixture(scope="module")

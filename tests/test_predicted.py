@@ -13,12 +13,13 @@ from scipy.special import logit
 from torch import nn
 from trainings import ALONE
 
-from tagger import codes, predict, vocabulary
-from tagger.dataset import Part
+from tagger import vocabulary
 from tagger.errors import TaggerError
-from tagger.predicted import Predicted, Predictor
-from tagger.preprocess import Preprocess
-from tagger.scored import Scored
+from tagger.imaging.dataset import Part
+from tagger.imaging.preprocess import Preprocess
+from tagger.scoring import codes, predict
+from tagger.scoring.predicted import Predicted, Predictor
+from tagger.scoring.scored import Scored
 from tagger.vocabulary import Category, Tag
 
 Run = Callable[..., Predicted]

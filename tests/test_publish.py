@@ -17,8 +17,8 @@ from huggingface_hub import constants
 from huggingface_hub.utils import _http
 from upload_server import OWNER, Commit, UploadServer, receiving
 
-from tagger import publish
 from tagger.errors import TaggerError
+from tagger.exporting import publish
 
 REPO = f"{OWNER}/tagger"
 FILES = {
@@ -339,7 +339,8 @@ def test_a_file_that_cannot_be_read_is_told(
 UPLOAD = """
 import sys
 from pathlib import Path
-from tagger import errors, publish
+from tagger import errors
+from tagger.exporting import publish
 with errors.reported():
     print(publish.upload(Path(sys.argv[1]), sys.argv[2], private=True, message="by a program"))
 """

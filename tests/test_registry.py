@@ -8,8 +8,9 @@ from mlflow import MlflowClient
 from mlflow.entities import LoggedModelStatus
 from stores import away, client, project, stored
 
-from tagger import registry, tracking
+from tagger import tracking
 from tagger.errors import TaggerError
+from tagger.tracking import registry
 
 __all__ = ["project"]
 

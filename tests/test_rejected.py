@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tagger import files
-from tagger.filters import Verdict
-from tagger.rejected import Rejected
+from tagger.gathering.filters import Verdict
+from tagger.gathering.rejected import Rejected
 from tagger.sources import REJECTED
 
 # surrogates cannot be written as UTF-8; names that hold them are given by their ASCII form

@@ -16,9 +16,10 @@ from PIL import Image
 from playwright.sync_api import Browser, Page
 from predictions import Kept, draw, tags
 
-from tagger import charts, images, judged, report
-from tagger.dataset import Part
-from tagger.report import Content, Gallery, Shown, Table
+from tagger.imaging import images
+from tagger.imaging.dataset import Part
+from tagger.reporting import charts, judged, report
+from tagger.reporting.report import Content, Gallery, Shown, Table
 
 LIMITS = np.linspace(0.2, 0.6, 30)
 HOSTILE = (

@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tagger import images, resize
-from tagger.dataset import Part
-from tagger.images import Pixels
+from tagger.imaging import images, resize
+from tagger.imaging.dataset import Part
+from tagger.imaging.images import Pixels
 
 FILTERS = sorted(resize.FILTERS)
 Size = tuple[int, int]  # width, height

@@ -15,11 +15,11 @@ import pytest
 import yaml
 from trainings import ROOT, Project, as_it_was, asked, ended, project, same, start, wait_until
 
-from tagger import setup
-from tagger.dataset import Part
 from tagger.errors import TaggerError
-from tagger.optimizer import share_of_peak
+from tagger.imaging.dataset import Part
 from tagger.params import Params, Preset
+from tagger.training import setup
+from tagger.training.optimizer import share_of_peak
 from tagger.vocabulary import Tag
 
 pytestmark = pytest.mark.timeout(400)

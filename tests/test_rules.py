@@ -14,8 +14,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tagger import rules, vocabulary
+from tagger import vocabulary
 from tagger.errors import TaggerError
+from tagger.tags import rules
 
 Write = Callable[[str, str | bytes], Path]
 Rows = Sequence[Mapping[str, Any]]

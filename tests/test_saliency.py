@@ -10,13 +10,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tagger import backbone, models, saliency
-from tagger.engines import Device
+from tagger.app import saliency
+from tagger.app.saliency import Heat, Saliency
 from tagger.errors import TaggerError
-from tagger.heads import Head
+from tagger.imaging.preprocess import Preprocess
+from tagger.inference import models
+from tagger.network import backbone
+from tagger.network.heads import Head
 from tagger.params import Params
-from tagger.preprocess import Preprocess
-from tagger.saliency import Heat, Saliency
+from tagger.taggers.engines import Device
 
 LAPTOP = ("mobilenetv4", "convnext", "vit", "swin", "eva02")
 TAGS = 5

@@ -9,11 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.sparse import csr_array
 
-from tagger import codes, columns, scored
-from tagger.counting import Ints
 from tagger.errors import TaggerError
 from tagger.metrics import Scores
-from tagger.scored import Block, Scored, Truth
+from tagger.scoring import codes, columns, scored
+from tagger.scoring.counting import Ints
+from tagger.scoring.scored import Block, Scored, Truth
 
 
 def draw(pictures: int, tags: int, seed: int = 0) -> tuple[Scores, csr_array]:

@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tagger import params, selection
+from tagger import params
 from tagger.errors import TaggerError
-from tagger.selection import CATEGORY, COUNT, EXCLUDED, MAXIMUM, NOT_LISTED, Selection
+from tagger.tags import selection
+from tagger.tags.selection import CATEGORY, COUNT, EXCLUDED, MAXIMUM, NOT_LISTED, Selection
 from tagger.vocabulary import CATEGORIES, UNKNOWN, Tag, ordered
 
 Listed = Mapping[str, Tag]

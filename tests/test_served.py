@@ -14,7 +14,7 @@ import pytest
 from mlflow.exceptions import MlflowException
 from servings import asked, check, folder, inferred, model, several
 
-from tagger import serving
+from tagger.exporting import serving
 
 __all__ = ["folder", "model", "several"]
 

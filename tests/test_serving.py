@@ -22,7 +22,9 @@ from mlflow.entities import LoggedModelStatus
 from servings import asked, check, inferred, several
 from stores import client, project, stored
 
-from tagger import registry, serving, store, tracking
+from tagger import tracking
+from tagger.exporting import serving
+from tagger.tracking import registry, store
 
 __all__ = ["project", "several"]
 

@@ -16,8 +16,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tagger import shards
 from tagger.errors import TaggerError
+from tagger.fetching import shards
 
 STAGES = Path(__file__).parent.parent / "stages"
 Members = dict[str, bytes]
@@ -255,7 +255,7 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
-from tagger import shards
+from tagger.fetching import shards
 def members():
     yield "1.webp", b"new"
     if sys.argv[2] == "members":

@@ -13,12 +13,13 @@ import pytest
 import torch
 from trainings import Parts, as_it_was, asked, ended, same, start, weights
 
-from tagger import files, setup, snapshots
-from tagger.dataset import Part
+from tagger import files
 from tagger.errors import TaggerError
+from tagger.imaging.dataset import Part
 from tagger.params import Params, Preset
-from tagger.snapshots import Snapshots
-from tagger.training import Training
+from tagger.training import setup, snapshots
+from tagger.training.loop import Training
+from tagger.training.snapshots import Snapshots
 from tagger.vocabulary import Tag
 
 CONTENT = {
@@ -225,7 +226,7 @@ import resource, sys
 from pathlib import Path
 import tagger
 import logging, signal, torch
-from tagger.snapshots import Snapshots
+from tagger.training.snapshots import Snapshots
 logging.basicConfig(stream=sys.stdout, format="%(message)s")
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 kept = Snapshots(Path(sys.argv[1]))

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from iterstrat.ml_stratifiers import MultilabelStratifiedShuffleSplit
 from scipy.sparse import csr_array
 
-from tagger import split
 from tagger.errors import TaggerError
 from tagger.posts import PARTS
-from tagger.split import Labels, Parts
+from tagger.splitting import split
+from tagger.splitting.split import Labels, Parts
 
 Bools = npt.NDArray[np.bool_]
 

@@ -14,11 +14,12 @@ import pytest
 from PIL import Image
 
 import split
-from tagger import allocation, errors, posts, vocabulary
-from tagger import split as library
+from tagger import errors, posts, vocabulary
 from tagger.params import Params, Split
 from tagger.posts import PARTS, Posts
-from tagger.split import Labels
+from tagger.splitting import allocation
+from tagger.splitting import split as library
+from tagger.splitting.split import Labels
 from tagger.vocabulary import Tag
 
 POSTS = 120

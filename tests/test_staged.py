@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 from PIL import Image
 from torchvision import transforms
 
-from tagger import preprocess, staged
 from tagger.errors import TaggerError
-from tagger.images import WHITE, Pixels
-from tagger.preprocess import Preprocess
+from tagger.imaging import preprocess
+from tagger.imaging.images import WHITE, Pixels
+from tagger.imaging.preprocess import Preprocess
+from tagger.taggers import staged
 
 Write = Callable[[str, str], Path]
 Stages = list[dict[str, Any]]

@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.sparse import csr_array, csr_matrix
 
-from tagger import compiled, split
-from tagger.split import Groups, Parts
+from tagger import compiled
+from tagger.splitting import split
+from tagger.splitting.split import Groups, Parts
 
 Bools = npt.NDArray[np.bool_]
 

@@ -22,12 +22,13 @@ from torchmetrics.functional.classification import (
     multilabel_ranking_average_precision,
 )
 
-from tagger import charts, codes, counting, figures, ranking, tally
-from tagger.counting import Ints
-from tagger.figures import Figures
 from tagger.metrics import Floats, Scores
-from tagger.ranking import Ranking
-from tagger.tally import Tally
+from tagger.reporting import charts
+from tagger.scoring import codes, counting, figures, ranking, tally
+from tagger.scoring.counting import Ints
+from tagger.scoring.figures import Figures
+from tagger.scoring.ranking import Ranking
+from tagger.scoring.tally import Tally
 
 
 def measure(

@@ -10,7 +10,8 @@ from matplotlib.figure import Figure
 from mlflow import MlflowClient
 from stores import client, every, project, some, stored
 
-from tagger import machine, store, tracking
+from tagger import tracking
+from tagger.tracking import machine, store
 
 pytestmark = pytest.mark.usefixtures("project")
 __all__ = ["project"]

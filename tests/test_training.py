@@ -17,15 +17,18 @@ from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from trainings import ALONE, Parts, as_it_was, asked, changed, ended, project, same, start, weights
 
-from tagger import backbone, batching, files, images, posts, snapshots, vocabulary
-from tagger.batching import Batch
-from tagger.dataset import Part
+from tagger import files, posts, vocabulary
 from tagger.errors import TaggerError
-from tagger.images import Place
-from tagger.learner import Portion
-from tagger.optimizer import share_of_peak
+from tagger.imaging import batching, images
+from tagger.imaging.batching import Batch
+from tagger.imaging.dataset import Part
+from tagger.imaging.images import Place
+from tagger.network import backbone
 from tagger.params import Params, Preset
-from tagger.training import Judgement, Training
+from tagger.training import snapshots
+from tagger.training.learner import Portion
+from tagger.training.loop import Judgement, Training
+from tagger.training.optimizer import share_of_peak
 from tagger.vocabulary import Tag
 
 Starter = Callable[..., Training]

@@ -21,8 +21,8 @@ from hypothesis import strategies as st
 from safetensors.torch import save, save_file
 from torch import Tensor, nn
 
-from tagger import backbone, checkpoints, weights
 from tagger.errors import TaggerError
+from tagger.network import backbone, checkpoints, weights
 from tagger.params import Preset
 
 VIT = "test_vit"

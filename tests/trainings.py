@@ -21,15 +21,18 @@ import yaml
 from mlflow.entities import Run
 from torch import Tensor
 
-from tagger import intake, params, posts, rules, setup, vocabulary
-from tagger import pictures as pictures_of
-from tagger.dataset import Part
-from tagger.lexicon import Lexicon
+from tagger import params, posts, vocabulary
+from tagger.gathering import intake
+from tagger.gathering import pictures as pictures_of
+from tagger.gathering.rejected import Rejected
+from tagger.imaging.dataset import Part
 from tagger.parallel import Group
 from tagger.params import Params, Preset, Train
-from tagger.rejected import Rejected
 from tagger.sources.folder import Folder
-from tagger.training import Judgement, Training
+from tagger.tags import rules
+from tagger.tags.lexicon import Lexicon
+from tagger.training import setup
+from tagger.training.loop import Judgement, Training
 from tagger.vocabulary import Tag
 from tagger.world import World
 

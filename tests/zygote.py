@@ -104,7 +104,7 @@ def _load() -> None:
         import_module(name)
         del sys.modules[name]
     del sys.path[0]
-    from tagger import overview, pictures  # the first as its stage does, when it needs it
+    from tagger.gathering import overview, pictures  # the first as its stage does, when it needs it
 
     pictures._CHUNK = 30  # else so few pictures would be one chunk, and no processes share them
     del overview

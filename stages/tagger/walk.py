@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from tagger import images
+from tagger.imaging import images
 
 
 class Directory(NamedTuple):

@@ -15,14 +15,16 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from functools import partial
 from itertools import chain, islice
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import TypeAlias, TypeVar
 
 import pyarrow as pa
 import pyarrow.feather as feather
 
-from tagger import files, images, orphans
+from tagger import files, orphans
 from tagger.errors import TaggerError
+from tagger.imaging import images
 
 T = TypeVar("T")
 Work: TypeAlias = partial[pa.Table]  # of a function of a module, with settings that print whole
@@ -56,7 +58,7 @@ def mapped(
             ) from None
         finally:
             if pending:  # broken off
-                _kill_workers()
+                _kill(pool._processes.values())
             pool.shutdown(wait=True, cancel_futures=True)
 
 
@@ -70,9 +72,9 @@ def _without_interrupts() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _kill_workers() -> None:
-    """End the processes at work at once. What they leave unfinished, the next run replaces."""
-    for process in multiprocessing.active_children():
+def _kill(processes: Iterable[BaseProcess]) -> None:
+    """End processes at work at once. What they leave unfinished, the next run replaces."""
+    for process in list(processes):
         process.kill()
 
 
@@ -86,7 +88,8 @@ def ahead(items: Iterable[T]) -> Iterator[T]:
                 following = thread.submit(next, iterator, None)
                 yield item
         except BaseException:
-            _kill_workers()  # for which the thread may wait
+            if not following.done():  # it may wait for them
+                _kill(multiprocessing.active_children())
             raise
 
 

@@ -22,22 +22,14 @@ from scipy.sparse import csr_array
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "stages"))
 
-from tagger import (
-    bootstrap,
-    calibration,
-    charts,
-    cutoffs,
-    figures,
-    influence,
-    ranking,
-    scored,
-    tally,
-)
-from tagger.dataset import Part
-from tagger.images import WHITE, Place
-from tagger.inspection import Inspection
-from tagger.judged import Judged
-from tagger.scored import Block, Scored, Truth
+from tagger.imaging.dataset import Part
+from tagger.imaging.images import WHITE, Place
+from tagger.reporting import charts
+from tagger.reporting.inspection import Inspection
+from tagger.reporting.judged import Judged
+from tagger.scoring import bootstrap, figures, influence, ranking, scored, tally
+from tagger.scoring.scored import Block, Scored, Truth
+from tagger.thresholding import calibration, cutoffs
 from tagger.thresholds import Aim
 from tagger.vocabulary import Tag
 

@@ -41,8 +41,10 @@ def make_models(folder: Path) -> None:
     import timm
     import torch
 
-    from tagger import backbone, exported, listings, onnx_export
-    from tagger.preprocess import Preprocess
+    from tagger.exporting import listings, onnx_export
+    from tagger.imaging.preprocess import Preprocess
+    from tagger.network import backbone
+    from tagger.taggers import exported
     from tagger.vocabulary import Tag
 
     torch.manual_seed(0)
@@ -100,7 +102,8 @@ def first(model: Path, pictures: Path) -> dict[str, float]:
 
 
 def decoding(model: Path, pictures: Path) -> dict[str, float]:
-    from tagger import decoders, preprocess
+    from tagger.imaging import preprocess
+    from tagger.inference import decoders
 
     prepared = preprocess.read(model / "preprocess.json")
     paths = sorted(pictures.iterdir())
@@ -111,7 +114,8 @@ def decoding(model: Path, pictures: Path) -> dict[str, float]:
 
 
 def computing(model: Path, pictures: Path) -> dict[str, float]:
-    from tagger import engines, images, preprocess
+    from tagger.imaging import images, preprocess
+    from tagger.taggers import engines
 
     images.begin()
     prepared = preprocess.read(model / "preprocess.json").for_many()
@@ -128,7 +132,7 @@ def computing(model: Path, pictures: Path) -> dict[str, float]:
 def imgutils(model: Path, pictures: Path) -> dict[str, float]:
     import onnxruntime as ort
 
-    from tagger import preprocess
+    from tagger.imaging import preprocess
 
     prepared = preprocess.read(model / "preprocess.json")
     session = ort.InferenceSession(model / "model.onnx", providers=["CPUExecutionProvider"])

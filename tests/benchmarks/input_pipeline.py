@@ -34,7 +34,7 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "stages"))
 
-from tagger.images import Place
+from tagger.imaging.images import Place
 
 SIZE = 448
 KINDS = {  # format, side in pixels, times the pictures are read, times as fast as timm
@@ -79,8 +79,8 @@ def ours(files: list[Path]) -> float:
     import torch
     from scipy.sparse import csr_array
 
-    from tagger import batching, dataset, images
-    from tagger.preprocess import Preprocess
+    from tagger.imaging import batching, dataset, images
+    from tagger.imaging.preprocess import Preprocess
 
     images.begin()
     places = [Place(str(file), 0, file.stat().st_size) for file in files]
@@ -154,7 +154,7 @@ def libvips(data: bytes) -> Any:
 
 
 def this_project(data: bytes) -> Any:
-    from tagger import images, resize
+    from tagger.imaging import images, resize
 
     return resize.compiled(images.open_pixels(data), (SIZE, SIZE), "bicubic")
 
@@ -163,7 +163,7 @@ def show_decoders(folder: Path) -> None:
     """Print the table of the docstring; simplejpeg and pyvips[binary] must be there."""
     import torch
 
-    from tagger import images
+    from tagger.imaging import images
 
     images.begin()
     torch.set_num_threads(1)

@@ -29,7 +29,8 @@ import measure
 from tracking import Clock
 from training_step import ROOT, target
 
-from tagger import params, setup
+from tagger import params
+from tagger.training import setup
 
 _SLOWER = 2.0  # times as long as in a store with hardly any, at most
 _STEPS, _FIGURES = 12, 200  # of a run
@@ -86,7 +87,8 @@ def _renamed(column: str, value: Any, number: int) -> Any:
 
 def working(folder: Path) -> dict[str, float]:
     """Return the seconds of what a run and its reader do with a store."""
-    from tagger import registry, store, tracking
+    from tagger import tracking
+    from tagger.tracking import registry, store
 
     os.environ["DVC_ROOT"] = str(folder)
     clock = Clock()

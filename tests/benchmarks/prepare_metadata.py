@@ -25,10 +25,12 @@ _MILLION = 1_000_000
 def ours(posts: Path, folder: Path) -> int:
     """Write the manifest; return how many posts it has. Pictures are not looked at."""
     import prepare
-    from tagger import intake, params, pictures, rules
+    from tagger import params
     from tagger import posts as manifest
-    from tagger.lexicon import Lexicon
-    from tagger.rejected import Rejected
+    from tagger.gathering import intake, pictures
+    from tagger.gathering.rejected import Rejected
+    from tagger.tags import rules
+    from tagger.tags.lexicon import Lexicon
 
     shipped = params.load(_ROOT / params.PATH).prepare
     wanted = {"min_tags": 10, "min_score": 0, "excluded": ["*_sword_9*"], "keep_deleted": False}

@@ -20,9 +20,11 @@ from PIL import ExifTags, Image
 sys.path.insert(0, str(Path(__file__).parents[2] / "stages"))
 
 import prepare
-from tagger import intake, params, pictures, rules
-from tagger.lexicon import Lexicon
-from tagger.rejected import Rejected
+from tagger import params
+from tagger.gathering import intake, pictures
+from tagger.gathering.rejected import Rejected
+from tagger.tags import rules
+from tagger.tags.lexicon import Lexicon
 
 _ROOT = Path(__file__).parents[2]
 _SUFFIXES = (".png", ".jpg", ".webp")

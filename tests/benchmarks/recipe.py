@@ -13,21 +13,17 @@ from typing import Any
 
 import torch
 
-from tagger import (
-    backbone,
-    cutoffs,
-    dataset,
-    judged,
-    parallel,
-    params,
-    predict,
-    setup,
-    thresholds,
-)
+from tagger import parallel, params, thresholds
+from tagger.imaging import dataset
+from tagger.network import backbone
 from tagger.params import Params
-from tagger.predicted import Predictor
-from tagger.scored import Scored
+from tagger.reporting import judged
+from tagger.scoring import predict
+from tagger.scoring.predicted import Predictor
+from tagger.scoring.scored import Scored
+from tagger.thresholding import cutoffs
 from tagger.thresholds import Aim
+from tagger.training import setup
 
 ROOT = Path(__file__).parents[2]
 PLAIN: dict[str, Any] = {"optimizer": "adamw", "ema": 0.0, "loss": {"kind": "bce"}}

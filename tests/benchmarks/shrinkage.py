@@ -20,10 +20,15 @@ from scipy.sparse import csr_array
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "stages"))
 
-from tagger import backbone, codes, cutoffs, demo_drawing, predict, preprocess, scored, vocabulary
-from tagger.dataset import Part
-from tagger.images import Place
+from tagger import vocabulary
+from tagger.demonstration import drawing
+from tagger.imaging import preprocess
+from tagger.imaging.dataset import Part
+from tagger.imaging.images import Place
 from tagger.metrics import Floats, Truth
+from tagger.network import backbone
+from tagger.scoring import codes, predict, scored
+from tagger.thresholding import cutoffs
 from tagger.thresholds import Aim
 from tagger.vocabulary import Tag
 
@@ -201,7 +206,7 @@ def demonstration() -> tuple[Judged, list[Tag]]:
     column = {tag.name: number for number, tag in enumerate(tags)}
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "demo"
-        demo_drawing.draw(folder, pictures=PICTURES, size=128, seed=FRESH)
+        drawing.draw(folder, pictures=PICTURES, size=128, seed=FRESH)
         files = sorted(folder.glob("*.png"))
         truth = np.zeros((len(files), len(tags)), np.bool_)
         for row, file in enumerate(files):

@@ -22,7 +22,7 @@ from scipy.sparse import csr_array
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "stages"))
 
-from tagger import balance, split
+from tagger.splitting import balance, split
 
 SHARES = (0.8, 0.1, 0.1)
 _POSTS = 200_000  # drawn at a time

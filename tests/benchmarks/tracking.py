@@ -22,7 +22,10 @@ import measure
 import numpy as np
 from training_step import ROOT, target
 
-from tagger import dataset, files, images, params, setup, sheet
+from tagger import files, params
+from tagger.imaging import dataset, images
+from tagger.reporting import sheet
+from tagger.training import setup
 
 _SHARE = 0.01  # of the minutes of a training, at most
 
@@ -53,7 +56,8 @@ def training(folder: Path, minutes: float) -> dict[str, float]:
     truth, names = part.labels[:8].toarray(), [tag.name for tag in tags]
     os.environ["DVC_ROOT"] = str(folder)
     with clock("import"):
-        from tagger import machine, tracking
+        from tagger import tracking
+        from tagger.tracking import machine
     with clock("connect"):
         opened = tracking.run(p.model, preset=p.model, data="0123456789ab")
         run = opened.__enter__()

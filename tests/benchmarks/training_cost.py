@@ -28,10 +28,12 @@ import pyarrow as pa
 import training_step
 from training_step import PER_POST, ROOT, Step, target, wanted
 
-from tagger import batching, dataset, files, images, posts, setup, snapshots, vocabulary
-from tagger.learner import Learner
-from tagger.plan import Position
-from tagger.preprocess import Preprocess
+from tagger import files, posts, vocabulary
+from tagger.imaging import batching, dataset, images
+from tagger.imaging.preprocess import Preprocess
+from tagger.training import setup, snapshots
+from tagger.training.learner import Learner
+from tagger.training.plan import Position
 from tagger.vocabulary import Tag
 
 # isort: split

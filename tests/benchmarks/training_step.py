@@ -23,10 +23,12 @@ import measure
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "stages"))
 
-from tagger import backbone, freezing, losses, params, setup
-from tagger.learner import Learner, Portion
+from tagger import params
+from tagger.network import backbone, freezing
 from tagger.parallel import Group
 from tagger.params import Params
+from tagger.training import losses, setup
+from tagger.training.learner import Learner, Portion
 from tagger.world import World
 
 # isort: split

@@ -14,9 +14,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from tagger import params, shards, sources, walk
+from tagger import params, sources, walk
 from tagger.errors import TaggerError
-from tagger.images import SUFFIXES
+from tagger.fetching import shards
+from tagger.imaging.images import SUFFIXES
 from tagger.sources import COLUMNS, KNOWN, REJECTED, Batch, Source
 from tagger.vocabulary import CATEGORIES
 
@@ -90,7 +91,7 @@ class Danbooru(Source):
         return posts
 
     def _fetch(self, ids: npt.NDArray[np.int64], repo: str) -> None:
-        from tagger import fetch  # huggingface_hub, which few need
+        from tagger.fetching import fetch  # huggingface_hub, which few need
 
         how, revision, connections = self.hub.how, self.hub.revision, self.hub.connections
         lost = fetch.pictures(

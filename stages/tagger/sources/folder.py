@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 
 from tagger import walk, work
 from tagger.errors import TaggerError
-from tagger.images import SUFFIXES
+from tagger.imaging.images import SUFFIXES
 from tagger.sources import COLUMNS, REJECTED, Batch, Source
 from tagger.vocabulary import CATEGORIES
 

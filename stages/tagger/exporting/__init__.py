@@ -1,0 +1,1 @@
+"""The model as people download it, in the layout of every tool."""

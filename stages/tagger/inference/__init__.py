@@ -1,0 +1,1 @@
+"""Pictures that someone names: decoded, tagged, and written of."""

@@ -1,0 +1,211 @@
+"""What a run is to write: which pictures are left to do, and where what is said of them goes."""
+
+import io
+import logging
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import NamedTuple
+
+from tagger import files
+from tagger.errors import TaggerError, did_you_mean
+from tagger.inference import captions, embeddings, implied, limits, sidecars, tables
+from tagger.inference.captions import Captioner
+from tagger.inference.given import Caption
+from tagger.inference.inputs import Found
+from tagger.inference.options import Options
+from tagger.inference.tagging import Answer
+from tagger.taggers.exported import Tagger
+from tagger.vocabulary import CATEGORIES
+from tagger.world import World
+
+_log = logging.getLogger(__name__)
+
+
+class Failure(NamedTuple):
+    file: str
+    reason: str
+    detail: str
+
+
+@dataclass
+class Tally:
+    """How far a run has come."""
+
+    seen: int = 0  # pictures, the failed ones included
+    seconds: float = 0
+    failures: list[Failure] = field(default_factory=list)
+
+    def fail(self, file: Path, reason: str, detail: str) -> None:
+        self.failures.append(Failure(tables.name(file), reason, detail))
+
+
+@dataclass(frozen=True)
+class Plan:
+    todo: Sequence[Found]
+    skipped: int  # pictures that were done before
+    table: Path | None
+    embeddings: Path | None
+    sidecars: bool
+    kept_rows: frozenset[str] = frozenset()  # pictures whose earlier entries stay in the table
+    kept_embeddings: frozenset[str] = frozenset()
+
+
+def plan(asked: Options, found: Sequence[Found], world: World) -> Plan:
+    """Return what this process is to do.
+
+    Raises TaggerError where two pictures would share a sidecar, where one is there already and
+    nothing was said of it, where what is to be gone on with cannot be read, and where it cannot
+    be written.
+    """
+    for folder in (asked.output_dir, asked.embeddings and asked.embeddings.parent):
+        _check_folder(folder)
+    if asked.output == "txt":
+        sidecars.check_shared(found, asked.output_dir)
+    todo = found[world.rank :: world.size]
+    folder = asked.output_dir or Path()
+    table = folder / f"tags{world.mark}.{asked.output}" if asked.is_table else None
+    vectors = asked.embeddings and asked.embeddings.with_stem(asked.embeddings.stem + world.mark)
+    if asked.output == "txt" and asked.existing == "refuse":
+        sidecars.check_absent(todo, asked.output_dir)
+    fresh = Plan(todo, 0, table, vectors, sidecars=asked.output == "txt")
+    return _without_done(fresh, asked.output_dir) if asked.existing == "skip" else fresh
+
+
+def _check_folder(folder: Path | None) -> None:
+    for path in (folder, *folder.parents) if folder else ():
+        if path.exists() and not path.is_dir():
+            raise TaggerError(f"{path} is no folder. Name another to write to.")
+
+
+def _without_done(plan: Plan, output_dir: Path | None) -> Plan:
+    """Return what is left of a plan: a picture is done if all that is wanted of it is there."""
+    left: set[Found] = set()
+    if plan.sidecars:
+        left.update(sidecars.undone(plan.todo, output_dir))
+    rows = tables.done(plan.table) if plan.table else frozenset()
+    vectors = embeddings.done(plan.embeddings) if plan.embeddings else frozenset()
+    for wanted, done in ((plan.table, rows), (plan.embeddings, vectors)):
+        left.update(one for one in plan.todo if wanted and tables.name(one.file) not in done)
+    again = {tables.name(one.file) for one in left}
+    return replace(
+        plan,
+        todo=[one for one in plan.todo if one in left],
+        skipped=len(plan.todo) - len(left),
+        kept_rows=rows - again,
+        kept_embeddings=vectors - again,
+    )
+
+
+def captioner(asked: Options, tagger: Tagger) -> Captioner:
+    """Return what chooses the tags as the options say.
+
+    Raises TaggerError where thresholds or implications that they need are missing.
+    """
+    categories = {tag.name: CATEGORIES[tag.category] for tag in tagger.tags}
+    change = implied.changing(asked.implications, asked.rules, categories)
+    for old in asked.naming.replacements:
+        if old not in categories:
+            _log.warning("The model has no tag %r.%s", old, did_you_mean(old, categories))
+    return Captioner(
+        tagger.tags,
+        limits.per_tag(asked.limits, tagger),
+        asked.categories,
+        asked.top,
+        change,
+        asked.naming,
+        asked.exclude,
+    )
+
+
+def write(
+    blocks: Iterable[list[Answer]], choose: Captioner, asked: Options, plan: Plan, tally: Tally
+) -> None:
+    """Write what is said of the pictures, as the answers come.
+
+    Raises the TaggerError that cuts the answers short, after those before it are written.
+    """
+    broken: list[TaggerError] = []
+    answers: Iterable[Answer] = _until_broken(blocks, broken)
+    if plan.embeddings:
+        answers = embeddings.collected(answers, plan.embeddings, plan.kept_embeddings, tables.name)
+    said = _captioned(answers, choose, tally)
+    if plan.table:
+        tables.write(said, plan.table, asked.categories, plan.kept_rows)
+    elif asked.output == "txt":
+        _write_sidecars(said, choose.known, asked, tally)
+    else:
+        _print(said, choose.limit, asked)
+    if broken:
+        raise broken[0]
+
+
+def _until_broken(blocks: Iterable[list[Answer]], broken: list[TaggerError]) -> Iterator[Answer]:
+    """Yield the answers up to an error, which is kept for later unless nothing came before it."""
+    come = 0
+    try:
+        for block in blocks:
+            come += 1
+            yield from block
+    except TaggerError as error:
+        if not come:
+            raise
+        broken.append(error)
+
+
+def _captioned(answers: Iterable[Answer], choose: Captioner, tally: Tally) -> Iterator[Caption]:
+    """Yield what is said of the pictures that could be read; count the others."""
+    for answer in answers:
+        tally.seen += 1
+        if answer.reason:
+            tally.fail(answer.found.file, "unreadable picture", answer.reason)
+        else:
+            yield choose(answer.found, answer.probabilities)
+
+
+def _write_sidecars(
+    said: Iterable[Caption], known: frozenset[str], asked: Options, tally: Tally
+) -> None:
+    append = asked.existing == "append"
+    for caption in said:
+        path = sidecars.place(caption.found, asked.output_dir)
+        try:
+            sidecars.write(caption, path, asked.naming, known, append=append)
+        except ValueError as error:
+            tally.fail(caption.found.file, "unreadable sidecar", f"{path.name}: {error}")
+
+
+def _print(said: Iterable[Caption], limit: float | None, asked: Options) -> None:
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+    for caption in said:
+        print(captions.text(caption, limit, asked.lang, asked.naming))
+
+
+def write_failures(tally: Tally, asked: Options, world: World, *, whole: bool) -> Path:
+    """Write the pictures that failed, if any did, and return where they are listed.
+
+    whole: whether all pictures were tried; then a list of earlier failures is removed
+    """
+    path = (asked.output_dir or Path()) / f"infer_failures{world.mark}.csv"
+    if tally.failures:
+        files.write_csv(path, Failure._fields, tally.failures)
+    elif whole:
+        path.unlink(missing_ok=True)
+    return path
+
+
+def summary(tally: Tally, plan: Plan, listed: Path, *, stopped: bool) -> Iterator[str]:
+    """Yield the closing lines; listed: where the failures are."""
+    tagged = tally.seen - len(tally.failures)
+    rate = tagged / tally.seconds if tally.seconds else 0
+    yield f"tagged: {tagged:,} pictures, {rate:,.{int(rate < 10)}f} a second"
+    if plan.skipped:
+        yield f"skipped: {plan.skipped:,} pictures, which were done before"
+    if tally.failures:
+        yield f"failed: {len(tally.failures):,} pictures, see {listed}"
+    if stopped:
+        left = f"stopped: {len(plan.todo) - tally.seen:,} pictures are left."
+        way_on = plan.table or plan.embeddings or plan.sidecars
+        yield f"{left} Give --skip-existing to go on." if way_on else left

@@ -1,0 +1,168 @@
+"""What is said of many pictures, in one file: written as it comes, and gone on with later."""
+
+import csv
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from tagger import files
+from tagger.errors import TaggerError
+from tagger.inference.given import Caption, Given
+
+HEADER = ("file", "tag", "category", "confidence")
+_ROW_GROUP = 65_536  # rows of a Parquet held at a time
+
+Write: TypeAlias = Callable[[Iterable[Caption], Path, Sequence[str], frozenset[str]], None]
+
+
+def done(path: Path) -> frozenset[str]:
+    """Return the pictures, as `name` writes them, that a table holds. None if it is not there."""
+    if not path.exists():
+        return frozenset()
+    with _explained(path):
+        return frozenset(_FILES[path.suffix](path))
+
+
+def name(file: Path) -> str:
+    r"""Return a path as tables hold it: bytes that are no UTF-8 are written `\udcff`."""
+    return str(file).encode(errors="backslashreplace").decode()
+
+
+def write(
+    captions: Iterable[Caption], path: Path, categories: Sequence[str], keep: frozenset[str]
+) -> None:
+    """Write a table, of the form that its suffix says, in the place of an earlier one.
+
+    categories: those that are written
+    keep: pictures whose entries of the earlier table stay, before the others
+    """
+    _WRITERS[path.suffix](captions, path, categories, keep)
+
+
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (ValueError, KeyError, TypeError, IndexError, csv.Error) as error:
+        raise TaggerError(
+            f"{path} is no table of this program ({error}). Move it away, or leave out "
+            "--skip-existing to replace it."
+        ) from None
+
+
+def _entries(caption: Caption, categories: Sequence[str]) -> list[Given]:
+    """Return the tags and the likeliest rating, by falling confidence."""
+    rating = caption.rating
+    if rating is None or not rating.tag or rating.category not in categories:
+        return list(caption.tags)
+    if any(one.tag == rating.tag and one.category == "rating" for one in caption.tags):
+        return list(caption.tags)
+    return sorted([*caption.tags, rating], key=lambda one: -one.confidence)
+
+
+def _object(caption: Caption, categories: Sequence[str]) -> dict[str, Any]:
+    tags: dict[str, dict[str, float]] = {name: {} for name in categories}
+    for one in _entries(caption, categories):
+        tags[one.category][one.tag] = round(one.confidence, 6)
+    rating = caption.rating.tag if caption.rating else None
+    return {"file": name(caption.found.file), "rating": rating, "tags": tags}
+
+
+def _csv_rows(path: Path) -> Iterator[list[str]]:
+    with path.open(encoding="utf-8", newline="") as file:
+        rows = csv.reader(file, strict=True)
+        if tuple(next(rows, ())) != HEADER:
+            raise ValueError(f"its columns are not {','.join(HEADER)}")
+        yield from rows
+
+
+def _write_csv(
+    captions: Iterable[Caption], path: Path, categories: Sequence[str], keep: frozenset[str]
+) -> None:
+    kept = (row for row in _csv_rows(path) if row[0] in keep) if keep else ()
+    new = (
+        (name(caption.found.file), one.tag, one.category, f"{one.confidence:.6f}")
+        for caption in captions
+        for one in _entries(caption, categories)
+    )
+    files.write_csv(path, HEADER, chain(kept, new))
+
+
+def _lines(path: Path) -> Iterator[tuple[str, str]]:
+    """Yield the file of each object, and the line that holds the object."""
+    with path.open(encoding="utf-8") as file:
+        for line in file:
+            content = line.strip().removesuffix(",")
+            if content not in ("", "[", "]"):
+                yield json.loads(content)["file"], content
+
+
+def _objects(
+    captions: Iterable[Caption], path: Path, categories: Sequence[str], keep: frozenset[str]
+) -> Iterator[str]:
+    if keep:
+        yield from (line for file, line in _lines(path) if file in keep)
+    for caption in captions:
+        yield json.dumps(_object(caption, categories), ensure_ascii=False)
+
+
+def _write_json(
+    captions: Iterable[Caption], path: Path, categories: Sequence[str], keep: frozenset[str]
+) -> None:
+    """Write a list, or lines, with an object for each picture on a line of its own."""
+    start, between, end = ("", "\n", "") if path.suffix == ".jsonl" else ("[\n", ",\n", "]\n")
+    objects = _objects(captions, path, categories, keep)
+    with files.replacing(path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
+        file.write(start)
+        for number, content in enumerate(objects):
+            file.write(between * bool(number) + content)
+            end = "\n" + end.removeprefix("\n")
+        file.write(end)
+
+
+def _parquet_rows(path: Path) -> Iterator[tuple[Any, ...]]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    for batch in pq.ParquetFile(path).iter_batches(columns=list(HEADER)):
+        yield from zip(*map(pa.Array.to_pylist, batch.columns), strict=True)
+
+
+def _write_parquet(
+    captions: Iterable[Caption], path: Path, categories: Sequence[str], keep: frozenset[str]
+) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    types = (pa.string(), pa.string(), pa.string(), pa.float32())
+    schema = pa.schema(list(zip(HEADER, types, strict=True)))
+    kept = (row for row in _parquet_rows(path) if row[0] in keep) if keep else ()
+    new = (
+        (name(caption.found.file), *one)
+        for caption in captions
+        for one in _entries(caption, categories)
+    )
+    rows = chain(kept, new)
+    with files.replacing(path) as partial, pq.ParquetWriter(partial, schema) as writer:
+        while group := list(islice(rows, _ROW_GROUP)):
+            columns = zip(*group, strict=True)
+            arrays = [pa.array(values, kind) for values, kind in zip(columns, types, strict=True)]
+            writer.write_table(pa.table(arrays, schema=schema))
+
+
+_WRITERS: dict[str, Write] = {
+    ".csv": _write_csv,
+    ".json": _write_json,
+    ".jsonl": _write_json,
+    ".parquet": _write_parquet,
+}
+
+_FILES: dict[str, Callable[[Path], Iterable[str]]] = {
+    ".csv": lambda path: (row[0] for row in _csv_rows(path)),
+    ".json": lambda path: (file for file, _ in _lines(path)),
+    ".jsonl": lambda path: (file for file, _ in _lines(path)),
+    ".parquet": lambda path: (row[0] for row in _parquet_rows(path)),
+}

@@ -1,0 +1,1 @@
+"""The model, and the weights that it starts from."""

@@ -1,0 +1,1 @@
+"""What is said of a judged model: tables, drawings, the page."""

@@ -1,0 +1,91 @@
+"""Tables and curves of an evaluation, as rows to be written, from counted scores."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from tagger.scoring import codes, figures
+from tagger.scoring.codes import Codes, Floats
+from tagger.scoring.tally import Tally
+from tagger.vocabulary import CATEGORIES, Tag
+
+GRID = np.round(np.arange(0.01, 1.0, 0.01), 2)
+
+TAG_HEADER = (
+    *("name", "category", "band", "count", "support", "threshold", "ap"),
+    *("f1", "precision", "recall", "mcc", "ece", "brier", "loss"),
+)
+CATEGORY_HEADER = ("category", "tags", "macro_ap", "micro_ap", "macro_f1", "micro_f1")
+PR_HEADER = ("recall", "precision")
+F1_HEADER = ("threshold", "micro_f1", "macro_f1", "precision", "recall")
+RELIABILITY_HEADER = ("confidence", "true", "pairs")
+
+
+def marks(limits: Floats) -> Codes:
+    """Return what to count for the figures at each tag's threshold and for `f1_rows`.
+
+    limits: (tags,)
+    """
+    grid = np.broadcast_to(codes.at_least(GRID), (len(limits), len(GRID)))
+    return np.column_stack([codes.at_least(limits), grid])
+
+
+def tag_rows(tally: Tally, tags: Sequence[Tag], limits: Floats) -> Iterable[Sequence[Any]]:
+    """Return a row per tag under TAG_HEADER; AP is empty without a positive."""
+    known = np.maximum(1, tally.known)
+    shares = (
+        *figures.decisions(*tally.decided(0)).values(),
+        [figures.calibration_error(pairs) for pairs in tally.reliability],
+        *(tally.sums / known[:, None]).T,
+    )
+    return zip(
+        [tag.name for tag in tags],
+        [CATEGORIES[tag.category] for tag in tags],
+        [figures.BANDS[band] for band in figures.bands([tag.count for tag in tags])],
+        [tag.count for tag in tags],
+        tally.support,
+        limits,
+        ["" if np.isnan(value) else value for value in tally.average_precision.round(6)],
+        *(np.round(share, 6) for share in shares),
+        strict=True,
+    )
+
+
+def category_rows(summary: Mapping[str, Any]) -> list[Sequence[Any]]:
+    """Return a row per category under CATEGORY_HEADER, from `figures.summary`."""
+    return [
+        (name, *(found[key] for key in CATEGORY_HEADER[1:]))
+        for name, found in summary["categories"].items()
+    ]
+
+
+def pr_rows(tally: Tally, points: int = 200) -> list[tuple[float, float]]:
+    """Return the curve of precision over recall, all pairs of picture and tag taken together."""
+    times, positives = tally.pools.sum(axis=0)[:, ::-1]
+    if not positives.any():
+        return []
+    has = times > 0
+    given, true = np.cumsum(times[has]), np.cumsum(positives[has])
+    recall = true / true[-1]
+    shown = np.unique(np.searchsorted(recall, np.linspace(1 / points, 1, points)))
+    return list(zip(recall[shown].round(6), (true / given)[shown].round(6), strict=True))
+
+
+def f1_rows(tally: Tally) -> Iterable[Sequence[float]]:
+    """Return a row per threshold of GRID under F1_HEADER; macro over tags with support."""
+    has = tally.support > 0
+    for mark, threshold in enumerate(GRID, start=1):
+        counts = tally.decided(mark)
+        each = figures.decisions(*counts)["f1"]
+        macro = each[has].mean() if has.any() else 0.0
+        micro = figures.decisions(*(c.sum() for c in counts))
+        row = (micro["f1"], macro, micro["precision"], micro["recall"])
+        yield threshold, *(round(float(share), 6) for share in row)
+
+
+def reliability_rows(tally: Tally) -> Iterable[Sequence[float]]:
+    """Return a row per bin of confidence that has any pair of picture and tag."""
+    pairs = tally.reliability.sum(axis=0)
+    for count, confidence, true in pairs[pairs[:, 0] > 0]:
+        yield round(confidence / count, 6), round(true / count, 6), int(count)

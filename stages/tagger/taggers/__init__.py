@@ -1,0 +1,1 @@
+"""A tagger in use: an export, a training's model, or another author's."""

@@ -1,0 +1,1 @@
+"""What is known of tags, and which of them a model learns."""

@@ -1,0 +1,1 @@
+"""From which confidence on a tag is given, fitted."""

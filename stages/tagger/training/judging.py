@@ -1,0 +1,72 @@
+"""How good a model in training is, on the validation part, and what that looks like."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from torch import nn
+from torch.utils.data import DataLoader
+
+from tagger import metrics
+from tagger.imaging import images
+from tagger.imaging.dataset import Part
+from tagger.imaging.preprocess import Preprocess
+from tagger.metrics import Scores, Truth
+from tagger.parallel import Group
+from tagger.reporting import sheet
+from tagger.scoring.predict import Predictions, predict_batches
+
+SHOWN = 16  # pictures on the sheet
+
+
+@dataclass(frozen=True)
+class Judge:
+    """Judges on the same pictures every time, of which each process takes its share."""
+
+    part: Part
+    batches: DataLoader[Any]
+    preprocess: Preprocess
+    group: Group
+
+    def __call__(self, model: nn.Module) -> tuple[dict[str, float], Predictions]:
+        """Return the figures, the same on every process, and the predictions, on the leading one.
+
+        The loss is the binary cross-entropy, whatever the training minimises, summed over tags and
+        averaged over pictures, in nats: it can be compared between recipes.
+        """
+        mine = predict_batches(model, self.batches, self.preprocess, self.part.labels.shape[1])
+        every = self.group.collected(mine)
+        figures = {"macro_ap": 0.0, "micro_ap": 0.0, "validation_loss": 0.0}
+        if every is not None:
+            mine = _together(every)
+            figures = {
+                "macro_ap": metrics.macro_ap(mine.scores, mine.truth),
+                "micro_ap": metrics.micro_ap(mine.scores, mine.truth),
+                "validation_loss": _cross_entropy(mine.scores, mine.truth),
+            }
+        return self.group.first(figures), mine
+
+    def sheet(self, predictions: Predictions, names: Sequence[str]) -> Image.Image:
+        """Return the first pictures with the tags that the model finds likeliest."""
+        places = [self.part.places[row] for row in predictions.rows[:SHOWN]]
+        pictures = [images.open_rgb(place, self.preprocess.background) for place in places]
+        return sheet.draw(pictures, predictions.scores, predictions.truth, names, columns=4)
+
+
+def _together(every: list[Predictions]) -> Predictions:
+    """Return the predictions of all processes, each picture once, in the order of the part."""
+    rows = np.array([row for one in every for row in one.rows], dtype=np.int64)
+    _, first = np.unique(rows, return_index=True)
+    return Predictions(
+        np.concatenate([one.scores for one in every])[first],
+        np.concatenate([one.truth for one in every])[first],
+        rows[first].tolist(),
+        sorted({failure for one in every for failure in one.failures}),
+    )
+
+
+def _cross_entropy(scores: Scores, truth: Truth) -> float:
+    likelihood = np.where(truth, scores, 1 - scores).clip(1e-7)
+    return float(-np.log(likelihood).sum(axis=1).mean()) if len(scores) else 0.0

@@ -1,0 +1,217 @@
+"""From parameters and data to a training that is ready to start, or to go on."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from tagger import vocabulary
+from tagger.errors import TaggerError
+from tagger.imaging import batching
+from tagger.imaging.augment import Augmentation, BatchAugmentation
+from tagger.imaging.batching import Labelled, Order
+from tagger.imaging.dataset import Part, Pictures
+from tagger.imaging.preprocess import Preprocess
+from tagger.network import backbone, carry, checkpoints, freezing
+from tagger.network.carry import Carried
+from tagger.parallel import Group
+from tagger.params import Params
+from tagger.tags import rules
+from tagger.training import embedded, losses, snapshots
+from tagger.training.judging import Judge
+from tagger.training.learner import Learner
+from tagger.training.loop import Training
+from tagger.training.plan import Plan, Position
+from tagger.training.snapshots import Content, Snapshots
+from tagger.vocabulary import Tag
+
+_log = logging.getLogger(__name__)
+
+# What decides how a training is done, and not what comes of it.
+_INCIDENTAL = {"workers", "snapshot_every", "max_unreadable", "max_bad_steps"}
+
+
+def fingerprint(p: Params, hashes: Mapping[str, str]) -> str:
+    """Return the name of a training, by everything that decides its outcome.
+
+    hashes: of the files that it reads
+    """
+    recipe = p.recipe.model_dump(mode="json", exclude=_INCIDENTAL)
+    return snapshots.fingerprint([p.seed, p.preset.model_dump(), recipe, hashes])
+
+
+def starting_points(p: Params) -> list[Path]:
+    """Return the files besides the data that a training starts from, as far as they are here."""
+    given = p.preset.pretrained
+    starts = [p.recipe.init_from, p.recipe.resume_from]
+    starts += [Path(given)] if isinstance(given, str) else []
+    found = (checkpoints.file_in(start) for start in starts if start)
+    return [path for path in found if path]
+
+
+def settings(p: Params) -> dict[str, Any]:
+    """Return what a training was asked for, as it is noted beside the model."""
+    preset, recipe = p.preset.model_dump(mode="json"), p.recipe.model_dump(mode="json")
+    return {"seed": p.seed, "model": p.model, "preset": preset, "train": recipe}
+
+
+def make_deterministic(seed: int) -> None:
+    """Make every later choice and sum of torch follow from the seed, on the same machine."""
+    torch.manual_seed(seed)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    if torch.cuda.is_available():
+        torch.set_float32_matmul_precision("high")  # of what bf16 leaves in float32
+
+
+def training(
+    p: Params, tags: Sequence[Tag], parts: Mapping[str, Part], group: Group, folder: Path
+) -> Training:
+    """Return a training, where its last snapshot in the folder left it, if any.
+
+    Raises TaggerError where there is nothing to learn from, or nothing left to do.
+    """
+    recipe, kept = p.recipe, Snapshots(folder / "snapshots")
+    make_deterministic(p.seed)
+    snapshot = kept.newest()
+    model, carried = _model(p, tags, group)
+    preprocess = backbone.preprocessing(model, p.preset, recipe.fit, recipe.background)
+    backbone.check_sizes(model, recipe.augment.sizes)
+    learning, learned, judged = _pictures(p, model, parts, preprocess)
+    _check(p, parts["train"], learned.part, group)
+    loss = losses.of(recipe.loss, torch.from_numpy(learned.part.counts()))
+    learner = Learner(learning, loss, p.preset, recipe, group, p.seed)
+    order = Order(
+        len(learned.part),
+        p.preset.batch_size,
+        p.seed,
+        sizes=[preprocess.size, *recipe.augment.sizes],
+        whole=True,
+        share=group.share,
+    )
+    stages = len(freezing.stages(model)) if recipe.freeze and not recipe.cache_embeddings else 0
+    plan = Plan(recipe, order.per_epoch, min(p.preset.batch_size, len(learned.part)), stages)
+    position = _position(learner, plan, snapshot)
+    if group.world.size > 1 and group.device.type == "cuda" and not learner.micro_batch:
+        side = max(order.sizes)
+        pixels = torch.zeros(len(next(iter(order))), 3, side, side, device=group.device)
+        learner.rehearse(pixels, pixels.new_zeros(len(pixels), len(tags)), plan.batch_size)
+    order.batches = range(position.step, position.step if plan.over(position) else plan.steps)
+    in_turn = Order(len(judged.part), p.preset.batch_size, share=group.share)
+    workers = 0 if recipe.cache_embeddings else recipe.workers
+    unlabelled = [vocabulary.columns(tags, category) for category in recipe.unlabelled]
+    return Training(
+        model=model,
+        learner=learner,
+        part=learned.part,
+        batches=batching.loader(learned, order, workers=workers, unlabelled=unlabelled),
+        preprocess=preprocess,
+        augment=_batch_augmentation(p),
+        judge=Judge(
+            judged.part, batching.loader(judged, in_turn, workers=workers), preprocess, group
+        ),
+        plan=plan,
+        position=position,
+        snapshots=kept,
+        carried=carried,
+    )
+
+
+def _model(p: Params, tags: Sequence[Tag], group: Group) -> tuple[nn.Module, list[Carried]]:
+    """Return the model on the device, and what became of the tags of the one it starts from.
+
+    It is that of the beginning also where a snapshot will take its place: weights that are not
+    trained, and constants of the preprocessing, come from there.
+    """
+    recipe = p.recipe
+    start = False if recipe.init_from else p.preset.pretrained
+    preset = p.preset.model_copy(update={"pretrained": start})
+    model: Any = backbone.build(preset, len(tags), recipe.head)
+    carried: list[Carried] = []
+    if recipe.init_from:
+        aliases = rules.read(p.prepare.rules).meant
+        carried = carry.into(
+            model, recipe.init_from, preset.backbone, tags, aliases, recipe.new_tags
+        )
+    model.set_grad_checkpointing(recipe.gradient_checkpointing)
+    return backbone.to_device(model, group.device), carried
+
+
+def _pictures(
+    p: Params, model: nn.Module, parts: Mapping[str, Part], preprocess: Preprocess
+) -> tuple[nn.Module, Labelled, Labelled]:
+    """Return what learns, what it learns from and what it is judged on."""
+    part, validation = parts["train"], parts["validation"].spread(p.recipe.validate_on)
+    if p.recipe.cache_embeddings:
+        by = partial(
+            embedded.embed,
+            model,
+            preprocess=preprocess,
+            batch_size=p.preset.batch_size,
+            workers=p.recipe.workers,
+        )
+        head: Any = model
+        return head.get_classifier(), by(part), by(validation)
+    augmented = Pictures(part, preprocess, _augmentation(p), replacing=True)
+    return model, augmented, Pictures(validation, preprocess)
+
+
+def _check(p: Params, whole: Part, part: Part, group: Group) -> None:
+    """Raise TaggerError where the pictures, or the batch, are too few.
+
+    part: the pictures of the whole that are known to be readable, or not yet looked at
+    """
+    if len(whole) - len(part) > p.recipe.max_unreadable * len(whole):
+        raise TaggerError(
+            f"{len(whole) - len(part):,} of {len(whole):,} training pictures cannot be read. Run "
+            "prepare again, or raise train.max_unreadable."
+        )
+    if len(part) < 2:
+        raise TaggerError(f"Training needs at least 2 pictures, the split gives {len(part)}.")
+    batch = min(p.preset.batch_size, len(part))
+    if batch < 2 * group.world.size:
+        raise TaggerError(
+            f"A batch of {batch} pictures is too small for {group.world.size} processes: each "
+            "needs 2. Raise the preset's batch_size, or start fewer."
+        )
+
+
+def _augmentation(p: Params) -> Augmentation:
+    wanted = p.recipe.augment
+    return Augmentation(
+        p.seed, wanted.min_crop, wanted.flip, wanted.random_resize, wanted.trivial_augment
+    )
+
+
+def _batch_augmentation(p: Params) -> BatchAugmentation:
+    wanted = p.recipe.augment
+    if p.recipe.cache_embeddings:
+        return BatchAugmentation(p.seed)
+    return BatchAugmentation(p.seed, wanted.mixup, wanted.cutmix, wanted.cutout)
+
+
+def _position(learner: Learner, plan: Plan, snapshot: Content | None) -> Position:
+    """Bring the learner where a snapshot was made, and return where that is."""
+    if snapshot:
+        learner.load(snapshot["learner"])
+        position = Position(**snapshot["position"])
+        _log.info(f"going on after step {position.step:,} of {plan.steps:,}")
+        return position
+    start = plan.recipe.resume_from
+    if not start:
+        return Position(per_epoch=plan.per_epoch)
+    content = snapshots.read(start)
+    learner.load(content["learner"])
+    epoch = Position(**content["position"]).epoch
+    step = round(epoch * plan.per_epoch)
+    if step >= plan.steps:
+        raise TaggerError(
+            f"train.resume_from: {start} has {epoch:g} epochs behind it. Raise train.epochs, which "
+            f"is {plan.recipe.epochs}."
+        )
+    _log.info(f"going on after {epoch:g} epochs with other settings, from {start}")
+    return Position(step=step, per_epoch=plan.per_epoch)
