@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import settings
 from PIL import Image
 from torch import nn
 
@@ -29,6 +30,9 @@ from tagger.thresholds import ALL, Threshold
 from tagger.vocabulary import CATEGORIES, Tag
 
 PICTURES = 24
+
+settings.register_profile("unhurried", deadline=None)  # other work slows a machine at times
+settings.load_profile("unhurried")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -1,6 +1,7 @@
 """What infer and what MLflow serves say of the same pictures, for tests."""
 
 import json
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,14 @@ def folder(export_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Ite
 
 @pytest.fixture(scope="module")
 def model(folder: Path) -> Any:
-    return mlflow.pyfunc.load_model(str(folder))
+    return loaded(str(folder))
+
+
+def loaded(uri: str) -> Any:
+    """Load a model. MLflow leaves its code first on the path, where processes would find it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "path", sys.path.copy())
+        return mlflow.pyfunc.load_model(uri)
 
 
 @pytest.fixture

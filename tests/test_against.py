@@ -73,6 +73,13 @@ def compared(made: Project, other: Path) -> tuple[str, Found]:
     return printed, found
 
 
+def close(one: object, other: object) -> bool:
+    """Tell whether figures are the same but for what the order of a sum leaves in them."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(close(one[key], other[key]) for key in one)
+    return bool(one == pytest.approx(other, abs=1e-5))
+
+
 def rearranged(folder: Path, rows: Sequence[int], negated: Sequence[int] = ()) -> None:
     """Put the outputs of a model into another order; turn round what it says of some."""
     weights = load_file(folder / backbone.WEIGHTS)
@@ -87,7 +94,7 @@ def test_the_same_model_is_neither_better_nor_worse_by_anything(
     made: Project, taught: Path, tags: list[Tag], tmp_path: Path
 ) -> None:
     printed, found = compared(made, foreign.timms(taught, tags, tmp_path / "same"))
-    assert found["ours"] == found["theirs"]
+    assert close(found["ours"], found["theirs"])
     assert found["ours"]["macro_ap"] > 0.8
     lines = [line for line in printed.splitlines() if "undecided" in line]
     assert len(lines) == 4 * len(found["differences"]) >= 12
@@ -238,4 +245,5 @@ def test_without_validation_pictures_colours_are_taken_for_rgb(
     with inside(project):
         evaluate.main(params.load(), other)
     found = files.read_json(project.folder / evaluate.AGAINST)
-    assert (found["ours"]["images"], found["ours"]) == (9, found["theirs"])
+    assert found["ours"]["images"] == 9
+    assert close(found["ours"], found["theirs"])

@@ -44,7 +44,7 @@ def hashed(numbers: Sequence[int], groups: Groups, seed: int = 0) -> Parts:
     return allocation.by_hash(texts(numbers), SHARES, groups=groups, seed=seed)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(IDS, st.data())
 def test_a_hash_moves_no_post_when_others_come_or_rows_change_places(
     numbers: list[int], data: st.DataObject
@@ -54,7 +54,7 @@ def test_a_hash_moves_no_post_when_others_come_or_rows_change_places(
     assert hashed(some, alone(some)).tolist() == [whole[number] for number in some]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(IDS, st.integers(1, 9), st.data())
 def test_a_hash_keeps_a_group_where_its_first_post_is(
     numbers: list[int], count: int, data: st.DataObject
@@ -97,7 +97,7 @@ def test_modulo_takes_ranges_of_the_last_three_digits(
     assert parts.tolist() == expected
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(IDS, st.integers(1, 9))
 def test_by_modulo_groups_follow_their_smallest_number(numbers: list[int], count: int) -> None:
     groups = np.array([number % count for number in numbers])
@@ -133,7 +133,7 @@ def timed(numbers: Sequence[int], days: Sequence[datetime], groups: Groups) -> P
     return allocation.by_time(column(days), texts(numbers), SHARES, groups=groups)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(dated(), st.randoms(use_true_random=False))
 def test_by_time_parts_follow_one_another(
     posts: tuple[list[int], list[datetime], Groups], random: Any

@@ -111,7 +111,7 @@ def constant(count: int, size: int = 8) -> tuple[Tensor, Tensor, Tensor]:
     return levels, levels.view(-1, 1, 1, 1).expand(-1, 3, size, size), torch.eye(count)
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(st.integers(2, 20), st.floats(0.05, 5), st.integers(0, 100))
 def test_mixup_mixes_targets_by_the_share_of_the_pixels(
     count: int, alpha: float, number: int
@@ -146,7 +146,7 @@ def test_alpha_0_and_no_cutout_change_nothing() -> None:
     assert torch.equal(made[1], targets)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.floats(0, 1), st.integers(8, 33), st.integers(0, 50))
 def test_cutout_cuts_one_square_of_each_picture(share: float, size: int, number: int) -> None:
     pixels, targets = torch.ones(6, 3, size, size), torch.eye(6)
@@ -172,7 +172,7 @@ def test_cutout_cuts_everywhere_up_to_the_border() -> None:
     assert corners == {(top, left) for top in range(5) for left in range(5)}
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.integers(2, 12), st.floats(0.05, 5), st.integers(1, 33), st.integers(0, 1000))
 def test_cutmix_mixes_targets_by_the_pixels_to_the_last_one(
     count: int, alpha: float, size: int, number: int
@@ -185,7 +185,7 @@ def test_cutmix_mixes_targets_by_the_pixels_to_the_last_one(
     assert torch.equal(targets, torch.eye(count))
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.integers(2, 12), st.floats(0.05, 5), st.integers(2, 33), st.integers(0, 1000))
 def test_cutmix_lays_one_rectangle_in_the_same_place_of_every_picture(
     count: int, alpha: float, size: int, number: int
@@ -215,7 +215,7 @@ def test_the_rectangle_of_cutmix_is_of_every_size_and_reaches_every_pixel() -> N
 ALPHA = st.just(0.0) | st.floats(0.05, 2)
 
 
-@settings(deadline=None, max_examples=80)
+@settings(max_examples=80)
 @given(ALPHA, ALPHA, st.integers(0, 1000), st.integers(0, 1000))
 def test_what_is_unknown_of_either_picture_stays_unknown(
     mixup: float, cutmix: float, number: int, seed: int

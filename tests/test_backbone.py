@@ -216,7 +216,7 @@ def test_a_folder_without_weights_is_asked_for(tmp_path: Path) -> None:
 
 def test_without_a_network_pretrained_weights_are_refused_with_the_way_out(root: Path) -> None:
     program = (
-        "from tagger import backbone, errors, params\n"
+        "from tagger import errors, params\nfrom tagger.network import backbone\n"
         "with errors.reported():\n"
         "    preset = params.load().models['convnext'].model_copy(update={'pretrained': True})\n"
         "    backbone.build(preset, 5)\n"

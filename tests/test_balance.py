@@ -55,7 +55,7 @@ def cases(draw: st.DrawFn) -> Case:
     return Case(labels, parts, chance, random.integers(-2, draw(st.integers(-1, 40)), count))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(cases())
 def test_counts_and_deviations_are_those_by_hand(case: Case) -> None:
     found = case.measured()
@@ -66,7 +66,7 @@ def test_counts_and_deviations_are_those_by_hand(case: Case) -> None:
     assert found.deviations == pytest.approx(np.array(expected))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(cases(), st.integers(1, 50))
 def test_counted_by_a_few_posts_at_a_time_it_is_the_same(case: Case, at_a_time: int) -> None:
     whole = case.measured()
@@ -77,7 +77,7 @@ def test_counted_by_a_few_posts_at_a_time_it_is_the_same(case: Case, at_a_time: 
     assert np.array_equal(blocks.sizes, whole.sizes)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(cases())
 def test_the_report_sums_up_each_part(case: Case) -> None:
     report = balance.numbers(case.measured(), case.by_chance(), case.tags(), PARTS)
@@ -127,7 +127,7 @@ def test_the_report_tells_sizes_and_deviations_by_hand() -> None:
     ]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(cases())
 def test_rows_of_tags_add_up(case: Case) -> None:
     rows = list(balance.tag_rows(case.measured(), case.tags()))
@@ -139,7 +139,7 @@ def test_rows_of_tags_add_up(case: Case) -> None:
         assert worst == pytest.approx(max(case.deviation(p, tag) for p in range(3)), abs=1e-6)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(cases())
 def test_each_tag_in_use_is_in_one_band_of_each_part(case: Case) -> None:
     totals = case.labels.sum(axis=0)
@@ -172,7 +172,7 @@ def test_bands_know_no_largest_tag() -> None:
     ]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(cases())
 def test_groups_are_counted_and_parted_ones_found(case: Case) -> None:
     members: dict[int, list[int]] = {}

@@ -247,7 +247,7 @@ changes = st.lists(st.tuples(bits, st.binary(min_size=1, max_size=8)), max_size=
 @pytest.mark.filterwarnings("ignore::UserWarning:PIL")
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 @given(data=st.sampled_from(SEEDS), mutations=changes)
-@settings(deadline=None, max_examples=400)
+@settings(max_examples=400)
 def test_damaged_pictures_give_a_row_and_never_two_sizes(
     tmp_path_factory: pytest.TempPathFactory,
     data: bytes,

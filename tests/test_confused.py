@@ -35,7 +35,7 @@ def by_hand(predictions: Drawn, listed: list[Tag]) -> list[Pair]:
     return [pair for _, pair in sorted(found)]
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(drawn())
 def test_pairs_are_those_counted_one_by_one(predictions: Drawn) -> None:
     listed = tags(predictions.truth.shape[1])

@@ -59,7 +59,7 @@ def measured(case: Case) -> Coverage:
     return coverage.measure(found, seen, csr_array(labels))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(cases())
 def test_what_is_left_is_what_counting_by_hand_says(case: Case) -> None:
     left = tags_left(*case)
@@ -71,7 +71,7 @@ def test_what_is_left_is_what_counting_by_hand_says(case: Case) -> None:
     assert covered.of_category == {CATEGORIES[code]: n for code, n in of_category.items()}
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(cases())
 def test_the_report_says_what_counting_by_hand_says(case: Case) -> None:
     found, seen, labels = case
@@ -100,7 +100,7 @@ def test_the_report_says_what_counting_by_hand_says(case: Case) -> None:
     }
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(cases(), st.integers(1, 30))
 def test_some_posts_at_a_time_give_the_same(case: Case, posts_at_a_time: int) -> None:
     whole = measured(case)
@@ -131,7 +131,7 @@ def test_what_is_unknown_or_idle_is_reported() -> None:
     assert told["categories"] == {"general": {"seen": 2, "kept": 1, "post_coverage": 0.6}}
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.lists(st.integers(0, 10**12), min_size=1, max_size=600).filter(any))
 def test_the_labels_of_the_most_frequent_tags_rise_to_all(counts: list[int]) -> None:
     rows = coverage.by_size([Tag(-1, str(i), 0, count) for i, count in enumerate(counts)])

@@ -38,7 +38,7 @@ def every(scores: Scores) -> Floats:
     return np.array([np.inf, *((seen[:-1] + seen[1:]) / 2), -np.inf])
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(drawn(), st.sampled_from([0.3, 0.6, 1.0]))
 def test_there_is_no_better_threshold(predictions: Drawn, target: float) -> None:
     logits, truth = predictions

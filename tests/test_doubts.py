@@ -53,7 +53,7 @@ def clear(pictures: int, count: int, apart: float = 9.0) -> Drawn:
     return Drawn(moved.astype(np.float16).astype(np.float32), truth)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(drawn())
 def test_labels_in_doubt_are_cleanlabs(predictions: Drawn) -> None:
     found = find(predictions, most=ALL, least=1)

@@ -73,7 +73,7 @@ def test_every_tag_has_a_row_and_no_precision_without_support() -> None:
     assert rows[5][charts.TAG_HEADER.index("ap")] == ""
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(drawn())
 def test_every_point_of_the_curve_can_be_had_with_a_threshold(predictions: Drawn) -> None:
     points = charts.pr_rows(judge(predictions).tally)

@@ -272,7 +272,7 @@ def test_tags_of_earlier_batches_are_judged_alike(want: Want) -> None:
 IDS = st.lists(st.text("0123456789é", min_size=1, max_size=6), unique=True, max_size=40)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(IDS, st.integers(0, 2**64), st.data())
 def test_who_comes_first_does_not_hang_on_who_else_is_there(
     ids: list[str], seed: int, data: st.DataObject
@@ -303,7 +303,7 @@ def capped(draw: st.DrawFn) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.int64
     return labels, random.permutation(posts), draw(st.integers(1, 12))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(capped())
 def test_no_tag_is_above_the_cap_and_no_post_is_left_out_in_vain(
     drawn: tuple[npt.NDArray[np.bool_], npt.NDArray[np.int64], int],

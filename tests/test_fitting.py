@@ -53,7 +53,7 @@ def plainly(image: Image.Image, by: Preprocess) -> Pixels:
     return np.asarray(small.crop((left, top, left + size, top + size)))
 
 
-@settings(max_examples=90, deadline=None)
+@settings(max_examples=90)
 @given(shapes, st.integers(1, 50), st.sampled_from(FITTINGS))
 def test_fitting_equals_a_plain_reference(shape: tuple[int, int], size: int, fitting: str) -> None:
     by = prepared(fitting, size)
@@ -121,7 +121,7 @@ def test_a_crop_is_that_which_imgutils_makes(shape: tuple[int, int]) -> None:
     assert np.array_equal(by.fit(noise(*shape)), small[:, left : left + 24])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(shapes, st.sampled_from(FITTINGS), st.sampled_from(["bilinear", "bicubic", "lanczos"]))
 def test_for_many_gives_the_same_bits(shape: tuple[int, int], fitting: str, name: str) -> None:
     by = prepared(fitting, name=name)

@@ -51,7 +51,7 @@ def pairs_of(found: groups.Pairs) -> list[Pair]:
     return [(one, other) for one, other in found.tolist()]
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     st.integers(1, 25),
     st.lists(st.lists(st.tuples(st.integers(0, 30), st.integers(0, 30)), max_size=15), max_size=3),
@@ -91,7 +91,7 @@ def test_children_are_with_their_parents_and_siblings(
     assert tied_by_parent(["a", "b", "c", "d"], parents) == expected
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.data(), st.integers(1, 12))
 def test_kinship_is_that_of_a_family_tree(data: st.DataObject, length: int) -> None:
     ids = [str(number) for number in range(length)]
@@ -102,7 +102,7 @@ def test_kinship_is_that_of_a_family_tree(data: st.DataObject, length: int) -> N
     assert tied_by_parent(ids, parents) == union_find(length, pairs)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.lists(st.none() | st.sampled_from([b"a", b"b", b"c"]), max_size=12), st.integers(0, 12))
 def test_posts_of_one_content_are_together(content: list[bytes | None], cut: int) -> None:
     column = pa.chunked_array([content[:cut], content[cut:]], pa.binary())
@@ -166,7 +166,7 @@ def compared(looks: Sequence[bytes | None], distance: int) -> set[Pair]:
     }
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(hashes(), st.integers(0, 31))
 def test_near_duplicates_are_those_that_comparing_every_pair_finds(
     looks: list[bytes | None], distance: int

@@ -153,7 +153,7 @@ WANTED = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(source=sources(), wanted=WANTED)
 def test_what_is_taken_and_why_the_rest_is_not_is_as_by_hand(
     want: Want, source: Posts, wanted: dict[str, Any]
@@ -171,7 +171,7 @@ def test_what_is_taken_and_why_the_rest_is_not_is_as_by_hand(
     assert given_reasons == expected | dict.fromkeys(source.refused, "no sidecar")
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(
     source=sources(),
     wanted=WANTED,
@@ -250,7 +250,7 @@ def test_a_sample_is_drawn_from_what_passes_the_rest(want: Want) -> None:
     assert left_out.counts() == {"excluded tag": 10}
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(1, 30), st.integers(1, 35), st.integers(0, 99), st.data())
 def test_a_sample_has_its_size_and_changes_by_one_post_where_one_is_added(
     posts: int, size: int, seed: int, data: st.DataObject
@@ -315,7 +315,7 @@ def test_tags_come_by_category_then_count_then_name_with_ids(want: Want) -> None
     ]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(source=sources(), wanted=WANTED)
 def test_renumbered_tags_are_the_same_tags(
     want: Want, source: Posts, wanted: dict[str, Any]

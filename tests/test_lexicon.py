@@ -133,7 +133,7 @@ def put_right(lexicon: Lexicon, *posts: Texts, category: int | None = None) -> l
     return sets(lexicon, lexicon.labels(arrow({category: posts})))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(all_rules(), batches())
 def test_labels_are_those_put_right_by_hand(known: Rules, drawn: list[Batch]) -> None:
     lexicon, by_hand = Lexicon(known), ByHand(known)
@@ -145,7 +145,7 @@ def test_labels_are_those_put_right_by_hand(known: Rules, drawn: list[Batch]) ->
         assert lexicon.category(number) == by_hand.category(name)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(all_rules(), batches())
 def test_labels_do_not_hang_on_how_posts_are_batched(known: Rules, drawn: list[Batch]) -> None:
     posts = [list(lists) for batch in drawn for lists in batch.values()]

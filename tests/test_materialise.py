@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -147,7 +147,6 @@ paths = st.lists(st.sampled_from(["a", "b", "..", ".", "", "a.png", "a.jpg", "a.
 )
 
 
-@settings(deadline=None)
 @given(st.lists(identities | paths, unique=True, max_size=12), st.sampled_from(["webp", "jpeg"]))
 def test_names_are_unique_and_safe_to_unpack(ids: list[str], form: str) -> None:
     names = materialise._names(ids, form)

@@ -22,7 +22,7 @@ def predictions(draw: st.DrawFn) -> Judged:
     return scores.astype(np.float32), random.random((pictures, tags)) < draw(st.floats(0, 1))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(predictions())
 def test_average_precision_is_scikit_learns(judged: Judged) -> None:
     scores, truth = judged
@@ -36,7 +36,7 @@ def test_average_precision_is_scikit_learns(judged: Judged) -> None:
             assert np.isnan(value)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(predictions())
 def test_macro_and_micro_average_precision_are_scikit_learns(judged: Judged) -> None:
     scores, truth = judged

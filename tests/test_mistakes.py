@@ -51,7 +51,7 @@ def worst(predictions: Drawn, **most: int) -> list[Worst]:
         return mistakes.worst(part, tally.count(part, figures.pool_of(listed)), **most)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(drawn(), st.integers(0, 2**32 - 1))
 def test_each_pair_is_what_its_tags_threshold_says(predictions: Drawn, seed: int) -> None:
     limits = np.random.default_rng(seed).uniform(0.05, 0.95, predictions.truth.shape[1:])
@@ -98,7 +98,7 @@ def test_without_a_picture_there_is_no_mistake() -> None:
     assert worst(predictions) == []
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(drawn(), st.randoms(use_true_random=False))
 def test_pictures_are_looked_at_in_the_order_asked_for(predictions: Drawn, random: Random) -> None:
     pictures = random.choices(range(len(predictions.truth)), k=5)
@@ -129,7 +129,7 @@ def test_no_more_is_read_than_holds_the_pictures(monkeypatch: pytest.MonkeyPatch
     assert len(read) == 2
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(drawn())
 def test_the_worst_tags_are_those_of_lowest_average_precision(predictions: Drawn) -> None:
     listed = tags(predictions.truth.shape[1])

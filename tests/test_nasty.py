@@ -21,7 +21,7 @@ from tagger.imaging.preprocess import Preprocess
 pytestmark = pytest.mark.timeout(60)
 
 PREPARED = Preprocess(16, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
-STAGES = Path(images.__file__).parent.parent
+STAGES = Path(__file__).parent.parent / "stages"
 LARGEST = 5000 * 4800  # pixels, more than any of the pictures has
 
 

@@ -23,7 +23,7 @@ pytestmark = [
 ]
 
 PREPARED = Preprocess(16, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
-STAGES = Path(images.__file__).parent.parent
+STAGES = Path(__file__).parent.parent / "stages"
 
 
 @pytest.fixture(scope="module")

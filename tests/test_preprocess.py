@@ -23,7 +23,7 @@ def noise(width: int, height: int) -> Image.Image:
     return Image.fromarray(pixels)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(1, 90), st.integers(1, 90), st.integers(1, 50))
 def test_the_whole_picture_lies_undistorted_in_the_middle(
     width: int, height: int, size: int

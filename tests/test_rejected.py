@@ -32,7 +32,7 @@ def left_out(*rows: tuple[str | None, str, str | None]) -> Rejected:
     return rejected
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.lists(st.tuples(TEXT | ODD, ODD, TEXT | ODD), max_size=8))
 def test_what_is_written_is_read_back(rows: list[tuple[str, str, str]]) -> None:
     with tempfile.TemporaryDirectory() as folder:

@@ -36,7 +36,7 @@ def assert_equal(image: Pixels, size: Size, name: str) -> None:
     assert np.array_equal(plain, fast)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(sizes, sizes, filters, st.integers(0, 99), st.sampled_from([noise, black_and_white]))
 def test_any_size_to_any_size(
     before: Size, after: Size, name: str, seed: int, kind: object
@@ -45,7 +45,7 @@ def test_any_size_to_any_size(
     assert_equal(make(before, seed), after, name)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(sizes, st.floats(0.01, 4), filters)
 def test_any_size_in_its_own_proportions(before: Size, scale: float, name: str) -> None:
     width, height = (min(600, max(1, round(side * scale))) for side in before)

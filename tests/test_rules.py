@@ -355,7 +355,7 @@ def closure(pairs: Iterable[tuple[str, str]]) -> set[tuple[str, str]]:
     return closed
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(PAIRS)
 def test_implications_are_closed(pairs: list[tuple[str, str]]) -> None:
     rows = [(a, b) for a, b in pairs if a != b]
@@ -369,7 +369,7 @@ def test_implications_are_closed(pairs: list[tuple[str, str]]) -> None:
     assert {cycle.split()[1] for cycle in read.cycles} == {a for a, b in reached if a == b}
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(PAIRS)
 def test_aliases_lead_where_step_by_step_they_lead(pairs: list[tuple[str, str]]) -> None:
     step: dict[str, str] = {}

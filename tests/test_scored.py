@@ -36,7 +36,7 @@ def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("small_tiles")
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(0, 35), st.integers(1, 6), st.integers(1, 40))
 def test_what_is_written_is_read(
     tmp_path_factory: pytest.TempPathFactory, pictures: int, tags: int, size: int

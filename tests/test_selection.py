@@ -217,7 +217,7 @@ def reason(tag: Tag, found: Selection, p: params.Vocabulary, listed: Listed | No
     return "" if matched(tag, p.include) else next((why for why in holds if holds[why]), "")
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(cases())
 def test_every_tag_is_kept_or_has_the_first_reason_that_holds(case: Case) -> None:
     seen, p, listed = case
@@ -227,7 +227,7 @@ def test_every_tag_is_kept_or_has_the_first_reason_that_holds(case: Case) -> Non
     assert told == [(tag, reason(tag, found, p, listed)) for tag, _ in told]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(cases(), st.randoms(use_true_random=False))
 def test_the_order_of_the_input_does_not_matter(case: Case, random: Random) -> None:
     seen, p, listed = case
@@ -237,7 +237,7 @@ def test_the_order_of_the_input_does_not_matter(case: Case, random: Random) -> N
     assert selection.select(random.sample(seen, len(seen)), p, listed) == found
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(cases(), st.sampled_from([9, 0]), st.integers(1, 5))
 def test_a_new_tag_moves_no_other_and_displaces_one_at_most(
     case: Case, category: int, count: int

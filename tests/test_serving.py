@@ -19,7 +19,7 @@ from urllib.request import Request, urlopen
 import mlflow
 import pytest
 from mlflow.entities import LoggedModelStatus
-from servings import asked, check, inferred, several
+from servings import asked, check, inferred, loaded, several
 from stores import client, project, stored
 
 from tagger import tracking
@@ -80,7 +80,7 @@ def test_a_registered_run_is_served(
     assert best
     assert registry.register(best, "illustration-tagger", "best").file == ""
     uri = "models:/illustration-tagger@best"
-    check(asked(mlflow.pyfunc.load_model(uri), path=list(map(str, several))), wanted)
+    check(asked(loaded(uri), path=list(map(str, several))), wanted)
     pictures = [[base64.b64encode(path.read_bytes()).decode()] for path in several]
     pictures.append(["bm8gcGljdHVyZQ=="])
     with served(uri, project) as address:

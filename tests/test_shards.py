@@ -61,7 +61,7 @@ def tar(tmp_path: Path) -> Path:
 
 
 @given(st.dictionaries(names, st.binary(max_size=1200), max_size=6))
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_what_is_written_is_read(
     tmp_path_factory: pytest.TempPathFactory, members: Members
 ) -> None:
@@ -79,7 +79,7 @@ def test_what_is_written_is_read(
 
 
 @given(st.dictionaries(names, st.binary(max_size=1200), max_size=6))
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 def test_an_index_made_by_reading_the_tar_is_that_written(
     tmp_path_factory: pytest.TempPathFactory, members: Members
 ) -> None:
@@ -233,7 +233,7 @@ def test_of_a_tar_cut_short_the_whole_members_are_read(tar: Path) -> None:
 
 
 @given(st.lists(st.tuples(st.integers(0, 3000), st.integers(0, 255)), min_size=1, max_size=8))
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 def test_a_damaged_tar_gives_members_within_it_or_is_refused(
     tmp_path_factory: pytest.TempPathFactory, changes: list[tuple[int, int]]
 ) -> None:

@@ -100,7 +100,7 @@ def test_stratified_with_groups_is_evener_than_chance() -> None:
     assert of(split.stratified) < 0.8 * of(split.random)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(0, 999), st.sampled_from(["random", "iterative"]), st.integers(2, 4))
 def test_the_others_part_no_group_and_lose_no_post(seed: int, method: str, count: int) -> None:
     random = np.random.default_rng(seed)

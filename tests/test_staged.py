@@ -59,7 +59,7 @@ def made(stage: Mapping[str, Any], picture: Image.Image) -> Pixels:
     return np.asarray(staged._KINDS[stage["type"]](stage)(picture))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     st.sampled_from(["pad", "crop", "stretch"]),
     st.sampled_from(["bilinear", "bicubic", "lanczos"]),
@@ -81,7 +81,7 @@ def test_ours_is_read_as_ours(
     assert staged.read(path) == preprocess.read(path) == prepared
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.data(), side, side, small)
 @pytest.mark.parametrize("way", WAYS)
 def test_the_shorter_side_is_brought_to_a_length_as_by_torchvision(
@@ -98,7 +98,7 @@ def test_a_length_that_is_met_exactly_is_not_lost_to_rounding() -> None:
     assert made({"type": "resize", "size": 13}, noise(3, 27)).shape == (117, 13, 3)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(side, side, small, small)
 def test_both_sides_are_stretched_as_by_torchvision(
     width: int, height: int, high: int, wide: int
@@ -108,7 +108,7 @@ def test_both_sides_are_stretched_as_by_torchvision(
     assert np.array_equal(made({"type": "resize", "size": [high, wide]}, picture), expected)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(side, side, small, small)
 def test_the_middle_is_cut_out_as_by_torchvision(
     width: int, height: int, high: int, wide: int
@@ -119,7 +119,7 @@ def test_the_middle_is_cut_out_as_by_torchvision(
     assert np.array_equal(made({"type": "center_crop", "size": [high, wide]}, picture), expected)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(side, side, small)
 def test_a_picture_is_padded_as_ours_are(width: int, height: int, size: int) -> None:
     picture = noise(width, height)

@@ -87,7 +87,7 @@ def missing(parts: Parts, w: Wanted) -> int:
     return sum(int((~w.labels[parts == p].any(axis=0)).sum()) for p in range(len(w.shares)))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(wanted(), st.integers(0, 2**40), st.sampled_from([1, 2]))
 def test_every_post_has_one_part_groups_stay_whole_and_sizes_are_near(
     w: Wanted, seed: int, order: int
@@ -95,14 +95,14 @@ def test_every_post_has_one_part_groups_stay_whole_and_sizes_are_near(
     assert_whole(w.parts(seed=seed, order=order), w)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(wanted(single=True), st.integers(0, 99))
 def test_single_posts_fill_each_part_to_the_post(w: Wanted, seed: int) -> None:
     sizes = np.bincount(w.parts(seed=seed), minlength=len(w.shares))
     assert sizes == pytest.approx(np.multiply(w.shares, len(w.labels)), abs=1 + 1e-9)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(wanted(), st.integers(0, 99), st.randoms(use_true_random=False))
 def test_the_order_of_tags_does_not_matter_to_what_holds(w: Wanted, seed: int, random: Any) -> None:
     columns = list(range(w.labels.shape[1]))
@@ -111,7 +111,7 @@ def test_the_order_of_tags_does_not_matter_to_what_holds(w: Wanted, seed: int, r
     assert_whole(turned.parts(seed=seed), turned)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(wanted(), st.integers(0, 99), st.sampled_from([1, 2]))
 def test_the_same_arguments_give_the_same_parts(w: Wanted, seed: int, order: int) -> None:
     assert np.array_equal(w.parts(seed=seed, order=order), w.parts(seed=seed, order=order))
@@ -145,7 +145,7 @@ def contents(labels: Any) -> tuple[bytes, ...]:
     return tuple(array.tobytes() for array in (labels.data, labels.indices, labels.indptr))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(wanted(), st.integers(0, 99), st.sampled_from([1, 2]))
 def test_labels_mean_the_same_however_stored_and_stay_as_they_are(
     w: Wanted, seed: int, order: int

@@ -107,7 +107,7 @@ def test_figures_over_all_tags_are_scikit_learns_and_torchmetrics(seed: int) -> 
         assert summary["label_ranking_ap"] == pytest.approx(float(ranks), abs=2e-6)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(drawn())
 def test_ranking_is_scikit_learns_for_each_picture(predictions: Drawn) -> None:
     if predictions.truth.shape[1] == 1:  # which scikit-learn takes for two classes
@@ -122,7 +122,7 @@ def test_ranking_is_scikit_learns_for_each_picture(predictions: Drawn) -> None:
             assert ranked.precision[row] == pytest.approx(precision)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(drawn())
 def test_the_compiled_loop_counts_as_numpy_does(predictions: Drawn) -> None:
     plain, ranked, _ = measure(predictions)
@@ -135,7 +135,7 @@ def test_the_compiled_loop_counts_as_numpy_does(predictions: Drawn) -> None:
         assert one == pytest.approx(other)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(drawn())
 def test_marks_count_what_is_at_least_as_high(predictions: Drawn) -> None:
     coded = codes.of(predictions.logits)

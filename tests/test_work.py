@@ -12,7 +12,7 @@ from textwrap import dedent
 
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tagger import scratch, work
@@ -128,7 +128,6 @@ def table(rows: list[tuple[str | None, int | None]]) -> pa.Table:
 
 
 @given(columns, columns)
-@settings(deadline=None)
 def test_a_key_is_that_of_the_values_and_of_the_settings(
     rows: list[tuple[str | None, int | None]], others: list[tuple[str | None, int | None]]
 ) -> None:
