@@ -36,9 +36,9 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def parse(arguments: Sequence[str], p: "Infer") -> argparse.Namespace:
-    from tagger.inference import options, values
+    from tagger.inference import values
 
-    parser = options.Parser(
+    parser = errors.Parser(
         prog="app.py",
         description="Tag pictures on a page in the browser.",
         allow_abbrev=False,

@@ -151,7 +151,7 @@ def register(name: str, alias: str) -> None:
 
 
 def asked_for(arguments: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="evaluate.py", description=__doc__)
+    parser = errors.Parser(prog="evaluate.py", description=__doc__)
     one = parser.add_mutually_exclusive_group()
     one.add_argument("--against", type=Path, metavar="DIR", help="another tagger, of any layout")
     one.add_argument("--register", metavar="NAME", help="of the model in MLflow's registry")

@@ -103,7 +103,7 @@ def push(repo: str, *, private: bool, message: str) -> None:
 
 
 def asked_for(arguments: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="export.py", description=__doc__)
+    parser = errors.Parser(prog="export.py", description=__doc__)
     one = parser.add_mutually_exclusive_group()
     one.add_argument("--check", type=Path, metavar="DIR", help="try an export as it is")
     one.add_argument("--push", metavar="REPO", help="upload models/export, as USER/NAME")

@@ -1,11 +1,13 @@
 """What a person did that cannot work, told in one line: where, what, and the way out."""
 
+import argparse
 import errno
 import os
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
+from typing import NoReturn
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _NO_RIGHT = (errno.EACCES, errno.EPERM, errno.EROFS)
@@ -13,6 +15,13 @@ _NO_RIGHT = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 class TaggerError(Exception):
     """A mistake of the user's. Its message is all that a person sees of it."""
+
+
+class Parser(argparse.ArgumentParser):
+    """Reads the command line, and tells of a mistake as everything else does, in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        raise TaggerError(f"{message.rstrip('.')}. See {self.prog} --help.")
 
 
 @contextmanager

@@ -4,10 +4,9 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
 
 from tagger import params
-from tagger.errors import TaggerError
+from tagger.errors import Parser
 from tagger.inference import limits, values
 from tagger.inference.limits import Limits
 from tagger.inference.naming import Naming
@@ -44,13 +43,6 @@ class Options:
     @property
     def is_table(self) -> bool:
         return self.output not in ("text", "txt")
-
-
-class Parser(argparse.ArgumentParser):
-    """Tells of a mistake as everything else does, in one line."""
-
-    def error(self, message: str) -> NoReturn:
-        raise TaggerError(f"{message.rstrip('.')}. See {self.prog} --help.")
 
 
 def parse(arguments: Sequence[str], p: params.Infer, root: Path, cores: int) -> Options:

@@ -1,6 +1,5 @@
 """The parameters of every stage: `params.yaml`, checked at the door."""
 
-import argparse
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_origin
 
@@ -15,7 +14,7 @@ from pydantic import (
     model_validator,
 )
 
-from tagger.errors import TaggerError, did_you_mean
+from tagger.errors import Parser, TaggerError, did_you_mean
 from tagger.params.base import Frozen
 from tagger.params.prepare import Copies, Fetch, Filters, Groups, Prepare
 from tagger.params.train import AUTO, Augment, Every, Loss, Preset, Train
@@ -147,7 +146,7 @@ class Params(Frozen):
 def of_stage(description: str | None) -> Params:
     """Return the parameters for a stage, which takes no arguments but `--help`."""
     told = f"It takes no arguments: what it does is set in {PATH}, and `dvc repro` runs it."
-    argparse.ArgumentParser(description=description, epilog=told).parse_args()
+    Parser(description=description, epilog=told).parse_args()
     return load()
 
 
