@@ -47,7 +47,7 @@ TABLES = (
 )
 SHEET = Path("metrics/predictions.png")
 REPORT = Path("metrics/report.html")
-AGAINST = "metrics/against.json"  # of --against, and no output of the stage
+AGAINST = Path("metrics/against.json")  # of --against, and no output of the stage
 METRIC = "test.macro_ap"  # by which the best run is found
 PARTS = ("validation", "test")
 
@@ -68,7 +68,7 @@ def main(p: params.Params, other: Path | None = None) -> None:
         compute = predict.by_torch(backbone.to_device(backbone.load(MODEL), group.device), prepared)
         if other:
             ground = Ground(tags, parts, predictor, p.evaluate.threshold, p.seed)
-            compare(other, compute, prepared, ground, rules.read(p.prepare.rules).meant)
+            compare(other, compute, prepared, ground, rules.read(*p.prepare.rule_folders).meant)
             return
         every = {name: predictor(name, parts[name], tags, compute, prepared) for name in PARTS}
         found = {name: one for name, one in every.items() if one}
@@ -134,7 +134,7 @@ def compare(
     for line in found.lines():
         print(line)
     print(f"If {other} was trained on some of these pictures, it does worse elsewhere.")
-    files.write_json(Path(AGAINST), found.content())
+    files.write_json(AGAINST, found.content())
 
 
 def register(name: str, alias: str) -> None:
@@ -155,14 +155,17 @@ def asked_for(arguments: Sequence[str]) -> argparse.Namespace:
     one = parser.add_mutually_exclusive_group()
     one.add_argument("--against", type=Path, metavar="DIR", help="another tagger, of any layout")
     one.add_argument("--register", metavar="NAME", help="of the model in MLflow's registry")
-    parser.add_argument("--alias", default="best", help="of what is registered (%(default)s)")
-    return parser.parse_args(arguments)
+    parser.add_argument("--alias", help="for --register: of this version (best)")
+    asked = parser.parse_args(arguments)
+    if asked.alias and not asked.register:
+        parser.error("--alias goes with --register")
+    return asked
 
 
 if __name__ == "__main__":
     with errors.reported():
         asked = asked_for(sys.argv[1:])
         if asked.register:
-            register(asked.register, asked.alias)
+            register(asked.register, asked.alias or "best")
         else:
             main(params.load(), asked.against)

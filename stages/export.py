@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from tagger import errors, files, params, scratch, thresholds, tracking
+from tagger.errors import TaggerError
 from tagger.exporting import card, checksums, doctor, package, publish, samples, serving
 from tagger.exporting.doctor import Examination
 from tagger.exporting.package import Names
 from tagger.exporting.trial import Trial, Trials
-from tagger.imaging import dataset
+from tagger.imaging import dataset, images
 from tagger.imaging.dataset import Part
 from tagger.inference import inputs
 from tagger.scoring import predicted
@@ -33,6 +34,7 @@ REPORT = Path("metrics/export.json")
 
 
 def main(p: params.Params) -> None:
+    images.begin()
     tags, parts = dataset.read(POSTS, TAGS, MODEL / "vocabulary.csv", SPLIT)
     run = files.read_json(MODEL / "run.json")
     fitted = thresholds.read(THRESHOLDS)
@@ -42,7 +44,7 @@ def main(p: params.Params) -> None:
         package.write(folder, MODEL, CALIBRATION, names, p.export.opset)
         trials = lighten(folder, parts, run["params"]["train"]["unlabelled"], p)
         samples.write(folder, parts["test"], p.export.samples)
-        tried = parts["test"].head(p.export.parity_pictures).places
+        tried = parts["test"].spread(p.export.parity_pictures).places
         pictures = samples.readable(tried, model.preprocess.background)
         found = doctor.examine(folder, pictures, model, p.export.tolerance)
         figures = files.read_json(FIGURES)
@@ -86,15 +88,17 @@ def tell(folder: Path, found: Examination, trials: Mapping[str, Trial], agreemen
 
 def check(folder: Path, named: Sequence[str], p: params.Params) -> None:
     """Try an export as it is: on the pictures named, or on those that came with it."""
+    images.begin()
     whole = checksums.check(folder)
-    pictures = [
-        one.file for one in inputs.find(named or [str(folder / samples.FOLDER)], recursive=True)
-    ]
-    found = doctor.examine(
+    if not (named or (folder / samples.FOLDER).is_dir()):
+        raise TaggerError(f"{folder} came without pictures to try it on. Name some with --on.")
+    found = inputs.find(named or [str(folder / samples.FOLDER)], recursive=True)
+    pictures = [one.file for one in found]
+    examined = doctor.examine(
         folder, samples.readable(pictures), doctor.reference(folder), p.export.tolerance
     )
     print(f"{whole} files as they were exported")
-    tell(folder, found, {}, p.export.agreement)
+    tell(folder, examined, {}, p.export.agreement)
 
 
 def push(repo: str, *, private: bool, message: str) -> None:
@@ -111,8 +115,13 @@ def asked_for(arguments: Sequence[str]) -> argparse.Namespace:
         "--on", nargs="+", default=[], metavar="PICTURE", help="for --check: files or folders"
     )
     parser.add_argument("--private", action="store_true", help="for --push: show it to nobody else")
-    parser.add_argument("--message", default="Export", help="for --push: of the commit")
-    return parser.parse_args(arguments)
+    parser.add_argument("--message", help="for --push: of the commit (Export)")
+    asked = parser.parse_args(arguments)
+    if asked.on and not asked.check:
+        parser.error("--on goes with --check")
+    if (asked.private or asked.message) and not asked.push:
+        parser.error("--private and --message go with --push")
+    return asked
 
 
 if __name__ == "__main__":
@@ -121,6 +130,6 @@ if __name__ == "__main__":
         if asked.check:
             check(asked.check, asked.on, params.load())
         elif asked.push:
-            push(asked.push, private=asked.private, message=asked.message)
+            push(asked.push, private=asked.private, message=asked.message or "Export")
         else:
             main(params.load())

@@ -32,8 +32,15 @@ REJECTED_SHEET = Path("metrics/rejected.jpg")
 
 def main(p: params.Prepare) -> None:
     images.begin()
+    for name, folder in p.written.items():
+        scratch.check_lasting(f"prepare.{name}", folder)
+    with scratch.kept("prepare") as memory:
+        prepare(p, memory)
+
+
+def prepare(p: params.Prepare, memory: Path) -> None:
+    """Prepare the posts. What was found out of pictures lies in the memory for the next run."""
     left_out = Rejected()
-    memory = scratch.of("prepare")
     source = source_of(p)
     lexicon = Lexicon(rules.read(*p.rule_folders))
     found = intake.gather(source, lexicon, p.filters, left_out)
@@ -41,13 +48,12 @@ def main(p: params.Prepare) -> None:
     found = pictures.located(found, source, left_out)
     found = pictures.verified(found, p, left_out, memory)
     found = pictures.copied(found, p.copies, left_out)
-    found = pictures.grouped(intake.require(found, left_out), p.groups, memory)
+    found = pictures.grouped(intake.require(found, left_out, REJECTED), p.groups, memory)
     tags = intake.tags_of(lexicon, intake.count(found, len(lexicon)))
     found = intake.renumbered(found, lexicon, tags)
     posts.write(found, POSTS)
     posts.write_tags(tags, TAGS)
     report(found, tags, lexicon, left_out, source.notes, p.folders)
-    scratch.forget(memory)
     some = f", left out {len(left_out):,}: see {REJECTED}" if len(left_out) else ""
     print(f"{len(found):,} posts with {len(tags):,} tags -> {POSTS}{some}")
 
@@ -56,8 +62,8 @@ def source_of(p: params.Prepare) -> Source:
     if p.source == "folder":
         return Folder(p.folders, p.separator)
     if p.source == "table":
-        return Table(p.path, p.pictures, p.path_column, p.tag_column, p.separator)
-    return Danbooru(p.path, p.pictures, p.fetch)
+        return Table(p.path, p.pictures_folder, p.path_column, p.tag_column, p.separator)
+    return Danbooru(p.path, p.pictures_folder, p.fetch)
 
 
 def report(

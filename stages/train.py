@@ -28,8 +28,8 @@ log = logging.getLogger("train")
 
 def main(p: params.Params) -> None:
     images.begin()
-    read = (POSTS, VOCABULARY, SPLIT, *setup.starting_points(p))
-    hashes = {path.stem: files.sha256(files.require(path)) for path in read}
+    read = {path.stem: path for path in (POSTS, VOCABULARY, SPLIT)} | setup.starting_points(p)
+    hashes = {name: files.sha256(files.require(path)) for name, path in read.items()}
     folder = scratch.of("train") / setup.fingerprint(p, hashes)
     with parallel.group() as group, scratch.alone(folder) if group.leads else nullcontext():
         keeping.start_log(folder / MODEL.name / keeping.LOG if group.leads else None)

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import strategies as st
 from scipy.sparse import csr_array
 
-from tagger.metrics import Scores, Truth
+from tagger.arrays import Scores, Truth
 from tagger.scoring import counting, ranking, scored
 from tagger.scoring.counting import Ints
 from tagger.scoring.scored import Scored

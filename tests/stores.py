@@ -17,7 +17,7 @@ from scipy.sparse import csr_array
 from trainings import _empty_store
 
 from tagger.imaging.dataset import Part
-from tagger.imaging.images import Place
+from tagger.imaging.places import Place
 from tagger.tracking import store
 
 

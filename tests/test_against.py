@@ -17,12 +17,13 @@ from torch import nn
 from trainings import Project
 
 import evaluate
-from tagger import files, metrics, params
+from tagger import files, params
 from tagger.exporting import listings, onnx_export
 from tagger.imaging import batching, images, preprocess
 from tagger.imaging.dataset import Part
 from tagger.network import backbone
 from tagger.params import Params, Preset
+from tagger.scoring import metrics
 from tagger.taggers import layouts
 from tagger.taggers.engines import Device
 from tagger.vocabulary import Tag

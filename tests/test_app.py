@@ -28,7 +28,8 @@ import app
 from tagger import errors
 from tagger.app import album
 from tagger.app.album import Album, Opening, Upload
-from tagger.imaging.images import Colour, Pixels
+from tagger.imaging.images import Pixels
+from tagger.imaging.places import Colour
 from tagger.inference.tagging import Pace
 from tagger.taggers import exported
 from tagger.vocabulary import Tag, count_categories

@@ -6,10 +6,9 @@ from predictions import Drawn, Kept, draw, tags
 from scipy.special import expit
 from sklearn.metrics import f1_score
 
-from tagger import metrics
-from tagger.metrics import Floats
+from tagger.arrays import Floats
 from tagger.reporting import charts
-from tagger.scoring import bootstrap, figures, influence, tally
+from tagger.scoring import bootstrap, figures, influence, metrics, tally
 from tagger.scoring.bootstrap import MEASURES, OVERALL, Intervals
 from tagger.scoring.counting import Ints
 from tagger.scoring.influence import Influence

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
 from tagger.gathering import check
-from tagger.imaging.images import Place
+from tagger.imaging.places import Place
 
 Write = Callable[[str, str | bytes], Path]
 

@@ -8,7 +8,7 @@ from predictions import Drawn, Kept, compile_always, draw, drawn, tags
 from sklearn.metrics import f1_score, precision_score, recall_score
 
 from tagger import thresholds
-from tagger.metrics import Floats, Scores
+from tagger.arrays import Floats, Scores
 from tagger.scoring import codes, figures, tally
 from tagger.thresholding import cutoffs, optima, shrinkage
 from tagger.thresholding.optima import Curves

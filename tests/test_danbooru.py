@@ -18,6 +18,7 @@ from tagger import posts
 from tagger.errors import TaggerError
 from tagger.fetching import shards
 from tagger.imaging import images
+from tagger.imaging.places import Place
 from tagger.params import Params
 from tagger.sources import COLUMNS
 from tagger.sources.danbooru import Danbooru
@@ -70,7 +71,7 @@ def contents(source: Danbooru) -> dict[str, bytes | None]:
     """Return the bytes of the picture of each post, None where there is none."""
     found = {}
     for name, row in located(source).items():
-        place = images.Place(row["shard"] or row["file"] or "", row["offset"], row["size"])
+        place = Place(row["shard"] or row["file"] or "", row["offset"], row["size"])
         found[name] = images.read(place) if row["file"] else None
     return found
 

@@ -16,7 +16,7 @@ from tagger.imaging import batching, dataset, images
 from tagger.imaging.augment import Augmentation
 from tagger.imaging.batching import Collate, Order
 from tagger.imaging.dataset import Key, Part, Pictures
-from tagger.imaging.images import Place
+from tagger.imaging.places import Place
 from tagger.imaging.preprocess import Preprocess
 from tagger.vocabulary import Tag
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from predictions import Drawn, Kept, draw, drawn, tags
 from scipy.special import expit
 
-from tagger.metrics import Truth
+from tagger.arrays import Truth
 from tagger.reporting import doubts
 from tagger.reporting.doubts import Doubt, Doubts
 from tagger.scoring import codes, columns

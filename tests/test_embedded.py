@@ -12,7 +12,7 @@ from torch import nn
 from tagger.imaging import batching, images
 from tagger.imaging.batching import Order
 from tagger.imaging.dataset import Key, Part
-from tagger.imaging.images import Place
+from tagger.imaging.places import Place
 from tagger.imaging.preprocess import Preprocess
 from tagger.training import embedded
 from tagger.training.embedded import Embedded

@@ -15,7 +15,8 @@ from tagger.fetching import shards
 from tagger.imaging import batching, images, preprocess, resize
 from tagger.imaging.batching import Collate, Order
 from tagger.imaging.dataset import Key, Part, Pictures
-from tagger.imaging.images import Pixels, Place
+from tagger.imaging.images import Pixels
+from tagger.imaging.places import WHITE, Place
 from tagger.imaging.preprocess import Preprocess
 from tagger.scoring import predict
 
@@ -27,7 +28,7 @@ shapes = st.tuples(st.integers(1, 120), st.integers(1, 120))  # width, height
 
 
 def prepared(fitting: str, size: int = 24, name: str = "bicubic") -> Preprocess:
-    background = (10, 200, 30) if fitting == "pad" else images.WHITE
+    background = (10, 200, 30) if fitting == "pad" else WHITE
     return Preprocess(size, MEAN, STD, name, background, fitting)
 
 

@@ -32,7 +32,7 @@ def test_a_stage_depends_on_exactly_the_modules_it_imports(name: str) -> None:
 @pytest.mark.parametrize("name", STAGES)
 def test_a_stage_depends_on_the_files_it_names_and_writes_the_others(name: str) -> None:
     source = (ROOT / "stages" / f"{name}.py").read_text(encoding="utf-8")
-    named = set(re.findall(r'Path\("([^"]+)"\)', source))
+    named = set(re.findall(r'Path\("([^"]+)"\)', source)) - {"metrics/against.json"}  # of --against
     stage = STAGES[name]
     assert named <= {*map(path_of, stage["deps"]), *written_by(stage)}
 

@@ -12,6 +12,7 @@ from PIL import Image
 from tagger.gathering import check
 from tagger.imaging import images
 from tagger.imaging.images import Pixels
+from tagger.imaging.places import Place
 
 Samples = npt.NDArray[Any]  # (height, width) or (height, width, channels)
 
@@ -36,7 +37,7 @@ def test_rgb_opens_bit_for_bit(tmp_path: Path, container: bool) -> None:
     assert np.array_equal(opened(data), noise(31, 50, 3))
     for name in ("a.jxl", "a.JXL", "a.png"):
         (tmp_path / name).write_bytes(data)
-        place = images.Place(str(tmp_path / name), 0, len(data))
+        place = Place(str(tmp_path / name), 0, len(data))
         assert np.array_equal(np.asarray(images.open_rgb(place)), noise(31, 50, 3))
     assert np.array_equal(np.asarray(images.open_rgb(tmp_path / "a.jxl")), noise(31, 50, 3))
     assert np.array_equal(np.asarray(images.open_rgb(tmp_path / "a.JXL")), noise(31, 50, 3))

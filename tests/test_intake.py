@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tagger import params
+from tagger import files, params
 from tagger.errors import TaggerError
 from tagger.gathering import intake
 from tagger.gathering.rejected import Rejected
@@ -275,25 +276,29 @@ def test_the_seed_decides_the_sample(want: Want) -> None:
     assert drawn[0] == drawn[1] != drawn[2]
 
 
-def test_where_all_are_left_out_the_reasons_are_told_in_one_line(want: Want) -> None:
+def test_where_all_are_left_out_the_reasons_are_told_in_one_line_and_listed(
+    want: Want, tmp_path: Path
+) -> None:
     source = Posts([[Post("1", ["a"], score=-1), Post("2", ["gone"]), Post("3", [])]])
     found, _, left_out = taken(source, want(min_score=0, max_posts_per_tag=1, sample=3))
     with pytest.raises(
-        TaggerError, match=r"^No post is left to use \(2 no tags, 1 score\)\.$"
+        TaggerError, match=r"^No post is left to use \(2 no tags, 1 score\): see \S+/left\.csv\.$"
     ) as raised:
-        intake.require(found, left_out)
+        intake.require(found, left_out, tmp_path / "left.csv")
     assert "\n" not in str(raised.value)
+    rows = files.read_csv(tmp_path / "left.csv")
+    assert sorted(row["id"] for row in rows) == ["1", "2", "3"]
 
 
-def test_a_source_without_posts_is_told_too(want: Want) -> None:
+def test_a_source_without_posts_is_told_too(want: Want, tmp_path: Path) -> None:
     found, _, left_out = taken(Posts([]), want(max_posts_per_tag=1, sample=3))
-    with pytest.raises(TaggerError, match=r"^No post is left to use \(there was none\)\.$"):
-        intake.require(found, left_out)
+    with pytest.raises(TaggerError, match=r"^No post is left to use \(there was none\): see "):
+        intake.require(found, left_out, tmp_path / "left.csv")
 
 
-def test_some_posts_are_passed_on(want: Want) -> None:
+def test_some_posts_are_passed_on(want: Want, tmp_path: Path) -> None:
     found, _, left_out = taken(posts_of("1"), want())
-    assert intake.require(found, left_out) is found
+    assert intake.require(found, left_out, tmp_path / "left.csv") is found
 
 
 def test_tags_come_by_category_then_count_then_name_with_ids(want: Want) -> None:

@@ -11,15 +11,14 @@ from PIL import ImageChops
 from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from tagger import metrics
 from tagger.imaging import batching, images
 from tagger.imaging.batching import Order
 from tagger.imaging.dataset import Part, Pictures
-from tagger.imaging.images import Place
+from tagger.imaging.places import Place
 from tagger.imaging.preprocess import Preprocess
 from tagger.parallel import Group
 from tagger.reporting import sheet
-from tagger.scoring import predict
+from tagger.scoring import metrics, predict
 from tagger.scoring.predict import Predictions
 from tagger.training import judging
 from tagger.training.judging import Judge

@@ -25,6 +25,7 @@ from tagger.errors import TaggerError
 from tagger.fetching import shards
 from tagger.gathering import materialise
 from tagger.imaging import images
+from tagger.imaging.places import Place
 
 STAGES = Path(__file__).parent.parent / "stages"
 _PICTURES = 10  # of the runs that are broken off
@@ -52,7 +53,7 @@ def copied(files: dict[str, Path], folder: Path, **settings: Any) -> list[Row]:
 
 
 def opened(row: Row) -> Image.Image:
-    return images.open_rgb(images.Place(row["shard"], row["offset"], row["size"]))
+    return images.open_rgb(Place(row["shard"], row["offset"], row["size"]))
 
 
 @pytest.fixture
@@ -87,7 +88,7 @@ def test_the_shorter_side_is_limited_and_the_aspect_kept(
 
 
 def member(row: Row) -> bytes:
-    return images.read(images.Place(row["shard"], row["offset"], row["size"]))
+    return images.read(Place(row["shard"], row["offset"], row["size"]))
 
 
 def test_a_copy_looks_like_its_picture_upright_and_on_white(tmp_path: Path, demo: Path) -> None:

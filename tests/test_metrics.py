@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score
 
-from tagger import metrics
-from tagger.metrics import Scores, Truth
+from tagger.arrays import Scores, Truth
+from tagger.scoring import metrics
 
 Judged = tuple[Scores, Truth]
 

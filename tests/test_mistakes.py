@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from predictions import Drawn, Kept, draw, drawn, tags
 from scipy.sparse import csr_array
 
-from tagger.metrics import Floats
+from tagger.arrays import Floats
 from tagger.reporting import mistakes
 from tagger.reporting.mistakes import Looked, Mistakes, Said, Seen, Worst
 from tagger.scoring import codes, figures, scored, tally

@@ -15,7 +15,7 @@ from nasty import Nasty
 
 from tagger import walk
 from tagger.imaging import images
-from tagger.imaging.images import Place
+from tagger.imaging.places import Place
 from tagger.imaging.preprocess import Preprocess
 
 pytestmark = pytest.mark.timeout(60)

@@ -14,7 +14,7 @@ from tagger.gathering import check
 from tagger.imaging import batching, images
 from tagger.imaging.batching import Batch, Order
 from tagger.imaging.dataset import Key, Part, Pictures
-from tagger.imaging.images import Place
+from tagger.imaging.places import Place
 from tagger.imaging.preprocess import Preprocess
 
 pytestmark = [

@@ -9,7 +9,8 @@ from PIL import Image
 from test_images_colour import P3
 
 from tagger.imaging import images
-from tagger.imaging.images import Pixels, Place
+from tagger.imaging.images import Pixels
+from tagger.imaging.places import Place
 from tagger.imaging.preprocess import Preprocess
 
 BACKGROUND = 10, 200, 30

@@ -11,7 +11,7 @@ import pytest
 from tagger import posts, vocabulary
 from tagger.imaging import dataset
 from tagger.imaging.dataset import Part
-from tagger.imaging.images import Place
+from tagger.imaging.places import Place
 from tagger.posts import Places
 from tagger.vocabulary import Tag
 

@@ -10,7 +10,7 @@ from scipy.sparse import csr_array
 
 from tagger import posts
 from tagger.errors import TaggerError
-from tagger.imaging.images import Place
+from tagger.imaging.places import Place
 from tagger.vocabulary import Tag
 
 POSTS = {

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.sparse import csr_array
 
+from tagger.arrays import Scores
 from tagger.errors import TaggerError
-from tagger.metrics import Scores
 from tagger.scoring import codes, columns, scored
 from tagger.scoring.counting import Ints
 from tagger.scoring.scored import Block, Scored, Truth

@@ -15,7 +15,8 @@ from torchvision import transforms
 
 from tagger.errors import TaggerError
 from tagger.imaging import preprocess
-from tagger.imaging.images import WHITE, Pixels
+from tagger.imaging.images import Pixels
+from tagger.imaging.places import WHITE
 from tagger.imaging.preprocess import Preprocess
 from tagger.taggers import staged
 

@@ -22,7 +22,7 @@ from torchmetrics.functional.classification import (
     multilabel_ranking_average_precision,
 )
 
-from tagger.metrics import Floats, Scores
+from tagger.arrays import Floats, Scores
 from tagger.reporting import charts
 from tagger.scoring import codes, counting, figures, ranking, tally
 from tagger.scoring.counting import Ints

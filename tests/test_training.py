@@ -22,7 +22,7 @@ from tagger.errors import TaggerError
 from tagger.imaging import batching, images
 from tagger.imaging.batching import Batch
 from tagger.imaging.dataset import Part
-from tagger.imaging.images import Place
+from tagger.imaging.places import Place
 from tagger.network import backbone
 from tagger.params import Params, Preset
 from tagger.training import snapshots

@@ -202,7 +202,7 @@ WRONG: list[tuple[str | bytes, str]] = [
     ("name\nLong Hair\n1girl\nlong_hair\n", "mine.csv: line 4 repeats the tag 'long_hair'"),
     ("name,count\n1girl,many\n", "mine.csv: line 2: "),
     ("tag,count\n1girl,5\n", "mine.csv: line 2 has no 'name'"),
-    ("name,category\n1girl,7\n", "mine.csv: line 2 has the unknown category 7"),
+    ("name,category\n1girl,7\n", "mine.csv: line 2 has the unknown category '7'"),
     (b"name\n\xff\n", "mine.csv cannot be read: "),
     ("name\nmiku\n", "No tag is left of 8 (8 not in the list)"),
 ]

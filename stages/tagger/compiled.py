@@ -22,7 +22,10 @@ def fast(function: F, steps: int) -> F:
 
 @cache
 def always(function: F) -> F:
-    """Return a function that does the same, compiled at its first call on this machine."""
+    """Return a function that does the same, compiled at its first call on this machine.
+
+    Where no file may be kept, at its first call in this process.
+    """
     from numba import config, njit  # takes a while to load
 
     folder = Path(__file__).parent / "__pycache__"
@@ -30,7 +33,10 @@ def always(function: F) -> F:
         config.CACHE_DIR = str(  # type: ignore[attr-defined]
             folder / f"compiled-{_digest(function)}"
         )
-    return cast(F, njit(cache=True, nogil=True)(function))
+    try:
+        return cast(F, njit(cache=True, nogil=True)(function))
+    except RuntimeError:  # nothing may be written here, nor at home
+        return cast(F, njit(nogil=True)(function))
 
 
 def _digest(function: F) -> str:

@@ -18,7 +18,7 @@ from scipy.sparse import csr_array
 
 from tagger import files
 from tagger.errors import TaggerError
-from tagger.imaging.images import Place
+from tagger.imaging.places import Place
 from tagger.vocabulary import Tag
 
 SCHEMA = pa.schema(

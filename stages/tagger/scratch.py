@@ -16,6 +16,15 @@ def project() -> Path:
     return Path(os.environ.get("DVC_ROOT", "."))
 
 
+def check_lasting(parameter: str, folder: Path) -> None:
+    """Raise TaggerError where DVC would throw away what a stage writes besides its outputs."""
+    if not folder.is_absolute() and project().resolve() != Path.cwd():
+        raise TaggerError(
+            f"{parameter} is {folder}, and this run is in a copy of the project that goes away. "
+            "Give an absolute path, or run it without --temp and --queue."
+        )
+
+
 def of(stage: str) -> Path:
     """Return where a stage keeps what a later run can go on with."""
     return project() / ".scratch" / stage
@@ -48,10 +57,23 @@ def alone(folder: Path) -> Iterator[None]:
 @contextmanager
 def borrowed(stage: str) -> Iterator[Path]:
     """Yield where a stage keeps what it needs until its end, for this working copy alone."""
-    folder = of(stage) / hashlib.sha256(os.fsencode(Path.cwd())).hexdigest()[:16]
+    folder = _own(stage)
     with alone(folder):
         forget(folder)  # what a process that was killed has left
         try:
             yield folder
         finally:
             forget(folder)
+
+
+@contextmanager
+def kept(stage: str) -> Iterator[Path]:
+    """Yield where a stage keeps what its next run in this working copy goes on with if it fails."""
+    folder = _own(stage)
+    with alone(folder):
+        yield folder
+        forget(folder)
+
+
+def _own(stage: str) -> Path:
+    return of(stage) / hashlib.sha256(os.fsencode(Path.cwd())).hexdigest()[:16]

@@ -7,8 +7,8 @@ from typing import Literal, NamedTuple, Protocol
 import numpy as np
 
 from tagger import files
+from tagger.arrays import Floats
 from tagger.errors import TaggerError
-from tagger.metrics import Floats
 from tagger.vocabulary import CATEGORIES, Tag
 
 ALL = "all"  # in the column `category`: the threshold over every tag

@@ -23,9 +23,11 @@ CATEGORIES: dict[int, Category] = {
     1: "artist",
     5: "meta",
 }
+RATING = 9
 RATINGS = ("general", "sensitive", "questionable", "explicit")
 
 UNKNOWN = -1  # id, category or count of a tag in a list
+_CODES = {text: code for code, name in CATEGORIES.items() for text in (name, str(code))}
 _RANK = {category: rank for rank, category in enumerate(CATEGORIES)}
 
 
@@ -43,6 +45,21 @@ def normal(name: str) -> str:
 
 def matches(name: str, glob: str) -> bool:
     return name == glob or fnmatchcase(name, glob)
+
+
+def category_of(value: object) -> int | None:
+    """Return the code of a category that a table gives as a name or a number."""
+    code = _CODES.get(str(value).strip().lower(), whole(value))
+    return code if code in CATEGORIES else None
+
+
+def whole(value: object) -> int | None:
+    """Return a whole number however it is written: a column with gaps may have become floats."""
+    try:
+        number = float(str(value))
+    except ValueError:
+        return None
+    return int(number) if number.is_integer() and abs(number) < 1 << 53 else None
 
 
 def ordered(tags: Iterable[Tag]) -> list[Tag]:
@@ -94,12 +111,15 @@ def read_selected(path: Path) -> dict[str, Tag]:
 
 
 def _parse(row: Mapping[str, Any], place: str) -> Tag:
-    try:
-        category, name = int(row["category"]), str(row["name"])
-        if category not in CATEGORIES and category != UNKNOWN:
-            raise TaggerError(f"{place} has the unknown category {category}.")
-        return Tag(int(row["tag_id"]), name, category, int(float(row["count"])))
-    except KeyError as error:
-        raise TaggerError(f"{place} has no {error.args[0]!r}.") from None
-    except (TypeError, ValueError, OverflowError) as error:
-        raise TaggerError(f"{place}: {error}.") from None
+    for column in Tag._fields:
+        if column not in row:
+            raise TaggerError(f"{place} has no {column!r}.")
+    given = row["category"]
+    category = UNKNOWN if given == UNKNOWN else category_of(given)
+    if category is None:
+        raise TaggerError(f"{place} has the unknown category {str(given)!r}.")
+    tag_id, count = whole(row["tag_id"]), whole(row["count"])
+    if tag_id is None or count is None:
+        wrong = "tag_id" if tag_id is None else "count"
+        raise TaggerError(f"{place}: {wrong} is {str(row[wrong])!r}, no whole number.")
+    return Tag(tag_id, str(row["name"]), category, count)

@@ -6,7 +6,6 @@ the caller removes it, so that a run that was killed goes on where it was.
 
 import hashlib
 import multiprocessing
-import os
 import signal
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -22,7 +21,7 @@ from typing import TypeAlias, TypeVar
 import pyarrow as pa
 import pyarrow.feather as feather
 
-from tagger import files, orphans
+from tagger import files, orphans, world
 from tagger.errors import TaggerError
 from tagger.imaging import images
 
@@ -39,7 +38,7 @@ def mapped(
     if len(first) < 2:
         yield from (_remembered(work, chunk, memory) for chunk in first)
         return
-    cores = os.cpu_count() or 1
+    cores = world.cores()
     context = multiprocessing.get_context("forkserver")
     with ProcessPoolExecutor(cores, mp_context=context, initializer=_begin) as pool:
         pending: deque[Future[pa.Table]] = deque()
@@ -48,9 +47,9 @@ def mapped(
                 with _without_interrupts():
                     pending.append(pool.submit(_remembered, work, chunk, memory))
                 if len(pending) > 2 * cores:
-                    yield pending.popleft().result()
+                    yield _first(pending)
             while pending:
-                yield pending.popleft().result()
+                yield _first(pending)
         except BrokenProcessPool:
             raise TaggerError(
                 f"A process died while working on {work.func.__name__.replace('_', ' ')}, perhaps "
@@ -60,6 +59,13 @@ def mapped(
             if pending:  # broken off
                 _kill(pool._processes.values())
             pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _first(pending: deque[Future[pa.Table]]) -> pa.Table:
+    """Take the first result, which counts as pending for as long as it is waited for."""
+    result = pending[0].result()
+    pending.popleft()
+    return result
 
 
 @contextmanager

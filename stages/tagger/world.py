@@ -1,4 +1,4 @@
-"""Which of several processes this one is, as `torchrun` says in the environment."""
+"""Which of several processes this one is, as `torchrun` says in the environment, and its cores."""
 
 import os
 from typing import NamedTuple
@@ -20,7 +20,12 @@ class World(NamedTuple):
     @property
     def cores(self) -> int:
         """How many cores are this process's share."""
-        return max(1, len(os.sched_getaffinity(0)) // self.local_size)
+        return max(1, cores() // self.local_size)
+
+
+def cores() -> int:
+    """Return how many cores this machine, or whoever shares it out, leaves us."""
+    return len(os.sched_getaffinity(0))
 
 
 def world() -> World:

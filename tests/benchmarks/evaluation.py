@@ -23,7 +23,7 @@ from scipy.sparse import csr_array
 sys.path.insert(0, str(Path(__file__).parents[2] / "stages"))
 
 from tagger.imaging.dataset import Part
-from tagger.imaging.images import WHITE, Place
+from tagger.imaging.places import WHITE, Place
 from tagger.reporting import charts
 from tagger.reporting.inspection import Inspection
 from tagger.reporting.judged import Judged

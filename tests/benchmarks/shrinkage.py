@@ -21,11 +21,11 @@ from scipy.sparse import csr_array
 sys.path.insert(0, str(Path(__file__).parents[2] / "stages"))
 
 from tagger import vocabulary
+from tagger.arrays import Floats, Truth
 from tagger.demonstration import drawing
 from tagger.imaging import preprocess
 from tagger.imaging.dataset import Part
-from tagger.imaging.images import Place
-from tagger.metrics import Floats, Truth
+from tagger.imaging.places import Place
 from tagger.network import backbone
 from tagger.scoring import codes, predict, scored
 from tagger.thresholding import cutoffs

@@ -17,7 +17,8 @@ from PIL import Image
 
 from tagger import files
 from tagger.imaging import images
-from tagger.imaging.images import Colour, Pixels
+from tagger.imaging.images import Pixels
+from tagger.imaging.places import Colour
 from tagger.inference import decoders, sidecars, tagging
 from tagger.inference.captions import Captioner
 from tagger.inference.given import Caption

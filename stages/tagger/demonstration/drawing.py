@@ -2,7 +2,6 @@
 
 import json
 import multiprocessing
-import os
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -13,7 +12,7 @@ from typing import Any
 import resvg_py
 from dicebear import Avatar, Style
 
-from tagger import files, orphans, progress
+from tagger import files, orphans, progress, world
 from tagger.demonstration import looks
 from tagger.demonstration.looks import Look
 
@@ -72,7 +71,7 @@ def _draw_all(folder: Path, jobs: Sequence[Job], size: int) -> None:
     shares = sorted(by_style.items(), key=lambda share: -len(share[1]))
     spawn = multiprocessing.get_context("spawn")
     begin = orphans.end_with_parent
-    with ProcessPoolExecutor(os.cpu_count(), mp_context=spawn, initializer=begin) as pool:
+    with ProcessPoolExecutor(world.cores(), mp_context=spawn, initializer=begin) as pool:
         drawn = [pool.submit(_draw_share, folder, size, name, share) for name, share in shares]
         for style in progress.track(drawn, "drawing"):
             style.result()

@@ -17,12 +17,13 @@ from tagger import files
 from tagger.errors import TaggerError
 from tagger.exporting.listings import KOHYA, MAPPED, MAPPING, WD14
 from tagger.imaging import preprocess
-from tagger.imaging.images import WHITE, Pixels
+from tagger.imaging.images import Pixels
+from tagger.imaging.places import WHITE
 from tagger.scoring import codes
 from tagger.taggers import engines, exported, staged
 from tagger.taggers.engines import Array, Device
 from tagger.taggers.exported import ONNX, PREPROCESS, SELECTED_TAGS, WEIGHTS
-from tagger.vocabulary import CATEGORIES
+from tagger.vocabulary import CATEGORIES, RATING
 
 Key: TypeAlias = tuple[int, str]  # category and name
 Rows: TypeAlias = list[list[str]]  # of selected_tags.csv, without its header
@@ -119,9 +120,9 @@ def _by_category(rows: Rows) -> Sequence[Key]:
 
 def _by_order(rows: Rows) -> Sequence[Key]:
     """Take the first four for ratings, then as many as there are general tags for these."""
-    names = {code: [row[1] for row in rows if row[2] == str(code)] for code in (9, 0, 4)}
+    names = {code: [row[1] for row in rows if row[2] == str(code)] for code in (RATING, 0, 4)}
     behind = len(rows) - 4 - len(names[0])
-    if len(names[9]) != 4 or behind != len(names[4]):
+    if len(names[RATING]) != 4 or behind != len(names[4]):
         raise TaggerError("The WD14 layout has not four ratings, then general tags and characters.")
     return [(code, name) for code in names for name in names[code]]
 
@@ -131,7 +132,7 @@ def _by_first(rows: Rows) -> Sequence[Key]:
     kinds = [row[2] for row in rows]
     general, character = kinds.index("0"), kinds.index("4")
     return [
-        (9 if place < general else 0 if place < character else 4, row[1])
+        (RATING if place < general else 0 if place < character else 4, row[1])
         for place, row in enumerate(rows)
     ]
 

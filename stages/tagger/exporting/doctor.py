@@ -9,12 +9,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
+from tagger.arrays import Floats
 from tagger.errors import TaggerError
 from tagger.exporting import clients
 from tagger.exporting.clients import Client, Loaded
 from tagger.imaging.preprocess import Preprocess
 from tagger.inference import limits
-from tagger.metrics import Floats
 from tagger.taggers import engines, exported
 from tagger.taggers.engines import Array, Device
 from tagger.taggers.exported import Tagger

@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tagger import files
-from tagger.metrics import Floats
+from tagger.arrays import Floats
 from tagger.thresholds import Threshold
-from tagger.vocabulary import CATEGORIES, RATINGS, Tag
+from tagger.vocabulary import CATEGORIES, RATING, RATINGS, Tag
 
 WD14 = "wd14"  # the folders of layouts that want their own
 KOHYA = "kohya"
@@ -56,9 +56,9 @@ def wd14(tags: Sequence[Tag]) -> list[Row]:
     places = {(tag.category, tag.name): column for column, tag in enumerate(tags)}
     rows = []
     for number, name in enumerate(RATINGS):
-        column = places.get((9, name))
+        column = places.get((RATING, name))
         count = 0 if column is None else tags[column].count
-        rows.append(Row(Tag(_FIRST_RATING - number, name, 9, count), column))
+        rows.append(Row(Tag(_FIRST_RATING - number, name, RATING, count), column))
     for code in _SOLE:
         found = [Row(tag, column) for column, tag in enumerate(tags) if tag.category == code]
         rows += found or [Row(Tag(0, f"no_{CATEGORIES[code]}_tags", code, 0), None)]

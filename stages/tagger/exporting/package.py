@@ -8,10 +8,10 @@ from typing import NamedTuple
 import torch
 
 from tagger import files
+from tagger.arrays import Floats
 from tagger.exporting import graphs, listings, onnx_export
 from tagger.exporting.graphs import SIDE
 from tagger.imaging import preprocess
-from tagger.metrics import Floats
 from tagger.network import backbone
 from tagger.network.heads import QueryTagger
 from tagger.taggers import exported

@@ -9,7 +9,7 @@ from PIL import Image
 from tagger import files
 from tagger.imaging import images
 from tagger.imaging.dataset import Part
-from tagger.imaging.images import WHITE, Colour, Place
+from tagger.imaging.places import WHITE, Colour, Place
 from tagger.taggers import exported
 from tagger.taggers.exported import Tagger
 from tagger.vocabulary import CATEGORIES

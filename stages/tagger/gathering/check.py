@@ -14,6 +14,7 @@ from PIL import Image
 
 from tagger import files, posts
 from tagger.imaging import images
+from tagger.imaging.places import Place
 
 Level = Literal["none", "header", "decode"]
 SCHEMA = pa.schema(
@@ -45,7 +46,7 @@ def verify(pictures: pa.Table, *, level: Level, animated: Literal["first", "drop
     return pa.table([list(column) for column in zip(*rows, strict=True)], schema=SCHEMA)
 
 
-def _verify(place: images.Place, level: Level, drop_animated: bool) -> Checked:
+def _verify(place: Place, level: Level, drop_animated: bool) -> Checked:
     try:
         whole = level == "decode" or place.size <= _HEAD
         data = images.read(place if whole else place._replace(size=_HEAD))
@@ -66,7 +67,7 @@ def _decode(data: bytes, drop_animated: bool) -> tuple[int, int]:
     return images.open_rgb(data).size
 
 
-def _header(data: bytes, place: images.Place, drop_animated: bool) -> tuple[int, int]:
+def _header(data: bytes, place: Place, drop_animated: bool) -> tuple[int, int]:
     width, height = imagesize.get(io.BytesIO(data)) if _is_plain(data) else (0, 0)
     if width <= 0 or height <= 0:  # Pillow tells; a header beyond _HEAD is among these
         with suppress(images.Unreadable):

@@ -6,8 +6,8 @@ import pandas as pd
 import pyarrow as pa
 from scipy.sparse import csr_array
 
+from tagger.arrays import Mask
 from tagger.compiled import fast
-from tagger.gathering.filters import Mask
 
 
 def order(ids: pa.ChunkedArray, seed: int) -> npt.NDArray[np.int64]:

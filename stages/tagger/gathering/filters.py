@@ -14,11 +14,11 @@ import pyarrow.compute as pc
 from scipy.sparse import csr_array
 
 from tagger import params
+from tagger.arrays import Mask
 from tagger.errors import TaggerError
 from tagger.tags.lexicon import Lexicon
-from tagger.vocabulary import matches, normal
+from tagger.vocabulary import RATING, matches, normal
 
-Mask = npt.NDArray[np.bool_]  # (posts,)
 Counts = npt.NDArray[np.int64]  # (posts,)
 
 
@@ -119,7 +119,7 @@ class TagFilter:
             yield Verdict("few tags", general < self.p.min_tags, details)
 
     def _rating(self, number: int) -> str | None:
-        return self.lexicon.names[number] if self.lexicon.category(number) == 9 else None
+        return self.lexicon.names[number] if self.lexicon.category(number) == RATING else None
 
     def _matching(self, labels: csr_array, pattern: str) -> Counts:
         """Return how many tags of each post match a glob, or are just that text."""

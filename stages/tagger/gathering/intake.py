@@ -6,6 +6,7 @@ so 1.7 GB for eight million posts of 36 tags. Nothing on the way is a Python obj
 """
 
 from collections.abc import Iterable
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -32,6 +33,8 @@ def gather(source: Source, lexicon: Lexicon, p: params.Filters, left_out: Reject
     tables = [_conform(pa.table({"id": pa.array([], pa.string()), "tags": _lists([0], [])}))]
     for batch in work.ahead(source.read()):
         left_out.add(batch.rejected)
+        if not len(batch.posts):
+            continue
         tags = batch.tags
         posts, kept = judge(batch.posts, filters.of_posts(batch.posts, p), left_out)
         if len(posts) < len(kept):
@@ -82,11 +85,12 @@ def choose(posts: pa.Table, lexicon: Lexicon, p: params.Filters, left_out: Rejec
     return posts
 
 
-def require(posts: pa.Table, left_out: Rejected) -> pa.Table:
-    """Return the posts. Raises TaggerError where there are none."""
+def require(posts: pa.Table, left_out: Rejected, report: Path) -> pa.Table:
+    """Return the posts. Raises TaggerError where there are none, and leaves the reasons."""
     if not len(posts):
+        left_out.write(report)
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in left_out.counts().items())
-        raise TaggerError(f"No post is left to use ({reasons or 'there was none'}).")
+        raise TaggerError(f"No post is left to use ({reasons or 'there was none'}): see {report}.")
     return posts
 
 

@@ -17,6 +17,7 @@ from PIL import Image
 from tagger import files, posts, work
 from tagger.fetching import shards
 from tagger.imaging import images
+from tagger.imaging.places import Place
 
 SCHEMA = pa.schema(
     {
@@ -55,17 +56,30 @@ def copies(
     picked = np.unique(np.linspace(0, len(pictures) - 1, _SAMPLE).astype(int))
     sizes = [_size(encode, place) for place in posts.places(pictures.take(picked))]
     mean = sum(sizes) / max(1, sum(size > 0 for size in sizes)) or 1.0
-    files.check_space(folder, int(mean * len(pictures)))
     make = partial(shard, folder=str(folder), side=side, form=form, quality=quality)
     chunks = work.chunked(pictures, max(1, int(shard_size / mean)))
-    numbered = (
+    numbered = [
         chunk.append_column("number", pa.repeat(pa.scalar(number), len(chunk)))
         for number, chunk in enumerate(chunks)
-    )
+    ]
+    missing = [chunk for chunk in numbered if not _is_whole(_tar(make, chunk))]
+    files.check_space(folder, int(mean * sum(map(len, missing))))
     yield from work.mapped(make, numbered)
 
 
-def _size(encode: Any, place: images.Place) -> int:
+def _tar(make: work.Work, pictures: pa.Table) -> Path:
+    """Return the tar of some pictures, named by all that decides what is in it."""
+    settings = dict(make.keywords)
+    folder = settings.pop("folder")
+    key = work.key(partial(make.func, **settings), pictures)
+    return Path(folder, f"{pictures['number'][0].as_py():04d}-{key[:12]}.tar")
+
+
+def _is_whole(tar: Path) -> bool:
+    return tar.exists() and tar.with_suffix(".json").exists()
+
+
+def _size(encode: Any, place: Place) -> int:
     try:
         return len(encode(images.read(place))[0])
     except images.Unreadable:
@@ -89,9 +103,9 @@ def encoded(data: bytes, *, side: int, form: str, quality: int) -> tuple[bytes, 
 
 def shard(pictures: pa.Table, *, folder: str, side: int, form: str, quality: int) -> pa.Table:
     """Make the tar of some pictures, unless it is there, and return a row of SCHEMA for each."""
-    key = work.key(partial(shard, side=side, form=form, quality=quality), pictures)
-    tar = Path(folder, f"{pictures['number'][0].as_py():04d}-{key[:12]}.tar")
-    if not (tar.exists() and tar.with_suffix(".json").exists()):
+    make = partial(shard, folder=folder, side=side, form=form, quality=quality)
+    tar = _tar(make, pictures)
+    if not _is_whole(tar):
         names = _names(pictures["id"].to_pylist(), form)
         sizes: dict[str, tuple[int, int]] = {}
         failed: dict[str, str] = {}

@@ -17,8 +17,9 @@ from PIL import Image
 from tagger import posts
 from tagger.gathering.rejected import Rejected
 from tagger.imaging import images
+from tagger.imaging.places import Place
 from tagger.tags.lexicon import Lexicon
-from tagger.vocabulary import RATINGS, Tag, count_categories
+from tagger.vocabulary import RATING, RATINGS, Tag, count_categories
 
 CHANGES = ("rule", "before", "after", "labels")
 FREQUENCY = ("rank", "posts")
@@ -144,7 +145,7 @@ def _sizes(axes: Axes, found: pa.Table) -> None:
 
 
 def _ratings(axes: Axes, tags: Sequence[Tag]) -> None:
-    rated = {tag.name: tag.count for tag in tags if tag.category == 9}
+    rated = {tag.name: tag.count for tag in tags if tag.category == RATING}
     axes.set(title="Ratings", xlabel="posts")
     if not rated:
         _unknown(axes)
@@ -189,10 +190,10 @@ def _found(name: str | None, folders: Sequence[Path]) -> Image.Image | None:
     paths = [str(folder / (name or "")) for folder in folders[:1]]
     paths += [name for folder in folders[1:] if name and name.startswith(f"{folder}/")]
     path = next(filter(os.path.isfile, paths), None)  # which is false for names too long, too
-    return _opened(images.Place(path, 0, Path(path).stat().st_size)) if path else None
+    return _opened(Place(path, 0, Path(path).stat().st_size)) if path else None
 
 
-def _opened(place: images.Place) -> Image.Image | None:
+def _opened(place: Place) -> Image.Image | None:
     try:
         return images.open_rgb(place)
     except images.Unreadable:

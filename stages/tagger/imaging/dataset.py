@@ -13,7 +13,8 @@ from torch.utils.data import Dataset
 
 from tagger import posts, vocabulary
 from tagger.imaging import images
-from tagger.imaging.images import Pixels, Place
+from tagger.imaging.images import Pixels
+from tagger.imaging.places import Place
 from tagger.imaging.preprocess import Preprocess
 from tagger.posts import Places
 from tagger.vocabulary import Tag
@@ -50,14 +51,21 @@ class Part:
         return len(self.places)
 
     def head(self, count: int) -> "Part":
-        return Part(self.places[:count], self.labels[:count])
+        return self._taken(np.arange(min(count, len(self))))
 
     def spread(self, count: int) -> "Part":
         """Return at most so many posts, evenly from the whole part."""
         if count >= len(self):
             return self
-        rows = np.linspace(0, len(self) - 1, count).astype(np.int64)
-        return Part([self.places[row] for row in rows.tolist()], self.labels[rows])
+        return self._taken(np.linspace(0, len(self) - 1, count).astype(np.int64))
+
+    def _taken(self, rows: npt.NDArray[np.int64]) -> "Part":
+        return Part(
+            [self.places[row] for row in rows.tolist()],
+            self.labels[rows],
+            None if self.groups is None else self.groups[rows],
+            None if self.ids is None else self.ids.take(pa.array(rows)),
+        )
 
     def counts(self) -> npt.NDArray[np.int64]:
         """Return how many posts have each tag, (tags,)."""

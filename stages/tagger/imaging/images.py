@@ -11,21 +11,20 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple, TypeAlias, cast
+from typing import cast
 
 import numpy as np
 import numpy.typing as npt
 from PIL import ExifTags, Image, ImageCms, ImageOps, UnidentifiedImageError
 
 from tagger.imaging import jpegxl
+from tagger.imaging.places import WHITE, Colour, Place
 
 Pixels = npt.NDArray[np.uint8]  # (height, width, 3), R, G, B
 
 SUFFIXES = frozenset(
     (".avif", ".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".jxl", ".png", ".tif", ".tiff", ".webp")
 )
-Colour: TypeAlias = tuple[int, int, int]  # R, G, B, 0 to 255
-WHITE: Colour = (255, 255, 255)
 
 # Those that pictures come in; Pillow would hand others to programs of the system.
 _FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "GIF", "BMP", "DIB", "TIFF", "PPM", "TGA")
@@ -47,14 +46,6 @@ _DAMAGE = (
     struct.error,
     Image.DecompressionBombError,
 )
-
-
-class Place(NamedTuple):
-    """Where the bytes of a picture lie: a file of its own, or a part of a tar."""
-
-    path: str
-    offset: int  # bytes
-    size: int  # bytes
 
 
 class Unreadable(Exception):

@@ -17,7 +17,8 @@ from tagger import files
 from tagger.compiled import always
 from tagger.errors import TaggerError
 from tagger.imaging import resize
-from tagger.imaging.images import WHITE, Colour, Pixels
+from tagger.imaging.images import Pixels
+from tagger.imaging.places import WHITE, Colour
 from tagger.imaging.resize import by_pillow, compiled
 
 Triple = tuple[float, float, float]

@@ -6,7 +6,7 @@ third of the time, once the loops are compiled.
 https://github.com/python-pillow/Pillow/blob/main/src/libImaging/Resample.c
 """
 
-from functools import cache
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -78,7 +78,7 @@ def matrix(source: int, target: int, interpolation: str) -> npt.NDArray[np.float
     return found
 
 
-@cache
+@lru_cache(maxsize=1024)  # random crops ask for ever new ones
 def _weights(source: int, target: int, interpolation: str) -> Weights:
     scale = source / target
     stretch = max(scale, 1.0)

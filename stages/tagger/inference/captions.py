@@ -9,12 +9,12 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from tagger.arrays import Floats
 from tagger.inference.given import Caption, Given
 from tagger.inference.implied import Change
 from tagger.inference.inputs import Found
 from tagger.inference.naming import Naming
 from tagger.inference.tagging import Row
-from tagger.metrics import Floats
 from tagger.vocabulary import CATEGORIES, Tag, matches, normal
 
 

@@ -21,7 +21,8 @@ import numpy as np
 
 from tagger.errors import TaggerError
 from tagger.imaging import images
-from tagger.imaging.images import Colour, Pixels
+from tagger.imaging.images import Pixels
+from tagger.imaging.places import Colour
 from tagger.imaging.preprocess import Preprocess
 
 Square: TypeAlias = Pixels | str  # (size, size, 3), or why there is none

@@ -6,8 +6,8 @@ from typing import Final
 
 import numpy as np
 
+from tagger.arrays import Floats
 from tagger.errors import TaggerError, did_you_mean
-from tagger.metrics import Floats
 from tagger.taggers.exported import Tagger
 from tagger.vocabulary import CATEGORIES
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from tagger import files
 from tagger.errors import TaggerError, did_you_mean, one_line
 from tagger.imaging import preprocess
-from tagger.imaging.images import WHITE
+from tagger.imaging.places import WHITE
 from tagger.imaging.preprocess import Preprocess
 from tagger.network import checkpoints, weights
 from tagger.network.checkpoints import UNREADABLE

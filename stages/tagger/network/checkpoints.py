@@ -102,6 +102,7 @@ def read(source: bool | str | Path, backbone: str) -> Checkpoint:
 
 def file_in(path: Path) -> Path | None:
     """Return the file of weights that a path names, as far as it is plain which one that is."""
+    path = path.expanduser()
     if path.is_file():
         return path
     return next((path / name for name in NAMES if (path / name).is_file()), None)

@@ -123,7 +123,7 @@ class Infer(Frozen):
 class Params(Frozen):
     seed: NonNegativeInt
     model: str  # the preset to train, a key of `models`
-    models: dict[str, Preset]
+    models: dict[Annotated[str, Field(pattern=r"^[\w-]+$")], Preset]
     demo: Demo
     prepare: Prepare
     vocabulary: Vocabulary

@@ -2,9 +2,9 @@
 
 from datetime import date
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field, NonNegativeInt, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
 from tagger.params.base import Frozen
 from tagger.vocabulary import Category
@@ -65,7 +65,7 @@ class Prepare(Frozen):
     source: Literal["folder", "table", "danbooru"]
     path: Path  # a folder of pictures with sidecars, a table, or Danbooru's metadata.parquet
     more_folders: list[Path]  # folder: further ones
-    pictures: Path  # table, danbooru: where the pictures are
+    pictures: Path | None  # table, danbooru: where the pictures are; null: beside `path`
     separator: str = Field(min_length=1)  # between the tags of a text
     path_column: str  # table
     tag_column: str  # table
@@ -76,6 +76,39 @@ class Prepare(Frozen):
     filters: Filters
     groups: Groups
     copies: Copies
+
+    @model_validator(mode="after")
+    def _looks_at_what_it_filters(self) -> Self:
+        sizes = self.filters.min_side or self.filters.max_aspect
+        wanted = self.animated == "drop" or (self.source == "folder" and sizes)
+        if self.verify == "none" and wanted:
+            raise ValueError(
+                "verify: none sees neither sizes nor frames, by which pictures are to be left "
+                "out. Take header or decode"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _keeps_copies_elsewhere(self) -> Self:
+        copies, pictures = self.copies.folder.absolute(), self.pictures_folder.absolute()
+        if self.source == "danbooru" and self.copies.side and copies.is_relative_to(pictures):
+            raise ValueError(
+                f"copies.folder, {self.copies.folder}, is within {self.pictures_folder}, where "
+                "copies would be taken for originals. Name another"
+            )
+        return self
+
+    @property
+    def pictures_folder(self) -> Path:
+        """Where the paths of a table start, and where Danbooru's pictures are."""
+        return self.path.parent if self.pictures is None else self.pictures
+
+    @property
+    def written(self) -> dict[str, Path]:
+        """The folders that are written to besides the outputs, by the parameter."""
+        found = {"copies.folder": self.copies.folder} if self.copies.side else {}
+        fetches = self.source == "danbooru" and self.fetch.repo
+        return found | ({"pictures": self.pictures_folder} if fetches else {})
 
     @property
     def folders(self) -> list[Path]:

@@ -15,7 +15,7 @@ from pydantic import (
     model_validator,
 )
 
-from tagger.imaging.images import WHITE
+from tagger.imaging.places import WHITE
 from tagger.params.base import Byte, Frozen, Share
 from tagger.vocabulary import Category
 

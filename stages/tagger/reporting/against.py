@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tagger import metrics
 from tagger import thresholds as fitted
 from tagger.errors import TaggerError
 from tagger.imaging import batching
@@ -18,7 +17,7 @@ from tagger.imaging.dataset import Part, Pictures
 from tagger.imaging.preprocess import Preprocess
 from tagger.reporting import judged
 from tagger.reporting.judged import Judged
-from tagger.scoring import bootstrap, predict
+from tagger.scoring import bootstrap, metrics, predict
 from tagger.scoring.bootstrap import MEASURES, OVERALL, Intervals
 from tagger.scoring.predict import Compute
 from tagger.scoring.predicted import Predictor

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 from tagger import thresholds
 from tagger.imaging.dataset import Part
-from tagger.imaging.images import Colour
+from tagger.imaging.places import Colour
 from tagger.reporting import charts, confused, doubts, judged
 from tagger.reporting.inspection import Inspection
 from tagger.reporting.report import Content, Table

@@ -10,7 +10,7 @@ from PIL import Image
 
 from tagger.imaging import images
 from tagger.imaging.dataset import Part
-from tagger.imaging.images import Colour
+from tagger.imaging.places import Colour
 from tagger.reporting import confused, doubts, mistakes, sheet
 from tagger.reporting.confused import Pair
 from tagger.reporting.doubts import Doubts

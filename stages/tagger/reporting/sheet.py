@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-from tagger.metrics import Floats, Scores, Truth
+from tagger.arrays import Floats, Scores, Truth
 
 GIVEN, WRONG, MISSED = "#1a7f37", "#cf222e", "#8c959f"
 _LEGEND = (("given and true", GIVEN), ("given, not true", WRONG), ("true, not given", MISSED))

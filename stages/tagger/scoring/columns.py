@@ -1,6 +1,5 @@
 """Go through predictions by some tags of all pictures at a time, in several threads."""
 
-import os
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -10,6 +9,7 @@ from typing import TypeVar
 import numpy as np
 from scipy.sparse import csc_array
 
+from tagger import world
 from tagger.scoring import codes
 from tagger.scoring.codes import Codes
 from tagger.scoring.counting import Ints
@@ -43,7 +43,7 @@ def each(scored: Scored, function: Callable[[Columns], T]) -> Iterator[T]:
     The function runs in several threads, and may change the scores it is given.
     """
     truth = csc_array(scored.labels)
-    threads = min(os.cpu_count() or 1, _THREADS)
+    threads = min(world.cores(), _THREADS)
     width = max(1, min(_BLOCK // (2 * max(1, len(scored))), -(-scored.tags // threads)))
 
     def one(start: int) -> T:

@@ -8,11 +8,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from tagger.arrays import Scores, Truth
 from tagger.imaging import batching
 from tagger.imaging.batching import Batch, Order
 from tagger.imaging.dataset import Failure, Part, Pictures
 from tagger.imaging.preprocess import Preprocess
-from tagger.metrics import Scores, Truth
 from tagger.scoring import codes
 from tagger.taggers.exported import Tagger
 

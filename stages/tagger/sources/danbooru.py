@@ -19,7 +19,7 @@ from tagger.errors import TaggerError
 from tagger.fetching import shards
 from tagger.imaging.images import SUFFIXES
 from tagger.sources import COLUMNS, KNOWN, REJECTED, Batch, Source
-from tagger.vocabulary import CATEGORIES
+from tagger.vocabulary import CATEGORIES, RATING
 
 _ROWS = 50_000  # posts at a time
 _TAGS = {code: f"tag_string_{name}" for code, name in CATEGORIES.items() if name != "rating"}
@@ -55,7 +55,7 @@ class Danbooru(Source):
     def _batch(self, table: pa.Table, columns: dict[int | None, str]) -> Batch:
         tags = {code: sources.lists_of(table[name], " ") for code, name in columns.items()}
         if "rating" in table.column_names:
-            tags[9] = sources.ratings_of(table)
+            tags[RATING] = sources.ratings_of(table)
         return Batch(sources.posts_of(table, self.metadata), tags, REJECTED.empty_table())
 
     def _tag_columns(self, names: list[str]) -> dict[int | None, str]:

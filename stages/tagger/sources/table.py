@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 from tagger import sources
 from tagger.errors import TaggerError, did_you_mean
 from tagger.sources import COLUMNS, KNOWN, REJECTED, Batch, Source
+from tagger.vocabulary import RATING
 
 _ROWS = 100_000  # at a time
 _BYTES = 1 << 24  # at a time, of a text
@@ -83,7 +84,7 @@ class Table(Source):
             None: sources.lists_of(table[self.tag_column], self.separator)
         }
         if "rating" in table.column_names:
-            tags[9] = sources.ratings_of(table)
+            tags[RATING] = sources.ratings_of(table)
         return Batch(pa.table(columns), tags, REJECTED.empty_table())
 
     def _base(self) -> str:

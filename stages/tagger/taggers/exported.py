@@ -9,10 +9,10 @@ import numpy as np
 from PIL import Image
 
 from tagger import files, vocabulary
+from tagger.arrays import Floats
 from tagger.errors import TaggerError
 from tagger.imaging import preprocess
 from tagger.imaging.preprocess import Preprocess
-from tagger.metrics import Floats
 from tagger.taggers import engines
 from tagger.taggers.engines import Array, Device, Engine
 from tagger.vocabulary import Tag

@@ -13,7 +13,8 @@ from PIL import Image, ImageColor
 from tagger import files
 from tagger.errors import TaggerError
 from tagger.imaging import preprocess
-from tagger.imaging.images import WHITE, Colour, Pixels
+from tagger.imaging.images import Pixels
+from tagger.imaging.places import WHITE, Colour
 from tagger.imaging.preprocess import Preprocess, Triple
 
 Stage: TypeAlias = Callable[[Image.Image], Image.Image]

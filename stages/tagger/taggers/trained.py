@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 
 from tagger import vocabulary
+from tagger.arrays import Floats
 from tagger.imaging import preprocess
-from tagger.metrics import Floats
 from tagger.taggers import engines, exported
 from tagger.taggers.engines import Device
 from tagger.taggers.exported import FITTED, PREPROCESS, UNFITTED, WEIGHTS, Tagger

@@ -5,12 +5,11 @@ from collections.abc import Mapping, Sequence
 from itertools import product
 from typing import Literal, NamedTuple, TypeAlias
 
-from tagger.vocabulary import CATEGORIES, UNKNOWN, Tag, normal
+from tagger.vocabulary import CATEGORIES, RATING, UNKNOWN, Tag, normal
 
 New: TypeAlias = Literal["related", "mean", "fresh"]
 Kept: TypeAlias = Literal["carried", "carried_by_alias"]
 
-_RATING = 9
 _NAMED = 3  # of the tags that a new one starts as
 
 
@@ -53,7 +52,7 @@ def _alike(old: int, now: int, strict: bool) -> bool:
     """Return whether tags of these categories may be the same."""
     if strict:
         return old == now
-    return UNKNOWN in (old, now) or (old == _RATING) == (now == _RATING)
+    return UNKNOWN in (old, now) or (old == RATING) == (now == RATING)
 
 
 def starts(tags: Sequence[Tag], carried: Sequence[int], new: New) -> list[Start]:

@@ -16,9 +16,8 @@ from typing import Any
 from tagger import records
 from tagger.errors import TaggerError
 from tagger.records import Record
-from tagger.vocabulary import CATEGORIES, RATINGS, normal
+from tagger.vocabulary import RATING, RATINGS, category_of, normal, whole
 
-_CODES = {text: code for code, name in CATEGORIES.items() for text in (name, str(code))}
 _PAIRS = (("antecedent_name", "consequent_name"), ("alias", "tag"), ("from", "to"))
 # Danbooru has no tags for ratings; these ids are those of the WD taggers.
 _RATING_IDS = {name: 9_999_999 - number for number, name in enumerate(RATINGS)}
@@ -56,8 +55,8 @@ def read(*folders: Path) -> Rules:
         for name, found in pairs.items():
             found.update(dict.fromkeys(_pairs(folder, name)))
     for name in RATINGS:
-        category, tag_id = known.get(name, (9, -1))
-        known[name] = category, _RATING_IDS[name] if tag_id < 0 and category == 9 else tag_id
+        category, tag_id = known.get(name, (RATING, -1))
+        known[name] = category, _RATING_IDS[name] if tag_id < 0 and category == RATING else tag_id
     aliases, alias_cycles = _follow(dict(reversed(pairs["tag_aliases"])))
     implied = [(aliases.get(a, a), aliases.get(b, b)) for a, b in pairs["tag_implications"]]
     renames = dict(reversed(pairs["renames"]))
@@ -84,7 +83,7 @@ def _add_known(
             name = _name(row, "name")
             known.setdefault(name, (_category(_value(row, "category")), _id(row)))
         except ValueError as error:
-            raise TaggerError(f"{where}: {error}. See the README.") from None
+            raise TaggerError(f"{where}: {error}. See data/README.md.") from None
         if row.get("is_deprecated") is not None:
             flag = str(row["is_deprecated"]).lower() in ("true", "t", "1", "1.0")
             deprecated.setdefault(name, flag)
@@ -104,9 +103,8 @@ def _name(row: Record, column: str) -> str:
 
 
 def _category(value: Any) -> int:
-    code = _CODES.get(str(value).strip().lower())
-    code = _number(value) if code is None else code
-    if code not in CATEGORIES:
+    code = category_of(value)
+    if code is None:
         raise ValueError(f"unknown category {str(value)!r}")
     return code
 
@@ -114,19 +112,10 @@ def _category(value: Any) -> int:
 def _id(row: Record) -> int:
     """Return the id of a tag, -1 where none is given."""
     value = row.get("tag_id", row.get("id"))
-    number = _number(value)
+    number = whole(value)
     if number is None and value not in (None, "") and value == value:
         raise ValueError(f"{str(value)!r} is no id")
     return -1 if number is None else max(-1, number)
-
-
-def _number(value: Any) -> int | None:
-    """Return a whole number however it is written: a column with gaps may have become floats."""
-    try:
-        number = float(value)
-    except (TypeError, ValueError, OverflowError):
-        return None
-    return int(number) if number.is_integer() and abs(number) < 1 << 53 else None
 
 
 def _pairs(folder: Path, name: str) -> Iterator[tuple[str, str]]:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from tagger import records
 from tagger.errors import TaggerError
-from tagger.vocabulary import CATEGORIES, UNKNOWN, Tag, normal
+from tagger.vocabulary import UNKNOWN, Tag, category_of, normal
 
 LISTS = ("vocabulary.csv", "selected_tags.csv")  # by `train` and by everyone else
 
@@ -29,6 +29,5 @@ def _tag(row: Mapping[str, object], place: str) -> Tag:
     name = normal(str(row.get("name", "")))
     if not name:
         raise TaggerError(f"{place} has no 'name'. Get the folder again.")
-    text = str(row.get("category", UNKNOWN)).strip()
-    codes = {str(code): code for code in CATEGORIES} | {n: code for code, n in CATEGORIES.items()}
-    return Tag(UNKNOWN, name, codes.get(text, UNKNOWN), UNKNOWN)
+    category = category_of(row.get("category"))
+    return Tag(UNKNOWN, name, UNKNOWN if category is None else category, UNKNOWN)

@@ -9,13 +9,13 @@ from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader
 
-from tagger import metrics
+from tagger.arrays import Scores, Truth
 from tagger.imaging import images
 from tagger.imaging.dataset import Part
 from tagger.imaging.preprocess import Preprocess
-from tagger.metrics import Scores, Truth
 from tagger.parallel import Group
 from tagger.reporting import sheet
+from tagger.scoring import metrics
 from tagger.scoring.predict import Predictions, predict_batches
 
 SHOWN = 16  # pictures on the sheet

@@ -44,13 +44,16 @@ def fingerprint(p: Params, hashes: Mapping[str, str]) -> str:
     return snapshots.fingerprint([p.seed, p.preset.model_dump(), recipe, hashes])
 
 
-def starting_points(p: Params) -> list[Path]:
-    """Return the files besides the data that a training starts from, as far as they are here."""
+def starting_points(p: Params) -> dict[str, Path]:
+    """Return the files that a training starts from, as far as they are here, by the parameter."""
     given = p.preset.pretrained
-    starts = [p.recipe.init_from, p.recipe.resume_from]
-    starts += [Path(given)] if isinstance(given, str) else []
-    found = (checkpoints.file_in(start) for start in starts if start)
-    return [path for path in found if path]
+    starts = {
+        "init_from": p.recipe.init_from,
+        "resume_from": p.recipe.resume_from,
+        "pretrained": Path(given) if isinstance(given, str) else None,
+    }
+    found = {name: checkpoints.file_in(start) for name, start in starts.items() if start}
+    return {name: path for name, path in found.items() if path}
 
 
 def settings(p: Params) -> dict[str, Any]:
@@ -133,7 +136,7 @@ def _model(p: Params, tags: Sequence[Tag], group: Group) -> tuple[nn.Module, lis
     model: Any = backbone.build(preset, len(tags), recipe.head)
     carried: list[Carried] = []
     if recipe.init_from:
-        aliases = rules.read(p.prepare.rules).meant
+        aliases = rules.read(*p.prepare.rule_folders).meant
         carried = carry.into(
             model, recipe.init_from, preset.backbone, tags, aliases, recipe.new_tags
         )

@@ -1,11 +1,8 @@
 """Average precision of a model in training: of scores in memory, exact and without tables."""
 
 import numpy as np
-import numpy.typing as npt
 
-Scores = npt.NDArray[np.float32]  # (pictures, tags), probabilities
-Truth = npt.NDArray[np.bool_]  # (pictures, tags)
-Floats = npt.NDArray[np.float64]
+from tagger.arrays import Floats, Scores, Truth
 
 _AT_ONCE = 1 << 22  # pairs
 

@@ -1,0 +1,9 @@
+"""Arrays that many modules hand on, by what they hold."""
+
+import numpy as np
+import numpy.typing as npt
+
+Floats = npt.NDArray[np.float64]
+Scores = npt.NDArray[np.float32]  # (pictures, tags), probabilities
+Truth = npt.NDArray[np.bool_]  # (pictures, tags)
+Mask = npt.NDArray[np.bool_]  # (posts,)
