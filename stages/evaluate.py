@@ -14,17 +14,13 @@ from typing import Any
 from tagger import errors, files, parallel, params, scratch, thresholds, tracking
 from tagger.errors import TaggerError
 from tagger.imaging import dataset, images, preprocess
-from tagger.imaging.preprocess import Preprocess
 from tagger.network import backbone
 from tagger.reporting import against, evaluation, report
 from tagger.reporting.against import Ground
 from tagger.reporting.evaluation import Evaluation
 from tagger.reporting.report import Content
 from tagger.scoring import predict
-from tagger.scoring.predict import Compute
 from tagger.scoring.predicted import Predictor
-from tagger.taggers import layouts
-from tagger.taggers.engines import Device
 from tagger.tags import rules
 from tagger.thresholding import calibration
 from tagger.tracking import registry
@@ -68,7 +64,10 @@ def main(p: params.Params, other: Path | None = None) -> None:
         compute = predict.by_torch(backbone.to_device(backbone.load(MODEL), group.device), prepared)
         if other:
             ground = Ground(tags, parts, predictor, p.evaluate.threshold, p.seed)
-            compare(other, compute, prepared, ground, rules.read(*p.prepare.rule_folders).meant)
+            aliases = rules.read(*p.prepare.rule_folders).meant
+            if compared := against.compare(compute, prepared, other, ground, aliases):
+                print(*compared.lines(), sep="\n")
+                files.write_json(AGAINST, compared.content())
             return
         every = {name: predictor(name, parts[name], tags, compute, prepared) for name in PARTS}
         found = {name: one for name, one in every.items() if one}
@@ -79,7 +78,7 @@ def main(p: params.Params, other: Path | None = None) -> None:
             content = judged.page(trained)
             write(judged, content)
             track(judged, content, trained, p.prepare.path.stem)
-            tell(judged)
+            print(*judged.lines(), sep="\n", end=f" -> {REPORT}\n")
 
 
 def write(judged: Evaluation, content: Content) -> None:
@@ -106,48 +105,10 @@ def track(judged: Evaluation, content: Content, trained: Mapping[str, Any], data
             run.log_figure(figure, f"{name}.png")
 
 
-def tell(judged: Evaluation) -> None:
-    for part, lost in judged.unreadable.items():
-        for path, reason in lost.items():
-            print(f"left out of {part}: {path}: {reason}")
-    test = judged.figures["test"]
-    print(
-        f"test: macro AP {test['macro_ap']:.3f} over {test['tags']} tags, micro AP "
-        f"{test['micro_ap']:.3f}, macro F1 {test['macro_f1']:.3f}, micro F1 {test['micro_f1']:.3f} "
-        f"on {test['images']:,} pictures -> {REPORT}"
-    )
-
-
-def compare(
-    other: Path,
-    compute: Compute,
-    prepared: Preprocess,
-    ground: Ground,
-    aliases: Mapping[str, str],
-) -> None:
-    """Tell whether the model is better on the test part than another tagger."""
-    world = ground.predictor.group.world
-    theirs = layouts.load(other, use=Device("cpu", world.local_rank, world.cores))
-    found = against.compare(compute, prepared, other, theirs, ground, aliases)
-    if not found:
-        return
-    for line in found.lines():
-        print(line)
-    print(f"If {other} was trained on some of these pictures, it does worse elsewhere.")
-    files.write_json(AGAINST, found.content())
-
-
 def register(name: str, alias: str) -> None:
     """Put the best of the runs that were judged on this data into the registry."""
     data = tracking.digest(files.read_json(MODEL / "run.json")["data"])
-    run = registry.best(METRIC, data)
-    if run is None:
-        raise TaggerError("MLflow has no run that was judged on this data. Run `dvc repro`.")
-    found = registry.register(run, name, alias)
-    print(
-        f"{run.info.run_name}, {METRIC} {run.data.metrics[METRIC]:.3f}: version {found.number} of "
-        f"{name}, alias {alias}" + (f", weights in {found.file}" if found.file else "")
-    )
+    print(registry.register(registry.best(METRIC, data), name, alias).line(METRIC))
 
 
 def asked_for(arguments: Sequence[str]) -> argparse.Namespace:

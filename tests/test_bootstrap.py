@@ -7,7 +7,6 @@ from scipy.special import expit
 from sklearn.metrics import f1_score
 
 from tagger.arrays import Floats
-from tagger.reporting import charts
 from tagger.scoring import bootstrap, figures, influence, metrics, tally
 from tagger.scoring.bootstrap import MEASURES, OVERALL, Intervals
 from tagger.scoring.counting import Ints
@@ -20,7 +19,7 @@ def influences(predictions: Drawn, groups: Ints | None = None) -> Influence:
     listed = tags(predictions.truth.shape[1])
     limits = np.full(len(listed), LIMIT)
     with Kept(predictions, groups) as scored:
-        counted = tally.count(scored, figures.pool_of(listed), marks=charts.marks(limits))
+        counted = tally.count(scored, figures.pool_of(listed), marks=tally.marks(limits))
         return influence.of(scored, counted, listed, limits)
 
 

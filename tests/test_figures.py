@@ -8,10 +8,10 @@ from predictions import Drawn, Kept, draw, drawn, tags
 from sklearn.metrics import average_precision_score, f1_score, precision_recall_curve
 from torchmetrics.functional.classification import binary_calibration_error
 
-from tagger.reporting import charts, judged
-from tagger.reporting.judged import Judged
-from tagger.scoring import codes, figures
+from tagger.reporting import charts
+from tagger.scoring import codes, figures, judged
 from tagger.scoring.figures import BANDS
+from tagger.scoring.judged import Judged
 from tagger.vocabulary import CATEGORIES
 
 LIMITS = np.linspace(0.2, 0.6, 12)

@@ -51,22 +51,23 @@ def test_the_best_run_is_the_highest_of_those_on_the_same_data(project: Path) ->
         ("unjudged", None, "abc"),
     ):
         trained(name, figure, data, kept=False)
-    found = {data: registry.best(METRIC, data) for data in ("abc", "def", "ghi")}
-    names = {data: run and run.info.run_name for data, run in found.items()}
-    assert names == {"abc": "high", "def": "other", "ghi": None}
-    assert registry.best("test.none", "abc") is None
+    names = {data: registry.best(METRIC, data).info.run_name for data in ("abc", "def")}
+    assert names == {"abc": "high", "def": "other"}
+    for metric, data in ((METRIC, "ghi"), ("test.none", "abc")):
+        with pytest.raises(TaggerError, match="no run that was judged on this data"):
+            registry.best(metric, data)
 
 
 def test_a_model_is_registered_once_and_its_alias_moves(project: Path) -> None:
     runs = [stored(project, trained(name, 0.5)) for name in ("vit", "swin")]
     first = registry.register(runs[0], "tagger", "champion")
-    told = ("tagger", "1", "champion", runs[0].info.run_id, True, str(BEST))
-    assert tuple(first) == told
+    assert tuple(first) == ("tagger", "1", "champion", runs[0], str(BEST))
+    told = f"vit, {METRIC} 0.500: version 1 of tagger, alias champion, weights in {BEST}"
+    assert first.line(METRIC) == told
     second = registry.register(runs[1], "tagger", "champion")
-    assert (second.number, second.is_new) == ("2", True)
+    assert second.number == "2"
     assert versions(project) == {"1": [], "2": ["champion"]}
-    again = registry.register(runs[0], "tagger", "champion")
-    assert again == first._replace(is_new=False)
+    assert registry.register(runs[0], "tagger", "champion") == first
     assert versions(project) == {"1": ["champion"], "2": []}
     registry.register(runs[0], "tagger", "challenger")
     assert sorted(versions(project)["1"]) == ["challenger", "champion"]

@@ -18,8 +18,9 @@ from predictions import Kept, draw, tags
 
 from tagger.imaging import images
 from tagger.imaging.dataset import Part
-from tagger.reporting import charts, judged, report
+from tagger.reporting import charts, report
 from tagger.reporting.report import Content, Gallery, Shown, Table
+from tagger.scoring import judged
 
 LIMITS = np.linspace(0.2, 0.6, 30)
 HOSTILE = (

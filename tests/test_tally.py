@@ -37,7 +37,7 @@ def measure(
     listed = tags(predictions.truth.shape[1])
     limits = np.full(len(listed), limit)
     with Kept(predictions, unlabelled=unlabelled or []) as scored:
-        counted = tally.count(scored, figures.pool_of(listed), marks=charts.marks(limits))
+        counted = tally.count(scored, figures.pool_of(listed), marks=tally.marks(limits))
         ranked = ranking.of(scored)
     return counted, ranked, figures.summary(counted, listed, ranked)
 
@@ -196,7 +196,7 @@ def test_where_no_picture_has_a_tag_figures_are_zero(pictures: int) -> None:
     assert {summary[name] for name in ("macro_ap", "micro_ap", "macro_f1", "micro_f1")} == {0}
     assert (summary["images"], summary["unsupported"]) == (pictures, 3)
     assert charts.pr_rows(counted) == []
-    assert len(list(charts.f1_rows(counted))) == len(charts.GRID)
+    assert len(list(charts.f1_rows(counted))) == len(tally.GRID)
 
 
 def test_pictures_may_be_left_out() -> None:

@@ -24,10 +24,9 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "stages"))
 
 from tagger.imaging.dataset import Part
 from tagger.imaging.places import WHITE, Place
-from tagger.reporting import charts
 from tagger.reporting.inspection import Inspection
-from tagger.reporting.judged import Judged
 from tagger.scoring import bootstrap, figures, influence, ranking, scored, tally
+from tagger.scoring.judged import Judged
 from tagger.scoring.scored import Block, Scored, Truth
 from tagger.thresholding import calibration, cutoffs
 from tagger.thresholds import Aim
@@ -91,7 +90,7 @@ def _drawn(labels: csr_array) -> Iterator[tuple[range, None]]:
 def judge(part: Scored, tags: list[Tag], took: dict[str, float]) -> dict[str, Any]:
     rows = timed(took, "thresholds", lambda: cutoffs.fit(part, tags, Aim()))
     limits = np.array([row.threshold for row in rows if row.name])
-    pools, marks = figures.pool_of(tags), charts.marks(limits)
+    pools, marks = figures.pool_of(tags), tally.marks(limits)
     counted = timed(took, "metrics", lambda: tally.count(part, pools, marks=marks))
     ranked = timed(took, "ranking", lambda: ranking.of(part))
     timed(took, "temperatures", lambda: calibration.fit(counted, tags))

@@ -17,8 +17,7 @@ from tagger import parallel, params, thresholds
 from tagger.imaging import dataset
 from tagger.network import backbone
 from tagger.params import Params
-from tagger.reporting import judged
-from tagger.scoring import predict
+from tagger.scoring import judged, predict
 from tagger.scoring.predicted import Predictor
 from tagger.scoring.scored import Scored
 from tagger.thresholding import cutoffs

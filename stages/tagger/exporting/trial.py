@@ -10,7 +10,6 @@ from tagger.exporting import lighter
 from tagger.exporting.samples import readable
 from tagger.imaging.dataset import Part
 from tagger.params import Export
-from tagger.reporting import charts
 from tagger.scoring import figures, predict, ranking, tally
 from tagger.scoring.figures import Figures
 from tagger.scoring.predicted import Predictor
@@ -26,6 +25,10 @@ _CALIBRATING = 256  # pictures by which the ranges of int8 are found
 _TIMED = 64  # pictures by which speed is measured
 
 
+def _told(measure: str) -> str:
+    return measure.replace("_ap", " AP").replace("_f1", " F1")
+
+
 class Trial(NamedTuple):
     """What lighter weights cost and gain."""
 
@@ -36,11 +39,8 @@ class Trial(NamedTuple):
     why_not: str  # empty where it is shipped
 
     def __str__(self) -> str:
-        figures = ", ".join(
-            f"{name.replace('_ap', ' AP').replace('_f1', ' F1')} {change:+.4f}"
-            for name, change in self.changes.items()
-        )
-        told = f"{self.bytes / 1e6:.1f} MB, {self.speed:g} times as fast, {figures}"
+        figures = ", ".join(f"{_told(name)} {change:+.4f}" for name, change in self.changes.items())
+        told = f"{self.bytes / 1e6:.1f} MB, {self.speed:.1f} times as fast, {figures}"
         return told if self.shipped else f"left out: {self.why_not} ({told})"
 
 
@@ -94,14 +94,16 @@ class Trials:
         part = self.test.spread(self.wanted.judge_on)
         found = self.predictor(name, part, tagger.tags, compute, tagger.preprocess)
         assert found  # as there is one process
-        marks, pools = charts.marks(tagger.thresholds), figures.pool_of(tagger.tags)
+        marks, pools = tally.marks(tagger.thresholds), figures.pool_of(tagger.tags)
         counted = tally.count(found.scored, pools, marks=marks)
         return figures.summary(counted, tagger.tags, ranking.of(found.scored))
 
     def _why_not(self, name: str, speed: float, changes: dict[str, float]) -> str:
         worst = min(changes, key=lambda one: changes[one])
         if changes[worst] < -self.wanted.max_loss:
-            return f"{worst} falls by {-changes[worst]:.4f}, more than {self.wanted.max_loss:g}"
+            return (
+                f"{_told(worst)} falls by {-changes[worst]:.4f}, more than {self.wanted.max_loss:g}"
+            )
         if name == "int8" and speed < self.wanted.min_speedup:
-            return f"{speed:g} times as fast, less than {self.wanted.min_speedup:g}"
+            return f"{speed:.1f} times as fast, less than {self.wanted.min_speedup:g}"
         return ""

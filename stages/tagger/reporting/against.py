@@ -15,13 +15,13 @@ from tagger.imaging import batching
 from tagger.imaging.batching import Batch, Order
 from tagger.imaging.dataset import Part, Pictures
 from tagger.imaging.preprocess import Preprocess
-from tagger.reporting import judged
-from tagger.reporting.judged import Judged
-from tagger.scoring import bootstrap, metrics, predict
+from tagger.scoring import bootstrap, judged, metrics, predict
 from tagger.scoring.bootstrap import MEASURES, OVERALL, Intervals
+from tagger.scoring.judged import Judged
 from tagger.scoring.predict import Compute
 from tagger.scoring.predicted import Predictor
 from tagger.taggers import layouts
+from tagger.taggers.engines import Device
 from tagger.taggers.exported import Tagger
 from tagger.tags import matching
 from tagger.thresholding import cutoffs
@@ -77,6 +77,7 @@ class Ground:
 
 @dataclass(frozen=True)
 class Comparison:
+    other: Path
     tags: int  # that both know
     ours: Judged
     theirs: Judged
@@ -92,6 +93,7 @@ class Comparison:
         for name in (OVERALL, *(name for name in self.differences if name != OVERALL)):
             for measure in MEASURES:
                 yield self._line(name, measure)
+        yield f"If {self.other} was trained on some of these pictures, it does worse elsewhere."
 
     def _line(self, name: str, measure: str) -> str:
         mine, other = (_of(one.figures, name)[measure] for one in (self.ours, self.theirs))
@@ -121,7 +123,6 @@ def compare(
     compute: Compute,
     preprocess: Preprocess,
     folder: Path,
-    tagger: Tagger,
     ground: Ground,
     aliases: Mapping[str, str],
 ) -> Comparison | None:
@@ -131,6 +132,8 @@ def compare(
     folder: of the other tagger, in any layout
     Raises TaggerError where the two know no tag in common.
     """
+    world = ground.predictor.group.world
+    tagger = layouts.load(folder, use=Device("cpu", world.local_rank, world.cores))
     found = matching.match(ground.tags, tagger.tags, aliases)
     if not found:
         raise TaggerError(
@@ -152,7 +155,7 @@ def compare(
     if mine is None or other is None:
         return None
     differences = bootstrap.differences(mine.influence, other.influence, ground.seed)
-    return Comparison(len(own), mine, other, differences)
+    return Comparison(folder, len(own), mine, other, differences)
 
 
 def _with_channels(side: Side, tagger: Tagger, ground: Ground) -> Side:

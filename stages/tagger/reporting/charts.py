@@ -5,12 +5,10 @@ from typing import Any
 
 import numpy as np
 
-from tagger.scoring import codes, figures
-from tagger.scoring.codes import Codes, Floats
-from tagger.scoring.tally import Tally
+from tagger.scoring import figures
+from tagger.scoring.codes import Floats
+from tagger.scoring.tally import GRID, Tally
 from tagger.vocabulary import CATEGORIES, Tag
-
-GRID = np.round(np.arange(0.01, 1.0, 0.01), 2)
 
 TAG_HEADER = (
     *("name", "category", "band", "count", "support", "threshold", "ap"),
@@ -20,15 +18,6 @@ CATEGORY_HEADER = ("category", "tags", "macro_ap", "micro_ap", "macro_f1", "micr
 PR_HEADER = ("recall", "precision")
 F1_HEADER = ("threshold", "micro_f1", "macro_f1", "precision", "recall")
 RELIABILITY_HEADER = ("confidence", "true", "pairs")
-
-
-def marks(limits: Floats) -> Codes:
-    """Return what to count for the figures at each tag's threshold and for `f1_rows`.
-
-    limits: (tags,)
-    """
-    grid = np.broadcast_to(codes.at_least(GRID), (len(limits), len(GRID)))
-    return np.column_stack([codes.at_least(limits), grid])
 
 
 def tag_rows(tally: Tally, tags: Sequence[Tag], limits: Floats) -> Iterable[Sequence[Any]]:

@@ -9,9 +9,10 @@ from typing import Any, NamedTuple, TypeAlias
 from tagger import thresholds
 from tagger.imaging.dataset import Part
 from tagger.imaging.places import Colour
-from tagger.reporting import charts, confused, doubts, judged
+from tagger.reporting import charts, confused, doubts
 from tagger.reporting.inspection import Inspection
 from tagger.reporting.report import Content, Table
+from tagger.scoring import judged
 from tagger.scoring.bootstrap import MEASURES
 from tagger.scoring.predicted import Predicted
 from tagger.thresholding import calibration, cutoffs
@@ -48,6 +49,18 @@ class Evaluation:
             name: self.parts[name].judged.figures | {"unreadable": len(self.unreadable[name])}
             for name in ("test", "validation")
         }
+
+    def lines(self) -> Iterator[str]:
+        """Yield what is to be told: pictures left out, and the figures of the test part."""
+        for part, lost in self.unreadable.items():
+            for path, reason in lost.items():
+                yield f"left out of {part}: {path}: {reason}"
+        test = self.figures["test"]
+        yield (
+            f"test: macro AP {test['macro_ap']:.3f} over {test['tags']} tags, micro AP "
+            f"{test['micro_ap']:.3f}, macro F1 {test['macro_f1']:.3f}, micro F1 "
+            f"{test['micro_f1']:.3f} on {test['images']:,} pictures"
+        )
 
     @property
     def summary(self) -> dict[str, Any]:

@@ -14,11 +14,11 @@ from tagger.imaging.places import Colour
 from tagger.reporting import confused, doubts, mistakes, sheet
 from tagger.reporting.confused import Pair
 from tagger.reporting.doubts import Doubts
-from tagger.reporting.judged import Judged
 from tagger.reporting.mistakes import Mistakes, Said, Worst
 from tagger.reporting.report import Gallery, Shown
 from tagger.scoring import codes
 from tagger.scoring.codes import Floats
+from tagger.scoring.judged import Judged
 from tagger.scoring.scored import Scored
 from tagger.vocabulary import Tag
 

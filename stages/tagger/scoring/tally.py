@@ -15,6 +15,8 @@ from tagger.scoring.columns import Columns
 from tagger.scoring.counting import Counts, Found, Ints
 from tagger.scoring.scored import Scored
 
+GRID = np.round(np.arange(0.01, 1.0, 0.01), 2)  # thresholds of the curve of F1
+
 
 @dataclass(frozen=True)
 class Tally:
@@ -123,3 +125,12 @@ def _joined(scored: Scored, found: list[Found], pools: Ints, pool_of: Ints, orde
     np.put_along_axis(marked, order[:, :, None], falling, axis=1)
     starts = np.concatenate([[0], np.cumsum(steps)])
     return Tally(len(scored), starts, marked=marked, pools=pools, pool_of=pool_of, **together)
+
+
+def marks(limits: Floats) -> Codes:
+    """Return what to count for the figures at each tag's threshold and for those of GRID.
+
+    limits: (tags,)
+    """
+    grid = np.broadcast_to(codes.at_least(GRID), (len(limits), len(GRID)))
+    return np.column_stack([codes.at_least(limits), grid])

@@ -23,15 +23,20 @@ class Version(NamedTuple):
     name: str
     number: str
     alias: str
-    run: str  # its id
-    is_new: bool  # or else registered before
+    run: Run
     file: str  # of its weights, in the project as the run left it; empty: MLflow holds them
 
+    def line(self, metric: str) -> str:
+        """Return what is to be told: which run it is of, and how good that is by a metric."""
+        told = f"{self.run.info.run_name}, {metric} {self.run.data.metrics[metric]:.3f}: "
+        told += f"version {self.number} of {self.name}, alias {self.alias}"
+        return told + (f", weights in {self.file}" if self.file else "")
 
-def best(metric: str, data: str) -> Run | None:
+
+def best(metric: str, data: str) -> Run:
     """Return the run with the highest metric of those on the same data, by its digest.
 
-    Raises TaggerError where the store cannot be read.
+    Raises TaggerError where there is none, and where the store cannot be read.
     """
     with _told():
         opened = store.connect()
@@ -41,7 +46,9 @@ def best(metric: str, data: str) -> Run | None:
             order_by=[f"metrics.`{metric}` DESC"],
             max_results=1,
         )
-        return found[0] if found else None
+        if not found:
+            raise TaggerError("MLflow has no run that was judged on this data. Run `dvc repro`.")
+        return found[0]
 
 
 def register(run: Run, name: str, alias: str) -> Version:
@@ -58,7 +65,7 @@ def register(run: Run, name: str, alias: str) -> Version:
         made = number or _make(client, run, model, name)
         client.set_registered_model_alias(name, alias, made)
         file = model.tags.get("file", "")
-        return Version(name, made, alias, run.info.run_id, number is None, file)
+        return Version(name, made, alias, run, file)
 
 
 def _model(client: MlflowClient, run: Run) -> LoggedModel:

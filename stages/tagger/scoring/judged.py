@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tagger.reporting import charts
 from tagger.scoring import bootstrap, figures, influence, ranking, tally
 from tagger.scoring.codes import Floats
 from tagger.scoring.figures import Figures
@@ -16,7 +15,7 @@ from tagger.vocabulary import Tag
 
 @dataclass(frozen=True)
 class Judged:
-    tally: Tally  # its marks are `charts.marks` of the thresholds
+    tally: Tally  # its marks are `tally.marks` of the thresholds
     ranking: Ranking
     influence: Influence
     figures: Figures  # as evaluate.json has them
@@ -28,7 +27,7 @@ def judge(scored: Scored, tags: Sequence[Tag], limits: Floats, seed: int) -> Jud
     limits: (tags,), the thresholds
     seed: of the draws behind the intervals
     """
-    counted = tally.count(scored, figures.pool_of(tags), marks=charts.marks(limits))
+    counted = tally.count(scored, figures.pool_of(tags), marks=tally.marks(limits))
     ranked = ranking.of(scored)
     moved = influence.of(scored, counted, tags, limits)
     summed = figures.summary(counted, tags, ranked)
