@@ -77,12 +77,13 @@ def track(run: Mapping[str, Any]) -> None:
 def tell(folder: Path, found: Examination, trials: Mapping[str, Trial], agreement: float) -> None:
     for name, one in trials.items():
         print(f"{name}: {one}")
-    for name, finding in found.tools.items():
-        if finding.same_tags < agreement:
-            print(
-                f"{name}: {100 * finding.same_tags:.1f}% of the tags are the model's. It resizes "
-                "pictures otherwise, which matters most for models of small pictures."
-            )
+    others = {n: one.same_tags for n, one in found.tools.items() if one.same_tags < agreement}
+    if others:
+        listed = ", ".join(f"{name} {100 * same:.1f}%" for name, same in others.items())
+        print(
+            f"Of the model's tags these tools give: {listed}. They resize pictures otherwise, "
+            "which matters most for models of small pictures."
+        )
     print(f"{found} -> {folder}")
 
 

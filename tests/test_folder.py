@@ -423,7 +423,7 @@ def test_every_picture_is_a_post_or_rejected_and_never_both(
             name if name.replace("\u3000", "").isprintable() else ascii(name)
             for name in ("always.png", *(f"{name}.png" for name in pictures))
         )
-        assert not scratch.of("prepare").exists()
+        assert all(path.suffix == ".lock" for path in scratch.of("prepare").iterdir())
 
 
 def only_rejected(*arguments: Any) -> None:

@@ -153,7 +153,7 @@ def test_a_named_pipe_is_unreadable(everything: list[Nasty], by_place: bool) -> 
 
 def test_a_named_pipe_is_never_found_among_pictures(everything: list[Nasty]) -> None:
     folder = everything[0].path.parent
-    found = {path.name for path in walk.find(folder)}
+    found = {entry.name for one in walk.directories(folder) for entry in one.pictures}
     assert nasty.FIFO not in found
     assert "folder.jpg" not in found
     assert {"forbidden.png", "link.png", "dangling.png"} <= found

@@ -211,8 +211,8 @@ def test_a_mistake_is_one_line_that_says_where_and_what(
 @pytest.mark.parametrize(
     ("content", "told"),
     [
-        (b"train: [1, 2", "is not YAML"),
-        (b"\xff\xfe\x00train", "is not YAML"),
+        (b"train: [1, 2", "cannot be read as YAML"),
+        (b"\xff\xfe\x00train", "cannot be read as YAML"),
         (b"", "holds no parameters"),
         (b"- 1\n- 2\n", "holds no parameters"),
         (b"42", "holds no parameters"),
@@ -390,3 +390,32 @@ def test_a_mistake_of_a_preset_says_which_and_where(
     where = re.escape(f"{path}: {PRESET}")
     with pytest.raises(TaggerError, match=rf"\A{where}: {told}[^\n]*\Z"):
         params.load(path)
+
+
+@pytest.mark.parametrize(
+    ("wishes", "told"),
+    [
+        ({"animated": "drop", "verify": "none"}, "verify: none sees neither sizes nor frames"),
+        ({"filters": {"min_side": 9}, "verify": "none"}, "verify: none sees neither sizes"),
+        (
+            {"source": "danbooru", "path": "data/mirror/metadata.parquet", "verify": "none"}
+            | {"copies": {"side": 64, "folder": "data/mirror/shards"}},
+            "would be taken for originals",
+        ),
+    ],
+)
+def test_wishes_of_prepare_that_could_not_be_met_are_refused(
+    shipped: Params, wishes: dict[str, Any], told: str
+) -> None:
+    content = params.overlaid(shipped.prepare.model_dump(mode="json"), wishes)
+    with pytest.raises(ValidationError, match=told):
+        params.Prepare.model_validate(content)
+    params.Prepare.model_validate(content | {"verify": "header", "source": "folder"})
+
+
+@pytest.mark.parametrize("name", ["my/eva", "eva.02", "", "a b"])
+def test_a_preset_has_a_name_that_files_and_dvc_can_bear(edit: Edit, name: str) -> None:
+    content = yaml.safe_load(edit("seed", 0).read_text(encoding="utf-8"))
+    content["models"][name] = content["models"]["vit"]
+    with pytest.raises(ValidationError):
+        Params.model_validate(content)

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from tagger import scratch
+from tagger import files, scratch
 from tagger.errors import TaggerError
 
 HOLD = """
 import os, sys, time
 from pathlib import Path
-from tagger import scratch
+from tagger import files, scratch
 with scratch.alone(Path(sys.argv[1])):
     child = os.fork() if "child" in sys.argv else 0
     if child or "child" not in sys.argv:
@@ -172,3 +172,39 @@ def test_what_a_killed_process_left_is_gone_for_the_next(copies: tuple[Path, Pat
     (folder / "test.logits").write_bytes(b"left")
     with scratch.borrowed("evaluate") as again:
         assert not (again / "test.logits").exists()
+
+
+def test_what_is_kept_is_there_after_a_failure_and_gone_after_success(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    with pytest.raises(ZeroDivisionError), scratch.kept("prepare") as folder:
+        files.write_text(folder / "chunk", "1")
+        raise ZeroDivisionError
+    with scratch.kept("prepare") as again:
+        assert again == folder
+        assert (again / "chunk").read_text() == "1"
+    assert not folder.exists()
+
+
+def test_two_working_copies_keep_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    (tmp_path / "copy").mkdir()
+    with scratch.kept("prepare") as folder:
+        files.write_text(folder / "chunk", "1")
+        monkeypatch.chdir(tmp_path / "copy")
+        with scratch.kept("prepare") as other:
+            assert other != folder
+        assert (folder / "chunk").exists()
+
+
+def test_what_would_be_thrown_away_with_a_copy_of_the_project_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    scratch.check_lasting("prepare.copies.folder", Path("data/shards"))
+    monkeypatch.setenv("DVC_ROOT", "/")
+    scratch.check_lasting("prepare.copies.folder", tmp_path)
+    with pytest.raises(TaggerError, match=r"^prepare\.copies\.folder is data/shards, .*absolute"):
+        scratch.check_lasting("prepare.copies.folder", Path("data/shards"))

@@ -15,8 +15,12 @@ from hypothesis import strategies as st
 
 import prepare
 from tagger.errors import TaggerError
+from tagger.gathering import intake
+from tagger.gathering.rejected import Rejected
 from tagger.params import Params
 from tagger.sources.table import Table
+from tagger.tags import rules
+from tagger.tags.lexicon import Lexicon
 
 Write = Callable[[str, str | bytes], Path]
 Paint = Callable[[str], Path]
@@ -353,3 +357,31 @@ def test_a_whole_run_keeps_what_can_be_used_and_lists_the_rest(
         ("6", "no tags"),
         ("7", "no picture"),
     ]
+
+
+@pytest.mark.parametrize(
+    ("filters", "left"),
+    [
+        ({"min_score": 3}, ["b.png"]),
+        ({"after": "2024-02-01"}, ["b.png"]),
+        ({"keep_deleted": False}, ["a.png"]),
+        ({"min_id": 2}, ["b.png"]),
+    ],
+)
+@pytest.mark.parametrize("odd", ["", "three,columns,alone\n"])
+def test_every_filter_on_posts_works_with_a_table(
+    tmp_path: Path, shipped: Params, filters: dict[str, Any], left: list[str], odd: str
+) -> None:
+    path = tmp_path / "table.csv"
+    path.write_text(
+        "path,tags,id,score,created_at,is_deleted\n"
+        "a.png,smile,1,2,2024-01-01T00:00:00Z,false\n"
+        "b.png,smile,2,3,2024-03-01T00:00:00Z,true\n" + odd
+    )
+    chosen = type(shipped.prepare.filters).model_validate(
+        shipped.prepare.filters.model_dump() | filters
+    )
+    lexicon, left_out = Lexicon(rules.read(tmp_path)), Rejected()
+    found = intake.gather(table(path), lexicon, chosen, left_out)
+    assert [Path(file).name for file in found["file"].to_pylist()] == left
+    assert len(left_out) == 1 + bool(odd)

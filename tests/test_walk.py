@@ -30,15 +30,20 @@ def unread(folder: Path) -> list[tuple[str, str]]:
     return [reason for directory in walk.directories(folder) for reason in directory.unread]
 
 
+def pictures_of(folder: Path, *, recursive: bool = True) -> list[Path]:
+    found = walk.directories(folder, recursive=recursive)
+    return [Path(entry.path) for directory in found for entry in directory.pictures]
+
+
 def test_pictures_of_a_folder_come_before_those_below_it_by_name(
     tmp_path: Path, paint: Paint
 ) -> None:
     for name in ("b/2.png", "b/10.png", "a/c/1.jpg", "z.WEBP", "a/d.e.bmp", "a.png"):
         paint(name)
     (tmp_path / "notes.md").touch()
-    found = [path.relative_to(tmp_path).as_posix() for path in walk.find(tmp_path)]
+    found = [path.relative_to(tmp_path).as_posix() for path in pictures_of(tmp_path)]
     assert found == ["a.png", "z.WEBP", "a/d.e.bmp", "a/c/1.jpg", "b/10.png", "b/2.png"]
-    alone = [path.name for path in walk.find(tmp_path, recursive=False)]
+    alone = [path.name for path in pictures_of(tmp_path, recursive=False)]
     assert alone == ["a.png", "z.WEBP"]
 
 
@@ -54,7 +59,7 @@ def test_a_name_without_a_picture_s_suffix_is_none(name: str) -> None:
 
 def test_a_folder_named_like_a_picture_is_a_folder(tmp_path: Path, paint: Paint) -> None:
     paint("a.png/b.png")
-    assert list(walk.find(tmp_path)) == [tmp_path / "a.png/b.png"]
+    assert pictures_of(tmp_path) == [tmp_path / "a.png/b.png"]
 
 
 def test_links_to_pictures_are_followed_and_links_to_folders_told(
@@ -66,7 +71,7 @@ def test_links_to_pictures_are_followed_and_links_to_folders_told(
     (tmp_path / "linked.png").symlink_to("below/a.png")
     (tmp_path / "dangling.png").symlink_to("nowhere.png")
     (tmp_path / "itself.png").symlink_to("itself.png")
-    found = [path.relative_to(tmp_path).as_posix() for path in walk.find(tmp_path)]
+    found = [path.relative_to(tmp_path).as_posix() for path in pictures_of(tmp_path)]
     assert found == ["dangling.png", "itself.png", "linked.png", "below/a.png"]
     assert unread(tmp_path) == [
         (name, "a link to a folder, which is not followed") for name in ("loop", "up")
@@ -79,7 +84,7 @@ def test_what_would_keep_its_reader_for_ever_is_not_read(tmp_path: Path, paint: 
     (tmp_path / "linked.png").symlink_to("pipe.png")
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(str(tmp_path / "socket"))
-        assert list(walk.find(tmp_path)) == [tmp_path / "a.png"]
+        assert pictures_of(tmp_path) == [tmp_path / "a.png"]
         assert [name for name, _ in unread(tmp_path)] == ["linked.png", "pipe.png", "socket"]
 
 

@@ -140,10 +140,10 @@ def labels_of(lists: pa.Array, tags: int) -> csr_array:
 
 def flat(lists: pa.Array) -> tuple[Numbers, npt.NDArray[np.int32]]:
     """Return where the numbers of each list start, (lists + 1,), and all numbers."""
-    return _starts(pc.list_value_length(lists).to_numpy()), lists.flatten().to_numpy()
+    return starts_of(pc.list_value_length(lists).to_numpy()), lists.flatten().to_numpy()
 
 
-def _starts(lengths: npt.NDArray[Any]) -> Numbers:
+def starts_of(lengths: npt.NDArray[Any]) -> Numbers:
     """Return where parts of these lengths start, and where the last one ends.
 
     In 32 bits where those suffice: from starts of 64, scipy makes columns of 64.
@@ -187,7 +187,7 @@ def columns_of(labels: csr_array, seen: Sequence[Tag], wanted: Sequence[Tag]) ->
     column_of[[row_of[tag.name] for tag in wanted]] = np.arange(len(wanted))
     columns = column_of[labels.indices]
     kept = columns >= 0
-    starts = _starts(kept)[labels.indptr]
+    starts = starts_of(kept)[labels.indptr]
     true = np.ones(int(starts[-1]), dtype=np.bool_)
     chosen = csr_array((true, columns[kept], starts), shape=(labels.shape[0], len(wanted)))
     chosen.sort_indices()

@@ -10,7 +10,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from tagger.errors import TaggerError
+from tagger.errors import TaggerError, one_line
 
 Record = dict[str, Any]
 
@@ -38,9 +38,8 @@ def rows(path: Path) -> Iterator[tuple[str, Record]]:
             count += 1
             yield f"{path}: {place}", row
     except (OSError, ValueError, csv.Error, RecursionError) as error:
-        reason = " ".join(str(error).split()).rstrip(".")
         after = f" after {count:,} rows" if count else ""
-        raise TaggerError(f"{path} cannot be read{after}: {reason}.") from None
+        raise TaggerError(f"{path} cannot be read{after}: {one_line(error)}.") from None
 
 
 def _csv(path: Path) -> Iterator[tuple[str, Record]]:
@@ -60,12 +59,12 @@ def _parquet(path: Path) -> Iterator[tuple[str, Record]]:
     import pyarrow.parquet as pq
 
     try:
-        file = pq.ParquetFile(path)
-        names = file.schema_arrow.names
-        columns = (map(pa.Array.to_pylist, batch.columns) for batch in file.iter_batches())
-        rows = chain.from_iterable(zip(*batch, strict=True) for batch in columns)
-        for number, row in enumerate(rows, start=1):
-            yield f"row {number}", dict(zip(names, row, strict=True))
+        with pq.ParquetFile(path) as file:
+            names = file.schema_arrow.names
+            columns = (map(pa.Array.to_pylist, batch.columns) for batch in file.iter_batches())
+            rows = chain.from_iterable(zip(*batch, strict=True) for batch in columns)
+            for number, row in enumerate(rows, start=1):
+                yield f"row {number}", dict(zip(names, row, strict=True))
     except pa.ArrowException as error:
         raise ValueError(str(error)) from None
 

@@ -56,13 +56,6 @@ def _hindrance(entry: os.DirEntry[str]) -> str:
     return "" if is_file else "neither a file nor a folder"
 
 
-def find(folder: Path, *, recursive: bool = True) -> Iterator[Path]:
-    """Yield the pictures of a folder."""
-    for directory in directories(folder, recursive=recursive):
-        for entry in directory.pictures:
-            yield Path(entry.path)
-
-
 def is_picture(name: str) -> bool:
     _, dot, suffix = name.rpartition(".")
     return dot + suffix.lower() in images.SUFFIXES

@@ -37,7 +37,7 @@ class Need(NamedTuple):
     lost: Reasons  # posts that the index does not name
 
 
-class _Source(NamedTuple):
+class _Hub(NamedTuple):
     repo: str
     listing: hub.Listing
     folder: Path
@@ -77,7 +77,7 @@ def pictures(
     rest = {number: posts for number, posts in wanted.items() if number not in settled}
     reasons = {post: reason for lost in settled.values() for post, reason in lost.items()}
     if rest:
-        source = _Source(repo, hub.listing(repo, revision), folder, connections)
+        source = _Hub(repo, hub.listing(repo, revision), folder, connections)
         reasons |= _download(source, rest, how)
     return reasons
 
@@ -107,7 +107,7 @@ def _settled(folder: Path, wanted: Wanted) -> dict[int, Reasons]:
     return settled
 
 
-def _download(source: _Source, wanted: Wanted, how: Way) -> Reasons:
+def _download(source: _Hub, wanted: Wanted, how: Way) -> Reasons:
     """Download indexes, then pictures; return the posts without one, with the reason."""
     tars = _tars(source)
     reasons = {
@@ -132,7 +132,7 @@ def _download(source: _Source, wanted: Wanted, how: Way) -> Reasons:
     return reasons | source.get(order)
 
 
-def _tars(source: _Source) -> dict[int, Piece]:
+def _tars(source: _Hub) -> dict[int, Piece]:
     """Return the tars that have an index, by their number."""
     tars: dict[int, Piece] = {}
     paths = source.listing.files
@@ -202,7 +202,7 @@ def _order(need: Need, how: Way) -> Order:
     return {need.tar: list(need.missing)}
 
 
-def _announced(source: _Source, order: Order) -> str:
+def _announced(source: _Hub, order: Order) -> str:
     posts = sum(map(len, order.values()))
     size = decimal(sum(piece.size for piece in order))
     tars = sum(piece.tar is None for piece in order)

@@ -15,6 +15,7 @@ from PIL import Image
 from tagger import files, posts
 from tagger.imaging import images
 from tagger.imaging.places import Place
+from tagger.sources import table_of
 
 Level = Literal["none", "header", "decode"]
 SCHEMA = pa.schema(
@@ -43,7 +44,7 @@ def verify(pictures: pa.Table, *, level: Level, animated: Literal["first", "drop
     pictures: columns file, shard, offset and size, as in the manifest
     """
     rows = [_verify(place, level, animated == "drop") for place in posts.places(pictures)]
-    return pa.table([list(column) for column in zip(*rows, strict=True)], schema=SCHEMA)
+    return table_of(rows, SCHEMA)
 
 
 def _verify(place: Place, level: Level, drop_animated: bool) -> Checked:

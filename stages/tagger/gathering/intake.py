@@ -20,7 +20,7 @@ from tagger.errors import TaggerError
 from tagger.gathering import filters
 from tagger.gathering.filters import TagFilter, Verdict
 from tagger.gathering.rejected import Rejected
-from tagger.sources import COLUMNS, Source
+from tagger.sources import COLUMNS, Source, with_column
 from tagger.tags.lexicon import Lexicon
 from tagger.vocabulary import CATEGORIES, Tag, ordered
 
@@ -153,4 +153,4 @@ def renumbered(posts: pa.Table, lexicon: Lexicon, tags: list[Tag]) -> pa.Table:
         starts, numbers = manifest.flat(chunk)
         chunks.append(_lists(starts, rows[numbers]))
     column = pa.chunked_array(chunks, pa.list_(pa.int32()))
-    return posts.set_column(posts.column_names.index("tags"), "tags", column)
+    return with_column(posts, "tags", column)

@@ -18,6 +18,7 @@ from tagger import files, posts, work
 from tagger.fetching import shards
 from tagger.imaging import images
 from tagger.imaging.places import Place
+from tagger.sources import table_of
 
 SCHEMA = pa.schema(
     {
@@ -136,7 +137,7 @@ def _rows(tar: Path) -> pa.Table:
             entry, (width, height) = index["files"][name], index["sizes"][name]
             place = name, str(tar), entry["offset"], entry["size"]
             rows.append((*place, width, height, None, None))
-    return pa.table([list(column) for column in zip(*rows, strict=True)], schema=SCHEMA)
+    return table_of(rows, SCHEMA)
 
 
 def _names(ids: list[str], form: str) -> list[str]:

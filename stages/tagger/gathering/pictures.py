@@ -15,7 +15,7 @@ from tagger import params, progress, work
 from tagger.gathering import check, filters, groups, intake, materialise
 from tagger.gathering.filters import Verdict
 from tagger.gathering.rejected import Rejected
-from tagger.sources import Source
+from tagger.sources import Source, with_column
 
 _CHUNK = 2_000  # pictures
 _PLACE = ["file", "shard", "offset", "size", "modified"]
@@ -44,7 +44,7 @@ def verified(
     found = _worked(verify, posts.select(_PLACE).take(order), memory, "verifying")
     found = found.take(pc.sort_indices(order))
     for name in ("width", "height", "content"):
-        posts = _with(posts, name, found[name])
+        posts = with_column(posts, name, found[name])
     usable = judge_reasons(found)
     posts, _ = intake.judge(posts, usable, left_out)
     return intake.judge(posts, filters.of_sizes(posts, p.filters), left_out)[0]
@@ -79,7 +79,7 @@ def copied(posts: pa.Table, p: params.Copies, left_out: Rejected) -> pa.Table:
     copies = pa.concat_tables([materialise.SCHEMA.empty_table(), *tables])
     copies = copies.take(pc.sort_indices(order))
     for name in ("file", "shard", "offset", "size", "width", "height"):
-        posts = _with(posts, name, copies[name])
+        posts = with_column(posts, name, copies[name])
     return intake.judge(posts, judge_reasons(copies), left_out)[0]
 
 
@@ -90,7 +90,7 @@ def _originals(posts: pa.Table) -> pa.Table:
     """
     content = _known_content(posts)
     modified = pc.if_else(pc.is_null(content), posts["modified"], pa.scalar(None, pa.int64()))
-    known = _with(posts.select(["id", *_PLACE]), "modified", modified)
+    known = with_column(posts.select(["id", *_PLACE]), "modified", modified)
     return known.append_column("content", content)
 
 
@@ -106,7 +106,7 @@ def grouped(posts: pa.Table, p: params.Groups, memory: Path | None = None) -> pa
 
         hashes = _worked(partial(looks.hash_looks), posts.select(_PLACE), memory, "looking")
         kinships.append(looks.by_looks(hashes["looks"], p.near))
-    return _with(posts, "group", pa.array(groups.number(len(posts), *kinships)))
+    return with_column(posts, "group", pa.array(groups.number(len(posts), *kinships)))
 
 
 def _content(posts: pa.Table, memory: Path | None) -> pa.ChunkedArray:
@@ -143,9 +143,3 @@ def _worked(
     results = work.mapped(function, work.chunked(pictures, _CHUNK), memory)
     tables = list(progress.count(results, len(pictures), description))
     return pa.concat_tables(tables) if tables else function(pictures)
-
-
-def _with(posts: pa.Table, name: str, column: pa.ChunkedArray | pa.Array) -> pa.Table:
-    if name in posts.column_names:
-        return posts.set_column(posts.column_names.index(name), name, column)
-    return posts.append_column(name, column)

@@ -14,7 +14,7 @@ from pydantic import (
     model_validator,
 )
 
-from tagger.errors import Parser, TaggerError, did_you_mean
+from tagger.errors import Parser, TaggerError, did_you_mean, one_line
 from tagger.params.base import Frozen
 from tagger.params.prepare import Copies, Fetch, Filters, Groups, Prepare
 from tagger.params.train import AUTO, Augment, Every, Loss, Preset, Train
@@ -187,7 +187,7 @@ def _read(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise TaggerError(f"{path} is missing. Run from the root of the project.") from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise TaggerError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+        raise TaggerError(f"{path} cannot be read as YAML: {one_line(error)}.") from None
     if not isinstance(content, dict):
         raise TaggerError(f"{path} holds no parameters. Restore it from Git.")
     return content

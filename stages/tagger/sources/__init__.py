@@ -4,17 +4,17 @@ A source reads its posts in batches of Arrow columns, some ten thousand posts ea
 the picture of each lies. Nothing of a post is a Python object for longer than it takes to read it.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tagger.errors import TaggerError
+from tagger import posts
+from tagger.errors import TaggerError, one_line
 from tagger.vocabulary import RATINGS
 
 # What a post may have. A source gives the columns it knows; `id` and tags are all it must.
@@ -88,8 +88,7 @@ def posts_of(table: pa.Table, path: Path) -> pa.Table:
             try:
                 values = _cast(_plain(table[theirs]), COLUMNS[ours])
             except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-                reason = str(error).splitlines()[0]
-                raise TaggerError(f"{path}: column {theirs!r}: {reason}.") from None
+                raise TaggerError(f"{path}: column {theirs!r}: {one_line(error)}.") from None
             if ours in ("width", "height"):
                 values = pc.if_else(pc.greater(values, 0), values, pa.scalar(None, values.type))
             columns[ours] = values
@@ -103,7 +102,7 @@ def ratings_of(table: pa.Table) -> pa.Array:
     ratings = pa.array([*names, None], pa.string())
     indices = pc.fill_null(texts.indices, len(names))
     known = pc.is_valid(ratings.take(indices))
-    starts = np.concatenate([[0], np.cumsum(known.to_numpy(zero_copy_only=False))])
+    starts = posts.starts_of(known.to_numpy(zero_copy_only=False))
     values = ratings.take(indices).drop_null()
     return pa.ListArray.from_arrays(pa.array(starts, pa.int32()), values)
 
@@ -150,7 +149,19 @@ def lists_of(values: pa.ChunkedArray, separator: str) -> pa.Array:
 def encoded(lists: pa.Array) -> pa.Array:
     """Return lists of texts with each text held once: so they are filtered in no time."""
     lengths = pc.fill_null(pc.list_value_length(lists), 0).to_numpy()
-    starts = pa.array(np.concatenate([[0], np.cumsum(lengths)]), pa.int32())
+    starts = pa.array(posts.starts_of(lengths), pa.int32())
     texts = lists.flatten()
     texts = pc.fill_null(texts, "") if texts.null_count else texts
     return pa.ListArray.from_arrays(starts, texts.dictionary_encode())
+
+
+def with_column(table: pa.Table, name: str, column: pa.ChunkedArray | pa.Array) -> pa.Table:
+    """Return a table with a column in the place of the one of that name, or behind the others."""
+    if name in table.column_names:
+        return table.set_column(table.column_names.index(name), name, column)
+    return table.append_column(name, column)
+
+
+def table_of(rows: Sequence[tuple[Any, ...]], schema: pa.Schema) -> pa.Table:
+    """Return rows, of which there is one at least, as a table."""
+    return pa.table([list(column) for column in zip(*rows, strict=True)], schema=schema)

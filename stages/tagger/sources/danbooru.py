@@ -15,10 +15,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from tagger import params, sources, walk
-from tagger.errors import TaggerError
+from tagger.errors import TaggerError, one_line
 from tagger.fetching import shards
 from tagger.imaging.images import SUFFIXES
-from tagger.sources import COLUMNS, KNOWN, REJECTED, Batch, Source
+from tagger.sources import COLUMNS, KNOWN, REJECTED, Batch, Source, with_column
 from tagger.vocabulary import CATEGORIES, RATING
 
 _ROWS = 50_000  # posts at a time
@@ -43,14 +43,13 @@ class Danbooru(Source):
         if not self.metadata.is_file():
             raise TaggerError(f"prepare.path: there is no file {self.metadata}.")
         try:
-            file = pq.ParquetFile(self.metadata)
-            tags = self._tag_columns(file.schema_arrow.names)
-            names = [name for name in KNOWN if name in file.schema_arrow.names]
-            for batch in file.iter_batches(_ROWS, columns=[*names, *tags.values()]):
-                yield self._batch(pa.Table.from_batches([batch]), tags)
+            with pq.ParquetFile(self.metadata) as file:
+                tags = self._tag_columns(file.schema_arrow.names)
+                names = [name for name in KNOWN if name in file.schema_arrow.names]
+                for batch in file.iter_batches(_ROWS, columns=[*names, *tags.values()]):
+                    yield self._batch(pa.Table.from_batches([batch]), tags)
         except (OSError, pa.ArrowException) as error:
-            reason = str(error).splitlines()[0]
-            raise TaggerError(f"{self.metadata} cannot be read: {reason}") from None
+            raise TaggerError(f"{self.metadata} cannot be read: {one_line(error)}.") from None
 
     def _batch(self, table: pa.Table, columns: dict[int | None, str]) -> Batch:
         tags = {code: sources.lists_of(table[name], " ") for code, name in columns.items()}
@@ -87,7 +86,7 @@ class Danbooru(Source):
         there = known[rows] == ids if len(known) else np.zeros(len(ids), dtype=np.bool_)
         taken = places.take(pa.array(rows, mask=~there))
         for name in _PLACE:
-            posts = posts.set_column(posts.column_names.index(name), name, taken[name])
+            posts = with_column(posts, name, taken[name])
         return posts
 
     def _fetch(self, ids: npt.NDArray[np.int64], repo: str) -> None:

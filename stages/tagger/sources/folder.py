@@ -16,9 +16,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tagger import walk, work
-from tagger.errors import TaggerError
+from tagger.errors import TaggerError, one_line
 from tagger.imaging.images import SUFFIXES
-from tagger.sources import COLUMNS, REJECTED, Batch, Source
+from tagger.sources import COLUMNS, REJECTED, Batch, Source, table_of
 from tagger.vocabulary import CATEGORIES
 
 _CHUNK = 5_000  # pictures read at a time
@@ -56,21 +56,16 @@ class Folder(Source):
             for directory in walk.directories(folder):
                 rows.extend(_rows(directory, folder, "" if number == 0 else f"{folder}/"))
                 while len(rows) >= _CHUNK:
-                    yield _table(rows[:_CHUNK])
+                    yield table_of(rows[:_CHUNK], _FOUND)
                     del rows[:_CHUNK]
         if rows:
-            yield _table(rows)
+            yield table_of(rows, _FOUND)
 
 
 _FOUND = pa.schema(
     {name: COLUMNS[name] for name in ("id", "file", "size", "modified")}
     | {"sidecar": pa.string(), "reason": pa.string(), "detail": pa.string()}
 )
-
-
-def _table(rows: Sequence[tuple[Any, ...]]) -> pa.Table:
-    columns = zip(*rows, strict=True)
-    return pa.table([list(column) for column in columns], schema=_FOUND)
 
 
 def _check_folders(folders: Sequence[Path]) -> None:
@@ -144,7 +139,7 @@ def read_sidecars(found: pa.Table, *, separator: str) -> pa.Table:
                     reasons[row], details[row] = "no tags", "the sidecar is empty"
             except (OSError, ValueError, RecursionError) as error:
                 reasons[row] = "unreadable sidecar"
-                details[row] = " ".join(str(error).split())
+                details[row] = one_line(error)
         for code in _LISTS:
             lists[code].append(tags.get(code, []))
     kept = found.select(["id", "file", "size", "modified"])

@@ -19,8 +19,8 @@ import pyarrow.json
 import pyarrow.parquet as pq
 
 from tagger import sources
-from tagger.errors import TaggerError, did_you_mean
-from tagger.sources import COLUMNS, KNOWN, REJECTED, Batch, Source
+from tagger.errors import TaggerError, did_you_mean, one_line
+from tagger.sources import COLUMNS, KNOWN, REJECTED, Batch, Source, table_of, with_column
 from tagger.vocabulary import RATING
 
 _ROWS = 100_000  # at a time
@@ -44,12 +44,12 @@ class Table(Source):
             for table in self._blocks(invalid):
                 yield self._batch(table)
         except (OSError, UnicodeDecodeError, csv.Error, pa.ArrowException) as error:
-            raise TaggerError(f"{self.path} cannot be read: {str(error).splitlines()[0]}") from None
-        rows = [f"{self.path.name}: a row" for _ in invalid]
-        columns = [rows, ["unreadable row"] * len(rows), invalid]
-        nothing = pa.table({"id": pa.array([], pa.string())})
-        empty = pa.array([], pa.list_(pa.string()))
-        yield Batch(nothing, {None: empty}, pa.table(columns, schema=REJECTED))
+            raise TaggerError(f"{self.path} cannot be read: {one_line(error)}.") from None
+        if invalid:
+            rows = [(f"{self.path.name}: a row", "unreadable row", detail) for detail in invalid]
+            nothing = pa.table({"id": pa.array([], pa.string())})
+            empty = pa.array([], pa.list_(pa.string()))
+            yield Batch(nothing, {None: empty}, table_of(rows, REJECTED))
 
     def locate(self, posts: pa.Table) -> pa.Table:
         """Return the posts with the size of each file; null where there is none."""
@@ -65,11 +65,10 @@ class Table(Source):
             times.append(found.st_mtime_ns if is_file else None)
         located = {"size": sizes, "modified": times}
         for name, values in located.items():
-            column = pa.array(values, COLUMNS[name])
-            posts = posts.set_column(posts.column_names.index(name), name, column)
+            posts = with_column(posts, name, pa.array(values, COLUMNS[name]))
         there = pc.is_valid(posts["size"])
         file = pc.if_else(there, posts["file"], pa.scalar(None, pa.string()))
-        return posts.set_column(posts.column_names.index("file"), "file", file)
+        return with_column(posts, "file", file)
 
     def _batch(self, table: pa.Table) -> Batch:
         self._require(table.column_names)
