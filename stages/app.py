@@ -32,7 +32,7 @@ def main(arguments: Sequence[str]) -> None:
         visits = prepare(asked, p, folder)
         print(f"{visits.model}\n{web.address(at)}", flush=True)
         words = parts.drop_words(visits.words)
-        web.serve(page.build(visits), at, words, parts.STYLE, parts.FONTS)
+        web.serve(page.build(visits), at, asked.max_upload, words, parts.STYLE, parts.FONTS)
 
 
 def parse(arguments: Sequence[str], p: "Infer") -> argparse.Namespace:

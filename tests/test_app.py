@@ -13,7 +13,7 @@ import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import browser as browsers
 import httpx
@@ -370,15 +370,34 @@ def test_a_visitor_reads_no_other_file_and_sends_the_server_nowhere(
         config = client.get("/config").json()
         upload = next(d for d in config["dependencies"] if d["targets"][0][1] == "upload")
         file = {"path": str(secret), "meta": {"_type": "gradio.FileData"}, "orig_name": "a.png"}
-        data = [None] * len(upload["inputs"])
-        data[1] = [file]  # type: ignore[call-overload]
-        body = {"fn_index": upload["id"], "data": data, "session_hash": "me"}
-        assert client.post("/gradio_api/queue/join", json=body).status_code == 200
-        with client.stream("GET", "/gradio_api/queue/data?session_hash=me", timeout=30) as lines:
-            ended = next(line for line in lines.iter_lines() if "process_completed" in line)
-        assert "not uploaded by a user" in ended
+        assert "not uploaded by a user" in answered(client, upload, file)
+        with socket.create_server(("127.0.0.1", 0)) as other:
+            other.settimeout(0)
+            file["path"] = f"http://127.0.0.1:{other.getsockname()[1]}/a.png"
+            assert "is an address" in answered(client, upload, file)
+            with pytest.raises(BlockingIOError):
+                other.accept()
     assert secret.exists()
     assert site.calls == []
+
+
+def answered(client: httpx.Client, upload: dict[str, Any], file: dict[str, Any]) -> str:
+    """Return what the page says to a file that is named as if it had been dropped."""
+    data: list[Any] = [None] * len(upload["inputs"])
+    data[1] = [file]
+    body = {"fn_index": upload["id"], "data": data, "session_hash": file["path"][-9:]}
+    assert client.post("/gradio_api/queue/join", json=body).status_code == 200
+    session = {"session_hash": body["session_hash"]}
+    with client.stream("GET", "/gradio_api/queue/data", params=session, timeout=30) as lines:
+        return next(line for line in lines.iter_lines() if "process_completed" in line)
+
+
+def test_an_upload_that_is_far_too_large_is_refused_before_it_is_whole(site: Site) -> None:
+    with httpx.Client(base_url=site.address, trust_env=False) as client:
+        many = {"files": ("a.png", bytes(9_000_000))}
+        assert client.post("/gradio_api/upload", files=many).status_code == 413
+        few = {"files": ("a.png", bytes(2_000_000))}
+        assert client.post("/gradio_api/upload", files=few).status_code == 200
 
 
 def test_a_port_that_is_taken_is_told_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:

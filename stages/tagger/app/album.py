@@ -53,6 +53,8 @@ class Opening:
 
     def __call__(self, path: Path, background: Colour) -> Pixels:
         """Return an upright picture. Raises Unreadable, before it decodes what is too large."""
+        if not path.exists():  # another visitor dropped the same, and it was tagged meanwhile
+            raise images.Unreadable("is gone: drop it again")
         megabytes = path.stat().st_size / 1e6
         if megabytes > self.megabytes:
             raise images.Unreadable(

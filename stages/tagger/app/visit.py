@@ -74,12 +74,17 @@ class Visits:
         progress: Any = gr.Progress(),  # noqa: B008  # how Gradio is asked for it
     ) -> list[Any]:
         """Tag what was dropped, and show the first of it."""
-        album = album or Album(Path(tempfile.mkdtemp(dir=self.folder)))
+        known, album = album, album or Album(Path(tempfile.mkdtemp(dir=self.folder)))
         uploads = [Upload(Path(file["path"]), file.get("orig_name") or "") for file in files]
         first = len(album.pictures)
         progress((0, len(uploads)), desc=self.words.tagging)
-        for done in album.add(uploads, self.tagger, self.pace, self.opening):
-            progress((done, len(uploads)), desc=self.words.tagging)
+        try:
+            for done in album.add(uploads, self.tagger, self.pace, self.opening):
+                progress((done, len(uploads)), desc=self.words.tagging)
+        except BaseException:
+            if not known:  # nobody else would remove it
+                album.close()
+            raise
         if isinstance(self.saliency, Saliency):
             self.saliency.begin()
         index = max(0, min(first, len(album.pictures) - 1))
@@ -152,6 +157,8 @@ class Visits:
             heat = self.saliency(pixels, columns[0])
         except TaggerError as error:
             raise gr.Error(str(error)) from None
+        for former in picture.view.parent.glob(f"{picture.view.stem}-*.jpg"):
+            former.unlink()
         painted = picture.view.with_name(f"{picture.view.stem}-{columns[0]}.jpg")
         Image.fromarray(saliency.painted(pixels, heat)).save(painted, quality=90)
         told = self.words.looking if heat.any() else self.words.no_place

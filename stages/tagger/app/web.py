@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 _LOCAL = ("127.0.0.1", "localhost", "::1")
 _SETTINGS = {"GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_SHARE": "False", "HF_HUB_OFFLINE": "1"}
+_TOLD_OF = 4  # times as large as allowed, a file is still told of by its name
 _REQUIREMENTS = "stages/app-requirements.txt"
 
 
@@ -64,11 +65,23 @@ def _stop(number: int, frame: FrameType | None) -> NoReturn:
     raise KeyboardInterrupt
 
 
-def serve(blocks: "gr.Blocks", at: socket.socket, css: str, style: Path, fonts: list[str]) -> None:
-    """Answer those who come to a socket, until a signal ends it."""
+def serve(
+    blocks: "gr.Blocks",
+    at: socket.socket,
+    megabytes: float,
+    css: str,
+    style: Path,
+    fonts: list[str],
+) -> None:
+    """Answer those who come to a socket, until a signal ends it.
+
+    megabytes: that a file may have; much larger ones are refused before they are whole
+    """
     import gradio as gr
     import uvicorn
     from fastapi import FastAPI
+
+    gr.processing_utils.async_ssrf_protected_download = _fetch_nothing
 
     host, port = at.getsockname()[:2]
     nothing: dict[str, Any] = {"docs_url": None, "redoc_url": None, "openapi_url": None}
@@ -80,6 +93,7 @@ def serve(blocks: "gr.Blocks", at: socket.socket, css: str, style: Path, fonts: 
         server_name=host,
         server_port=port,
         footer_links=[],
+        max_file_size=round(_TOLD_OF * megabytes * 1e6),
         run_history=False,
         enable_monitoring=False,
         ssr_mode=False,
@@ -94,6 +108,11 @@ def serve(blocks: "gr.Blocks", at: socket.socket, css: str, style: Path, fonts: 
     settings = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1)
     with suppress(KeyboardInterrupt):
         uvicorn.Server(settings).run(sockets=[at])
+
+
+async def _fetch_nothing(url: str, cache_dir: str) -> NoReturn:
+    """Stand for Gradio's download: whatever takes a file takes an address, too."""
+    raise PermissionError(f"{url[:200]} is an address. Only files that were dropped are read.")
 
 
 def _theme(fonts: list[str]) -> "gr.themes.Base":
