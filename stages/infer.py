@@ -30,9 +30,12 @@ def main(arguments: Sequence[str]) -> int:
     found = inputs.find(asked.inputs, recursive=asked.recursive, skip=asked.skip, stdin=stdin)
     plan = outputs.plan(asked, found, here)
     tally = outputs.Tally()
-    stopped = run(asked, plan, here, tally) if plan.todo else False
-    listed = outputs.write_failures(tally, asked, here, whole=not stopped)
-    for line in outputs.summary(tally, plan, listed, stopped=stopped):
+    stopped = True
+    try:
+        stopped = run(asked, plan, here, tally) if plan.todo else False
+    finally:
+        listed = outputs.write_failures(tally, asked, here, whole=not stopped)
+    for line in outputs.summary(tally, plan, listed, asked.lang, stopped=stopped):
         print(line, file=sys.stderr)
     if stopped:
         return 130

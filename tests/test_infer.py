@@ -61,6 +61,16 @@ def test_text_is_in_the_words_promised(
     assert capsys.readouterr().out.splitlines() == [picture.format(file), nothing, ""]
 
 
+def test_the_closing_lines_are_in_those_words_too(
+    run: Infer, pictures: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (pictures / "broken.png").write_bytes(b"no picture")
+    assert run(pictures, "--output", "csv", "--lang", "zh") == 1
+    tagged, failed = capsys.readouterr().err.splitlines()
+    assert tagged.startswith("已打标签: 3 张")
+    assert failed == "失败: 1 张，见 infer_failures.csv"  # noqa: RUF001
+
+
 def test_without_a_threshold_each_tag_has_its_own(
     run: Infer,
     pictures: Path,

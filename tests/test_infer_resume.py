@@ -117,13 +117,13 @@ def test_ctrl_c_keeps_what_was_tagged_and_says_how_to_go_on(
 ) -> None:
     folder = tmp_path / "many"
     folder.mkdir()
-    paths = [folder / f"{number:02}.png" for number in range(60)]
+    paths = [folder / f"{number:03}.png" for number in range(150)]
     for path in paths:
         path.hardlink_to(noise)
     command = [sys.executable, root / "stages" / "infer.py", folder, "--model", export_folder]
     command += ["--output", output, "--batch-size", "1", "--workers", "1", "--skip-existing"]
     run = partial(subprocess.Popen, list(map(str, command)), cwd=tmp_path, stderr=subprocess.PIPE)
-    for seconds in (1, 3, 9):  # a busy machine may have tagged nothing in the first
+    for seconds in (1, 2, 4):  # a busy machine may have tagged nothing in the first
         started = run(text=True)
         wait_for(tmp_path, ".tags.jsonl.partial" if output == "jsonl" else "many/*.txt")
         time.sleep(seconds)

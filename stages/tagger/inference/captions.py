@@ -3,8 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -15,30 +13,8 @@ from tagger.inference.implied import Change
 from tagger.inference.inputs import Found
 from tagger.inference.naming import Naming
 from tagger.inference.tagging import Row
+from tagger.inference.words import WORDS
 from tagger.vocabulary import CATEGORIES, Tag, matches, normal
-
-
-class Words(NamedTuple):
-    picture: str
-    heading: str
-    nothing: str
-    own: str  # in place of a number, where thresholds differ
-
-
-WORDS = {
-    "en": Words(
-        picture="Picture: {}",
-        heading="Predicted tags (confidence > {}):",
-        nothing="No tag has a confidence above the threshold {}",
-        own="of each tag",
-    ),
-    "zh": Words(
-        picture="图片: {}",
-        heading="预测标签 (置信度 > {}):",
-        nothing="没有标签的置信度高于阈值 {}",
-        own="各标签自己的阈值",
-    ),
-}
 
 
 @dataclass(frozen=True)
@@ -101,13 +77,12 @@ def text(caption: Caption, limit: float | None, lang: str, naming: Naming) -> st
     """Return what the terminal shows of a picture; limit: that of all tags, if it is the same."""
     words = WORDS[lang]
     told = words.own if limit is None else f"{limit:g}"
-    lines = [words.picture.format(shown(caption.found.file))]
+    lines = [words.picture.format(shown(str(caption.found.file)))]
     lines.append((words.heading if caption.tags else words.nothing).format(told))
-    lines += [f"{naming.written(one.tag)}: {one.confidence:.4f}" for one in caption.tags]
+    lines += [f"{shown(naming.written(one.tag))}: {one.confidence:.4f}" for one in caption.tags]
     return "\n".join(lines) + "\n"
 
 
-def shown(file: Path) -> str:
-    """Return a path fit for a terminal, written as Python does where it has control characters."""
-    name = str(file)
+def shown(name: str) -> str:
+    """Return a name fit for a terminal, written as Python does where it has control characters."""
     return name if name.isprintable() else repr(name)[1:-1]

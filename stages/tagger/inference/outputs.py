@@ -16,6 +16,7 @@ from tagger.inference.given import Caption
 from tagger.inference.inputs import Found
 from tagger.inference.options import Options
 from tagger.inference.tagging import Answer
+from tagger.inference.words import WORDS
 from tagger.taggers.exported import Tagger
 from tagger.vocabulary import CATEGORIES
 from tagger.world import World
@@ -188,24 +189,25 @@ def write_failures(tally: Tally, asked: Options, world: World, *, whole: bool) -
 
     whole: whether all pictures were tried; then a list of earlier failures is removed
     """
-    path = (asked.output_dir or Path()) / f"infer_failures{world.mark}.csv"
+    folder = asked.output_dir or Path()
+    path = folder / f"infer_failures{world.mark}.csv"
     if tally.failures:
         files.write_csv(path, Failure._fields, tally.failures)
     elif whole:
-        path.unlink(missing_ok=True)
+        for former in (path, folder / "infer_failures.csv"):  # of one process, or of several
+            former.unlink(missing_ok=True)
     return path
 
 
-def summary(tally: Tally, plan: Plan, listed: Path, *, stopped: bool) -> Iterator[str]:
+def summary(tally: Tally, plan: Plan, listed: Path, lang: str, *, stopped: bool) -> Iterator[str]:
     """Yield the closing lines; listed: where the failures are."""
-    tagged = tally.seen - len(tally.failures)
+    words, tagged = WORDS[lang], tally.seen - len(tally.failures)
     rate = tagged / tally.seconds if tally.seconds else 0
-    yield f"tagged: {tagged:,} pictures, {rate:,.{int(rate < 10)}f} a second"
+    yield words.tagged.format(tagged, f"{rate:,.{int(rate < 10)}f}")
     if plan.skipped:
-        yield f"skipped: {plan.skipped:,} pictures, which were done before"
+        yield words.skipped.format(plan.skipped)
     if tally.failures:
-        yield f"failed: {len(tally.failures):,} pictures, see {listed}"
+        yield words.failed.format(len(tally.failures), listed)
     if stopped:
-        left = f"stopped: {len(plan.todo) - tally.seen:,} pictures are left."
         way_on = plan.table or plan.embeddings or plan.sidecars
-        yield f"{left} Give --skip-existing to go on." if way_on else left
+        yield words.stopped.format(len(plan.todo) - tally.seen) + (words.way_on if way_on else "")
