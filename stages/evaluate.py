@@ -50,6 +50,7 @@ PARTS = ("validation", "test")
 
 def main(p: params.Params, other: Path | None = None) -> None:
     images.begin()
+    scratch.reach(*p.prepare.picture_folders)
     tags, parts = dataset.read(POSTS, TAGS, MODEL / "vocabulary.csv", SPLIT)
     if not len(parts["test"]):
         raise TaggerError("The split has no test pictures to judge the model by. Raise split.test.")

@@ -35,6 +35,7 @@ REPORT = Path("metrics/export.json")
 
 def main(p: params.Params) -> None:
     images.begin()
+    scratch.reach(*p.prepare.picture_folders)
     tags, parts = dataset.read(POSTS, TAGS, MODEL / "vocabulary.csv", SPLIT)
     run = files.read_json(MODEL / "run.json")
     fitted = thresholds.read(THRESHOLDS)

@@ -32,6 +32,7 @@ REJECTED_SHEET = Path("metrics/rejected.jpg")
 
 def main(p: params.Prepare) -> None:
     images.begin()
+    scratch.reach(*p.picture_folders)
     for name, folder in p.written.items():
         scratch.check_lasting(f"prepare.{name}", folder)
     with scratch.kept("prepare") as memory:

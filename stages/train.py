@@ -28,6 +28,7 @@ log = logging.getLogger("train")
 
 def main(p: params.Params) -> None:
     images.begin()
+    scratch.reach(*p.prepare.picture_folders)
     read = {path.stem: path for path in (POSTS, VOCABULARY, SPLIT)} | setup.starting_points(p)
     hashes = {name: files.sha256(files.require(path)) for name, path in read.items()}
     folder = scratch.of("train") / setup.fingerprint(p, hashes)

@@ -208,3 +208,24 @@ def test_what_would_be_thrown_away_with_a_copy_of_the_project_is_refused(
     scratch.check_lasting("prepare.copies.folder", tmp_path)
     with pytest.raises(TaggerError, match=r"^prepare\.copies\.folder is data/shards, .*absolute"):
         scratch.check_lasting("prepare.copies.folder", Path("data/shards"))
+
+
+def test_a_copy_of_the_project_reaches_pictures_that_nobody_brought(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project, copy = tmp_path / "project", tmp_path / "project/.dvc/tmp/exps/copy"
+    for name in ("data/shards/0.tar", "data/danbooru/tags.csv", "data/danbooru/images/1.tar"):
+        files.write_text(project / name, "the project's")
+    files.write_text(copy / "data/danbooru/tags.csv", "the copy's")  # which DVC has brought
+    monkeypatch.setenv("DVC_ROOT", str(project))
+    monkeypatch.chdir(copy)
+    for _ in range(2):
+        scratch.reach(Path("data/shards"), Path("data/danbooru"), Path("data/none"), Path("/etc"))
+        assert Path("data/shards/0.tar").read_text() == "the project's"
+        assert Path("data/danbooru/images/1.tar").read_text() == "the project's"
+        assert Path("data/danbooru/tags.csv").read_text() == "the copy's"
+        assert not Path("data/none").exists()
+    scratch.check_lasting("prepare.copies.folder", Path("data/shards"))
+    monkeypatch.chdir(project)
+    scratch.reach(Path("data/shards"))
+    assert not Path("data/shards").is_symlink()

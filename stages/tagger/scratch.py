@@ -16,9 +16,25 @@ def project() -> Path:
     return Path(os.environ.get("DVC_ROOT", "."))
 
 
+def reach(*folders: Path) -> None:
+    """Link folders of the project, and what is in them, into the copy of it that DVC works in.
+
+    They are neither Git's nor DVC's, so that a copy lacks them; it has only what it was brought.
+    """
+    for folder in folders:
+        there = project().resolve() / folder
+        if folder.is_absolute() or project().resolve() == Path.cwd() or not there.is_dir():
+            continue
+        known = folder.is_dir() and not folder.is_symlink()
+        for here in [folder / path.name for path in there.iterdir()] if known else [folder]:
+            with suppress(FileExistsError):
+                here.parent.mkdir(parents=True, exist_ok=True)
+                here.symlink_to(project().resolve() / here)
+
+
 def check_lasting(parameter: str, folder: Path) -> None:
     """Raise TaggerError where DVC would throw away what a stage writes besides its outputs."""
-    if not folder.is_absolute() and project().resolve() != Path.cwd():
+    if not (folder.is_absolute() or (project() / folder).resolve() == folder.resolve()):
         raise TaggerError(
             f"{parameter} is {folder}, and this run is in a copy of the project that goes away. "
             "Give an absolute path, or run it without --temp and --queue."

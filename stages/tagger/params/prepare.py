@@ -104,6 +104,12 @@ class Prepare(Frozen):
         return self.path.parent if self.pictures is None else self.pictures
 
     @property
+    def picture_folders(self) -> list[Path]:
+        """Where pictures are that neither Git nor DVC keeps: the originals, and copies of them."""
+        originals = [] if self.source == "folder" else [self.pictures_folder]
+        return originals + ([self.copies.folder] if self.copies.side else [])
+
+    @property
     def written(self) -> dict[str, Path]:
         """The folders that are written to besides the outputs, by the parameter."""
         found = {"copies.folder": self.copies.folder} if self.copies.side else {}
