@@ -101,7 +101,7 @@ def test_unreadable_files_are_left_out_and_listed(project: Path) -> None:
     assert '"posts": 21' in (project / "metrics/prepare.json").read_text(encoding="utf-8")
 
 
-def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(project: Path) -> None:
+def test_a_limit_on_files_is_one_line_and_leaves_nothing_half_written(project: Path) -> None:
     ended = subprocess.run(
         [sys.executable, ROOT / "stages/prepare.py"],
         cwd=project,
@@ -111,7 +111,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(project: Path) 
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000)),
     )
     assert ended.returncode == 2
-    assert ended.stderr == "error: File too large. Make room, then run again.\n"
+    assert ended.stderr == "error: data/posts.parquet: File too large. Make room, then run again.\n"
     assert not (project / "data/posts.parquet").exists()
     assert not list(project.rglob("*.partial"))
     run(project, "prepare")

@@ -12,7 +12,7 @@ from typing import Any, TextIO
 
 from rich.filesize import decimal
 
-from tagger.errors import TaggerError
+from tagger.errors import NO_RIGHT, NO_ROOM, TaggerError
 
 
 @contextmanager
@@ -29,8 +29,21 @@ def replacing(path: Path) -> Iterator[Path]:
         if partial.is_dir():
             _remove(path)
         partial.replace(path)
+    except OSError as error:
+        _name(error, partial, path)
+        raise
     finally:
         _remove(partial)
+
+
+def _name(error: OSError, partial: Path, path: Path) -> None:
+    """Let an error name what cannot be written, and not nothing, the sibling or what is copied."""
+    if error.errno not in (*NO_ROOM, *NO_RIGHT):
+        return
+    is_copy = error.errno in NO_ROOM and error.filename2
+    named = error.filename
+    if named is None or is_copy or Path(os.fsdecode(named)).is_relative_to(partial):
+        error.filename, error.filename2 = str(path), None
 
 
 def _partial(name: str) -> str:
@@ -43,7 +56,7 @@ def _partial(name: str) -> str:
 def _remove(path: Path) -> None:
     if path.is_dir():
         shutil.rmtree(path)
-    else:
+    elif path.exists() or path.is_symlink():  # of a read-only disk even nothing is not removed
         path.unlink(missing_ok=True)
 
 

@@ -1,12 +1,14 @@
 """Any timm backbone with one output per tag: built, saved, and loaded back."""
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from timm.models import PretrainedCfg, get_pretrained_cfg
 from timm.models._hub import save_config_for_hf
@@ -128,7 +130,13 @@ def save_config(model: nn.Module, prepared: Preprocess, folder: Path) -> None:
 def save_weights(state: Mapping[str, Tensor], path: Path) -> None:
     entries = {name: value.detach().contiguous() for name, value in state.items()}
     with files.replacing(path) as partial:
-        save_file(entries, partial, metadata={"format": "pt"})
+        try:
+            save_file(entries, partial, metadata={"format": "pt"})
+        except SafetensorError as error:  # of the system's, it keeps but the number
+            number = re.search(r"os error (\d+)", str(error))
+            if number is None:
+                raise
+            raise OSError(int(number[1]), str(error), str(path)) from None
 
 
 def load(folder: Path) -> nn.Module:
