@@ -1,6 +1,5 @@
 """Any timm backbone with one output per tag: built, saved, and loaded back."""
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -144,14 +143,31 @@ def load(folder: Path) -> nn.Module:
     files.require(folder / WEIGHTS)
     files.require(folder / CONFIG)
     try:
-        head = json.loads((folder / CONFIG).read_text(encoding="utf-8")).get("head")
-        model = timm.create_model(f"local-dir:{folder.absolute()}", pretrained=head is None)
+        head = files.read_json(folder / CONFIG).get("head")
+        with torch.device("meta"):  # which costs no memory, however large the model is
+            _check_room(_described(folder, head), folder)
+        model = _described(folder, head, pretrained=head is None)
         if head is not None:
-            model = QueryTagger(model, **head)
             model.load_state_dict(load_file(folder / WEIGHTS))
         return model.eval()
     except UNREADABLE as error:
         raise TaggerError(f"{folder} does not load: {one_line(error)}. Train again.") from error
+
+
+def _described(folder: Path, head: dict[str, Any] | None, pretrained: bool = False) -> nn.Module:
+    """Return the model that config.json describes."""
+    model: nn.Module = timm.create_model(f"local-dir:{folder.absolute()}", pretrained=pretrained)
+    return model if head is None else QueryTagger(model, **head)
+
+
+def _check_room(model: nn.Module, folder: Path) -> None:
+    """Raise TaggerError where the file of weights is too small to hold those of the model."""
+    needed, there = sum(p.numel() for p in model.parameters()), (folder / WEIGHTS).stat().st_size
+    if needed > there:
+        raise TaggerError(
+            f"{folder} does not load: {CONFIG} describes a model of {needed:,} weights, which cannot "
+            f"all lie in the {there:,} bytes of {WEIGHTS}. Train again."
+        )
 
 
 def to_device(model: nn.Module, device: torch.device | None = None) -> nn.Module:
