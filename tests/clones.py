@@ -1,10 +1,11 @@
 """Copies of the repository in which the whole pipeline takes seconds."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,52 @@ TINY: dict[str, Any] = {
         }
     },
 }
+
+
+# The number of a run in MLflow, and how fast this machine was.
+_DATED = (
+    rb"(?<![0-9a-f])[0-9a-f]{32}(?![0-9a-f])",
+    rb'"speed": [\d.]+',
+    rb"(?<=MB, )[\d.]+ times as fast|(?<=\| )[\d.]+ x(?= \|)",
+)
+
+
+def undated(content: bytes) -> bytes:
+    """Return a file without what no two runs have in common."""
+    for pattern in _DATED:
+        content = re.sub(pattern, b"", content)
+    return content
+
+
+def outputs(clone: Path, stages: Sequence[str] = STAGES) -> list[Path]:
+    """Return what stages write, by dvc.yaml."""
+    content: dict[str, Any] = {}
+    for path in ("dvc.yaml", "data/dvc.yaml"):
+        content |= yaml.safe_load((clone / path).read_text(encoding="utf-8"))["stages"]
+    listed = [
+        out
+        for stage in stages
+        for kind in ("outs", "metrics", "plots")
+        for out in content[stage].get(kind, ())
+    ]
+    return [clone / (next(iter(out)) if isinstance(out, dict) else out) for out in listed]
+
+
+def forget(clone: Path, stage: str) -> None:
+    """Remove what a stage writes, as dvc does before it runs."""
+    for path in outputs(clone, [stage]):
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def written(clone: Path, stages: Sequence[str] = STAGES) -> dict[str, bytes]:
+    """Return all that stages have written, but the log of the training."""
+    paths = [inner for path in outputs(clone, stages) for inner in (path, *path.rglob("*"))]
+    found = {str(path.relative_to(clone)): path for path in paths if path.is_file()}
+    found.pop("models/tagger/train.log", None)
+    return {name: undated(path.read_bytes()) for name, path in found.items()}
 
 
 def environment(**more: str) -> dict[str, str]:

@@ -1,12 +1,14 @@
 """What the tests share: real pictures with tags, and a small tagger exported from them."""
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import clones
 import numpy as np
 import pytest
 import torch
+from disks import Disks, apart
 from hypothesis import settings
 from PIL import Image
 from torch import nn
@@ -145,6 +147,27 @@ def export_folder(model_folder: Path, tags: list[Tag]) -> Path:
         names = package.Names(tags, limits, fitted)
         package.write(unfinished, model_folder, project / export.CALIBRATION, names, 17)
     return project / export.EXPORT
+
+
+@pytest.fixture(scope="session")
+def disks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Disks]:
+    """What mounts disks, and runs stages that see them."""
+    if not apart():
+        pytest.skip("mounting is refused here")
+    made = Disks(tmp_path_factory.mktemp("disks"))
+    yield made
+    made.end()
+
+
+@pytest.fixture(scope="session")
+def finished(disks: Disks, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project all stages of which have run. Copy it to change it."""
+    few = {"demo": {"pictures": 32}, "vocabulary": {"min_count": 4}}
+    folder = clones.made(tmp_path_factory.mktemp("finished") / "project", few)
+    for stage in clones.STAGES:
+        ended = disks.run(folder, f"stages/{stage}.py")
+        assert ended.code == 0, ended.output
+    return folder
 
 
 @pytest.fixture

@@ -3,11 +3,9 @@
 import json
 import os
 import random
-import re
-import shutil
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +14,6 @@ from typing import Any
 import clones
 import mlflow
 import pytest
-import yaml
 from clones import STAGES
 from mlflow.entities import Run
 from zygote import SOCKET, TIMES, Started, Zygote
@@ -116,34 +113,6 @@ class Pipeline:
                     found.append(int(path.name))
         return found
 
-    def outputs(self, stages: Sequence[str] = STAGES) -> list[Path]:
-        """Return what stages write, by dvc.yaml."""
-        content: dict[str, Any] = {}
-        for path in ("dvc.yaml", "data/dvc.yaml"):
-            content |= yaml.safe_load((self.folder / path).read_text(encoding="utf-8"))["stages"]
-        listed = [
-            out
-            for stage in stages
-            for kind in ("outs", "metrics", "plots")
-            for out in content[stage].get(kind, ())
-        ]
-        return [self.folder / (next(iter(out)) if isinstance(out, dict) else out) for out in listed]
-
-    def forget(self, stage: str) -> None:
-        """Remove what a stage writes, as dvc does before it runs."""
-        for path in self.outputs([stage]):
-            if path.is_dir():
-                shutil.rmtree(path)
-            else:
-                path.unlink(missing_ok=True)
-
-    def files(self) -> dict[str, bytes]:
-        """Return all that the stages have written, but the log of the training."""
-        paths = [inner for path in self.outputs() for inner in (path, *path.rglob("*"))]
-        found = {str(path.relative_to(self.folder)): path for path in paths if path.is_file()}
-        del found["models/tagger/train.log"]
-        return {name: undated(path.read_bytes()) for name, path in found.items()}
-
     def scratch(self) -> set[str]:
         paths = (self.folder / ".scratch").rglob("*")
         return {path.name for path in paths if path.is_file() and path.suffix != ".lock"}
@@ -153,21 +122,6 @@ class Pipeline:
         run = json.loads((self.folder / "models/tagger/run.json").read_text(encoding="utf-8"))
         client = mlflow.MlflowClient(f"sqlite:///{self.folder / 'mlflow.db'}")
         return client.get_run(run["run_id"])
-
-
-# The number of a run in MLflow, and how fast this machine was.
-_DATED = (
-    rb"(?<![0-9a-f])[0-9a-f]{32}(?![0-9a-f])",
-    rb'"speed": [\d.]+',
-    rb"(?<=MB, )[\d.]+ times as fast|(?<=\| )[\d.]+ x(?= \|)",
-)
-
-
-def undated(content: bytes) -> bytes:
-    """Return a file without what no two runs have in common."""
-    for pattern in _DATED:
-        content = re.sub(pattern, b"", content)
-    return content
 
 
 @pytest.fixture(scope="module")
@@ -198,7 +152,7 @@ def killed(undisturbed: Pipeline) -> Pipeline:
     for stage in STAGES:
         script, hits = f"stages/{stage}.py", 0
         while hits < KILLS[stage] * TIMES_KILLED:
-            pipeline.forget(stage)
+            clones.forget(folder, stage)
             after, alone = drawn.uniform(0, lasted[stage]), drawn.random() < 0.5
             hit = pipeline.killed(after, script, alone=alone)
             hits += hit
@@ -217,7 +171,7 @@ def test_there_are_fifty_kills_at_least() -> None:
 def test_every_output_is_that_of_a_pipeline_that_was_never_killed(
     undisturbed: Pipeline, killed: Pipeline
 ) -> None:
-    expected, found = undisturbed.files(), killed.files()
+    expected, found = clones.written(undisturbed.folder), clones.written(killed.folder)
     assert found.keys() == expected.keys()
     assert len(found) > 200
     assert not [name for name in expected if found[name] != expected[name]]

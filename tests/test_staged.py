@@ -193,7 +193,7 @@ def test_one_constant_is_that_of_all_channels(write: Write) -> None:
         ([{"type": "center_crop", "size": [20, 30]}], "make pictures of 30 x 20 pixels, not one"),
         ([{"type": "resize", "size": "32"}, CROP], "'str' object cannot be interpreted"),
         ([{"type": "resize", "size": [32, 32, 32]}, CROP], "not enough values"),
-        ([{"type": "resize", "size": 0}, CROP], "must be > 0"),
+        ([{"type": "resize", "size": 0}, CROP], "a side of 0 pixels"),
         ([{"type": "resize", "size": 32, "max_size": 40}, CROP], "resize has a max_size"),
         ([{"type": "resize", "size": 36, "interpolation": "area"}, CROP], "'area' is no interp"),
         ([PAD | {"background_color": "snowhite"}, CROP], "unknown color specifier: 'snowhite'"),

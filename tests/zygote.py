@@ -73,7 +73,8 @@ class Started:
 class Zygote:
     """The process that forks, and what goes in the place of python in a search path."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *before: str) -> None:
+        """before: a command that starts another with what follows, in its own place"""
         self.socket = str(folder / "socket")
         self.programs = folder / "bin"
         self.programs.mkdir()
@@ -81,12 +82,16 @@ class Zygote:
         python.write_text(f'#!/bin/sh\nexec "{sys.executable}" -IS "{__file__}" "$@"\n')
         python.chmod(0o755)
         self._process = subprocess.Popen(
-            [sys.executable, __file__, "--serve", self.socket],
+            [*before, sys.executable, __file__, "--serve", self.socket],
             env=os.environ | dict.fromkeys(_ONE_THREAD, "1"),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
         )
         assert self._process.stdout and self._process.stdout.readline() == b"ready\n"
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
 
     def end(self) -> None:
         self._process.communicate()

@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from difflib import get_close_matches
 from typing import NoReturn
 
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_NO_RIGHT = (errno.EACCES, errno.EPERM, errno.EROFS)
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+NO_RIGHT = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 class TaggerError(Exception):
@@ -33,10 +33,10 @@ def reported() -> Iterator[None]:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
     except OSError as error:
-        if error.errno not in (*_NO_ROOM, *_NO_RIGHT):
+        if error.errno not in (*NO_ROOM, *NO_RIGHT):
             raise
         where = f"{error.filename}: " if error.filename else ""
-        way_out = "Make room" if error.errno in _NO_ROOM else "Allow it"
+        way_out = "Make room" if error.errno in NO_ROOM else "Allow it"
         reason = os.strerror(error.errno)
         print(f"error: {where}{reason}. {way_out}, then run again.", file=sys.stderr)
         raise SystemExit(2) from None

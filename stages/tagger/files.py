@@ -12,7 +12,9 @@ from typing import Any, TextIO
 
 from rich.filesize import decimal
 
-from tagger.errors import TaggerError
+from tagger.errors import NO_RIGHT, NO_ROOM, TaggerError
+
+SMALL = 32 << 20  # bytes of JSON, or of a list of tags, at most: such files are read whole
 
 
 @contextmanager
@@ -29,8 +31,21 @@ def replacing(path: Path) -> Iterator[Path]:
         if partial.is_dir():
             _remove(path)
         partial.replace(path)
+    except OSError as error:
+        _name(error, partial, path)
+        raise
     finally:
         _remove(partial)
+
+
+def _name(error: OSError, partial: Path, path: Path) -> None:
+    """Let an error name what cannot be written, and not nothing, the sibling or what is copied."""
+    if error.errno not in (*NO_ROOM, *NO_RIGHT):
+        return
+    is_copy = error.errno in NO_ROOM and error.filename2
+    named = error.filename
+    if named is None or is_copy or Path(os.fsdecode(named)).is_relative_to(partial):
+        error.filename, error.filename2 = str(path), None
 
 
 def _partial(name: str) -> str:
@@ -43,7 +58,7 @@ def _partial(name: str) -> str:
 def _remove(path: Path) -> None:
     if path.is_dir():
         shutil.rmtree(path)
-    else:
+    elif path.exists() or path.is_symlink():  # of a read-only disk even nothing is not removed
         path.unlink(missing_ok=True)
 
 
@@ -89,15 +104,16 @@ class _Lines:
 def read_csv(path: Path) -> list[dict[str, str]]:
     """Return the rows of a CSV with a header, as text; a byte order mark is no part of it."""
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
+        with bounded(path).open(encoding="utf-8-sig", newline="") as file:
             return [{k: v or "" for k, v in row.items() if k} for row in csv.DictReader(file)]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise TaggerError(f"{path} cannot be read: {error}. It must be a CSV in UTF-8.") from error
 
 
-def read_json(path: Path) -> Any:
+def read_json(path: Path, most: float = SMALL) -> Any:
+    """Return the content of a file of so many bytes at most."""
     try:
-        return json.loads(require(path).read_text(encoding="utf-8"))
+        return json.loads(bounded(require(path), most).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise TaggerError(f"{path} cannot be read: {error}. It must be JSON in UTF-8.") from error
 
@@ -106,6 +122,17 @@ def require(path: Path) -> Path:
     """Return the path of what an earlier stage writes, if it is there."""
     if not path.exists():
         raise TaggerError(f"{path} is missing. It is written by an earlier stage: run `dvc repro`.")
+    return path
+
+
+def bounded(path: Path, most: float = SMALL) -> Path:
+    """Return the path of a file that is to be read whole. Raises TaggerError for a huge one."""
+    size = path.stat().st_size
+    if size > most:
+        raise TaggerError(
+            f"{path} holds {decimal(size)}, and no such file has more than {decimal(int(most))}. "
+            "Get it again."
+        )
     return path
 
 

@@ -84,7 +84,7 @@ def write(tags: Sequence[Tag], path: Path) -> None:
 
 def read(path: Path) -> list[Tag]:
     """Return a vocabulary as `write` left it."""
-    return [_parse(row, place) for place, row in records.rows(files.require(path))]
+    return [_parse(row, place) for place, row in records.rows(files.bounded(files.require(path)))]
 
 
 def read_selected(path: Path) -> dict[str, Tag]:

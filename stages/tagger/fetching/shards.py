@@ -8,6 +8,7 @@ replaced, in memory, by reading the headers of the tar itself.
 import hashlib
 import io
 import json
+import math
 import tarfile
 from collections.abc import Iterable
 from contextlib import suppress
@@ -40,7 +41,7 @@ def read_index(path: Path, tar_size: int | None = None) -> Index:
     Raises TaggerError for one that cannot be true of a tar of `tar_size` bytes (None: of the
     size that it names itself): members that overlap or end past the end.
     """
-    content = files.read_json(path)
+    content = files.read_json(path, math.inf)
     try:
         end = whole(content["filesize"] if tar_size is None else tar_size)
         index = _index(

@@ -5,6 +5,7 @@ killed goes on with the next one, and a tar that fits is used again by any later
 """
 
 import io
+import math
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -127,7 +128,7 @@ def shard(pictures: pa.Table, *, folder: str, side: int, form: str, quality: int
 
 def _rows(tar: Path) -> pa.Table:
     """Return what the index of one of our tars says, in the order of its pictures."""
-    index: dict[str, Any] = files.read_json(tar.with_suffix(".json"))
+    index: dict[str, Any] = files.read_json(tar.with_suffix(".json"), math.inf)
     rows: list[tuple[Any, ...]] = []
     for name in index["names"]:
         if name in index["failed"]:

@@ -24,6 +24,8 @@ from tagger.imaging.resize import by_pillow, compiled
 Triple = tuple[float, float, float]
 Inputs = npt.NDArray[np.float32]
 
+LARGEST = 4_096  # pixels, of the side of a square
+
 
 @dataclass(frozen=True)
 class Preprocess:
@@ -36,6 +38,13 @@ class Preprocess:
     background: Colour = WHITE
     fitting: str = "pad"  # pad (the whole picture), crop (its middle) or stretch (out of shape)
     many: bool = field(default=False, compare=False, repr=False)  # by compiled loops
+
+    def __post_init__(self) -> None:
+        """Raise ValueError for what no picture could become."""
+        check_side(self.size)
+        if not np.isfinite([self.mean, self.std]).all() or 0 in self.std:
+            raise ValueError(f"constants {self.mean} and {self.std}")
+        check_colour(self.background)
 
     def for_many(self) -> "Preprocess":
         """Return what does the same, to the bit, faster once its loops are compiled."""
@@ -179,6 +188,16 @@ def read(path: Path) -> Preprocess:
         raise TaggerError(
             f"{path} is no preprocessing of ours ({error!r}). Export again."
         ) from None
+
+
+def check_side(size: int) -> None:
+    if not 1 <= size <= LARGEST:
+        raise ValueError(f"a side of {size} pixels, where 1 to {LARGEST} are possible")
+
+
+def check_colour(colour: Colour) -> None:
+    if not all(0 <= value <= 255 for value in colour):
+        raise ValueError(f"a colour {colour}")
 
 
 def _triple(values: Any) -> Triple:

@@ -73,8 +73,8 @@ class _Npz:
         self._file.write(row.astype("<f4").tobytes())
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self._file.close()
         try:
+            self._file.close()
             if kind is None:
                 self._assemble()
         finally:

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tagger.ahead import ahead
+from tagger.errors import TaggerError
 from tagger.inference import decoders
 from tagger.inference.decoders import Square
 from tagger.inference.inputs import Found
@@ -94,6 +95,9 @@ def _ask(tagger: Tagger, batch: Sequence[tuple[Found, Square]], embed: bool) -> 
     if not readable:
         return [Answer(one, nothing, None, str(reason)) for one, reason in batch]
     outputs = tagger.engine(np.stack(readable), embed)
+    if not np.isfinite(outputs.probabilities).all():
+        names = ", ".join(ascii(one.file.name) for one, _ in batch[:3])
+        raise TaggerError(f"The model gives what is no number for one of {names} ... Train again.")
     embeddings = outputs.embeddings if outputs.embeddings is not None else [None] * len(readable)
     rows = zip(outputs.probabilities, embeddings, strict=True)
     return [

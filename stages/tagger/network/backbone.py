@@ -1,12 +1,13 @@
 """Any timm backbone with one output per tag: built, saved, and loaded back."""
 
-import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from timm.models import PretrainedCfg, get_pretrained_cfg
 from timm.models._hub import save_config_for_hf
@@ -128,7 +129,13 @@ def save_config(model: nn.Module, prepared: Preprocess, folder: Path) -> None:
 def save_weights(state: Mapping[str, Tensor], path: Path) -> None:
     entries = {name: value.detach().contiguous() for name, value in state.items()}
     with files.replacing(path) as partial:
-        save_file(entries, partial, metadata={"format": "pt"})
+        try:
+            save_file(entries, partial, metadata={"format": "pt"})
+        except SafetensorError as error:  # of the system's, it keeps but the number
+            number = re.search(r"os error (\d+)", str(error))
+            if number is None:
+                raise
+            raise OSError(int(number[1]), str(error), str(path)) from None
 
 
 def load(folder: Path) -> nn.Module:
@@ -136,14 +143,31 @@ def load(folder: Path) -> nn.Module:
     files.require(folder / WEIGHTS)
     files.require(folder / CONFIG)
     try:
-        head = json.loads((folder / CONFIG).read_text(encoding="utf-8")).get("head")
-        model = timm.create_model(f"local-dir:{folder.absolute()}", pretrained=head is None)
+        head = files.read_json(folder / CONFIG).get("head")
+        with torch.device("meta"):  # which costs no memory, however large the model is
+            _check_room(_described(folder, head), folder)
+        model = _described(folder, head, pretrained=head is None)
         if head is not None:
-            model = QueryTagger(model, **head)
             model.load_state_dict(load_file(folder / WEIGHTS))
         return model.eval()
     except UNREADABLE as error:
         raise TaggerError(f"{folder} does not load: {one_line(error)}. Train again.") from error
+
+
+def _described(folder: Path, head: dict[str, Any] | None, pretrained: bool = False) -> nn.Module:
+    """Return the model that config.json describes."""
+    model: nn.Module = timm.create_model(f"local-dir:{folder.absolute()}", pretrained=pretrained)
+    return model if head is None else QueryTagger(model, **head)
+
+
+def _check_room(model: nn.Module, folder: Path) -> None:
+    """Raise TaggerError where the file of weights is too small to hold those of the model."""
+    needed, there = sum(p.numel() for p in model.parameters()), (folder / WEIGHTS).stat().st_size
+    if needed > there:
+        raise TaggerError(
+            f"{folder} does not load: {CONFIG} describes a model of {needed:,} weights, which "
+            f"cannot all lie in the {there:,} bytes of {WEIGHTS}. Train again."
+        )
 
 
 def to_device(model: nn.Module, device: torch.device | None = None) -> nn.Module:

@@ -56,7 +56,7 @@ class Preset(Frozen):
     """One entry of `models:`, everything that differs between backbones."""
 
     backbone: str  # timm name, "eva02_large_patch14_clip_336.merged2b"
-    image_size: PositiveInt  # pixels, square
+    image_size: Annotated[PositiveInt, Field(le=4_096)]  # pixels, square
     batch_size: int = Field(ge=2)  # pictures per optimizer step, over all processes
     learning_rate: PositiveFloat  # peak, after warmup
     layer_decay: float = Field(gt=0, le=1)  # learning rate of a layer over that of the next

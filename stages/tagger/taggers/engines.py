@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from tagger.errors import TaggerError
+from tagger.errors import TaggerError, one_line
 from tagger.imaging.images import Pixels
 from tagger.imaging.preprocess import Preprocess
 
@@ -57,6 +57,8 @@ def session(path: Path, device: Device) -> Any:
 
     settings = ort.SessionOptions()
     settings.intra_op_num_threads = device.cores or 0
+    if device.kind == "cpu":
+        settings.log_severity_level = 4  # what fails is raised as well, and told once
     if device.busy:
         settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
     providers: list[Any] = ["CPUExecutionProvider"]
@@ -65,7 +67,7 @@ def session(path: Path, device: Device) -> Any:
     try:
         return ort.InferenceSession(path, settings, providers=providers)
     except Exception as error:  # ONNX Runtime's errors have no common class of their own
-        raise TaggerError(f"{path} does not load: {error}. Export again.") from error
+        raise TaggerError(f"{path} does not load: {one_line(error)}. Export again.") from error
 
 
 def on_onnx(path: Path, prepared: Preprocess, device: Device) -> Engine:

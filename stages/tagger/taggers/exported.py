@@ -1,6 +1,7 @@
 """An exported model in use: pictures in, probabilities out. Imports torch only for CUDA."""
 
 import logging
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ from PIL import Image
 
 from tagger import files, vocabulary
 from tagger.arrays import Floats
-from tagger.errors import TaggerError
+from tagger.errors import TaggerError, one_line
 from tagger.imaging import preprocess
 from tagger.imaging.preprocess import Preprocess
 from tagger.taggers import engines
@@ -68,6 +69,7 @@ def load(path: Path, device: str = "auto", use: Device | None = None) -> Tagger:
     by_name = folder != path
     kind, runs = engine(folder, name, prepared, device, use or Device("cpu"), by_name=by_name)
     tags = vocabulary.read(folder / SELECTED_TAGS)
+    check_names(tags, folder)
     check_outputs(runs, prepared, len(tags), folder / SELECTED_TAGS)
     limits = _thresholds(folder / SELECTED_TAGS)
     return Tagger(tags, limits, prepared, runs, kind, folder / FITTED)
@@ -98,21 +100,36 @@ def engine(
 
 def check_outputs(engine: Engine, prepared: Preprocess, tags: int, path: Path) -> None:
     """Raise TaggerError where a model has not one output for each tag of a list."""
-    blank = np.zeros((1, prepared.size, prepared.size, 3), np.uint8)
     try:
-        outputs = engine(blank, False).probabilities.shape[1]
+        blank = np.zeros((1, prepared.size, prepared.size, 3), np.uint8)
+        found = engine(blank, False).probabilities
+        outputs = found.shape[1]
     except Exception as error:  # as with loading, of no common class
-        reason = " ".join(str(error).split())
         raise TaggerError(
             f"{path.parent}: the model does not take squares of {prepared.size} px, which is what "
-            f"{PREPROCESS} says: {reason}. Export again."
+            f"{PREPROCESS} says: {one_line(error)}. Export again."
         ) from error
     if tags != outputs:
         raise TaggerError(f"{path} has {tags} tags, the model {outputs} outputs. Export again.")
+    if not np.isfinite(found).all():
+        raise TaggerError(f"{path.parent}: the model gives what is no number. Train again.")
+
+
+def check_names(tags: Sequence[Tag], folder: Path) -> None:
+    """Raise TaggerError for a name that would be more than one line, or steer a terminal."""
+    for place, tag in enumerate(tags, start=1):
+        if any(unicodedata.category(character) == "Cc" for character in tag.name):
+            raise TaggerError(
+                f"{folder}: the name of tag {place}, {tag.name[:80]!r}, has control characters. "
+                "Get the folder again."
+            )
 
 
 def _thresholds(path: Path) -> Floats:
     try:
-        return np.array([float(row["best_threshold"]) for row in files.read_csv(path)])
+        found = np.array([float(row["best_threshold"]) for row in files.read_csv(path)])
+        if np.isnan(found).any():
+            raise ValueError("nan")
+        return found
     except (KeyError, ValueError) as error:
         raise TaggerError(f"{path}: no best_threshold on every line ({error}).") from None

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from tagger import files
 from tagger.errors import TaggerError
 from tagger.imaging import preprocess
 from tagger.imaging.images import Pixels
@@ -55,12 +56,16 @@ def wd14(path: Path, device: str = "auto", use: Device | None = None) -> Tagger:
     folder, name = (path.parent, path.name) if path.suffix == ".onnx" else (path, ONNX)
     kind = "cuda" if engines.cuda_in_onnx(device) else "cpu"
     engine, size = engines.on_wd14(folder / name, (use or Device("cpu"))._replace(kind=kind))
-    prepared = Preprocess(size, mean=(0.0,) * 3, std=(1 / 255,) * 3)
+    try:
+        prepared = Preprocess(size, mean=(0.0,) * 3, std=(1 / 255,) * 3)
+    except ValueError as error:
+        raise TaggerError(f"{folder / name} takes {error}. Get it again.") from None
     return _tagger(folder, prepared, engine, kind)
 
 
 def _tagger(folder: Path, prepared: Preprocess, engine: Engine, kind: str) -> Tagger:
     tags = taglists.read(folder)
+    exported.check_names(tags, folder)
     exported.check_outputs(engine, prepared, len(tags), folder / exported.SELECTED_TAGS)
     limits = np.full(len(tags), UNFITTED)
     return Tagger(tags, limits, prepared, engine, kind, folder / FITTED)
@@ -70,12 +75,12 @@ def _timms(folder: Path) -> Preprocess:
     """Return the preprocessing that timm's config.json describes, padded to a square in white."""
     path = folder / "config.json"
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))["pretrained_cfg"]
+        config = json.loads(files.bounded(path).read_text(encoding="utf-8"))["pretrained_cfg"]
         _, height, width = config["input_size"]
         if height != width:
             raise ValueError(f"{width} x {height} pixels")
         return preprocess.from_config(config, int(width))
-    except (OSError, KeyError, TypeError, ValueError) as error:
+    except (OSError, RecursionError, KeyError, TypeError, ValueError) as error:
         raise TaggerError(f"{path} does not say what the model takes ({error!r}).") from None
 
 

@@ -66,10 +66,10 @@ def _staged(path: Path) -> Staged:
         if len(sizes) > 1 or len(set(*sizes)) > 1:
             made = sorted(f"{width} x {height}" for height, width in sizes)
             raise ValueError(f"they make pictures of {', '.join(made)} pixels, not one square")
+        return replace(found, size=sizes.pop()[0])
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
         told = error if isinstance(error, ValueError) else repr(error)
         raise TaggerError(f"{path} has stages that are not known here: {told}.") from None
-    return replace(found, size=sizes.pop()[0])
 
 
 def _constants(given: float | list[float]) -> Triple:
@@ -84,6 +84,7 @@ def _pad(settings: Settings) -> Stage:
         background = ImageColor.getrgb(background)
     red, green, blue = background
     colour = int(red), int(green), int(blue)
+    preprocess.check_colour(colour)
     size = _sides(settings["size"])  # width first, unlike elsewhere
     return partial(_padded, size=size, how=_filter(settings), background=colour)
 
@@ -107,6 +108,7 @@ def _resize(settings: Settings) -> Stage:
     if isinstance(size, list) and len(size) == 1:
         (size,) = size
     if isinstance(size, int):
+        preprocess.check_side(size)
         return partial(_shortened, size=size, how=_filter(settings))
     height, width = _sides(size)
     return partial(_stretched, size=(width, height), how=_filter(settings))
@@ -148,7 +150,10 @@ _NOTHING = ("to_tensor", "maybe_to_tensor", "convert_rgb")  # pictures are RGB, 
 def _sides(size: int | list[int]) -> tuple[int, int]:
     """Return both sides that a size stands for, in their order."""
     first, second = (size, size) if isinstance(size, int) else size * (3 - len(size))
-    return index(first), index(second)
+    sides = index(first), index(second)
+    for side in sides:
+        preprocess.check_side(side)
+    return sides
 
 
 def _filter(settings: Settings) -> Image.Resampling:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from tagger import records
+from tagger import files, records
 from tagger.errors import TaggerError
 from tagger.vocabulary import UNKNOWN, Tag, category_of, normal
 
@@ -18,7 +18,7 @@ def read(folder: Path) -> list[Tag]:
         raise TaggerError(
             f"{folder} is no tagger: {why}. Name the folder of a trained or exported model."
         )
-    tags = [_tag(row, place) for place, row in records.rows(path)]
+    tags = [_tag(row, place) for place, row in records.rows(files.bounded(path))]
     if not tags:
         raise TaggerError(f"{path} lists no tags. Get the folder again.")
     return tags

@@ -133,7 +133,8 @@ def metric(
 
 def reason(error: BaseException) -> str:
     """Return what an error of the store says, without the request or the query that led to it."""
-    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+    lines = [line for line in str(error).splitlines() if not line.startswith("(raised as a result")]
+    return (lines or [type(error).__name__])[0].rstrip(".")
 
 
 def now() -> int:

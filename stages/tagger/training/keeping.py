@@ -84,12 +84,20 @@ class _Out(logging.StreamHandler[TextIO]):
         super().emit(record)
 
 
+class _File(logging.FileHandler):
+    """Writes what a full disk does not take once there is room; until then it says nothing."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handleError(record)
+
+
 def start_log(path: Path | None) -> None:
     """Tell what happens, and write it to a file; without one, tell of warnings alone."""
     handlers: list[logging.Handler] = [_Out()]
     if path:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handlers.append(logging.FileHandler(path, "a", "utf-8"))
+        handlers.append(_File(path, "a", "utf-8"))
     level = logging.INFO if path else logging.WARNING
     logging.basicConfig(level=level, format="%(message)s", handlers=handlers, force=True)
     logging.captureWarnings(True)

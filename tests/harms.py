@@ -1,0 +1,126 @@
+"""What someone who means harm makes of the folder of a model."""
+
+import csv
+import io
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+SIZE = 32  # pixels
+BULK = 1 << 20  # bytes, more than the weights of our model
+HUGE = 8 << 30  # bytes, of a file that takes no room on the disk
+
+Change = Callable[[Path], object]
+
+
+class Evil:
+    """What makes a folder as it is unpickled."""
+
+    def __init__(self, proof: Path) -> None:
+        self.proof = proof
+
+    def __reduce__(self) -> tuple[Callable[[str], None], tuple[str]]:
+        return os.mkdir, (str(self.proof),)
+
+
+def edit(name: str, change: Callable[[bytes], bytes]) -> Change:
+    return lambda folder: (folder / name).write_bytes(change((folder / name).read_bytes()))
+
+
+def content(name: str, data: bytes) -> Change:
+    return edit(name, lambda _: data)
+
+
+def swollen(name: str) -> Change:
+    """Make a file as long as a disk may be, without writing it."""
+    return lambda folder: os.truncate(folder / name, HUGE)
+
+
+def link(name: str, target: str) -> Change:
+    def change(folder: Path) -> None:
+        (folder / name).unlink()
+        (folder / name).symlink_to(target)
+
+    return change
+
+
+def stage(place: int, **settings: Any) -> Change:
+    """Change a stage of preprocess.json."""
+
+    def change(data: bytes) -> bytes:
+        stages = json.loads(data)
+        stages["test"][place] |= settings
+        return json.dumps(stages).encode()
+
+    return edit("preprocess.json", change)
+
+
+def row(name: str, threshold: str = "0") -> Change:
+    """Give the third tag another name and threshold."""
+
+    def change(data: bytes) -> bytes:
+        rows = list(csv.reader(io.StringIO(data.decode(), newline="")))
+        rows[3][1], rows[3][4] = name, threshold
+        written = io.StringIO(newline="")
+        csv.writer(written, lineterminator="\n").writerows(rows)
+        return written.getvalue().encode()
+
+    return edit("selected_tags.csv", change)
+
+
+def graph(
+    more: int = 0,
+    value: float = 0.1,
+    shape: list[int] | None = None,
+    at: str = "",
+    end: str = "Sigmoid",
+) -> Change:
+    """Put a small graph in the place of the model: as many outputs as there are tags, and more.
+
+    shape: that its weights declare, which are some bytes
+    at: the file that these are said to lie in
+    end: what is made of the logits
+    """
+
+    def change(folder: Path) -> None:
+        tags = len((folder / "selected_tags.csv").read_text().splitlines()) - 1 + more
+        weights = numpy_helper.from_array(np.full((3, tags), value, np.float32), "weights")
+        if shape:
+            del weights.dims[:]
+            weights.dims.extend(shape)
+        if at:
+            weights.ClearField("raw_data")
+            weights.data_location = TensorProto.EXTERNAL
+            for key, said in (("location", at), ("length", str(12 * tags))):
+                weights.external_data.add(key=key, value=said)
+            (folder.parent / "secret").write_bytes(bytes(12 * tags))
+        taken = helper.make_tensor_value_info("input", TensorProto.FLOAT, ["n", 3, SIZE, SIZE])
+        given = helper.make_tensor_value_info("prediction", TensorProto.FLOAT, None)
+        nodes = [
+            helper.make_node("GlobalAveragePool", ["input"], ["means"]),
+            helper.make_node("Flatten", ["means"], ["flat"]),
+            helper.make_node("MatMul", ["flat", "weights"], ["logits"]),
+            helper.make_node(end, ["logits"], ["prediction"]),
+        ]
+        made = helper.make_graph(nodes, "small", [taken], [given], [weights])
+        model = helper.make_model(made, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+        onnx.save(model, folder / "model.onnx")
+
+    return change
+
+
+def outside(folder: Path) -> None:
+    """Let the weights lie in a file beside the folder, by its whole path."""
+    graph(at=str(folder.parent / "secret"))(folder)
+
+
+def linked(folder: Path) -> None:
+    """Let the weights lie in a file of the folder that is a link out of it."""
+    (folder / "weights").symlink_to("../secret")
+    graph(at="weights")(folder)
