@@ -20,11 +20,11 @@ from tagger.imaging.preprocess import Preprocess
 from tagger.network import freezing
 from tagger.network.carry import Carried
 from tagger.scoring.predict import Predictions
+from tagger.signals import stop_asked
 from tagger.training.judging import Judge
 from tagger.training.learner import Learner, Portion
 from tagger.training.pace import Pace
 from tagger.training.plan import Figures, Plan, Position
-from tagger.training.signals import stop_asked
 from tagger.training.snapshots import Snapshots
 
 Weights = dict[str, Tensor]
@@ -72,7 +72,7 @@ class Training:
         pace = Pace(self.learner.group.device)
         self._freeze()
         with stop_asked() as asked:
-            yield from self._steps(pace, asked)
+            yield from self._steps(pace, asked.is_set)
         self.snapshots.wait()
 
     def _steps(self, pace: Pace, asked: Callable[[], bool]) -> Iterator[Judgement]:
