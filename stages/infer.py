@@ -44,7 +44,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def run(asked: "Options", plan: "Plan", here: "World", tally: "Tally") -> bool:
     """Tag what is planned; return whether it was stopped before its end."""
-    from tagger import ahead, progress
+    from tagger import progress, signals
     from tagger.imaging import images
     from tagger.inference import decoders, models, outputs, tagging
     from tagger.taggers.engines import Device
@@ -55,7 +55,7 @@ def run(asked: "Options", plan: "Plan", here: "World", tally: "Tally") -> bool:
     tagger = models.load(asked.model, asked.device, use, calibrated=asked.calibrated)
     choose = outputs.captioner(asked, tagger)
     begun = time.monotonic()
-    with ahead.stopped_by_signals() as stop:
+    with signals.stop_asked() as stop:
         blocks = tagging.tag(tagger, plan.todo, asked.pace, embed=bool(plan.embeddings), stop=stop)
         if asked.output != "text":
             blocks = progress.count(blocks, len(plan.todo), "tagging")

@@ -69,8 +69,7 @@ def lead(
         for judgement in training.run():
             keeper.keep(judgement)
         best = keeper.finish(MODEL)
-        left_out = {"left_out": len(training.position.failures)}
-        files.write_json(REPORT, best | left_out)
+        files.write_json(REPORT, best | {"left_out": training.left_out})
         run.log_params({"micro_batch": training.learner.micro_batch or "whole"})
         ended = folder.with_name(f"{p.model}-{p.recipe.epochs}.pt")
         log.info(f"To go on from here: train.resume_from={ended} with more train.epochs")

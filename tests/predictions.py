@@ -1,4 +1,4 @@
-"""Predictions drawn at random, and what keeps them on disk, for the tests of evaluation."""
+"""Predictions of a model, or drawn at random, and what keeps them on disk."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -10,10 +10,16 @@ import numpy.typing as npt
 import pytest
 from hypothesis import strategies as st
 from scipy.sparse import csr_array
+from torch import nn
 
 from tagger.arrays import Scores, Truth
-from tagger.scoring import counting, ranking, scored
+from tagger.imaging import batching
+from tagger.imaging.batching import Order
+from tagger.imaging.dataset import Part, Pictures
+from tagger.imaging.preprocess import Preprocess
+from tagger.scoring import counting, predict, ranking, scored
 from tagger.scoring.counting import Ints
+from tagger.scoring.predict import Predictions
 from tagger.scoring.scored import Scored
 from tagger.vocabulary import Tag
 
@@ -23,6 +29,15 @@ Numbers = npt.NDArray[np.float64]
 class Drawn(NamedTuple):
     logits: Scores  # (pictures, tags), numbers that half precision holds
     truth: Truth  # (pictures, tags)
+
+
+def of_model(
+    model: nn.Module, part: Part, preprocess: Preprocess, *, batch_size: int, workers: int = 0
+) -> Predictions:
+    """Return the model's probabilities for every readable picture of a part, in its order."""
+    pictures = Pictures(part, preprocess)
+    batches = batching.loader(pictures, Order(len(part), batch_size), workers=workers)
+    return predict.predict_batches(model, batches, preprocess, part.labels.shape[1])
 
 
 def draw(pictures: int, tags: int, seed: int = 0, *, density: float = 0.3, steps: int = 0) -> Drawn:

@@ -1,13 +1,11 @@
 """Work is done ahead of its use, but not far, and ends when it is told to."""
 
-import os
-import signal
 import threading
 from collections.abc import Iterator
 
 import pytest
 
-from tagger.ahead import ahead, stopped_by_signals
+from tagger.ahead import ahead
 
 
 def counted(made: list[int], end: int) -> Iterator[int]:
@@ -55,15 +53,3 @@ def test_whoever_takes_no_more_stops_the_making() -> None:
     next(items)
     items.close()  # type: ignore[attr-defined]
     assert stop.is_set()
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_asks_once_and_ctrl_c_twice_insists(number: signal.Signals) -> None:
-    before = signal.getsignal(number)
-    with stopped_by_signals() as stop:
-        assert not stop.is_set()
-        os.kill(os.getpid(), number)
-        assert stop.wait(5)
-        with pytest.raises(KeyboardInterrupt):
-            os.kill(os.getpid(), number)
-    assert signal.getsignal(number) is before

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from evaluations import evaluated, figures, inside, read, relabel, told, trained, with_model
+from predictions import of_model
 from scipy.special import expit, logit
 from sklearn.metrics import average_precision_score, f1_score
 from trainings import Project, wait_until
@@ -19,7 +20,6 @@ from tagger import params, records, thresholds, vocabulary
 from tagger.imaging import preprocess
 from tagger.network import backbone
 from tagger.params import Params, Preset
-from tagger.scoring import predict
 from tagger.taggers import exported
 
 pytestmark = pytest.mark.timeout(300)
@@ -70,7 +70,7 @@ def test_figures_agree_with_scikit_learn_where_some_labels_are_unknown(
     with inside(odd):
         model = backbone.load(evaluate.MODEL)
         prepared = preprocess.read(evaluate.MODEL / "preprocess.json")
-        found = predict.predict(model, parts[part], prepared, batch_size=64, workers=0)
+        found = of_model(model, parts[part], prepared, batch_size=64, workers=0)
     logits = logit(found.scores.astype(np.float64)).astype(np.float16).astype(np.float64)
     own = rows(odd, evaluate.THRESHOLDS)
     given = expit(logits) >= np.array([float(own[tag.name]["threshold"]) for tag in tags])

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import yaml
 from evaluations import evaluated, figures, inside, read, told, with_model
+from predictions import of_model
 from sklearn.metrics import average_precision_score
 from trainings import ROOT, Project
 
@@ -15,7 +16,7 @@ from tagger import params, vocabulary
 from tagger.imaging import preprocess
 from tagger.network import backbone
 from tagger.params import Params, Preset
-from tagger.scoring import codes, predict
+from tagger.scoring import codes
 from tagger.thresholds import Aim, By
 
 WRITTEN = [evaluate.FIGURES, evaluate.THRESHOLDS, evaluate.CALIBRATION, *evaluate.TABLES]
@@ -63,7 +64,7 @@ def test_figures_are_those_of_the_probabilities(judged: Project) -> None:
     tags, parts = read(judged)
     general = vocabulary.columns(tags, "general")
     for name in found:
-        by = predict.predict(model, parts[name], prepared, **p.evaluate.loading)
+        by = of_model(model, parts[name], prepared, **p.evaluate.loading)
         scores = codes.of(codes.finite_logit(by.scores[:, general]))  # as they are kept
         truth = by.truth[:, general]
         has = truth.any(axis=0)

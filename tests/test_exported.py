@@ -9,6 +9,7 @@ import onnx
 import onnxruntime as ort
 import pytest
 import torch
+from predictions import of_model
 from torch import nn
 
 from tagger import files, thresholds, vocabulary
@@ -18,7 +19,6 @@ from tagger.imaging import images
 from tagger.imaging.dataset import Part
 from tagger.network import backbone
 from tagger.params import Params
-from tagger.scoring.predict import predict
 from tagger.taggers import exported
 from tagger.taggers.exported import Tagger
 from tagger.vocabulary import CATEGORIES, Tag
@@ -138,7 +138,7 @@ def test_the_export_tags_as_the_model_does(
     model_folder: Path, tagger: Tagger, part: Part, tags: list[Tag]
 ) -> None:
     model = backbone.load(model_folder)
-    judged = predict(model, part, tagger.preprocess, batch_size=5, workers=0)
+    judged = of_model(model, part, tagger.preprocess, batch_size=5, workers=0)
     scores = tagger([images.open_rgb(file) for file in part.places])
     assert scores == pytest.approx(judged.scores, abs=1e-5)
     assert np.array_equal(judged.truth, part.labels.toarray() > 0)

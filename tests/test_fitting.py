@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from predictions import of_model
 from torch import Tensor, nn
 
 from tagger.fetching import shards
@@ -18,7 +19,6 @@ from tagger.imaging.dataset import Key, Part, Pictures
 from tagger.imaging.images import Pixels
 from tagger.imaging.places import WHITE, Place
 from tagger.imaging.preprocess import Preprocess
-from tagger.scoring import predict
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 FITTINGS = ["pad", "crop", "stretch"]
@@ -216,7 +216,7 @@ class Listening(nn.Module):
 def test_predict_shows_the_model_the_same_bits(part: Part, fitting: str) -> None:
     by = prepared(fitting)
     model = Listening(part.labels.shape[1])
-    judged = predict.predict(model, part, by, batch_size=7, workers=0)
+    judged = of_model(model, part, by, batch_size=7, workers=0)
     heard = torch.cat(model.heard).numpy()
     assert judged.rows == list(range(len(part)))
     assert [len(pixels) for pixels in model.heard] == [7, 7, 7, 3]

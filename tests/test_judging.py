@@ -1,6 +1,6 @@
 """A judgement is that of the whole validation part, however many processes share it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import ImageChops
+from predictions import of_model
 from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
@@ -64,7 +65,7 @@ def test_figures_are_those_of_predict(model: nn.Module, part: Part, prepared: Pr
     model.train()
     figures, predictions = judge_of(part, prepared)(model)
     assert model.training
-    by = predict.predict(model, part, prepared, batch_size=5, workers=0)
+    by = of_model(model, part, prepared, batch_size=5, workers=0)
     assert equal(predictions, by)
     assert by.rows == list(range(len(part)))
     assert figures.keys() == {"macro_ap", "micro_ap", "validation_loss"}
@@ -135,8 +136,8 @@ def test_without_a_readable_picture_every_figure_is_0(
 
 def test_probabilities_of_0_and_1_that_are_wrong_cost_much_and_not_without_end() -> None:
     scores, truth = np.array([[0, 1]], np.float32), np.array([[True, False]])
-    assert 30 < judging._cross_entropy(scores, truth) < 35
-    assert judging._cross_entropy(scores, ~truth) == pytest.approx(0, abs=1e-5)
+    assert 30 < metrics.cross_entropy(scores, truth) < 35
+    assert metrics.cross_entropy(scores, ~truth) == pytest.approx(0, abs=1e-5)
 
 
 def test_the_sheet_shows_each_picture_with_its_likeliest_tags(
@@ -171,3 +172,15 @@ def test_the_sheet_of_few_pictures_leaves_out_those_unreadable(
     first = whole.sheet(whole(model)[1], [tag.name for tag in tags])
     box = (0, 0, first.width, 34 + 168)
     assert ImageChops.difference(drawn.crop(box), first.crop(box)).getbbox() is None
+
+
+def test_the_sheet_is_grey_where_a_picture_has_gone_since(
+    model: nn.Module, part: Part, prepared: Preprocess, tags: list[Tag], tmp_path: Path
+) -> None:
+    judge, names = judge_of(part, prepared), [tag.name for tag in tags]
+    _, predictions = judge(model)
+    whole = judge.sheet(predictions, names)
+    drawn = replace(judge, part=broken(part, tmp_path)).sheet(predictions, names)
+    box = (12, 34 + 180, 12 + 168, 34 + 180 + 168)  # of the fifth
+    assert drawn.crop(box).getcolors() == [(168 * 168, (234, 238, 242))]
+    assert ImageChops.difference(whole, drawn).getbbox() == box

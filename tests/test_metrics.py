@@ -47,3 +47,29 @@ def test_macro_and_micro_average_precision_are_scikit_learns(judged: Judged) -> 
         micro = average_precision_score(truth.ravel(), scores.ravel())
     assert metrics.macro_ap(scores, truth) == pytest.approx(macro, abs=1e-9)
     assert metrics.micro_ap(scores, truth) == pytest.approx(micro, abs=1e-9)
+
+
+@settings(max_examples=60)
+@given(predictions(), st.floats(0, 1), st.integers(0, 2**32 - 1))
+def test_what_is_unknown_counts_for_nothing(judged: Judged, share: float, seed: int) -> None:
+    """Whatever scores and truth say there."""
+    scores, truth = judged
+    random = np.random.default_rng(seed)
+    known = random.random(truth.shape) < share
+    others = np.where(known, scores, random.random(scores.shape)).astype(np.float32)
+    other_truth = np.where(known, truth, random.random(truth.shape) < 0.5)
+    for tag, value in enumerate(metrics.average_precision(scores, truth, known)):
+        told = known[:, tag]
+        (alone,) = metrics.average_precision(scores[told][:, [tag]], truth[told][:, [tag]])
+        assert value == alone or (np.isnan(value) and np.isnan(alone))
+    for figure in (metrics.macro_ap, metrics.micro_ap, metrics.cross_entropy):
+        assert figure(scores, truth, known) == figure(others, other_truth, known)
+    assert metrics.cross_entropy(scores, truth, np.zeros_like(truth)) == 0
+
+
+@settings(max_examples=60)
+@given(predictions())
+def test_where_all_is_known_figures_are_the_same_to_the_bit(judged: Judged) -> None:
+    everywhere = np.ones(judged[1].shape, np.bool_)
+    for figure in (metrics.macro_ap, metrics.micro_ap, metrics.cross_entropy):
+        assert figure(*judged, everywhere) == figure(*judged)

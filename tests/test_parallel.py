@@ -2,6 +2,7 @@
 
 import csv
 import os
+import shutil
 import signal
 import subprocess
 from pathlib import Path
@@ -9,10 +10,13 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
+import yaml
 from safetensors.torch import load_file
 from torch import Tensor
 from trainings import PLAIN, Project, as_it_was, asked, project, wait_until
 
+from tagger import parallel, posts
 from tagger.errors import TaggerError
 from tagger.imaging.dataset import Part
 from tagger.parallel import Group
@@ -161,3 +165,90 @@ def test_a_batch_too_small_for_the_processes_is_told(
         ),
     ):
         setup.training(asked(shipped, preset, **PLAIN), tags, parts, group, tmp_path)
+
+
+def test_a_process_without_a_readable_picture_keeps_nobody_waiting(
+    shipped: Params, demo: Path, fresh: Project, tmp_path: Path
+) -> None:
+    """Of the pictures to judge by, those of a batch that the second process reads are gone."""
+    drawn = tmp_path / "demo"
+    shutil.copytree(demo, drawn)
+    content = yaml.safe_load((fresh.folder / "params.yaml").read_text(encoding="utf-8"))
+    vit = Preset.model_validate(content["models"]["small"])
+    recipe: dict[str, Any] = {"parallel": "fsdp", "validate_on": 5, "epochs": 1, "optimizer": "sgd"}
+    made = project(tmp_path / "project", shipped, drawn, vit, **recipe)
+    manifest = posts.read(made.folder / "data/posts.parquet", 10_000)
+    places = list(posts.places(manifest.table))[16:23]
+    for row in (1, 4):  # the second and fourth of five that are spread over seven
+        Path(places[row].path).unlink()
+    made.train(*TWO)
+    assert len(figures(made)) == 1
+
+
+# In this process
+
+
+def test_what_is_told_on_gpus_goes_through_the_memory_of_the_machine(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[str] = []
+    for name, value in {"RANK": 1, "WORLD_SIZE": 2, "LOCAL_RANK": 1, "LOCAL_WORLD_SIZE": 2}.items():
+        monkeypatch.setenv(name, str(value))
+    monkeypatch.setattr(parallel, "_store", lambda place: None)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    monkeypatch.setattr(dist, "init_process_group", lambda backend, **_: asked.append(backend))
+    monkeypatch.setattr(dist, "destroy_process_group", lambda: None)
+    for cuda in (True, False):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda cuda=cuda: cuda)
+        with parallel.group() as group:
+            assert group.device == torch.device("cuda", 1) if cuda else torch.device("cpu")
+    assert asked == ["cpu:gloo,cuda:nccl", "gloo"]
+
+
+def test_a_copy_has_nothing_in_common_with_what_it_is_of() -> None:
+    """Some optimizers hold lists of tensors, as long as a weight has dimensions."""
+    state: Any = {0: {"Q": [torch.ones(2), torch.ones(3)], "step": 7}, 1: {"Q": [], "pair": (1, 2)}}
+    copy = parallel.whole(state)
+    for values in state[0]["Q"]:
+        values += 1
+    assert [values.tolist() for values in copy[0]["Q"]] == [[1, 1], [1, 1, 1]]
+    assert (copy[0]["step"], copy[1]) == (7, {"Q": [], "pair": (1, 2)})
+    again = parallel.whole(state, copy)
+    assert [values.tolist() for values in again[0]["Q"]] == [[2, 2], [2, 2, 2]]
+    for one, other in zip(copy[0]["Q"], again[0]["Q"], strict=True):
+        assert one.data_ptr() == other.data_ptr()
+    shorter = parallel.whole({0: {"Q": [torch.zeros(2)]}}, copy)
+    assert [values.tolist() for values in shorter[0]["Q"]] == [[0, 0]]
+
+
+def test_all_put_parts_together_and_one_keeps_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+
+    class Parted:
+        def __init__(self, number: int) -> None:
+            self.number = number
+
+        def full_tensor(self) -> Tensor:
+            asked.append(self.number)
+            return torch.ones(2)
+
+    monkeypatch.setattr(parallel, "DTensor", Parted)
+    state = {"model": {"a": Parted(0), "b": torch.zeros(1)}, "moments": [Parted(1)], "step": 3}
+    nothing = {"model": {"a": None, "b": None}, "moments": [None], "step": 3}
+    assert parallel.whole(state, wanted=False) == nothing
+    assert asked == [0, 1]
+    assert parallel.whole(state)["moments"][0].tolist() == [1, 1]
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_only_the_leading_process_holds_copies(
+    shipped: Params, preset: Preset, tags: list[Tag], part: Part, tmp_path: Path, rank: int
+) -> None:
+    group = Group(World(rank, 2, rank, 2), torch.device("cpu"))
+    with as_it_was():
+        p = asked(shipped, preset, ema=0.9)
+        training = setup.training(p, tags, {"train": part, "validation": part}, group, tmp_path)
+    content = training.learner.state()
+    copies = [*content["model"].values(), *content["average"].values()]
+    assert {isinstance(copy, Tensor) for copy in copies} == {rank == 0}
+    assert bool(training._weights()) == (rank == 0)

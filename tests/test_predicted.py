@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
+from predictions import of_model
 from scipy.sparse import csr_array
 from scipy.special import logit
 from torch import nn
@@ -17,10 +18,11 @@ from tagger import vocabulary
 from tagger.errors import TaggerError
 from tagger.imaging.dataset import Part
 from tagger.imaging.preprocess import Preprocess
-from tagger.scoring import codes, predict
+from tagger.scoring import codes, predict, predicted
 from tagger.scoring.predicted import Predicted, Predictor
 from tagger.scoring.scored import Scored
 from tagger.vocabulary import Category, Tag
+from tagger.world import cores
 
 Run = Callable[..., Predicted]
 
@@ -48,7 +50,7 @@ def run(tags: list[Tag], model: nn.Module, prepared: Preprocess, tmp_path: Path)
 @pytest.fixture(scope="module")
 def expected(model: nn.Module, part: Part, prepared: Preprocess) -> npt.NDArray[np.float64]:
     """The logits of the model, (pictures, tags)."""
-    scores = predict.predict(model, part, prepared, batch_size=7, workers=0).scores
+    scores = of_model(model, part, prepared, batch_size=7, workers=0).scores
     return np.asarray(logit(scores.astype(np.float64)))
 
 
@@ -154,3 +156,19 @@ def test_a_model_without_numbers_leaves_nothing_on_disk(
     with pytest.raises(TaggerError, match=r"\AThe model says nan of picture 0 and tag 3, [^\n]*\Z"):
         run(part, network=Broken())
     assert list((tmp_path / "kept").iterdir()) == []
+
+
+def test_alone_is_alone_among_others_too(
+    tags: list[Tag],
+    model: nn.Module,
+    part: Part,
+    prepared: Preprocess,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name, value in {"RANK": 1, "WORLD_SIZE": 2, "LOCAL_RANK": 1, "LOCAL_WORLD_SIZE": 2}.items():
+        monkeypatch.setenv(name, str(value))
+    predictor = predicted.alone(tmp_path / "kept", (), batch_size=5, workers=0)
+    found = predictor("test", part, tags, predict.by_torch(model, prepared), prepared)
+    assert found is not None and len(found.scored) == len(part)
+    assert predictor.group.world.cores == max(1, cores() // 2)  # the other has its share

@@ -117,6 +117,23 @@ def test_the_same_training_twice_at_once_is_refused_in_one_line_and_a_signal_los
     assert project.step() > PER_EPOCH
 
 
+def test_a_signal_to_all_processes_of_a_training_loses_nothing_either(
+    fresh: Project, tmp_path: Path
+) -> None:
+    project = fresh.copy(tmp_path / "group")
+    project.change(snapshot_every="5 minutes")
+    running = project.begin()
+    wait_until(lambda: project.step() == PER_EPOCH, running)
+    os.killpg(running.pid, signal.SIGSTOP)
+    os.killpg(running.pid, signal.SIGTERM)
+    os.killpg(running.pid, signal.SIGCONT)
+    printed, _ = running.communicate(timeout=60)
+    assert (running.returncode, printed.splitlines()[-1]) == (130, "interrupted")
+    assert "Traceback" not in printed
+    assert PER_EPOCH < project.step() < EPOCHS * PER_EPOCH
+    assert f"stopped after step {project.step()}" in printed
+
+
 def in_dvc(project: Project) -> list[str]:
     """Give a project the stage as the repository has it; return the command that runs it."""
     shutil.copytree(

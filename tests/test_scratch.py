@@ -1,5 +1,7 @@
 """What is kept belongs to one process at a time, and to nobody after its death."""
 
+import errno
+import fcntl
 import os
 import signal
 import subprocess
@@ -229,3 +231,32 @@ def test_a_copy_of_the_project_reaches_pictures_that_nobody_brought(
     monkeypatch.chdir(project)
     scratch.reach(Path("data/shards"))
     assert not Path("data/shards").is_symlink()
+
+
+def test_a_disk_without_locks_is_told_once_and_keeps_nobody_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "lockf", refuse)
+    for _ in range(2):
+        with scratch.alone(tmp_path / "held"):
+            pass
+    (told,) = [record.message for record in caplog.records]
+    assert told.startswith(f"{tmp_path} knows no locks (")
+
+
+@pytest.mark.parametrize("number", [errno.EAGAIN, errno.EACCES])
+def test_a_lock_of_another_is_told_however_the_system_says_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "lockf", refuse)
+    with (
+        pytest.raises(TaggerError, match="under way in another process"),
+        scratch.alone(tmp_path / "held"),
+    ):
+        pass

@@ -352,3 +352,38 @@ def test_an_average_begins_with_the_weights_where_there_was_none(
 def test_the_seal_is_the_hash_that_everyone_computes(finished: Path) -> None:
     seal = json.loads(finished.with_suffix(".json").read_text(encoding="utf-8"))
     assert seal == {"sha256": files.sha256(finished)}
+
+
+# Of another version of the code
+
+
+VERSIONS: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
+    "more": (lambda content: content["position"].update(phase=1), "phase"),
+    "fewer": (lambda content: content["learner"].pop("scaler"), "scaler"),
+    "none": (lambda content: content.pop("position"), "position"),
+}
+
+
+@pytest.mark.parametrize(("change", "word"), VERSIONS.values(), ids=VERSIONS)
+def test_one_of_another_version_is_told_with_the_way_out(
+    begin: Starter, finished: Path, change: Callable[[dict[str, Any]], object], word: str
+) -> None:
+    content = snapshots.read(finished)
+    change(content)
+    snapshots.write(finished, content)
+    folder = finished.parent
+    with pytest.raises(TaggerError, match=rf"\A{folder} is of another version .*{word}") as told:
+        begin(at="finished", epochs=1)
+    assert str(told.value).endswith(f"Go on with that one. Or remove {folder} to begin anew.")
+    with pytest.raises(TaggerError, match=rf"\A{finished} is of another version .*{word}.*\Z"):
+        begin(at="b", resume_from=finished)
+
+
+def test_an_own_one_that_does_not_fit_is_told_with_the_way_out(
+    begin: Starter, finished: Path
+) -> None:
+    content = snapshots.read(finished)
+    content["learner"]["model"]["renamed"] = content["learner"]["model"].popitem()[1]
+    snapshots.write(finished, content)
+    with pytest.raises(TaggerError, match=rf"\A.*Or remove {finished.parent} to begin anew\.\Z"):
+        begin(at="finished", epochs=1)

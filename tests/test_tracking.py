@@ -218,3 +218,24 @@ def test_a_machine_without_git_still_trains(project: Path, monkeypatch: pytest.M
 def test_mappings_are_flattened_to_dotted_paths() -> None:
     nested = {"a": {"b": {"c": 1}, "d": [1, 2]}, "e": None, "f": {}}
     assert tracking.flatten(nested) == {"a.b.c": 1, "a.d": [1, 2], "e": None}
+
+
+def test_a_checkpoint_is_tracked_once_however_often_a_training_comes_to_its_end(
+    project: Path,
+) -> None:
+    def end(run_id: str | None, sha256: str) -> str | None:
+        with tracking.run("vit", run_id=run_id) as run:
+            run.log_metrics({"macro_ap": 0.5}, 2)
+            for name in ("best", "last"):
+                run.log_checkpoint(name, Path(f"{name}.safetensors"), {"macro_ap": 0.5}, 2, sha256)
+        return run.id
+
+    def logged() -> list[str]:
+        found = client(project).search_logged_models([stored(project, run).info.experiment_id])
+        return sorted(model.name for model in found)
+
+    run = end(None, "ab12")
+    assert end(run, "ab12") == run
+    assert logged() == ["best", "last"]
+    end(run, "cd34")
+    assert logged() == ["best", "best", "last", "last"]

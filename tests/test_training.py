@@ -13,23 +13,26 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from sklearn.metrics import average_precision_score, log_loss
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from trainings import ALONE, Parts, as_it_was, asked, changed, ended, project, same, start, weights
 
-from tagger import files, posts, vocabulary
+from tagger import files, parallel, posts, vocabulary
 from tagger.errors import TaggerError
 from tagger.imaging import batching, images
 from tagger.imaging.batching import Batch
 from tagger.imaging.dataset import Part
 from tagger.imaging.places import Place
 from tagger.network import backbone
+from tagger.parallel import Group
 from tagger.params import Params, Preset
-from tagger.training import snapshots
+from tagger.training import learner, setup, snapshots
 from tagger.training.learner import Portion
 from tagger.training.loop import Judgement, Training
 from tagger.training.optimizer import share_of_peak
 from tagger.vocabulary import Tag
+from tagger.world import World
 
 Starter = Callable[..., Training]
 
@@ -314,6 +317,65 @@ def test_the_scale_of_the_loss_in_fp16_goes_on_where_it_was(begin: Starter) -> N
     assert kept is not None and kept["learner"]["scaler"] == scaler
     again = begin(precision="fp16")
     assert again.learner.scaler.state_dict() == scaler
+
+
+@pytest.mark.parametrize(("real", "expected"), [(True, "bf16"), (False, "fp16")])
+def test_a_card_that_only_acts_as_if_it_knew_bf16_computes_in_fp16(
+    monkeypatch: pytest.MonkeyPatch, real: bool, expected: str
+) -> None:
+    def supported(including_emulation: bool = True) -> bool:
+        return including_emulation or real
+
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", supported)
+    assert learner._precision(None, torch.device("cuda")) == expected
+    assert learner._precision("bf16", torch.device("cuda")) == "bf16"
+    assert learner._precision(None, torch.device("cpu")) == "fp32"
+
+
+# Too little memory, known before the first step
+
+
+def cramped(training: Training, room: int) -> list[int]:
+    """Give a training room for so many pictures; return what will have been tried."""
+    tried: list[int] = []
+
+    def network(inputs: Tensor) -> Tensor:
+        tried.append(len(inputs))
+        if len(inputs) > room:
+            raise torch.OutOfMemoryError("no room")
+        logits: Tensor = training.model(inputs)
+        return logits
+
+    training.learner.network = network
+    return tried
+
+
+def test_a_rehearsal_finds_how_many_pictures_fit_unless_others_wait_for_them(
+    begin: Starter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for in_parts in (False, True):
+        training = begin(at=str(in_parts))
+        tried = cramped(training, 3)
+        before = weights(training)
+        inputs, targets = torch.zeros(8, 3, 32, 32), torch.zeros(8, training.part.labels.shape[1])
+        monkeypatch.setattr(parallel, "in_parts", lambda model, in_parts=in_parts: in_parts)
+        if in_parts:
+            with pytest.raises(
+                TaggerError, match=r"\A.* 8 pictures at a time\. Lower train\.micro_"
+            ):
+                training.learner.rehearse(inputs, targets, 8)
+            assert tried == [8]
+        else:
+            training.learner.rehearse(inputs, targets, 8)
+            assert (tried, training.learner.micro_batch) == ([8, 4, 2, 2, 2, 2], 2)
+            assert same(before, weights(training))
+
+
+def test_a_head_on_embeddings_needs_no_rehearsal(begin: Starter) -> None:
+    training = begin(**HEAD)
+    order: Any = training.batches.batch_sampler
+    training.learner.group = Group(World(0, 2, 0, 2), torch.device("cuda"))
+    setup._agree(training.learner, training.plan, order, 3)  # would take pictures to CUDA
 
 
 # What is no number
@@ -654,6 +716,28 @@ def test_what_is_unlabelled_moves_nothing(
     assert moved.sum() > len(rating)
 
 
+def test_what_is_unlabelled_is_not_judged(
+    begin: Starter, parts: Parts, rating: list[int], part: Part
+) -> None:
+    """A rating said of a picture that has none makes no difference, as in the evaluation."""
+    some = {**parts, "validation": without(part, rating, slice(10))}
+    training = begin(parts=some, epochs=1)
+    figures, told = training.judge(training.learner.judged)
+    known = np.ones(told.truth.shape, np.bool_)
+    known[np.ix_(range(10), rating)] = False
+    assert np.array_equal(told.known, known)
+    has = (told.truth & known).any(axis=0)
+    precisions = [
+        average_precision_score(told.truth[known[:, tag], tag], told.scores[known[:, tag], tag])
+        for tag in np.flatnonzero(has)
+    ]
+    assert figures["macro_ap"] == pytest.approx(np.mean(precisions))
+    micro = average_precision_score(told.truth[known], told.scores[known])
+    assert figures["micro_ap"] == pytest.approx(micro)
+    loss = log_loss(told.truth[known], told.scores[known], normalize=False, labels=[False, True])
+    assert figures["validation_loss"] == pytest.approx(loss / len(part), rel=1e-5)
+
+
 # What learns
 
 
@@ -755,6 +839,25 @@ def test_a_head_on_kept_embeddings_is_one_trained_by_hand(
     whole.load_state_dict(after)
     scores = whole.get_classifier()(embeddings(whole, part.head(8), training)).sigmoid()
     assert np.allclose(scores.detach(), history[-1].predictions.scores, atol=1e-5)
+
+
+def test_pictures_without_embeddings_are_counted_and_no_stages_are_told(
+    begin: Starter, parts: Parts, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    lacking = {**parts, "train": missing(parts["train"], [3, 5], tmp_path)}
+    with caplog.at_level(logging.INFO):
+        training = begin(parts=lacking, max_unreadable=0.1, epochs=1, **HEAD)
+        ended(training)
+    assert training.left_out == 2
+    assert training.position.failures == {}
+    assert not [one for one in caplog.messages if "stages of the backbone" in one]
+
+
+def test_a_backbone_that_cannot_compute_twice_is_told(begin: Starter, preset: Preset) -> None:
+    other = preset.model_copy(update={"backbone": "dla46_c"})
+    with pytest.raises(TaggerError, match=r"\Atrain\.gradient_checkpointing: [^\n]*\Z"):
+        begin(other, gradient_checkpointing=True)
+    begin(other)
 
 
 def drawn_otherwise(folder: Path, preset: Preset, tags: list[Tag]) -> Path:

@@ -1,11 +1,8 @@
 """Work done ahead of its use, in a thread, and stopped between two steps."""
 
-import signal
 import threading
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from queue import Empty, Full, Queue
-from types import FrameType
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -73,27 +70,3 @@ def _taken(
         raise
     finally:
         thread.join(timeout=10)
-
-
-@contextmanager
-def stopped_by_signals() -> Iterator[threading.Event]:
-    """Yield an event that Ctrl-C or SIGTERM sets, so that work ends where it is whole.
-
-    A second Ctrl-C ends it at once. Signals can be caught in the main thread alone.
-    """
-    asked = threading.Event()
-
-    def ask(number: int, frame: FrameType | None) -> None:
-        if asked.is_set():
-            raise KeyboardInterrupt
-        asked.set()
-
-    if threading.current_thread() is not threading.main_thread():
-        yield asked
-        return
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield asked
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any, TypeVar
 
 import torch
@@ -20,6 +21,7 @@ from tagger.world import World, world
 T = TypeVar("T")
 
 _WORTH_PARTING = 1 << 16  # weights of a block
+_BACKENDS = "cpu:gloo,cuda:nccl"  # NCCL alone would take what is told through GPU memory, too
 
 
 @dataclass(frozen=True)
@@ -100,20 +102,35 @@ def part(model: nn.Module, group: Group) -> None:
     fully_shard(model)
 
 
-def whole(state: Any, kept: Any = None) -> Any:
+def in_parts(model: nn.Module) -> bool:
+    """Whether this process holds but a part of the weights: all must compute at the same time."""
+    return any(isinstance(weights, DTensor) for weights in model.parameters())
+
+
+def whole(state: Any, kept: Any = None, *, wanted: bool = True) -> Any:
     """Return a copy of nested tensors on the CPU, put together where they are in parts.
 
     kept: an earlier copy of the same, to be overwritten: new memory takes longer than the copying
+    wanted: whether this process needs the copy; one that does not helps to put together what the
+        others want, and gets None in place of each tensor
     """
     if isinstance(state, DTensor):
         state = state.full_tensor()
     if isinstance(state, Tensor):
-        if kept is None or kept.shape != state.shape:
-            kept = torch.empty_like(state, device="cpu", pin_memory=state.is_cuda)
-        return kept.copy_(state.detach())
+        return _copied(state, kept) if wanted else None
     if isinstance(state, dict):
-        return {key: whole(value, (kept or {}).get(key)) for key, value in state.items()}
+        earlier = kept or {}
+        return {k: whole(value, earlier.get(k), wanted=wanted) for k, value in state.items()}
+    if isinstance(state, list | tuple):
+        pairs = zip_longest(state, (kept or ())[: len(state)])
+        return type(state)([whole(value, earlier, wanted=wanted) for value, earlier in pairs])
     return state
+
+
+def _copied(values: Tensor, kept: Tensor | None) -> Tensor:
+    if kept is None or kept.shape != values.shape:
+        kept = torch.empty_like(values, device="cpu", pin_memory=values.is_cuda)
+    return kept.copy_(values.detach())
 
 
 def put(model: nn.Module, state: dict[str, Tensor]) -> None:
@@ -155,7 +172,7 @@ def group() -> Iterator[Group]:
         return
     os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "1")
     dist.init_process_group(
-        "nccl" if cuda else "gloo", store=_store(place), rank=place.rank, world_size=place.size
+        _BACKENDS if cuda else "gloo", store=_store(place), rank=place.rank, world_size=place.size
     )
     try:
         yield Group(place, device)

@@ -2,13 +2,17 @@
 
 import fcntl
 import hashlib
+import logging
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 
-from tagger.errors import TaggerError
+from tagger.errors import TaggerError, one_line
+
+_log = logging.getLogger(__name__)
 
 
 def project() -> Path:
@@ -57,17 +61,27 @@ def forget(folder: Path) -> None:
 
 @contextmanager
 def alone(folder: Path) -> Iterator[None]:
-    """Keep other processes out of a folder. Raises TaggerError where one is in it already."""
+    """Keep other processes out of a folder. Raises TaggerError where one is in it already.
+
+    A disk without locks, such as some of a network, is told once, and keeps nobody out.
+    """
     lock = folder.with_suffix(".lock")
     lock.parent.mkdir(parents=True, exist_ok=True)
     with lock.open("w") as file:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # which children do not inherit
-        except OSError:
+        except (BlockingIOError, PermissionError):
             raise TaggerError(
                 f"The same is under way in another process, which holds {lock}. Wait for its end."
             ) from None
+        except OSError as error:
+            _tell_of_no_locks(lock.parent, one_line(error))
         yield
+
+
+@cache
+def _tell_of_no_locks(folder: Path, reason: str) -> None:
+    _log.warning(f"{folder} knows no locks ({reason}): do not run the same twice at once.")
 
 
 @contextmanager

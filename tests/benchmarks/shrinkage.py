@@ -23,8 +23,9 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "stages"))
 from tagger import vocabulary
 from tagger.arrays import Floats, Truth
 from tagger.demonstration import drawing
-from tagger.imaging import preprocess
-from tagger.imaging.dataset import Part
+from tagger.imaging import batching, preprocess
+from tagger.imaging.batching import Order
+from tagger.imaging.dataset import Part, Pictures
 from tagger.imaging.places import Place
 from tagger.network import backbone
 from tagger.scoring import codes, predict, scored
@@ -214,8 +215,9 @@ def demonstration() -> tuple[Judged, list[Tag]]:
             truth[row, [column[name.strip()] for name in names if name.strip() in column]] = True
         part = Part([Place(str(file), 0, file.stat().st_size) for file in files], csr_array(truth))
         prepared = preprocess.read(model / "preprocess.json")
-        by = {"batch_size": 64, "workers": 0}
-        found = predict.predict(backbone.load(model), part, prepared, **by)
+        pictures, order = Pictures(part, prepared), Order(len(part), 64)
+        batches = batching.loader(pictures, order, workers=0)
+        found = predict.predict_batches(backbone.load(model), batches, prepared, len(tags))
     return Judged(codes.finite_logit(found.scores), found.truth), tags
 
 

@@ -10,7 +10,7 @@ from tagger.exporting import lighter
 from tagger.exporting.samples import readable
 from tagger.imaging.dataset import Part
 from tagger.params import Export
-from tagger.scoring import figures, predict, ranking, tally
+from tagger.scoring import figures, predicted, ranking, tally
 from tagger.scoring.figures import Figures
 from tagger.scoring.predicted import Predictor
 from tagger.taggers import exported
@@ -90,7 +90,7 @@ class Trials:
 
     def _judged(self, name: str, path: Path) -> Figures:
         tagger = exported.load(path, "cpu")
-        compute = predict.by_tagger(tagger)
+        compute = predicted.by_tagger(tagger)
         part = self.test.spread(self.wanted.judge_on)
         found = self.predictor(name, part, tagger.tags, compute, tagger.preprocess)
         assert found  # as there is one process

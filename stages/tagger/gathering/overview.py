@@ -167,7 +167,7 @@ def accepted(found: pa.Table, tags: Sequence[Tag]) -> Iterator[tuple[Image.Image
     some = found.take(pa.array(rows))
     for place, post in zip(posts.places(some), some.to_pylist(), strict=True):
         names = ", ".join(tags[tag].name for tag in post["tags"])
-        yield _opened(place), f"{post['id']}: {names}"
+        yield images.open_if_there(place), f"{post['id']}: {names}"
 
 
 def rejected(
@@ -190,11 +190,5 @@ def _found(name: str | None, folders: Sequence[Path]) -> Image.Image | None:
     paths = [str(folder / (name or "")) for folder in folders[:1]]
     paths += [name for folder in folders[1:] if name and name.startswith(f"{folder}/")]
     path = next(filter(os.path.isfile, paths), None)  # which is false for names too long, too
-    return _opened(Place(path, 0, Path(path).stat().st_size)) if path else None
-
-
-def _opened(place: Place) -> Image.Image | None:
-    try:
-        return images.open_rgb(place)
-    except images.Unreadable:
-        return None
+    place = Place(path, 0, Path(path).stat().st_size) if path else None
+    return images.open_if_there(place) if place else None

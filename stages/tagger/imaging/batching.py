@@ -1,6 +1,5 @@
 """Pictures in batches: which ones, read ahead by other processes, on the device."""
 
-import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from tagger import signals
 from tagger.imaging import images
 from tagger.imaging.dataset import Failure, Key, Part, Sample
 from tagger.imaging.preprocess import Preprocess
@@ -107,7 +107,7 @@ def loader(
 
 
 def _begin(_: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # which the process that they read for answers
+    signals.leave_to_parent()
     images.begin()
 
 

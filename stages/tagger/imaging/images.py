@@ -115,6 +115,14 @@ def open_rgb(file: Path | Place | bytes, background: Colour = WHITE) -> Image.Im
         return _flatten(ImageOps.exif_transpose(image), background)
 
 
+def open_if_there(place: Place, background: Colour = WHITE) -> Image.Image | None:
+    """Return what `open_rgb` does, or None for a picture that has gone since it was read."""
+    try:
+        return open_rgb(place, background)
+    except Unreadable:
+        return None
+
+
 def open_pixels(file: Path | Place | bytes, background: Colour = WHITE) -> Pixels:
     """Return what `open_rgb` does, as (height, width, 3), by a faster decoder where it serves.
 

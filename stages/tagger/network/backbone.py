@@ -1,7 +1,8 @@
 """Any timm backbone with one output per tag: built, saved, and loaded back."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from timm.models import PretrainedCfg, get_pretrained_cfg
 from timm.models._hub import save_config_for_hf
 from torch import Tensor, nn
+from torch.backends import cudnn
 
 from tagger import files
 from tagger.errors import TaggerError, did_you_mean, one_line
@@ -108,6 +110,21 @@ def check_sizes(model: nn.Module, sizes: Sequence[int]) -> None:
     model.train(training)
 
 
+def save_memory(model: nn.Module) -> None:
+    """Let the model compute twice, in training, what it would keep for the gradient.
+
+    Raises TaggerError for a backbone that cannot.
+    """
+    timms: Any = model
+    try:
+        timms.set_grad_checkpointing(True)
+    except (AssertionError, AttributeError, NotImplementedError) as error:
+        raise TaggerError(
+            f"train.gradient_checkpointing: this backbone does not know it: {one_line(error)}. Set "
+            "it to false, and lower train.micro_batch where memory does not suffice."
+        ) from error
+
+
 def save_config(model: nn.Module, prepared: Preprocess, folder: Path) -> None:
     """Write timm's config.json; with `save_weights` it makes a folder for timm's `local-dir:`.
 
@@ -174,3 +191,20 @@ def to_device(model: nn.Module, device: torch.device | None = None) -> nn.Module
     """Return the model on CUDA where there is one, in the layout that convolutions prefer."""
     where = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return model.to(memory_format=torch.channels_last).to(where)
+
+
+@contextmanager
+def judging() -> Iterator[None]:
+    """Compute what a model says of pictures: without gradients, and in whole float32.
+
+    TF32 would make a picture's confidences depend, by 1e-3, on those it is computed with.
+    """
+    matmuls, convolutions = torch.get_float32_matmul_precision(), cudnn.allow_tf32
+    torch.set_float32_matmul_precision("highest")
+    cudnn.allow_tf32 = False
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        torch.set_float32_matmul_precision(matmuls)
+        cudnn.allow_tf32 = convolutions

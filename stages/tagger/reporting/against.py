@@ -15,7 +15,7 @@ from tagger.imaging import batching
 from tagger.imaging.batching import Batch, Order
 from tagger.imaging.dataset import Part, Pictures
 from tagger.imaging.preprocess import Preprocess
-from tagger.scoring import bootstrap, judged, metrics, predict
+from tagger.scoring import bootstrap, judged, metrics, predicted
 from tagger.scoring.bootstrap import MEASURES, OVERALL, Intervals
 from tagger.scoring.judged import Judged
 from tagger.scoring.predict import Compute
@@ -147,7 +147,7 @@ def compare(
         parts={n: replace(p, labels=p.labels[:, own]) for n, p in ground.parts.items()},
     )
     columns = np.array([found[row][0] for row in own.tolist()])
-    theirs = Side("theirs", predict.by_tagger(tagger), tagger.preprocess, columns)
+    theirs = Side("theirs", predicted.by_tagger(tagger), tagger.preprocess, columns)
     if not layouts.says_channels(folder):
         theirs = _with_channels(theirs, tagger, shared)
     ours = Side("ours", compute, preprocess, own)
@@ -163,7 +163,7 @@ def _with_channels(side: Side, tagger: Tagger, ground: Ground) -> Side:
     part = ground.parts["validation"].spread(_TRIED)
     order, pictures = Order(len(part), ground.predictor.batch_size), Pictures(part, side.preprocess)
     batches = list(batching.loader(pictures, order, workers=ground.predictor.workers))
-    reverse = replace(side, compute=predict.by_tagger(layouts.with_channels_reversed(tagger)))
+    reverse = replace(side, compute=predicted.by_tagger(layouts.with_channels_reversed(tagger)))
     rgb, bgr = (_macro_ap(one, batches) for one in (side, reverse))
     if ground.predictor.group.leads:
         _log.warning(

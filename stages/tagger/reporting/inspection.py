@@ -64,7 +64,7 @@ class Inspection:
         scores = codes.probabilities()[first[:, :count].T].astype(np.float32)
         truth = self.scored.labels[:count].toarray()
         pictures = [
-            images.open_rgb(self.part.places[row], self.background) for row in rows.tolist()
+            images.open_if_there(self.part.places[row], self.background) for row in rows.tolist()
         ]
         return sheet.draw(pictures, scores, truth, [tag.name for tag in self.tags], self.limits)
 
@@ -110,10 +110,7 @@ class Inspection:
 
     def _picture(self, picture: int) -> Image.Image | None:
         place = self.part.places[int(self.scored.rows[picture])]
-        try:
-            return images.open_rgb(place, self.background)
-        except images.Unreadable:  # it has gone since
-            return None
+        return images.open_if_there(place, self.background)
 
     def _of_tag(self, worst: Worst) -> Gallery:
         tally, name = self.judged.tally, self.tags[worst.tag].name

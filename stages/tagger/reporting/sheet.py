@@ -11,6 +11,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 from tagger.arrays import Floats, Scores, Truth
 
 GIVEN, WRONG, MISSED = "#1a7f37", "#cf222e", "#8c959f"
+_NONE = "#eaeef2"  # in place of a picture
 _LEGEND = (("given and true", GIVEN), ("given, not true", WRONG), ("true, not given", MISSED))
 _SIDE, _TEXT, _LINE, _TOP = 168, 176, 14, 34  # pixels: picture, its text, a line, the legend
 _LIKELIEST = 8  # tags of a picture
@@ -20,7 +21,7 @@ Font: TypeAlias = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
 def draw(
-    pictures: Sequence[Image.Image],
+    pictures: Sequence[Image.Image | None],
     scores: Scores,
     truth: Truth,
     names: Sequence[str],
@@ -28,7 +29,7 @@ def draw(
     *,
     columns: int = 3,
 ) -> Image.Image:
-    """Return the sheet, each picture with its tags to the right of it.
+    """Return the sheet, each picture with its tags to the right of it; grey where there is none.
 
     scores, truth: (pictures, tags); names, limits: (tags,)
     limits: from which score on a tag is given; without them, the likeliest of each picture are
@@ -43,7 +44,8 @@ def draw(
     for number, picture in enumerate(pictures):
         x = 12 + number % columns * (_SIDE + _TEXT)
         y = _TOP + number // columns * (_SIDE + 12)
-        sheet.paste(picture.resize((_SIDE, _SIDE), Image.Resampling.BICUBIC), (x, y))
+        shown = picture or Image.new("RGB", (1, 1), _NONE)
+        sheet.paste(shown.resize((_SIDE, _SIDE), Image.Resampling.BICUBIC), (x, y))
         lines = list(_lines(scores[number], truth[number], names, limits))
         for row, (text, colour) in enumerate(lines[: _SIDE // _LINE]):
             pen.text((x + _SIDE + 8, y + row * _LINE), text, fill=colour, font=font)
@@ -78,7 +80,7 @@ def contact(tiles: Iterable[tuple[Image.Image | None, str]], *, columns: int = 6
     pen = ImageDraw.Draw(sheet)
     for number, (picture, _) in enumerate(tiles):
         x, y = 12 + number % columns * width, 12 + number // columns * height
-        shown = Image.new("RGB", (_SIDE, _SIDE), "#eaeef2")
+        shown = Image.new("RGB", (_SIDE, _SIDE), _NONE)
         if picture:
             picture = ImageOps.contain(picture, (_SIDE, _SIDE))
             shown.paste(picture, ((_SIDE - picture.width) // 2, (_SIDE - picture.height) // 2))

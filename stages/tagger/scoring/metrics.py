@@ -1,4 +1,8 @@
-"""Average precision of a model in training: of scores in memory, exact and without tables."""
+"""How good a model in training is: of scores in memory, exact and without tables.
+
+Each takes probabilities, (pictures, tags), the truth, (pictures, tags), and whether it is known,
+(pictures, tags), or None where it is everywhere: what is unknown counts for nothing.
+"""
 
 import numpy as np
 
@@ -7,24 +11,35 @@ from tagger.arrays import Floats, Scores, Truth
 _AT_ONCE = 1 << 22  # pairs
 
 
-def average_precision(scores: Scores, truth: Truth) -> Floats:
+def average_precision(scores: Scores, truth: Truth, known: Truth | None = None) -> Floats:
     """Return the average precision of each tag, (tags,), NaN where no picture has it.
 
     The sum of precision times the step in recall, over distinct scores, as scikit-learn does.
     """
-    return np.array([_precision(scores[:, tag], truth[:, tag]) for tag in range(truth.shape[1])])
+    known = np.ones_like(truth) if known is None else known
+    columns = zip(scores.T, truth.T, known.T, strict=True)
+    return np.array([_precision(some[told], true[told]) for some, true, told in columns])
 
 
-def macro_ap(scores: Scores, truth: Truth) -> float:
+def macro_ap(scores: Scores, truth: Truth, known: Truth | None = None) -> float:
     """Return the mean average precision over the tags that some picture has, 0 without any."""
-    precisions = average_precision(scores, truth)
+    precisions = average_precision(scores, truth, known)
     has = ~np.isnan(precisions)
     return float(precisions[has].mean()) if has.any() else 0.0
 
 
-def micro_ap(scores: Scores, truth: Truth) -> float:
+def micro_ap(scores: Scores, truth: Truth, known: Truth | None = None) -> float:
     """Return the average precision over all pairs of picture and tag, 0 without a positive."""
-    return _precision(scores.reshape(-1), truth.reshape(-1)) if truth.any() else 0.0
+    known = np.ones_like(truth) if known is None else known
+    return _precision(scores[known], truth[known]) if (truth & known).any() else 0.0
+
+
+def cross_entropy(scores: Scores, truth: Truth, known: Truth | None = None) -> float:
+    """Return the binary cross-entropy, summed over tags and averaged over pictures, in nats."""
+    likelihood = np.where(truth, scores, 1 - scores).clip(1e-7)
+    if known is not None:
+        likelihood[~known] = 1
+    return float(-np.log(likelihood).sum(axis=1).mean()) if len(scores) else 0.0
 
 
 def _precision(scores: Scores, truth: Truth) -> float:

@@ -1,6 +1,8 @@
 """Run a model over a part of the split."""
 
+import logging
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -8,49 +10,48 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from tagger import parallel
 from tagger.arrays import Scores, Truth
+from tagger.errors import TaggerError
 from tagger.imaging import batching
-from tagger.imaging.batching import Batch, Order
-from tagger.imaging.dataset import Failure, Part, Pictures
+from tagger.imaging.batching import Batch
+from tagger.imaging.dataset import Failure
 from tagger.imaging.preprocess import Preprocess
-from tagger.scoring import codes
-from tagger.taggers.exported import Tagger
+from tagger.network import backbone
 
 Array = npt.NDArray[np.float32]
 Compute: TypeAlias = Callable[[Batch], Array]  # what is made of a batch, (pictures, outputs)
+
+_log = logging.getLogger(__name__)
 
 
 class Predictions(NamedTuple):
     scores: Scores  # (pictures, tags), probabilities
     truth: Truth  # (pictures, tags)
+    known: Truth  # (pictures, tags), whether the truth is: what is unknown counts as not true
     rows: list[int]  # of the part, one per picture
     failures: list[Failure]  # of each picture that could not be read
-
-
-def predict(
-    model: nn.Module, part: Part, preprocess: Preprocess, *, batch_size: int, workers: int
-) -> Predictions:
-    """Return the model's probabilities for every readable picture of a part, in its order."""
-    pictures = Pictures(part, preprocess)
-    batches = batching.loader(pictures, Order(len(part), batch_size), workers=workers)
-    return predict_batches(model, batches, preprocess, part.labels.shape[1])
 
 
 def predict_batches(
     model: nn.Module, batches: Iterable[Batch], preprocess: Preprocess, tags: int
 ) -> Predictions:
-    """Return the model's probabilities for every readable picture of some batches."""
-    scores, truth = [np.empty((0, tags), np.float32)], [np.empty((0, tags), np.bool_)]
+    """Return the model's probabilities for every readable picture of some batches.
+
+    Raises TaggerError where the device has no room.
+    """
+    scores = [np.empty((0, tags), np.float32)]
+    targets = [np.empty((0, tags), np.int8)]
     rows: list[int] = []
     failures: list[Failure] = []
     compute = by_torch(model, preprocess)
     for batch in batches:
         failures += batch.failures
-        if batch.rows:
-            scores.append(torch.from_numpy(compute(batch)).sigmoid().numpy())
-            truth.append(batch.targets.numpy() > 0)
-            rows += batch.rows
-    return Predictions(np.concatenate(scores), np.concatenate(truth), rows, failures)
+        scores.append(torch.from_numpy(compute(batch)).sigmoid().numpy())
+        targets.append(batch.targets.numpy())
+        rows += batch.rows
+    told = np.concatenate(targets)
+    return Predictions(np.concatenate(scores), told > 0, told >= 0, rows, failures)
 
 
 def by_torch(
@@ -60,25 +61,76 @@ def by_torch(
 
     outputs: what to compute in place of the logits, from normalised pixels
     """
-    device = next(model.parameters()).device
-
-    @torch.inference_mode()
-    def compute(batch: Batch) -> Array:
-        was_training = model.training
-        model.eval()
-        inputs, _ = batching.to_device(batch, device, preprocess)
-        found: Any = (outputs or model)(inputs)
-        model.train(was_training)
-        return np.asarray(found.float().cpu())
-
-    return compute
+    return _OnTorch(model, preprocess, outputs or model)
 
 
-def by_tagger(tagger: Tagger) -> Compute:
-    """Return what computes the logits of a tagger in any layout."""
+@dataclass
+class _OnTorch:
+    """Computes batches, in smaller pieces from the first on for which the device has no room."""
 
-    def compute(batch: Batch) -> Array:
-        found = tagger.engine(batch.pixels.numpy(), False).probabilities
-        return codes.finite_logit(found).astype(np.float32)
+    model: nn.Module
+    preprocess: Preprocess
+    outputs: Callable[[Tensor], Tensor]
+    most: int | None = None  # pictures at a time
 
-    return compute
+    def __call__(self, batch: Batch) -> Array:
+        """Return what is made of each picture, (pictures, outputs).
+
+        Of a batch without pictures a blank is computed and left out: where processes hold parts
+        of the model, each waits for all others at every block.
+        Raises TaggerError where not even one picture fits.
+        """
+        pixels = batch.pixels if batch.rows else self._blank()
+        was_training = self.model.training
+        self.model.eval()
+        try:
+            return self._in_pieces(batch._replace(pixels=pixels))[: len(batch.rows)]
+        finally:
+            self.model.train(was_training)
+
+    def _blank(self) -> Tensor:
+        side = self.preprocess.size
+        return torch.zeros((1, side, side, 3), dtype=torch.uint8)
+
+    def _in_pieces(self, batch: Batch) -> Array:
+        found: list[Array] = []
+        start, pictures = 0, len(batch.pixels)
+        while start < pictures:
+            end = min(pictures, start + (self.most or pictures))
+            some = batch.pixels[start:end], batch.targets[start:end]
+            made = self._piece(batch._replace(pixels=some[0], targets=some[1]))
+            if made is None:
+                self._halve(end - start)
+                continue
+            found.append(made)
+            start = end
+        return np.concatenate(found)
+
+    def _piece(self, batch: Batch) -> Array | None:
+        """Return what is made of some pictures, or None where they do not fit."""
+        device = next(self.model.parameters()).device
+        try:
+            with backbone.judging():
+                inputs, _ = batching.to_device(batch, device, self.preprocess)
+                found: Any = self.outputs(inputs)
+                return np.asarray(found.float().cpu())
+        except torch.OutOfMemoryError:
+            return None
+
+    def _halve(self, pictures: int) -> None:
+        if parallel.in_parts(self.model):
+            raise TaggerError(
+                f"The memory of the device does not suffice to judge {pictures} pictures at a "
+                "time. Lower train.micro_batch."
+            )
+        if pictures == 1:
+            raise TaggerError(
+                "The memory of the device does not suffice to judge one picture. Lower the "
+                "image_size, or give the device to this process alone."
+            )
+        self.most = (pictures + 1) // 2
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        _log.warning(
+            f"Memory does not suffice: judging {self.most} pictures at a time from now on."
+        )

@@ -12,13 +12,14 @@ import torch
 from tagger import progress, vocabulary
 from tagger.errors import TaggerError
 from tagger.imaging import batching
-from tagger.imaging.batching import Order
+from tagger.imaging.batching import Batch, Order
 from tagger.imaging.dataset import Part, Pictures
 from tagger.imaging.preprocess import Preprocess
 from tagger.parallel import Group
-from tagger.scoring import scored
-from tagger.scoring.predict import Compute
+from tagger.scoring import codes, scored
+from tagger.scoring.predict import Array, Compute
 from tagger.scoring.scored import Block, Scored
+from tagger.taggers.exported import Tagger
 from tagger.vocabulary import Category, Tag
 from tagger.world import world
 
@@ -80,9 +81,19 @@ class Predictor:
                 yield in_order, np.stack([together[row] for row in in_order])
 
 
+def by_tagger(tagger: Tagger) -> Compute:
+    """Return what computes the logits of a tagger in any layout."""
+
+    def compute(batch: Batch) -> Array:
+        found = tagger.engine(batch.pixels.numpy(), False).probabilities
+        return codes.finite_logit(found).astype(np.float32)
+
+    return compute
+
+
 def alone(
     folder: Path, unlabelled: Sequence[Category], *, batch_size: int, workers: int
 ) -> Predictor:
     """Return what predicts in this process alone, for models that do not lie on a GPU."""
-    group = Group(world(), torch.device("cpu"))
+    group = Group(world()._replace(rank=0, size=1), torch.device("cpu"))
     return Predictor(group, folder, unlabelled, batch_size, workers)

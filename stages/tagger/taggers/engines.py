@@ -135,8 +135,7 @@ def on_torch(folder: Path, prepared: Preprocess, device: Device) -> Engine:
     model = backbone.load(folder).to(memory_format=torch.channels_last).to(where)
 
     def run(squares: Pixels, embed: bool) -> Outputs:
-        # TF32 would make a picture's confidences depend, by 1e-3, on those it is tagged with.
-        with torch.inference_mode(), torch.backends.cudnn.flags(allow_tf32=False):
+        with backbone.judging():
             pixels = batching.normalised(torch.from_numpy(squares), where, prepared)
             if not embed:
                 return Outputs(_array(model(pixels).float().sigmoid()), None)

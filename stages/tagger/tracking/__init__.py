@@ -125,10 +125,15 @@ class Run:
     ) -> None:
         """Track a checkpoint as a logged model of this run that points at its file.
 
+        One that the run has already, of this name and hash, stays as it is: a training that was
+        killed at its end comes here again.
         metrics: its figures on the data logged as `validation`, which the run has at this step
         """
 
         def write(client: MlflowClient, run: str) -> None:
+            earlier = store.checkpoints(client, run).get(name)
+            if sha256 and earlier and earlier.tags.get("sha256") == sha256:
+                return
             tags = {"file": str(file), "step": str(step), "sha256": sha256}
             model = mlflow.create_external_model(name=name, source_run_id=run, tags=tags)
             client.log_outputs(run, [LoggedModelOutput(model.model_id, step)])

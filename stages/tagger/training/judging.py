@@ -9,7 +9,6 @@ from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader
 
-from tagger.arrays import Scores, Truth
 from tagger.imaging import images
 from tagger.imaging.dataset import Part
 from tagger.imaging.preprocess import Preprocess
@@ -34,24 +33,26 @@ class Judge:
         """Return the figures, the same on every process, and the predictions, on the leading one.
 
         The loss is the binary cross-entropy, whatever the training minimises, summed over tags and
-        averaged over pictures, in nats: it can be compared between recipes.
+        averaged over pictures, in nats: it can be compared between recipes. Tags that are unknown
+        on a picture count for nothing.
         """
         mine = predict_batches(model, self.batches, self.preprocess, self.part.labels.shape[1])
         every = self.group.collected(mine)
         figures = {"macro_ap": 0.0, "micro_ap": 0.0, "validation_loss": 0.0}
         if every is not None:
             mine = _together(every)
+            told = mine.scores, mine.truth, mine.known
             figures = {
-                "macro_ap": metrics.macro_ap(mine.scores, mine.truth),
-                "micro_ap": metrics.micro_ap(mine.scores, mine.truth),
-                "validation_loss": _cross_entropy(mine.scores, mine.truth),
+                "macro_ap": metrics.macro_ap(*told),
+                "micro_ap": metrics.micro_ap(*told),
+                "validation_loss": metrics.cross_entropy(*told),
             }
         return self.group.first(figures), mine
 
     def sheet(self, predictions: Predictions, names: Sequence[str]) -> Image.Image:
         """Return the first pictures with the tags that the model finds likeliest."""
         places = [self.part.places[row] for row in predictions.rows[:SHOWN]]
-        pictures = [images.open_rgb(place, self.preprocess.background) for place in places]
+        pictures = [images.open_if_there(place, self.preprocess.background) for place in places]
         return sheet.draw(pictures, predictions.scores, predictions.truth, names, columns=4)
 
 
@@ -62,11 +63,7 @@ def _together(every: list[Predictions]) -> Predictions:
     return Predictions(
         np.concatenate([one.scores for one in every])[first],
         np.concatenate([one.truth for one in every])[first],
+        np.concatenate([one.known for one in every])[first],
         rows[first].tolist(),
         sorted({failure for one in every for failure in one.failures}),
     )
-
-
-def _cross_entropy(scores: Scores, truth: Truth) -> float:
-    likelihood = np.where(truth, scores, 1 - scores).clip(1e-7)
-    return float(-np.log(likelihood).sum(axis=1).mean()) if len(scores) else 0.0

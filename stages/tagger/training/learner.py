@@ -25,6 +25,7 @@ _NO_MEMORY = (
     "The memory of the device does not suffice for {} pictures at a time. Lower train.micro_batch "
     "or the image_size, or set train.gradient_checkpointing: true."
 )
+_STATE = ("model", "average", "optimizer", "kind", "scaler", "micro_batch")
 _log = logging.getLogger(__name__)
 
 # Inputs and targets of the pictures from one row of a batch to another.
@@ -94,9 +95,7 @@ class Learner:
                 loss = self._backward(batch)
             except torch.OutOfMemoryError:
                 if self.group.world.size > 1:
-                    raise TaggerError(
-                        _NO_MEMORY.format(self.micro_batch or batch.pictures)
-                    ) from None
+                    raise self._no_memory(batch) from None
                 self._restore(before)
                 self._halve(batch)
                 continue
@@ -120,6 +119,8 @@ class Learner:
                 self._backward(batch)
                 break
             except torch.OutOfMemoryError:
+                if parallel.in_parts(self.model):  # the others wait in the middle of the model
+                    raise self._no_memory(batch) from None
                 self._halve(batch)
         del ballast
         self._restore(before)
@@ -177,28 +178,32 @@ class Learner:
     def _halve(self, batch: Portion) -> None:
         whole = self.micro_batch or batch.pictures
         if whole < 4:
-            raise TaggerError(_NO_MEMORY.format(whole))
+            raise self._no_memory(batch)
         self.micro_batch = (whole + 1) // 2
         self.optimizer.zero_grad()
         if self.group.device.type == "cuda":
             torch.cuda.empty_cache()
         _log.warning(f"Memory does not suffice: {self.micro_batch} pictures at a time from now on.")
 
+    def _no_memory(self, batch: Portion) -> TaggerError:
+        return TaggerError(_NO_MEMORY.format(self.micro_batch or batch.pictures))
+
     def _autocast(self) -> AbstractContextManager[object]:
         dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.precision)
         return torch.autocast(self.group.device.type, dtype) if dtype else nullcontext()
 
     def state(self) -> dict[str, Any]:
-        """Return a copy of all that a step changes, on the CPU; the same on every process.
+        """Return a copy of all that a step changes, on the CPU, on the leading process.
 
-        The next copy takes the place of this one.
+        The others, too, must call it, and get no tensors. The next copy takes the place of this
+        one.
         """
         tensors = {
             "model": self.model.state_dict(),
             "average": self.average.module.state_dict() if self.average else {},
             "optimizer": self.optimizer.state_dict()["state"],
         }
-        self._copy = parallel.whole(tensors, self._copy)
+        self._copy = parallel.whole(tensors, self._copy, wanted=self.group.leads)
         return self._copy | {
             "kind": self.recipe.optimizer,
             "scaler": self.scaler.state_dict(),
@@ -206,26 +211,33 @@ class Learner:
         }
 
     def load(self, state: dict[str, Any]) -> None:
-        """Go on from a state. Raises TaggerError for that of another model or optimizer."""
+        """Go on from a state.
+
+        Raises TaggerError for that of another model or optimizer, KeyError for what is none.
+        """
+        model, average, moments, kind, scaler, micro_batch = (state[name] for name in _STATE)
         try:
-            if state["kind"] != self.recipe.optimizer:
-                raise ValueError(f"its optimizer is {state['kind']}")
-            parallel.put(self.model, state["model"])
+            if kind != self.recipe.optimizer:
+                raise ValueError(f"its optimizer is {kind}")
+            parallel.put(self.model, model)
             if self.average:
-                parallel.put(self.average.module, state["average"] or state["model"])
-            parallel.put_optimizer(self.optimizer, state["optimizer"])
-            self.scaler.load_state_dict(state["scaler"])
+                parallel.put(self.average.module, average or model)
+            parallel.put_optimizer(self.optimizer, moments)
+            self.scaler.load_state_dict(scaler)
         except (KeyError, ValueError, RuntimeError) as error:
             raise TaggerError(
                 "The checkpoint is of another backbone, vocabulary or optimizer: "
                 f"{one_line(error)[:200]}. "
                 "Start from its weights by train.init_from."
             ) from error
-        self.micro_batch = self.recipe.micro_batch or state["micro_batch"]
+        self.micro_batch = self.recipe.micro_batch or micro_batch
 
 
 def _precision(wanted: str | None, device: torch.device) -> str:
-    return wanted or ("bf16" if device.type == "cuda" else "fp32")
+    """Return the precision of the forward pass; old cards would but act as if they knew bf16."""
+    if wanted or device.type != "cuda":
+        return wanted or "fp32"
+    return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
 
 
 def _pieces(pictures: int, most: int) -> Iterator[tuple[int, int]]:

@@ -20,11 +20,11 @@ from tagger.imaging.preprocess import Preprocess
 from tagger.network import freezing
 from tagger.network.carry import Carried
 from tagger.scoring.predict import Predictions
+from tagger.signals import stop_asked
 from tagger.training.judging import Judge
 from tagger.training.learner import Learner, Portion
 from tagger.training.pace import Pace
 from tagger.training.plan import Figures, Plan, Position
-from tagger.training.signals import stop_asked
 from tagger.training.snapshots import Snapshots
 
 Weights = dict[str, Tensor]
@@ -41,7 +41,7 @@ class Judgement:
     pace: Figures
     line: str  # as a person would read it
     predictions: Predictions  # on the validation part
-    weights: Weights  # those judged; empty where they are not to be kept
+    weights: Weights  # those judged; empty where they are not to be kept, or by another process
     best: bool
     last: bool
     keep: bool
@@ -62,6 +62,12 @@ class Training:
     position: Position
     snapshots: Snapshots
     carried: Sequence[Carried] = ()  # what became of the tags of the model it starts from
+    lacking: int = 0  # training pictures known to be unreadable before the first step
+
+    @property
+    def left_out(self) -> int:
+        """How many training pictures could not be read so far."""
+        return self.lacking + len(self.position.failures)
 
     def run(self) -> Iterator[Judgement]:
         """Train, and yield every judgement.
@@ -72,7 +78,7 @@ class Training:
         pace = Pace(self.learner.group.device)
         self._freeze()
         with stop_asked() as asked:
-            yield from self._steps(pace, asked)
+            yield from self._steps(pace, asked.is_set)
         self.snapshots.wait()
 
     def _steps(self, pace: Pace, asked: Callable[[], bool]) -> Iterator[Judgement]:
@@ -100,7 +106,7 @@ class Training:
 
     def _freeze(self) -> None:
         frozen = self.plan.frozen(self.position.step)
-        if frozen or self.plan.recipe.freeze:
+        if self.plan.stages:
             _log.info(f"of {self.plan.stages} stages of the backbone the first {frozen} are frozen")
         freezing.freeze(self.learner.model, frozen)
         self.learner.wrap()
@@ -189,8 +195,14 @@ class Training:
         )
 
     def _weights(self) -> Weights:
-        """Return the weights of the whole model, of which perhaps the head alone learns."""
-        learned: Weights = parallel.whole(self.learner.judged.state_dict())
+        """Return the weights of the whole model, of which perhaps the head alone learns.
+
+        The leading process keeps them. The others help to put them together, and get none.
+        """
+        leads = self.learner.group.leads
+        learned: Weights = parallel.whole(self.learner.judged.state_dict(), wanted=leads)
+        if not leads:
+            return {}
         if self.learner.model is self.model:
             return learned
         (path,) = (n for n, module in self.model.named_modules() if module is self.learner.model)

@@ -6,9 +6,9 @@ from typing import Any
 
 import timm.optim
 from torch import nn
-from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
+from tagger import parallel
 from tagger.errors import TaggerError, did_you_mean
 from tagger.params import Preset, Train
 
@@ -29,8 +29,9 @@ def of(model: nn.Module, preset: Preset, recipe: Train) -> Optimizer:
         raise TaggerError(f"timm knows no optimizer {recipe.optimizer!r}.{hint}")
     arguments: dict[str, Any] = {}
     known_arguments = inspect.signature(timm.optim.get_optimizer_class(recipe.optimizer)).parameters
-    in_parts = any(isinstance(weights, DTensor) for weights in model.parameters())
-    if "fused" in known_arguments and not in_parts:  # that of SGD knows no weights in parts
+    if "fused" in known_arguments and not parallel.in_parts(
+        model
+    ):  # that of SGD knows no weights in parts
         arguments["fused"] = True
     optimizer: Optimizer = timm.optim.create_optimizer_v2(
         model,

@@ -1,6 +1,5 @@
 """From parameters and data to a training that is ready to start, or to go on."""
 
-import logging
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -21,15 +20,13 @@ from tagger.network.carry import Carried
 from tagger.parallel import Group
 from tagger.params import Params
 from tagger.tags import rules
-from tagger.training import embedded, losses, snapshots
+from tagger.training import embedded, losses, resumption, snapshots
 from tagger.training.judging import Judge
 from tagger.training.learner import Learner
 from tagger.training.loop import Training
-from tagger.training.plan import Plan, Position
-from tagger.training.snapshots import Content, Snapshots
+from tagger.training.plan import Plan
+from tagger.training.snapshots import Snapshots
 from tagger.vocabulary import Tag
-
-_log = logging.getLogger(__name__)
 
 # What decides how a training is done, and not what comes of it.
 _INCIDENTAL = {"workers", "snapshot_every", "max_unreadable", "max_bad_steps"}
@@ -76,7 +73,8 @@ def training(
 ) -> Training:
     """Return a training, where its last snapshot in the folder left it, if any.
 
-    Raises TaggerError where there is nothing to learn from, or nothing left to do.
+    Raises TaggerError where there is nothing to learn from, nothing left to do, or a snapshot that
+    this version of the code does not know.
     """
     recipe, kept = p.recipe, Snapshots(folder / "snapshots")
     make_deterministic(p.seed)
@@ -98,30 +96,53 @@ def training(
     )
     stages = len(freezing.stages(model)) if recipe.freeze and not recipe.cache_embeddings else 0
     plan = Plan(recipe, order.per_epoch, min(p.preset.batch_size, len(learned.part)), stages)
-    position = _position(learner, plan, snapshot)
-    if group.world.size > 1 and group.device.type == "cuda" and not learner.micro_batch:
-        side = max(order.sizes)
-        pixels = torch.zeros(len(next(iter(order))), 3, side, side, device=group.device)
-        learner.rehearse(pixels, pixels.new_zeros(len(pixels), len(tags)), plan.batch_size)
+    position = resumption.position(learner, plan, snapshot, kept.folder)
+    _agree(learner, plan, order, len(tags))
     order.batches = range(position.step, position.step if plan.over(position) else plan.steps)
-    in_turn = Order(len(judged.part), p.preset.batch_size, share=group.share)
-    workers = 0 if recipe.cache_embeddings else recipe.workers
-    unlabelled = [vocabulary.columns(tags, category) for category in recipe.unlabelled]
+    in_turn = Order(len(judged.part), _judged_at_a_time(p, group), share=group.share)
+    loader = partial(
+        batching.loader,
+        workers=0 if recipe.cache_embeddings else recipe.workers,
+        unlabelled=[vocabulary.columns(tags, category) for category in recipe.unlabelled],
+    )
     return Training(
         model=model,
         learner=learner,
         part=learned.part,
-        batches=batching.loader(learned, order, workers=workers, unlabelled=unlabelled),
+        batches=loader(learned, order),
         preprocess=preprocess,
         augment=_batch_augmentation(p),
-        judge=Judge(
-            judged.part, batching.loader(judged, in_turn, workers=workers), preprocess, group
-        ),
+        judge=Judge(judged.part, loader(judged, in_turn), preprocess, group),
         plan=plan,
         position=position,
         snapshots=kept,
         carried=carried,
+        lacking=len(parts["train"]) - len(learned.part),
     )
+
+
+def _agree(learner: Learner, plan: Plan, order: Order, tags: int) -> None:
+    """Let processes on GPUs find together how many pictures fit at a time, if that is not given.
+
+    A head on embeddings takes no pictures, and little room.
+    """
+    group, recipe = learner.group, plan.recipe
+    alone = group.world.size == 1 or group.device.type != "cuda"
+    if alone or learner.micro_batch or recipe.cache_embeddings:
+        return
+    side = max(order.sizes)
+    pixels = torch.zeros(len(next(iter(order))), 3, side, side, device=group.device)
+    learner.rehearse(pixels, pixels.new_zeros(len(pixels), tags), plan.batch_size)
+
+
+def _judged_at_a_time(p: Params, group: Group) -> int:
+    """Return how many pictures all processes judge together.
+
+    Those that hold parts of the model cannot take fewer once they have begun.
+    """
+    if p.recipe.parallel == "fsdp" and p.recipe.micro_batch:
+        return min(p.preset.batch_size, p.recipe.micro_batch * group.world.size)
+    return p.preset.batch_size
 
 
 def _model(p: Params, tags: Sequence[Tag], group: Group) -> tuple[nn.Module, list[Carried]]:
@@ -140,7 +161,8 @@ def _model(p: Params, tags: Sequence[Tag], group: Group) -> tuple[nn.Module, lis
         carried = carry.into(
             model, recipe.init_from, preset.backbone, tags, aliases, recipe.new_tags
         )
-    model.set_grad_checkpointing(recipe.gradient_checkpointing)
+    if recipe.gradient_checkpointing:
+        backbone.save_memory(model)
     return backbone.to_device(model, group.device), carried
 
 
@@ -195,26 +217,3 @@ def _batch_augmentation(p: Params) -> BatchAugmentation:
     if p.recipe.cache_embeddings:
         return BatchAugmentation(p.seed)
     return BatchAugmentation(p.seed, wanted.mixup, wanted.cutmix, wanted.cutout)
-
-
-def _position(learner: Learner, plan: Plan, snapshot: Content | None) -> Position:
-    """Bring the learner where a snapshot was made, and return where that is."""
-    if snapshot:
-        learner.load(snapshot["learner"])
-        position = Position(**snapshot["position"])
-        _log.info(f"going on after step {position.step:,} of {plan.steps:,}")
-        return position
-    start = plan.recipe.resume_from
-    if not start:
-        return Position(per_epoch=plan.per_epoch)
-    content = snapshots.read(start)
-    learner.load(content["learner"])
-    epoch = Position(**content["position"]).epoch
-    step = round(epoch * plan.per_epoch)
-    if step >= plan.steps:
-        raise TaggerError(
-            f"train.resume_from: {start} has {epoch:g} epochs behind it. Raise train.epochs, which "
-            f"is {plan.recipe.epochs}."
-        )
-    _log.info(f"going on after {epoch:g} epochs with other settings, from {start}")
-    return Position(step=step, per_epoch=plan.per_epoch)

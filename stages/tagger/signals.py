@@ -1,0 +1,57 @@
+"""Signals to stop: heeded at a moment when nothing is lost, and by the process that leads."""
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)  # Ctrl-C; the end of a job's time, or of a neighbour
+
+
+@contextmanager
+def stop_asked() -> Iterator[threading.Event]:
+    """Yield an event that Ctrl-C or SIGTERM sets, so that work ends where it is whole.
+
+    A second signal raises KeyboardInterrupt, a third does what it did before. Signals can be caught
+    in the main thread alone.
+    """
+    asked = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield asked
+        return
+
+    def note(number: int, frame: FrameType | None) -> None:
+        if asked.is_set():
+            restore()
+            raise KeyboardInterrupt
+        asked.set()
+
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    before = {number: signal.signal(number, note) for number in _SIGNALS}
+    try:
+        yield asked
+    finally:
+        restore()
+
+
+def leave_to_parent() -> None:
+    """Let this process, which works for another, end by a signal of that one alone.
+
+    Ctrl-C, and the end of a job, come to all processes of a group: the one that leads stops when
+    its work is whole, for which it needs the others.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = os.getppid()
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+
+    def wait() -> None:
+        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+            pass
+        os._exit(0)
+
+    threading.Thread(target=wait, daemon=True).start()

@@ -1,0 +1,74 @@
+"""A signal stops work where it is whole, and processes that work for another end with that one."""
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tagger.imaging import batching
+from tagger.imaging.batching import Order
+from tagger.imaging.dataset import Part, Pictures
+from tagger.imaging.preprocess import Preprocess
+from tagger.signals import stop_asked
+
+NUMBERS = [signal.SIGINT, signal.SIGTERM]
+
+
+@pytest.mark.parametrize("number", NUMBERS)
+def test_a_signal_asks_once_and_twice_insists(number: signal.Signals) -> None:
+    before = signal.getsignal(number)
+    with stop_asked() as stop:
+        assert not stop.is_set()
+        os.kill(os.getpid(), number)
+        assert stop.wait(5)
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), number)
+        assert signal.getsignal(number) is before  # so that a third ends even what hangs
+    assert signal.getsignal(number) is before
+
+
+@pytest.fixture
+def reading(part: Part) -> Iterator[tuple[Any, list[Any]]]:
+    """Batches read by two processes, of which one batch has come; and these processes."""
+    pictures = Pictures(part, Preprocess(16, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)))
+    batches: Any = iter(batching.loader(pictures, Order(len(part), 1), workers=2))
+    next(batches)
+    yield batches, batches._workers
+    batches._shutdown_workers()
+
+
+@pytest.mark.parametrize("number", NUMBERS)
+def test_a_signal_to_all_does_not_end_those_that_read_pictures(
+    reading: tuple[Any, list[Any]], part: Part, number: signal.Signals
+) -> None:
+    batches, workers = reading
+    for worker in workers:
+        subprocess.run(["kill", f"-{number.value}", str(worker.pid)], check=True)
+    time.sleep(0.3)
+    assert all(worker.is_alive() for worker in workers)
+    assert len(list(batches)) == len(part) - 1
+
+
+def test_those_that_read_pictures_end_by_the_signal_of_their_parent(
+    reading: tuple[Any, list[Any]],
+) -> None:
+    _, workers = reading
+    for worker in workers:
+        os.kill(worker.pid, signal.SIGTERM)
+    for worker in workers:
+        worker.join(timeout=5)
+    assert [worker.exitcode for worker in workers] == [0, 0]
+
+
+def test_those_that_read_pictures_end_at_once_when_all_are_read(part: Part) -> None:
+    pictures = Pictures(part, Preprocess(16, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)))
+    batches: Any = iter(batching.loader(pictures, Order(len(part), 8), workers=2))
+    assert len(list(batches)) == 3
+    begun = time.monotonic()
+    batches._shutdown_workers()
+    assert time.monotonic() - begun < 3  # torch would wait for five seconds, then send a signal
+    assert not any(worker.is_alive() for worker in batches._workers)
