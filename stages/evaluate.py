@@ -121,6 +121,7 @@ def asked_for(arguments: Sequence[str]) -> argparse.Namespace:
     asked = parser.parse_args(arguments)
     if asked.alias and not asked.register:
         parser.error("--alias goes with --register")
+    asked.alias = asked.alias or "best"
     return asked
 
 
@@ -128,6 +129,6 @@ if __name__ == "__main__":
     with errors.reported():
         asked = asked_for(sys.argv[1:])
         if asked.register:
-            register(asked.register, asked.alias or "best")
+            register(asked.register, asked.alias)
         else:
             main(params.load(), asked.against)

@@ -123,6 +123,7 @@ def asked_for(arguments: Sequence[str]) -> argparse.Namespace:
         parser.error("--on goes with --check")
     if (asked.private or asked.message) and not asked.push:
         parser.error("--private and --message go with --push")
+    asked.message = asked.message or "Export"
     return asked
 
 
@@ -132,6 +133,6 @@ if __name__ == "__main__":
         if asked.check:
             check(asked.check, asked.on, params.load())
         elif asked.push:
-            push(asked.push, private=asked.private, message=asked.message or "Export")
+            push(asked.push, private=asked.private, message=asked.message)
         else:
             main(params.load())

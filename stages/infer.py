@@ -5,6 +5,7 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,11 +31,13 @@ def main(arguments: Sequence[str]) -> int:
     found = inputs.find(asked.inputs, recursive=asked.recursive, skip=asked.skip, stdin=stdin)
     plan = outputs.plan(asked, found, here)
     tally = outputs.Tally()
-    stopped = True
     try:
         stopped = run(asked, plan, here, tally) if plan.todo else False
-    finally:
-        listed = outputs.write_failures(tally, asked, here, whole=not stopped)
+    except BaseException:
+        with suppress(OSError):  # what ended the run is told, and may be a full disk
+            outputs.write_failures(tally, asked, here, whole=False)
+        raise
+    listed = outputs.write_failures(tally, asked, here, whole=not stopped)
     for line in outputs.summary(tally, plan, listed, asked.lang, stopped=stopped):
         print(line, file=sys.stderr)
     if stopped:

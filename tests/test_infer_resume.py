@@ -123,7 +123,7 @@ def test_ctrl_c_keeps_what_was_tagged_and_says_how_to_go_on(
     command = [sys.executable, root / "stages" / "infer.py", folder, "--model", export_folder]
     command += ["--output", output, "--batch-size", "1", "--workers", "1", "--skip-existing"]
     run = partial(subprocess.Popen, list(map(str, command)), cwd=tmp_path, stderr=subprocess.PIPE)
-    for seconds in (1, 2, 4):  # a busy machine may have tagged nothing in the first
+    for seconds in (1, 2, 4, 8, 16):  # a busy machine may have tagged nothing in the first
         started = run(text=True)
         wait_for(tmp_path, ".tags.jsonl.partial" if output == "jsonl" else "many/*.txt")
         time.sleep(seconds)

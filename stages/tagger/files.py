@@ -45,7 +45,8 @@ def _name(error: OSError, partial: Path, path: Path) -> None:
     is_copy = error.errno in NO_ROOM and error.filename2
     named = error.filename
     if named is None or is_copy or Path(os.fsdecode(named)).is_relative_to(partial):
-        error.filename, error.filename2 = str(path), None
+        error.filename = str(path)
+        del error.filename2  # set to None, it would still be told
 
 
 def _partial(name: str) -> str:
