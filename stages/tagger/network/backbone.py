@@ -165,8 +165,8 @@ def _check_room(model: nn.Module, folder: Path) -> None:
     needed, there = sum(p.numel() for p in model.parameters()), (folder / WEIGHTS).stat().st_size
     if needed > there:
         raise TaggerError(
-            f"{folder} does not load: {CONFIG} describes a model of {needed:,} weights, which cannot "
-            f"all lie in the {there:,} bytes of {WEIGHTS}. Train again."
+            f"{folder} does not load: {CONFIG} describes a model of {needed:,} weights, which "
+            f"cannot all lie in the {there:,} bytes of {WEIGHTS}. Train again."
         )
 
 
