@@ -5,9 +5,11 @@ import shutil
 import subprocess
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from tempfile import TemporaryFile
+from typing import IO, NamedTuple
 
 import clones
+import pytest
 from zygote import SOCKET, Started, Zygote
 
 PAGE = 4096  # bytes, of which a file in memory takes whole ones
@@ -22,6 +24,11 @@ def apart() -> tuple[str, ...]:
     trial = (*command, "mount", "-t", "tmpfs", "none", "/mnt")
     allowed = shutil.which("unshare") and not subprocess.run(trial, capture_output=True).returncode
     return command if allowed else ()
+
+
+def _require() -> None:
+    if not apart():
+        pytest.skip("mounting is refused here")
 
 
 class Ended(NamedTuple):
@@ -39,12 +46,23 @@ class Ended(NamedTuple):
         return line
 
 
+class Running(NamedTuple):
+    started: Started
+    output: IO[bytes]
+
+    def ended(self) -> Ended:
+        """Wait for the end."""
+        with self.output:
+            code = self.started.wait()
+            self.output.seek(0)
+            return Ended(code, self.output.read().decode())
+
+
 class Disks:
     """Runs stages and mounts disks, both where nobody else sees these."""
 
     def __init__(self, folder: Path) -> None:
         self._zygote = Zygote(folder, *apart())
-        self._log = folder / "output"
 
     def end(self) -> None:
         self._zygote.end()
@@ -56,6 +74,7 @@ class Disks:
     def mount(self, folder: Path) -> None:
         """Put an empty disk, held in memory, in the place of a folder."""
         folder.mkdir(exist_ok=True)
+        _require()
         self._inside("mount", "-t", "tmpfs", "-o", f"size={_ROOMY}", "none", folder)
         (self.seen(folder) / "first").write_bytes(b"A size of nothing would be no limit.")
 
@@ -68,6 +87,7 @@ class Disks:
 
     def forbid(self, folder: Path) -> None:
         """Make a folder and all below it read-only, for root as well."""
+        _require()
         self._inside("mount", "--bind", folder, folder)
         self._inside("mount", "-o", "remount,bind,ro", folder)
 
@@ -76,13 +96,15 @@ class Disks:
         whose = () if os.geteuid() == 0 else ("--user", "--preserve-credentials")
         subprocess.run(["nsenter", "--target", pid, *whose, "--mount", *words], check=True)
 
-    def run(self, folder: Path, *words: str | Path, **more: str) -> Ended:
-        """Run a script, or dvc, in a folder."""
+    def start(self, folder: Path, *words: str | Path, **more: str) -> "Running":
+        """Start a script, or dvc, in a folder."""
         path = f"{self._zygote.programs}{os.pathsep}{os.environ['PATH']}"
         env = clones.environment(**more) | {"PATH": path, SOCKET: self._zygote.socket}
-        with self._log.open("w+b") as output:
-            told = [str(word) for word in words]
-            started = Started(self._zygote.socket, told, str(folder), env, output.fileno())
-            code = started.wait()
-            output.seek(0)
-            return Ended(code, output.read().decode())
+        output = TemporaryFile()  # noqa: SIM115  # closed once it is read
+        told = [str(word) for word in words]
+        return Running(
+            Started(self._zygote.socket, told, str(folder), env, output.fileno()), output
+        )
+
+    def run(self, folder: Path, *words: str | Path, **more: str) -> Ended:
+        return self.start(folder, *words, **more).ended()

@@ -10,7 +10,8 @@ import sqlite3
 import subprocess
 import time
 import warnings
-from contextlib import closing, suppress
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -50,11 +51,23 @@ def connect() -> Store:
     if not given:
         with closing(sqlite3.connect(database, _LOCKED)) as connection:  # MLflow tries for minutes
             connection.execute("select 1 from sqlite_master limit 1")
-    if mlflow.get_experiment_by_name(EXPERIMENT) is None:
-        with suppress(MlflowException):  # another process has just made it
-            artifacts = (root / "mlruns").as_uri() if not given else None
-            mlflow.create_experiment(EXPERIMENT, artifact_location=artifacts)
-    return Store(MlflowClient(), mlflow.set_experiment(EXPERIMENT).experiment_id)
+    is_file = not given or given.startswith("sqlite")
+    with _alone() if is_file else nullcontext():  # two that make the tables get in each other's way
+        if mlflow.get_experiment_by_name(EXPERIMENT) is None:
+            with suppress(MlflowException):  # another process has just made it
+                artifacts = (root / "mlruns").as_uri() if not given else None
+                mlflow.create_experiment(EXPERIMENT, artifact_location=artifacts)
+        return Store(MlflowClient(), mlflow.set_experiment(EXPERIMENT).experiment_id)
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    """Wait until no other process of the project is at what must not be done twice."""
+    lock = scratch.of("mlflow.lock")
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with lock.open("w") as file:
+        fcntl.lockf(file, fcntl.LOCK_EX)
+        yield
 
 
 def origin() -> dict[str, str]:
@@ -71,10 +84,7 @@ def batch(store: Store) -> str | None:
     commit = os.environ.get("DVC_EXP_BASELINE_REV")
     if not (commit and os.environ.get("DVC_EXP_NAME")):
         return None
-    lock = scratch.of("mlflow.lock")
-    lock.parent.mkdir(parents=True, exist_ok=True)
-    with lock.open("w") as file:
-        fcntl.lockf(file, fcntl.LOCK_EX)  # workers of `dvc queue` start at the same time
+    with _alone():  # workers of `dvc queue` start at the same time
         query = f"tags.dvc_baseline = '{commit}'"
         if found := store.client.search_runs([store.experiment], query, max_results=1):
             return str(found[0].info.run_id)
