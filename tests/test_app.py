@@ -92,6 +92,9 @@ def site(
         yield site
 
 
+expect.set_options(timeout=30_000)  # other work slows a machine at times
+
+
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     with browsers.chromium() as browser:
@@ -102,7 +105,7 @@ def browser() -> Iterator[Browser]:
 def visited(browser: Browser, site: Site, width: int = 1280) -> Iterator[Page]:
     """Yield the page; nobody else was asked for anything, and no script was amiss."""
     with browsers.opened(browser, site.address, width=width) as opened:
-        opened.page.set_default_timeout(15_000)
+        opened.page.set_default_timeout(30_000)
         opened.page.locator("input[type=file]").wait_for(state="attached")
         yield opened.page
         check(opened, site)
@@ -117,7 +120,7 @@ def check(opened: Opened, site: Site) -> None:
 
 def drop(page: Page, *files: Path) -> None:
     page.set_input_files("input[type=file]", [str(file) for file in files])
-    expect(page.locator("#tags .tag").first).to_be_visible(timeout=60_000)
+    expect(page.locator("#tags .tag").first).to_be_visible(timeout=120_000)
 
 
 def caption(page: Page) -> str:
