@@ -34,7 +34,7 @@ from tagger.inference.tagging import Pace
 from tagger.taggers import exported
 from tagger.vocabulary import Tag, count_categories
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = pytest.mark.timeout(240)
 
 # What Gradio's own script says whenever an upload has ended.
 GRADIOS = "Method not implemented."
