@@ -11,7 +11,7 @@ import sys
 import threading
 import zipfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -119,8 +119,13 @@ def check(opened: Opened, site: Site) -> None:
 
 
 def drop(page: Page, *files: Path) -> None:
-    page.set_input_files("input[type=file]", [str(file) for file in files])
-    expect(page.locator("#tags .tag").first).to_be_visible(timeout=120_000)
+    """Drop pictures, and wait for the first tag; once more where the page was not yet listening."""
+    for seconds in (60, 120):
+        page.set_input_files("input[type=file]", [str(file) for file in files])
+        with suppress(AssertionError):
+            expect(page.locator("#tags .tag").first).to_be_visible(timeout=1_000 * seconds)
+            return
+    raise AssertionError("no tag is shown")
 
 
 def caption(page: Page) -> str:

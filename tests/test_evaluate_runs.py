@@ -12,6 +12,7 @@ from trainings import Project
 
 import evaluate
 from tagger import files, tracking
+from tagger.errors import TaggerError
 from tagger.network import backbone
 from tagger.params import Params, Preset
 
@@ -96,11 +97,10 @@ def test_the_best_run_on_the_same_data_is_registered(
     assert here.get_run(str(version.run_id)).info.run_name == "good"
 
 
-def test_comparing_and_registering_are_asked_for_one_at_a_time(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_comparing_and_registering_are_asked_for_one_at_a_time() -> None:
     asked = evaluate.asked_for(["--register", "tagger"])
     assert (asked.register, asked.alias, asked.against) == ("tagger", "best", None)
-    with pytest.raises(SystemExit, match="2"):
+    with pytest.raises(TaggerError, match="not allowed with"):
         evaluate.asked_for(["--register", "tagger", "--against", "other"])
-    assert "not allowed with" in capsys.readouterr().err
+    with pytest.raises(TaggerError, match="--alias goes with --register"):
+        evaluate.asked_for(["--alias", "best"])

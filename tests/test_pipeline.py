@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import onnxruntime
 import pytest
 import yaml
 from mlflow.entities import Run
+from zygote import SOCKET, Zygote
 
 from tagger import params
 
@@ -22,10 +24,21 @@ ALL = ["demo", "prepare", "vocabulary", "split", "train", "evaluate", "export"]
 TINY = {"backbone": "mobilenetv4_conv_small_035", "image_size": 32, "batch_size": 16}
 
 
+@pytest.fixture(scope="module", autouse=True)
+def quick_start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Let dvc start stages as forks of a process that has loaded what they load."""
+    zygote = Zygote(tmp_path_factory.mktemp("zygote"))
+    places = (zygote.programs, Path(sys.executable).parent, os.environ["PATH"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PATH", os.pathsep.join(map(str, places)))
+        patch.setenv(SOCKET, zygote.socket)
+        yield
+    zygote.end()
+
+
 def execute(clone: Path, *command: str) -> str:
-    """Return what a command printed; its `python` is the one that runs the tests."""
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    env = {k: v for k, v in os.environ.items() if k != "MLFLOW_TRACKING_URI"} | {"PATH": path}
+    """Return what a command printed."""
+    env = {k: v for k, v in os.environ.items() if k != "MLFLOW_TRACKING_URI"}
     result = subprocess.run(
         command, cwd=clone, env=env, capture_output=True, text=True, check=False
     )

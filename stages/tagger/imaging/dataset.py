@@ -51,7 +51,9 @@ class Part:
         return len(self.places)
 
     def head(self, count: int) -> "Part":
-        return self._taken(np.arange(min(count, len(self))))
+        groups = None if self.groups is None else self.groups[:count]
+        ids = None if self.ids is None else self.ids[:count]
+        return Part(self.places[:count], self.labels[:count], groups, ids)
 
     def spread(self, count: int) -> "Part":
         """Return at most so many posts, evenly from the whole part."""
