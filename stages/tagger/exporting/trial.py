@@ -25,10 +25,6 @@ _CALIBRATING = 256  # pictures by which the ranges of int8 are found
 _TIMED = 64  # pictures by which speed is measured
 
 
-def _told(measure: str) -> str:
-    return measure.replace("_ap", " AP").replace("_f1", " F1")
-
-
 class Trial(NamedTuple):
     """What lighter weights cost and gain."""
 
@@ -39,8 +35,10 @@ class Trial(NamedTuple):
     why_not: str  # empty where it is shipped
 
     def __str__(self) -> str:
-        figures = ", ".join(f"{_told(name)} {change:+.4f}" for name, change in self.changes.items())
-        told = f"{self.bytes / 1e6:.1f} MB, {self.speed:.1f} times as fast, {figures}"
+        changes = ", ".join(
+            f"{figures.in_words(name)} {change:+.4f}" for name, change in self.changes.items()
+        )
+        told = f"{self.bytes / 1e6:.1f} MB, {self.speed:.1f} times as fast, {changes}"
         return told if self.shipped else f"left out: {self.why_not} ({told})"
 
 
@@ -101,9 +99,8 @@ class Trials:
     def _why_not(self, name: str, speed: float, changes: dict[str, float]) -> str:
         worst = min(changes, key=lambda one: changes[one])
         if changes[worst] < -self.wanted.max_loss:
-            return (
-                f"{_told(worst)} falls by {-changes[worst]:.4f}, more than {self.wanted.max_loss:g}"
-            )
+            falls = f"{figures.in_words(worst)} falls by {-changes[worst]:.4f}"
+            return f"{falls}, more than {self.wanted.max_loss:g}"
         if name == "int8" and speed < self.wanted.min_speedup:
             return f"{speed:.1f} times as fast, less than {self.wanted.min_speedup:g}"
         return ""

@@ -15,7 +15,7 @@ from tagger.imaging import batching
 from tagger.imaging.batching import Batch, Order
 from tagger.imaging.dataset import Part, Pictures
 from tagger.imaging.preprocess import Preprocess
-from tagger.scoring import bootstrap, judged, metrics, predicted
+from tagger.scoring import bootstrap, figures, judged, metrics, predicted
 from tagger.scoring.bootstrap import MEASURES, OVERALL, Intervals
 from tagger.scoring.judged import Judged
 from tagger.scoring.predict import Compute
@@ -99,7 +99,7 @@ class Comparison:
         mine, other = (_of(one.figures, name)[measure] for one in (self.ours, self.theirs))
         difference, low, high = self.differences[name][measure]
         verdict = "ours is better" if low > 0 else "theirs is better" if high < 0 else "undecided"
-        label = f"{name} {measure.replace('_ap', ' AP').replace('_f1', ' F1')}"
+        label = f"{name} {figures.in_words(measure)}"
         return (
             f"{label:24}{mine:8.3f}{other:8.3f}   "
             f"{difference:+.3f} ({low:+.3f} to {high:+.3f}) {verdict}"

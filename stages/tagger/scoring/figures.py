@@ -135,3 +135,8 @@ def pooled_precision(pooled: Ints) -> float:
 def calibration_error(pairs: Floats) -> float:
     """Return the expected calibration error of (BINS, 3): pairs, probabilities, positives."""
     return float(np.abs(pairs[:, 1] - pairs[:, 2]).sum() / max(1.0, pairs[:, 0].sum()))
+
+
+def in_words(measure: str) -> str:
+    """Return the name of a figure as a person reads it: macro_ap is macro AP."""
+    return measure.replace("_ap", " AP").replace("_f1", " F1")
