@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import clones
 import mlflow
 import onnxruntime
 import pytest
@@ -19,9 +20,14 @@ from zygote import SOCKET, Zygote
 
 from tagger import params
 
-ROOT = Path(__file__).parent.parent
-ALL = ["demo", "prepare", "vocabulary", "split", "train", "evaluate", "export"]
 TINY = {"backbone": "mobilenetv4_conv_small_035", "image_size": 32, "batch_size": 16}
+SETTINGS: dict[str, Any] = {
+    "demo": {"pictures": 150, "size": 32},
+    "vocabulary": {"min_count": 10},
+    "train": {"epochs": 1},
+    "export": {"lighter": ["fp16", "int8"], "samples": 6, "parity_pictures": 200},
+    "models": {"mobilenetv4": TINY, "vit": {"image_size": 32, "batch_size": 16}},
+}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -57,25 +63,7 @@ def ran(output: str) -> list[str]:
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A repository with the files of this one, and parameters small enough for seconds."""
-    clone = tmp_path_factory.mktemp("clone")
-    listed = execute(ROOT, "git", "ls-files", "--cached", "--others", "--exclude-standard")
-    for name in listed.splitlines():
-        if (ROOT / name).is_file():
-            (clone / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(ROOT / name, clone / name)
-    content = yaml.safe_load((clone / "params.yaml").read_text(encoding="utf-8"))
-    content["demo"] = {"pictures": 150, "size": 32}
-    content["vocabulary"]["min_count"] = 10
-    content["train"] |= {"epochs": 1, "workers": 0}
-    content["evaluate"]["workers"] = 0
-    content["models"]["mobilenetv4"] |= TINY
-    content["models"]["vit"] |= {"image_size": 32, "batch_size": 16}
-    (clone / "params.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
-    execute(clone, "git", "init", "--quiet")
-    execute(clone, "git", "config", "user.name", "test")
-    execute(clone, "git", "config", "user.email", "test@localhost")
-    commit(clone)
-    return clone
+    return clones.made(tmp_path_factory.mktemp("clone"), SETTINGS)
 
 
 @pytest.fixture(scope="module")
@@ -87,8 +75,8 @@ def first(clone: Path) -> str:
 
 
 def commit(clone: Path) -> None:
-    execute(clone, "git", "add", "--all")
-    execute(clone, "git", "commit", "--quiet", "--message", "test")
+    clones.git(clone, "add", "--all")
+    clones.git(clone, "commit", "--quiet", "--message", "test")
 
 
 def runs(clone: Path) -> list[Run]:
@@ -104,7 +92,7 @@ def params_of(clone: Path) -> dict[str, Any]:
 
 
 def test_one_command_runs_every_stage_and_leaves_an_export(clone: Path, first: str) -> None:
-    assert ran(first) == ALL
+    assert ran(first) == list(clones.STAGES)
     session = onnxruntime.InferenceSession(clone / "models/export/model.onnx")
     assert session.get_outputs()[0].name == "prediction"
     report = json.loads((clone / "metrics/evaluate.json").read_text(encoding="utf-8"))
