@@ -193,13 +193,22 @@ SCRIPT = """
         return chunk
 
 
+    def main():
+        chunks = (pa.table({"value": [number]}) for number in range(12))
+        results = work.mapped(partial(slowly, folder="."), chunks, Path("memory"))
+        if "ahead" in sys.argv:
+            results = work.ahead(results)
+        taken = []
+        for result in results:
+            taken.append(result["value"][0].as_py())
+            if "busy" in sys.argv:
+                time.sleep(600)
+        print(*taken)
+
+
     if __name__ == "__main__":
         with errors.reported():
-            chunks = (pa.table({"value": [number]}) for number in range(12))
-            results = work.mapped(partial(slowly, folder="."), chunks, Path("memory"))
-            if "ahead" in sys.argv:
-                results = work.ahead(results)
-            print(*[result["value"][0].as_py() for result in results])
+            main()
 """
 
 
@@ -276,7 +285,10 @@ def test_a_run_that_was_killed_goes_on_and_leaves_no_process(
     assert not list(tmp_path.rglob(".*.partial"))
 
 
-@pytest.mark.parametrize(("whole_group", "arguments"), [(True, []), (True, ["ahead"]), (False, [])])
+@pytest.mark.parametrize(
+    ("whole_group", "arguments"),
+    [(True, []), (True, ["ahead"]), (False, []), (True, ["busy"]), (True, ["busy", "ahead"])],
+)
 def test_an_interrupt_ends_everything(
     tmp_path: Path,
     script: Callable[..., subprocess.Popen[str]],
