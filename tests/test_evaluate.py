@@ -170,9 +170,8 @@ def test_one_evaluation_at_a_time_and_a_stopped_one_leaves_nothing(
     os.killpg(running.pid, signal.SIGSTOP)
     assert "The same is under way in another process" in told(lambda: evaluated(copied), capsys)
     assert any(kept.glob("*/*.logits"))
-    running.send_signal(signal.SIGINT)
+    os.kill(running.pid, signal.SIGINT)
     os.killpg(running.pid, signal.SIGCONT)
-    printed, _ = running.communicate(timeout=60)
-    assert (running.returncode, printed) == (130, "interrupted\n")
+    assert running.ended(60) == (130, "interrupted\n")
     assert {path.suffix for path in kept.iterdir()} == {".lock"}
     assert not (copied.folder / evaluate.REPORT).exists()

@@ -5,18 +5,17 @@ import os
 import random
 import signal
 import time
-from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import clones
 import mlflow
+import processes
 import pytest
 from clones import STAGES
 from mlflow.entities import Run
-from zygote import SOCKET, TIMES, Started, Zygote
+from processes import Running
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -35,11 +34,6 @@ WITH_DVC = ("prepare", "train", "export")  # stages in which dvc itself is kille
 TARGETS = {"demo": "data/dvc.yaml:demo"}
 DVCS_OWN = "Unable to read RWLock-file '.dvc/tmp/rwlock'. JSON structure is corrupted"
 LOADING = 1.0  # seconds that python takes at least, without a zygote, until a stage begins
-SETTINGS: dict[str, Any] = {
-    "prepare": {"copies": {"side": 24}},
-    "train": {"workers": 1, "snapshot_every": "1 step"},
-    "evaluate": {"workers": 1},
-}
 
 
 @dataclass(frozen=True)
@@ -47,38 +41,18 @@ class Pipeline:
     """A clone in which stages run as dvc runs them, or by dvc."""
 
     folder: Path
-    zygote: Zygote
 
-    @property
-    def log(self) -> Path:
-        return self.folder.with_suffix(".log")
-
-    @property
-    def times(self) -> Path:
-        return self.folder.with_suffix(".times")
-
-    def start(self, *words: str) -> Started:
-        path = f"{self.zygote.programs}{os.pathsep}{os.environ['PATH']}"
-        more = {"PATH": path, SOCKET: self.zygote.socket, TIMES: str(self.times)}
-        env = clones.environment() | more
-        if words[0] != "dvc":
-            env["DVC_ROOT"] = str(self.folder)
-        with self.log.open("ab") as output:
-            output.write(f"\n$ {' '.join(words)}\n".encode())
-            output.flush()
-            return Started(self.zygote.socket, words, str(self.folder), env, output.fileno())
+    def start(self, *words: str) -> Running:
+        root = {} if words[0] == "dvc" else {"DVC_ROOT": str(self.folder)}
+        return processes.start(self.folder, *words, **root)
 
     def finish(self, *words: str) -> str:
         """Return what a command printed, which must end well."""
-        before = self.log.stat().st_size if self.log.exists() else 0
-        code = self.start(*words).wait()
-        if code and DVCS_OWN in self.told():  # it was killed while it wrote that, and says so
+        ended = self.start(*words).ended()
+        if ended.code and DVCS_OWN in ended.output:  # killed while it wrote that, as it says
             (self.folder / ".dvc/tmp/rwlock").unlink()
-            code = self.start(*words).wait()
-        assert code == 0, self.told()
-        with self.log.open("rb") as file:
-            file.seek(before)
-            return file.read().decode()
+            ended = self.start(*words).ended()
+        return ended.told
 
     def killed(self, seconds: float, *words: str, alone: bool) -> bool:
         """Start something and kill it after some time; return False where it had ended by then.
@@ -86,9 +60,8 @@ class Pipeline:
         alone: leave what it has started to itself, as if the system had picked the largest
         """
         running = self.start(*words)
-        code = running.wait(seconds)
-        if code is not None:
-            assert code == 0, self.told()
+        if running.wait(seconds) is not None:
+            assert running.ended().told
             return False
         os.kill(running.pid, signal.SIGKILL)
         until = time.monotonic() + LOADING
@@ -97,12 +70,9 @@ class Pipeline:
                 with suppress(ProcessLookupError):
                     os.kill(other, signal.SIGKILL)
             time.sleep(0.005)
-        code = running.wait()
-        assert code in (0, -signal.SIGKILL), self.told()
-        return code != 0
-
-    def told(self) -> str:
-        return self.log.read_text(encoding="utf-8", errors="replace")[-5000:]
+        ended = running.ended()
+        assert ended.code in (0, -signal.SIGKILL), ended.output
+        return ended.code != 0
 
     def processes(self) -> list[int]:
         """Return the processes that work in the clone."""
@@ -125,40 +95,27 @@ class Pipeline:
 
 
 @pytest.fixture(scope="module")
-def zygote(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Zygote]:
-    made = Zygote(tmp_path_factory.mktemp("zygote"))
-    yield made
-    made.end()
+def undisturbed(finished: Path) -> Pipeline:
+    return Pipeline(finished)
 
 
 @pytest.fixture(scope="module")
-def undisturbed(zygote: Zygote, tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
-    folder = clones.made(tmp_path_factory.mktemp("kills") / "undisturbed", SETTINGS)
-    pipeline = Pipeline(folder, zygote)
-    pipeline.finish("dvc", "repro")
-    return pipeline
-
-
-@pytest.fixture(scope="module")
-def killed(undisturbed: Pipeline) -> Pipeline:
-    """The same pipeline, every stage of which was killed many times before dvc had its way."""
-    folder = clones.made(undisturbed.folder.with_name("killed"), SETTINGS)
-    pipeline = Pipeline(folder, undisturbed.zygote)
+def killed(
+    run_once: tuple[Path, dict[str, float]], tmp_path_factory: pytest.TempPathFactory
+) -> Pipeline:
+    """The same, every stage of which was killed many times before dvc had its way."""
+    pipeline = Pipeline(clones.made(tmp_path_factory.mktemp("kills") / "killed", clones.FINISHED))
     drawn = random.Random(SEED)
-    lasted = {
-        Path(script).stem: float(seconds)
-        for script, seconds in map(str.split, undisturbed.times.read_text().splitlines())
-    }
     for stage in STAGES:
-        script, hits = f"stages/{stage}.py", 0
+        script, hits, lasts = f"stages/{stage}.py", 0, run_once[1][stage]
         while hits < KILLS[stage] * TIMES_KILLED:
-            clones.forget(folder, stage)
-            after, alone = drawn.uniform(0, lasted[stage]), drawn.random() < 0.5
+            clones.forget(pipeline.folder, stage)
+            after, alone = drawn.uniform(0, lasts), drawn.random() < 0.5
             hit = pipeline.killed(after, script, alone=alone)
             hits += hit
-            lasted[stage] = lasted[stage] if hit else after  # one that goes on has less to do
+            lasts = lasts if hit else after  # one that goes on has less to do
         if stage in WITH_DVC:
-            after = drawn.uniform(0, lasted[stage] + 1)
+            after = drawn.uniform(0, lasts + 1)
             pipeline.killed(after, "dvc", "repro", TARGETS.get(stage, stage), alone=False)
         pipeline.finish("dvc", "repro", TARGETS.get(stage, stage))
     return pipeline
@@ -173,7 +130,7 @@ def test_every_output_is_that_of_a_pipeline_that_was_never_killed(
 ) -> None:
     expected, found = clones.written(undisturbed.folder), clones.written(killed.folder)
     assert found.keys() == expected.keys()
-    assert len(found) > 200
+    assert len(found) > 190
     assert not [name for name in expected if found[name] != expected[name]]
 
 

@@ -5,16 +5,19 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
+import clones
 import pytest
 import torch
 import torch.distributed as dist
 import yaml
 from safetensors.torch import load_file
 from torch import Tensor
-from trainings import PLAIN, Project, as_it_was, asked, project, wait_until
+from trainings import PLAIN, ROOT, TWO, Project, as_it_was, asked, project
 
 from tagger import parallel, posts
 from tagger.errors import TaggerError
@@ -26,8 +29,6 @@ from tagger.vocabulary import Tag
 from tagger.world import World
 
 pytestmark = pytest.mark.timeout(400)
-
-TWO = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +57,7 @@ def alone(fresh: Project) -> Project:
 @pytest.fixture(scope="module")
 def two(fresh: Project) -> Project:
     trained = fresh.copy(fresh.folder.with_name("two"))
-    trained.train(*TWO)
+    trained.train(by=TWO)
     return trained
 
 
@@ -113,7 +114,7 @@ def test_only_one_of_the_processes_writes(two: Project) -> None:
 def test_weights_in_parts_train_to_the_same(fresh: Project, alone: Project, tmp_path: Path) -> None:
     parts = fresh.copy(tmp_path / "parts")
     parts.change(parallel="fsdp")
-    parts.train(*TWO)
+    parts.train(by=TWO)
     agree(parts, alone)
     only_one_told(parts)
 
@@ -137,9 +138,20 @@ def test_where_one_is_killed_all_go_on_from_the_last_snapshot(
     fresh: Project, two: Project, tmp_path: Path
 ) -> None:
     project = fresh.copy(tmp_path / "killed")
-    launcher = project.begin(*TWO, "--max-restarts", "1")
+    by = (*TWO[:-1], "--max-restarts", "1", "python", ROOT / "stages/train.py")
+    launcher = subprocess.Popen(  # no stand-ins: it ends the others by SIGTERM
+        [sys.executable, *by],
+        cwd=project.folder,
+        env=clones.environment(DVC_ROOT=str(project.folder)),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
     try:
-        wait_until(lambda: project.step() >= 3, launcher)
+        while project.step() < 3:
+            assert launcher.poll() is None, launcher.communicate()[0]
+            time.sleep(0.002)
         os.kill(processes_of(launcher)[1], signal.SIGKILL)
         printed, _ = launcher.communicate(timeout=200)
     finally:
@@ -181,7 +193,7 @@ def test_a_process_without_a_readable_picture_keeps_nobody_waiting(
     places = list(posts.places(manifest.table))[16:23]
     for row in (1, 4):  # the second and fourth of five that are spread over seven
         Path(places[row].path).unlink()
-    made.train(*TWO)
+    made.train(by=TWO)
     assert len(figures(made)) == 1
 
 

@@ -3,9 +3,10 @@
 import shutil
 from pathlib import Path
 
+import disks
+import processes
 import pytest
 from clones import STAGES
-from disks import Disks
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -22,7 +23,7 @@ FORBIDDEN = "Read-only file system. Allow it, then run again."
 
 
 @pytest.fixture(scope="module")
-def checkout(disks: Disks, finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def checkout(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A project all stages of which have run; then it was made read-only."""
     folder = tmp_path_factory.mktemp("read_only") / "project"
     shutil.copytree(finished, folder, symlinks=True)
@@ -41,16 +42,16 @@ def pictures(checkout: Path, tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_stage_in_a_read_only_checkout_names_what_it_cannot_write(
-    disks: Disks, checkout: Path, stage: str
+    checkout: Path, stage: str
 ) -> None:
-    line = disks.run(checkout, f"stages/{stage}.py").mistake
+    line = processes.run(checkout, f"stages/{stage}.py").mistake
     assert line.startswith(f"error: {WRITES[stage]}")
     assert line.endswith(f": {FORBIDDEN}")
     assert ".partial" not in line
 
 
-def test_dvc_in_a_read_only_checkout_says_so_and_ends(disks: Disks, checkout: Path) -> None:
-    ended = disks.run(checkout, "dvc", "repro")
+def test_dvc_in_a_read_only_checkout_says_so_and_ends(checkout: Path) -> None:
+    ended = processes.run(checkout, "dvc", "repro")
     assert ended.code not in (0, None)
     first, *_ = ended.output.splitlines()
     assert "Read-only file system" in first and str(checkout / ".dvc") in first
@@ -60,13 +61,13 @@ def test_dvc_in_a_read_only_checkout_says_so_and_ends(disks: Disks, checkout: Pa
 @pytest.mark.parametrize("output", ["txt", "json", "csv"])
 @pytest.mark.parametrize("named", [True, False])
 def test_a_read_only_checkout_tags_pictures_elsewhere(
-    disks: Disks, checkout: Path, pictures: Path, tmp_path: Path, output: str, named: bool
+    checkout: Path, pictures: Path, tmp_path: Path, output: str, named: bool
 ) -> None:
     work = tmp_path / "work"
     work.mkdir()
     where = ["--output-dir", "out"] if named else []
     before = snapshot(checkout)
-    ended = disks.run(
+    ended = processes.run(
         work, checkout / "stages/infer.py", pictures, "--output", output, "--rules", work, *where
     )
     assert ended.code == 0, ended.output
@@ -82,15 +83,15 @@ def snapshot(folder: Path) -> dict[Path, int]:
 
 
 def test_sidecars_in_a_read_only_folder_are_refused_and_go_elsewhere(
-    disks: Disks, checkout: Path, pictures: Path, tmp_path: Path
+    checkout: Path, pictures: Path, tmp_path: Path
 ) -> None:
     infer = checkout / "stages/infer.py"
     disks.forbid(pictures)
-    line = disks.run(tmp_path, infer, pictures, "--output", "txt").mistake
+    line = processes.run(tmp_path, infer, pictures, "--output", "txt").mistake
     assert line == f"error: {pictures / '0000.txt'}: {FORBIDDEN}"
-    line = disks.run(pictures, infer, pictures, "--output", "csv").mistake
+    line = processes.run(pictures, infer, pictures, "--output", "csv").mistake
     assert line == f"error: tags.csv: {FORBIDDEN}"
-    ended = disks.run(tmp_path, infer, pictures, "--output", "txt", "--output-dir", "out")
+    ended = processes.run(tmp_path, infer, pictures, "--output", "txt", "--output-dir", "out")
     assert ended.code == 0, ended.output
     assert len(list((tmp_path / "out").glob("*.txt"))) == 3
     assert sorted(path.suffix for path in pictures.iterdir()) == [".png"] * 3

@@ -5,12 +5,11 @@ import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import processes
 import pytest
 import yaml
 from trainings import ROOT, Project, as_it_was, asked, ended, project, same, start, wait_until
@@ -106,14 +105,15 @@ def test_the_same_training_twice_at_once_is_refused_in_one_line_and_a_signal_los
     running = project.begin()
     wait_until(lambda: project.step() == PER_EPOCH, running)
     os.killpg(running.pid, signal.SIGSTOP)
-    refused = project.refused()
-    (line,) = refused.splitlines()
-    assert line.startswith("error: The same is under way in another process, which holds ")
+    refused = project.ended()
+    assert refused.output.splitlines() == [refused.mistake]
+    told = "error: The same is under way in another process, which holds "
+    assert refused.mistake.startswith(told)
     assert len(project.runs()) == 1
-    running.terminate()
+    os.kill(running.pid, signal.SIGTERM)
     os.killpg(running.pid, signal.SIGCONT)
-    printed, _ = running.communicate(timeout=60)
-    assert (running.returncode, printed.splitlines()[-1]) == (130, "interrupted")
+    ended = running.ended(60)
+    assert (ended.code, ended.output.splitlines()[-1]) == (130, "interrupted")
     assert project.step() > PER_EPOCH
 
 
@@ -127,51 +127,34 @@ def test_a_signal_to_all_processes_of_a_training_loses_nothing_either(
     os.killpg(running.pid, signal.SIGSTOP)
     os.killpg(running.pid, signal.SIGTERM)
     os.killpg(running.pid, signal.SIGCONT)
-    printed, _ = running.communicate(timeout=60)
-    assert (running.returncode, printed.splitlines()[-1]) == (130, "interrupted")
-    assert "Traceback" not in printed
+    ended = running.ended(60)
+    assert (ended.code, ended.output.splitlines()[-1]) == (130, "interrupted")
+    assert "Traceback" not in ended.output
     assert PER_EPOCH < project.step() < EPOCHS * PER_EPOCH
-    assert f"stopped after step {project.step()}" in printed
+    assert f"stopped after step {project.step()}" in ended.output
 
 
-def in_dvc(project: Project) -> list[str]:
-    """Give a project the stage as the repository has it; return the command that runs it."""
+def into_dvc(project: Project) -> None:
+    """Give a project the stage as the repository has it."""
     shutil.copytree(
         ROOT / "stages", project.folder / "stages", ignore=shutil.ignore_patterns("__pycache__")
     )
     whole = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))
     text = yaml.safe_dump({"stages": {"train": whole["stages"]["train"]}})
     (project.folder / "dvc.yaml").write_text(text, encoding="utf-8")
-    command = [sys.executable, "-m", "dvc"]
-    subprocess.run([*command, "init", "--no-scm", "--quiet"], cwd=project.folder, check=True)
-    return [*command, "repro"]
+    assert processes.run(project.folder, "dvc", "init", "--no-scm").told
 
 
 def test_dvc_goes_on_with_a_training_that_was_killed_with_it(
     fresh: Project, undisturbed: Project, tmp_path: Path
 ) -> None:
     project = fresh.copy(tmp_path / "dvc")
-    repro = in_dvc(project)
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    env = {k: v for k, v in os.environ.items() if k not in ("MLFLOW_TRACKING_URI", "DVC_ROOT")}
-    env |= {"PATH": path, "OMP_NUM_THREADS": "1"}
-    running = subprocess.Popen(
-        repro,
-        cwd=project.folder,
-        env=env,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
+    into_dvc(project)
+    running = processes.start(project.folder, "dvc", "repro")
     wait_until(lambda: project.step() >= PER_EPOCH + 1, running)
     os.killpg(running.pid, signal.SIGKILL)
-    running.communicate()
-    again = subprocess.run(
-        repro, cwd=project.folder, env=env, capture_output=True, text=True, check=False
-    )
-    assert again.returncode == 0, again.stdout + again.stderr
-    assert "going on after step" in again.stdout
+    assert running.ended(60).code == -signal.SIGKILL
+    assert "going on after step" in processes.run(project.folder, "dvc", "repro").told
     assert project.results() == undisturbed.results()
     (run,) = project.runs()
     assert run.info.status == "FINISHED"

@@ -9,9 +9,9 @@ from typing import Any
 
 import clones
 import mlflow
+import processes
 import pytest
 import yaml
-from disks import Disks
 from mlflow.entities import Run
 
 pytestmark = pytest.mark.timeout(300)
@@ -29,7 +29,7 @@ FIGURES = ("macro_ap", "micro_ap", "macro_f1", "micro_f1")
 
 
 @pytest.fixture(scope="module")
-def clone(disks: Disks, finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def clone(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A clone in which all is done, as dvc knows, and committed; MLflow knows nothing yet."""
     folder = tmp_path_factory.mktemp("side_by_side") / "clone"
     shutil.copytree(finished, folder, symlinks=True)
@@ -39,32 +39,28 @@ def clone(disks: Disks, finished: Path, tmp_path_factory: pytest.TempPathFactory
     params["models"]["vit"] |= SMALL
     (folder / "params.yaml").write_text(yaml.safe_dump(params), encoding="utf-8")
     targets = ["data/dvc.yaml:demo", *clones.STAGES[1:]]
-    ended = disks.run(folder, "dvc", "commit", "--force", *targets)
-    assert ended.code == 0, ended.output
+    assert processes.run(folder, "dvc", "commit", "--force", *targets).told
     clones.git(folder, "add", "--all")
     clones.git(folder, "commit", "--quiet", "--message", "done")
     return folder
 
 
 @pytest.fixture(scope="module")
-def told(disks: Disks, clone: Path) -> dict[str, str]:
+def told(clone: Path) -> dict[str, str]:
     """What the experiments printed, which were started at the same moment."""
     running = {}
     for name, changes in CHANGED.items():
         settings = [word for key, value in changes.items() for word in ("-S", f"{key}={value}")]
         words = ["dvc", "--wait-for-lock", "exp", "run", "--temp", "--name", name, *settings]
-        running[name] = disks.start(clone, *words)
-    ended = {name: one.ended() for name, one in running.items()}
-    assert {one.code for one in ended.values()} == {0}, ended
-    return {name: one.output for name, one in ended.items()}
+        running[name] = processes.start(clone, *words)
+    return {name: one.ended().told for name, one in running.items()}
 
 
 @pytest.fixture(scope="module")
-def shown(disks: Disks, clone: Path, told: dict[str, str]) -> dict[str, Any]:
+def shown(clone: Path, told: dict[str, str]) -> dict[str, Any]:
     """What dvc shows of each experiment."""
-    ended = disks.run(clone, "dvc", "exp", "show", "--json")
-    assert ended.code == 0, ended.output
-    revisions = json.loads(ended.output[ended.output.index("[{") :])
+    output = processes.run(clone, "dvc", "exp", "show", "--json").told
+    revisions = json.loads(output[output.index("[{") :])
     found = [one for revision in revisions for one in revision["experiments"] or ()]
     return {one["name"]: one["revs"][0]["data"] | {"rev": one["revs"][0]["rev"]} for one in found}
 

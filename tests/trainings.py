@@ -3,8 +3,6 @@
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,9 +14,11 @@ from typing import Any
 
 import mlflow
 import numpy as np
+import processes
 import torch
 import yaml
 from mlflow.entities import Run
+from processes import Ended, Running
 from torch import Tensor
 
 from tagger import params, posts, vocabulary
@@ -39,6 +39,12 @@ from tagger.world import World
 ROOT = Path(__file__).parent.parent
 ALONE = Group(World(0, 1, 0, 1), torch.device("cpu"))
 PLAIN: dict[str, Any] = {"epochs": 2, "workers": 0, "snapshot_every": "1 epoch"}
+
+# The launcher of two processes, each of which is begun as one that a test begins.
+TWO = (
+    *("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"),
+    *("--no-python", "python"),
+)
 
 Parts = Mapping[str, Part]
 
@@ -115,42 +121,17 @@ class Project:
         content["train"] = params.overlaid(content["train"], train)
         self.write(content)
 
-    def begin(
-        self, *launcher: str, stage: str = "train", arguments: Sequence[object] = ()
-    ) -> subprocess.Popen[str]:
-        """Start a stage, as `python` or by another launcher, in a process group of its own."""
-        env = {k: v for k, v in os.environ.items() if k != "MLFLOW_TRACKING_URI"}
-        env |= {"DVC_ROOT": str(self.folder), "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+    def begin(self, *arguments: object, stage: str = "train", by: Sequence[str] = ()) -> Running:
+        """Start a stage, as `python` or by a launcher."""
         script = ROOT / "stages" / f"{stage}.py"
-        return subprocess.Popen(
-            [sys.executable, *launcher, str(script), *map(str, arguments)],
-            cwd=self.folder,
-            env=env,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
-        )
+        return processes.start(self.folder, *by, script, *arguments, DVC_ROOT=str(self.folder))
 
-    def finished(
-        self, *launcher: str, stage: str = "train", arguments: Sequence[object] = ()
-    ) -> tuple[int, str]:
-        """Return the exit code of a stage, and what it printed."""
-        process = self.begin(*launcher, stage=stage, arguments=arguments)
-        printed, _ = process.communicate(timeout=150)
-        return process.returncode, printed
+    def ended(self, *arguments: object, stage: str = "train", by: Sequence[str] = ()) -> Ended:
+        return self.begin(*arguments, stage=stage, by=by).ended(150)
 
-    def train(self, *launcher: str) -> str:
+    def train(self, by: Sequence[str] = ()) -> str:
         """Return what a training printed, which ended well."""
-        code, printed = self.finished(*launcher)
-        assert code == 0, printed
-        return printed
-
-    def refused(self, *launcher: str) -> str:
-        """Return what a training printed that ended with a mistake of the user's."""
-        code, printed = self.finished(*launcher)
-        assert code != 0, printed
-        return printed
+        return self.ended(by=by).told
 
     def step(self) -> int:
         """Return the step of the newest snapshot."""
@@ -158,14 +139,12 @@ class Project:
 
     def killed(self, ready: Callable[[], bool], *, alone: bool = False) -> None:
         """Start a training and kill it once something is so, with its workers unless `alone`."""
-        process = self.begin()
-        wait_until(ready, process)
-        if alone:
-            process.kill()
-        else:
-            os.killpg(process.pid, signal.SIGKILL)
-        printed, _ = process.communicate(timeout=60)
-        assert process.returncode == -signal.SIGKILL, printed
+        running = self.begin()
+        wait_until(ready, running)
+        kill = os.kill if alone else os.killpg
+        kill(running.pid, signal.SIGKILL)
+        ended = running.ended(60)
+        assert ended.code == -signal.SIGKILL, ended.output
 
     def forget_outputs(self) -> None:
         """Remove what the stage writes, as DVC does before it runs."""
@@ -189,12 +168,11 @@ class Project:
         return list(client.search_runs(experiments))
 
 
-def wait_until(ready: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+def wait_until(ready: Callable[[], bool], running: Running) -> None:
     until = time.monotonic() + 120
     while not ready():
-        assert process.poll() is None, process.communicate()[0]
+        assert running.wait(0.002) is None, running.ended().output
         assert time.monotonic() < until
-        time.sleep(0.002)
 
 
 def project(

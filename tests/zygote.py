@@ -2,7 +2,8 @@
 
 So a stage, or dvc, begins at once: it takes them seconds to load torch, MLflow and the like. As a
 script with `--serve SOCKET` this is that process; with anything else it stands for `python` in the
-commands of dvc.yaml, and lives as long as what it has had run, and has its output and exit code.
+commands of dvc.yaml and of torchrun: it lives as long as what it has had run, and has its output
+and exit code; where it is killed, so is that.
 """
 
 import atexit
@@ -11,11 +12,10 @@ import json
 import os
 import runpy
 import selectors
+import signal
 import socket
-import subprocess
 import sys
 import threading
-import time
 import traceback
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -23,7 +23,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import NoReturn
 
-SOCKET, TIMES = "ZYGOTE_SOCKET", "ZYGOTE_TIMES"  # variables
+SOCKET = "ZYGOTE_SOCKET"  # a variable: where it is asked
 _STAGES = Path(__file__).parent.parent / "stages"
 _LIBRARIES = (
     "alembic.command",
@@ -46,58 +46,15 @@ _LIBRARIES = (
 _NAMES = ("demo", "prepare", "vocabulary", "split", "train", "evaluate", "export")
 
 
-class Started:
-    """A process that was forked."""
-
-    def __init__(
-        self, path: str, words: Sequence[str], folder: str, env: Mapping[str, str], output: int
-    ) -> None:
-        """words: a script and its arguments, or `dvc` and its own; output: a file descriptor"""
-        self._connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._connection.connect(path)
-        content = json.dumps({"words": words, "folder": folder, "env": dict(env)}).encode()
-        socket.send_fds(self._connection, [content], [output])
-        self.pid = int(self._connection.recv(20))
-
-    def wait(self, seconds: float | None = None) -> int | None:
-        """Return how it ended, -9 if it was killed, or None where it has not within some time."""
-        self._connection.settimeout(seconds)
-        try:
-            code = int(self._connection.recv(20))
-        except TimeoutError:
-            return None
-        self._connection.close()
-        return code
-
-
-class Zygote:
-    """The process that forks, and what goes in the place of python in a search path."""
-
-    def __init__(self, folder: Path, *before: str) -> None:
-        """before: a command that starts another with what follows, in its own place"""
-        self.socket = str(folder / "socket")
-        self.programs = folder / "bin"
-        self.programs.mkdir()
-        python = self.programs / "python"
-        python.write_text(f'#!/bin/sh\nexec "{sys.executable}" -IS "{__file__}" "$@"\n')
-        python.chmod(0o755)
-        self._process = subprocess.Popen(
-            [*before, sys.executable, __file__, "--serve", self.socket],
-            env=os.environ | dict.fromkeys(_ONE_THREAD, "1"),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-        )
-        assert self._process.stdout and self._process.stdout.readline() == b"ready\n"
-
-    @property
-    def pid(self) -> int:
-        return self._process.pid
-
-    def end(self) -> None:
-        self._process.communicate()
-
-
-_ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")  # a fork has no more
+def ask(
+    path: str, words: Sequence[str], folder: str, env: Mapping[str, str], output: int
+) -> tuple[socket.socket, int]:
+    """Ask for a process that writes to a file descriptor; return who tells its end, and its pid."""
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    connection.connect(path)
+    content = json.dumps({"words": words, "folder": folder, "env": dict(env)}).encode()
+    socket.send_fds(connection, [content], [output])
+    return connection, int(connection.recv(20))
 
 
 def _load() -> None:
@@ -130,27 +87,39 @@ def _serve(path: str) -> None:
 
 def _answer(listening: socket.socket, ready: selectors.BaseSelector) -> None:
     """Fork whenever one connects, and tell it how its process ended; until nobody is left."""
+    forked: dict[socket.socket, tuple[int, int]] = {}  # by who asked: a pid, and a handle of it
     while True:
         for key, _ in ready.select():
             if key.fileobj == 0:
                 return
-            if key.fileobj is not listening:
-                pid, connection = key.data
-                code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-                ready.unregister(key.fileobj)
-                os.close(key.fd)
-                _tell(connection, code)
-                continue
-            connection, _ = listening.accept()
-            content, (output,), *_ = socket.recv_fds(connection, 1 << 20, 1)
-            pid = os.fork()
-            if not pid:
-                listening.close()
-                ready.close()
-                _become(output, **json.loads(content))
-            os.close(output)
-            _tell(connection, pid)
-            ready.register(os.pidfd_open(pid), selectors.EVENT_READ, (pid, connection))
+            if key.fileobj is listening:
+                connection, _ = listening.accept()
+                forked[connection] = _fork(connection, listening, ready)
+                ready.register(forked[connection][1], selectors.EVENT_READ, connection)
+                ready.register(connection, selectors.EVENT_READ, connection)
+            elif key.data in forked:
+                pid, handle = forked.pop(key.data)
+                if key.fileobj is key.data:  # it is gone
+                    os.kill(pid, signal.SIGKILL)
+                _tell(key.data, os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+                for file in (key.data, handle):
+                    ready.unregister(file)
+                key.data.close()
+                os.close(handle)
+
+
+def _fork(
+    connection: socket.socket, listening: socket.socket, ready: selectors.BaseSelector
+) -> tuple[int, int]:
+    content, (output,), *_ = socket.recv_fds(connection, 1 << 20, 1)
+    pid = os.fork()
+    if not pid:
+        listening.close()
+        ready.close()
+        _become(output, **json.loads(content))
+    os.close(output)
+    _tell(connection, pid)
+    return pid, os.pidfd_open(pid)
 
 
 def _tell(connection: socket.socket, number: int) -> None:
@@ -163,6 +132,7 @@ def _become(output: int, words: list[str], folder: str, env: dict[str, str]) -> 
     import multiprocessing.process
 
     nothing = os.open(os.devnull, os.O_RDONLY)
+    os.setsid()
     for number, place in enumerate((nothing, output, output)):
         os.dup2(place, number)
     os.chdir(folder)
@@ -182,26 +152,27 @@ def _become(output: int, words: list[str], folder: str, env: dict[str, str]) -> 
 
 
 def _run(words: list[str]) -> int:
-    """Return the exit code of dvc or of a script."""
+    """Return the exit code of dvc, of a module or of a script."""
     if words[0] == "dvc":
         from dvc.cli import main
 
         return int(main(words[1:]))
-    sys.path.insert(0, str(Path(words[0]).absolute().parent))
     try:
-        runpy.run_path(words[0], run_name="__main__")
+        if words[0] == "-m":
+            sys.argv = words[1:]
+            runpy.run_module(words[1], run_name="__main__", alter_sys=True)
+        else:
+            sys.path.insert(0, str(Path(words[0]).absolute().parent))
+            runpy.run_path(words[0], run_name="__main__")
     except SystemExit as ended:
         return int(ended.code or 0)
     return 0
 
 
 def _stand_in(words: list[str]) -> NoReturn:
-    begun = time.monotonic()
-    code = Started(os.environ[SOCKET], words, os.getcwd(), os.environ, 1).wait()  # noqa: PTH109
-    if times := os.environ.get(TIMES):
-        with open(times, "a") as file:  # noqa: PTH123
-            file.write(f"{words[0]} {time.monotonic() - begun:.3f}\n")
-    os._exit(code if code is not None and code >= 0 else 137)
+    connection, _ = ask(os.environ[SOCKET], words, os.getcwd(), os.environ, 1)  # noqa: PTH109
+    code = int(connection.recv(20))
+    os._exit(code if code >= 0 else 137)
 
 
 if __name__ == "__main__":
