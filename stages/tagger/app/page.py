@@ -38,8 +38,14 @@ class _Seen:
     picture: Any
     hint: Any
     results: Any
-    caption: Any
     download: Any
+
+
+@dataclass(frozen=True)
+class _Said:
+    """What the model says of the picture that is looked at, by the settings."""
+
+    caption: Any
     tags: Any
 
 
@@ -67,9 +73,9 @@ def build(visits: Visits) -> gr.Blocks:
                 drop = gr.File(file_count="multiple", show_label=False, height=120, elem_id="drop")
                 left = _pictures(words)
             with gr.Column(scale=6, min_width=320, visible=False) as results:
-                right, settings, zipped, restart = _answers(visits)
-        seen = _Seen(**left, **right, results=results)
-        _listen(visits, states, seen, settings, drop, restart)
+                said, settings, download, zipped, restart = _answers(visits)
+        seen = _Seen(**left, results=results, download=download)
+        _listen(visits, states, seen, said, settings, drop, restart)
         seen.download.click(visits.archive, [states.album, *settings.all], zipped, **_ALL).success(
             None, zipped, js=_FETCH, **_ALL
         )
@@ -104,7 +110,7 @@ def _pictures(words: Words) -> dict[str, Any]:
     }
 
 
-def _answers(visits: Visits) -> tuple[dict[str, Any], _Settings, Any, Any]:
+def _answers(visits: Visits) -> tuple[_Said, _Settings, Any, Any, Any]:
     words = visits.words
     caption = gr.Textbox(
         label=words.caption, buttons=["copy"], lines=3, max_lines=8, elem_id="caption"
@@ -124,41 +130,58 @@ def _answers(visits: Visits) -> tuple[dict[str, Any], _Settings, Any, Any]:
             for name, value in visits.starts().items()
         ]
     tags = gr.HTML(js_on_load=parts.CHOOSE, container=True, padding=True, elem_id="tags")
-    right = {"caption": caption, "download": download, "tags": tags}
-    return right, _Settings(kind, spaces, escape, own, sliders), zipped, restart
+    settings = _Settings(kind, spaces, escape, own, sliders)
+    return _Said(caption, tags), settings, download, zipped, restart
 
 
 def _listen(
-    visits: Visits, states: _States, seen: _Seen, settings: _Settings, drop: Any, restart: Any
+    visits: Visits,
+    states: _States,
+    seen: _Seen,
+    said: _Said,
+    settings: _Settings,
+    drop: Any,
+    restart: Any,
 ) -> None:
-    """Say what happens when."""
+    """Say what happens when.
+
+    Whatever was done, what the model says is asked for by itself afterwards, one after the other:
+    so it is by the settings as they are, and no answer comes later than one to a later question.
+    """
     shown = [getattr(seen, field.name) for field in fields(seen)]
     state = [states.album, states.index, states.chosen]
+    say: dict[str, Any] = {
+        "fn": visits.say,
+        "inputs": [*state, *settings.all],
+        "outputs": [said.caption, said.tags],
+        "concurrency_id": "say",
+        "concurrency_limit": 1,
+        **_QUICK,
+    }
     # `preprocess` would forget the names that files have on the visitor's machine.
     drop.upload(
         visits.drop,
-        [states.album, drop, *settings.all],
+        [states.album, drop],
         [*state, drop, *shown],
         preprocess=False,
         show_progress_on=drop,
         **_SLOW,
-    )
+    ).success(**say)
     seen.gallery.select(
         visits.pick,
-        [states.album, *settings.all],
-        [states.index, states.chosen, seen.picture, seen.hint, seen.caption, seen.tags],
+        states.album,
+        [states.index, states.chosen, seen.picture, seen.hint],
         **_QUICK,
-    )
-    seen.tags.click(
+    ).success(**say)
+    said.tags.click(
         visits.look,
-        [*state, *settings.all],
-        [states.chosen, seen.picture, seen.hint, seen.tags],
+        state,
+        [states.chosen, seen.picture, seen.hint],
         show_progress_on=seen.picture,
         **_SLOW,
-    )
-    for moved in settings.all:
-        moved.input(visits.say, [*state, *settings.all], [seen.caption, seen.tags], **_QUICK)
+    ).success(**say)
+    gr.on([moved.input for moved in settings.all], **say)
     settings.kind.input(
         lambda kind: gr.update(visible=kind == OWN), settings.kind, settings.own, **_QUICK
     )
-    restart.click(visits.restart, states.album, [*state, drop, *shown], **_ALL)
+    restart.click(visits.restart, states.album, [*state, drop, *shown], **_ALL).success(**say)

@@ -70,7 +70,6 @@ class Visits:
         self,
         album: Album | None,
         files: Sequence[Mapping[str, str]],
-        *settings: Any,
         progress: Any = gr.Progress(),  # noqa: B008  # how Gradio is asked for it
     ) -> list[Any]:
         """Tag what was dropped, and show the first of it."""
@@ -88,37 +87,33 @@ class Visits:
         if isinstance(self.saliency, Saliency):
             self.saliency.begin()
         index = max(0, min(first, len(album.pictures) - 1))
-        return [album, index, None, None, *self._all(album, index, settings)]
+        return [album, index, None, None, *self._all(album, index)]
 
-    def _all(self, album: Album, index: int, settings: Sequence[Any]) -> list[Update]:
-        """Return all that is seen: what failed, pictures, picture, hint, tags, and the rest."""
+    def _all(self, album: Album, index: int) -> list[Update]:
+        """Return what is seen: what failed, pictures, picture, hint, whether there is more, zip."""
         words, count = self.words, len(album.pictures)
         failed = parts.failures(album.failures, count + len(album.failures), words)
         views = [(str(picture.view), picture.name) for picture in album.pictures]
-        caption, tags = self.say(album, index, None, *settings)
         return [
             failed,
             gr.update(value=views, visible=count > 1, selected_index=index if count else None),
             gr.update(value=views[index][0] if count else None, visible=count > 0),
             self.hint if count else "",
             gr.update(visible=count > 0),
-            caption,
             gr.update(value=words.download.format(count)),
-            tags,
         ]
 
     def restart(self, album: Album | None) -> list[Any]:
         self.end(album)
-        return [None, 0, None, None, *self._all(Album(self.folder), 0, ())]
+        return [None, 0, None, None, *self._all(Album(self.folder), 0)]
 
     def end(self, album: Album | None) -> None:
         if album:
             album.close()
 
-    def pick(self, event: gr.SelectData, album: Album, *settings: Any) -> list[Any]:
+    def pick(self, event: gr.SelectData, album: Album) -> list[Any]:
         """Show another picture."""
-        view = str(album.pictures[event.index].view)
-        return [event.index, None, view, self.hint, *self.say(album, event.index, None, *settings)]
+        return [event.index, None, str(album.pictures[event.index].view), self.hint]
 
     def say(
         self, album: Album | None, index: int, chosen: str | None, *settings: Any
@@ -144,14 +139,12 @@ class Visits:
         found = limits.per_tag(asked, self.tagger)
         return Captioner(self.tagger.tags, found, naming=Naming(spaces=spaces, escape=escape))
 
-    def look(
-        self, event: gr.EventData, album: Album, index: int, chosen: str | None, *settings: Any
-    ) -> list[Any]:
+    def look(self, event: gr.EventData, album: Album, index: int, chosen: str | None) -> list[Any]:
         """Show where the model looks for a tag, or the picture alone where it is shown already."""
         picture, tag = album.pictures[index], str(event.tag)
         columns = [c for c, known in enumerate(self.tagger.tags) if known.name == tag]
         if isinstance(self.saliency, str) or tag == chosen or not columns:
-            return [None, str(picture.view), self.hint, self.say(album, index, None, *settings)[1]]
+            return [None, str(picture.view), self.hint]
         pixels = np.asarray(Image.open(picture.view))
         try:
             heat = self.saliency(pixels, columns[0])
@@ -162,8 +155,7 @@ class Visits:
         painted = picture.view.with_name(f"{picture.view.stem}-{columns[0]}.jpg")
         Image.fromarray(saliency.painted(pixels, heat)).save(painted, quality=90)
         told = self.words.looking if heat.any() else self.words.no_place
-        hint = parts.hint(told.format(tag))
-        return [tag, str(painted), hint, self.say(album, index, tag, *settings)[1]]
+        return [tag, str(painted), parts.hint(told.format(tag))]
 
     def archive(self, album: Album, *settings: Any) -> str:
         """Return the zip of sidecars."""
