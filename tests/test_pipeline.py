@@ -16,10 +16,10 @@ from mlflow.entities import Run
 
 TINY = {"backbone": "mobilenetv4_conv_small_035", "image_size": 32, "batch_size": 16}
 SETTINGS: dict[str, Any] = {
-    "demo": {"pictures": 150, "size": 32},
-    "vocabulary": {"min_count": 10},
+    "demo": {"pictures": 100, "size": 32},
+    "vocabulary": {"min_count": 8},
     "train": {"epochs": 1},
-    "export": {"lighter": ["fp16", "int8"], "samples": 6, "parity_pictures": 200},
+    "export": {"lighter": ["fp16", "int8"], "samples": 6, "parity_pictures": 40},
     "models": {"mobilenetv4": TINY, "vit": TINY | {"backbone": "test_vit"}},
 }
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from textwrap import dedent
+from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -39,6 +40,10 @@ def dies(chunk: pa.Table) -> pa.Table:
     if chunk["value"][0].as_py() == 3:
         os.kill(os.getpid(), signal.SIGKILL)
     return chunk
+
+
+def large(chunk: pa.Table) -> pa.Table:
+    return pa.table({"value": [bytes(30_000_000)]})
 
 
 def mistaken(chunk: pa.Table) -> pa.Table:
@@ -153,11 +158,11 @@ def test_items_made_ahead_come_in_order_and_an_error_comes_through() -> None:
         yield from range(5)
         raise TaggerError("no more")
 
-    ahead = work.ahead(items())
+    ahead = work.one_ahead(items())
     assert [next(ahead) for _ in range(5)] == list(range(5))
     with pytest.raises(TaggerError, match="no more"):
         next(ahead)
-    assert list(work.ahead([])) == []
+    assert list(work.one_ahead([])) == []
 
 
 def test_a_process_that_dies_is_one_clear_line() -> None:
@@ -168,6 +173,16 @@ def test_a_process_that_dies_is_one_clear_line() -> None:
 def test_a_mistake_found_by_a_process_is_told_here() -> None:
     with pytest.raises(TaggerError, match=r"chunk \[0\] is a mistake"):
         list(work.mapped(partial(mistaken), values(*range(6))))
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("used", [iter, work.one_ahead])
+def test_a_run_that_is_broken_off_while_a_result_is_sent_ends(
+    used: Callable[[Iterator[pa.Table]], Iterator[pa.Table]],
+) -> None:
+    results: Any = used(work.mapped(partial(large), values(*range(12))))
+    assert len(next(results)) == 1
+    results.close()
 
 
 SCRIPT = """
@@ -197,7 +212,7 @@ SCRIPT = """
         chunks = (pa.table({"value": [number]}) for number in range(12))
         results = work.mapped(partial(slowly, folder="."), chunks, Path("memory"))
         if "ahead" in sys.argv:
-            results = work.ahead(results)
+            results = work.one_ahead(results)
         taken = []
         for result in results:
             taken.append(result["value"][0].as_py())

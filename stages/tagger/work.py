@@ -14,9 +14,9 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from functools import partial
 from itertools import chain, islice
-from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import TypeAlias, TypeVar
+from typing import Any, ClassVar, TypeAlias, TypeVar
+from weakref import WeakSet
 
 import pyarrow as pa
 import pyarrow.feather as feather
@@ -29,6 +29,25 @@ T = TypeVar("T")
 Work: TypeAlias = partial[pa.Table]  # of a function of a module, with settings that print whole
 
 
+class _Pool(ProcessPoolExecutor):
+    """Processes that can be ended at once."""
+
+    open: ClassVar[WeakSet["_Pool"]] = WeakSet()
+
+    def __init__(self, processes: int) -> None:
+        context = multiprocessing.get_context("forkserver")
+        super().__init__(processes, mp_context=context, initializer=_begin)
+        self._started: Any = self._processes
+        self._results: Any = self._result_queue
+        self.open.add(self)
+
+    def break_off(self) -> None:
+        """End those at work. What they leave unfinished, the next run replaces."""
+        for process in list(self._started.values()):
+            process.kill()
+        self._results._writer.close()  # else the rest of what one was sending is waited for
+
+
 def mapped(
     work: Work, chunks: Iterable[pa.Table], memory: Path | None = None
 ) -> Iterator[pa.Table]:
@@ -39,8 +58,7 @@ def mapped(
         yield from (_remembered(work, chunk, memory) for chunk in first)
         return
     cores = world.cores()
-    context = multiprocessing.get_context("forkserver")
-    with ProcessPoolExecutor(cores, mp_context=context, initializer=_begin) as pool:
+    with _Pool(cores) as pool:
         pending: deque[Future[pa.Table]] = deque()
         try:
             for chunk in chain(first, chunks):
@@ -57,7 +75,7 @@ def mapped(
             ) from None
         finally:
             if pending:  # broken off
-                _kill(pool._processes.values())
+                pool.break_off()
             pool.shutdown(wait=True, cancel_futures=True)
 
 
@@ -78,13 +96,7 @@ def _without_interrupts() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _kill(processes: Iterable[BaseProcess]) -> None:
-    """End processes at work at once. What they leave unfinished, the next run replaces."""
-    for process in list(processes):
-        process.kill()
-
-
-def ahead(items: Iterable[T]) -> Iterator[T]:
+def one_ahead(items: Iterable[T]) -> Iterator[T]:
     """Yield the items, the next one being made in a thread meanwhile."""
     iterator = iter(items)
     with ThreadPoolExecutor(1) as thread:
@@ -95,7 +107,8 @@ def ahead(items: Iterable[T]) -> Iterator[T]:
                 yield item
         except BaseException:
             if not following.done():  # it may wait for them
-                _kill(multiprocessing.active_children())
+                for pool in list(_Pool.open):
+                    pool.break_off()
             raise
 
 

@@ -31,7 +31,7 @@ def gather(source: Source, lexicon: Lexicon, p: params.Filters, left_out: Reject
     """Return the posts of a source that pass the filters, in its order."""
     by_tags = TagFilter(lexicon, p)
     tables = [_conform(pa.table({"id": pa.array([], pa.string()), "tags": _lists([0], [])}))]
-    for batch in work.ahead(source.read()):
+    for batch in work.one_ahead(source.read()):
         left_out.add(batch.rejected)
         if not len(batch.posts):
             continue
