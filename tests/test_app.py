@@ -253,6 +253,16 @@ def test_bad_pictures_are_listed_and_the_others_tagged(
         assert set(site.folder.rglob("*.jpg")) == others
 
 
+def test_pictures_dropped_while_others_are_tagged_wait_for_their_turn(
+    browser: Browser, site: Site, pictures: Path
+) -> None:
+    with visited(browser, site) as page:
+        with page.expect_response("**/queue/join**"):
+            page.set_input_files("input[type=file]", str(pictures / "a.png"))
+        drop(page, pictures / "b.png")
+        expect(page.locator("#gallery .thumbnail-item")).to_have_count(2)
+
+
 def test_pictures_of_the_same_stem_have_a_sidecar_each(
     browser: Browser, site: Site, pictures: Path, tmp_path: Path
 ) -> None:

@@ -33,10 +33,11 @@ def test_a_signal_asks_once_and_twice_insists(number: signal.Signals) -> None:
 
 @pytest.fixture
 def reading(part: Part) -> Iterator[tuple[Any, list[Any]]]:
-    """Batches read by two processes, of which one batch has come; and these processes."""
+    """Batches read by two processes, of which each has sent one; and these processes."""
     pictures = Pictures(part, Preprocess(16, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)))
     batches: Any = iter(batching.loader(pictures, Order(len(part), 1), workers=2))
-    next(batches)
+    for _ in range(2):  # by then both have begun
+        next(batches)
     yield batches, batches._workers
     batches._shutdown_workers()
 
@@ -50,7 +51,7 @@ def test_a_signal_to_all_does_not_end_those_that_read_pictures(
         subprocess.run(["kill", f"-{number.value}", str(worker.pid)], check=True)
     time.sleep(0.3)
     assert all(worker.is_alive() for worker in workers)
-    assert len(list(batches)) == len(part) - 1
+    assert len(list(batches)) == len(part) - 2
 
 
 def test_those_that_read_pictures_end_by_the_signal_of_their_parent(

@@ -164,6 +164,7 @@ def _listen(
         [states.album, drop],
         [*state, drop, *shown],
         preprocess=False,
+        trigger_mode="multiple",  # what is dropped meanwhile waits for its turn
         show_progress_on=drop,
         **_SLOW,
     ).success(**say)
