@@ -48,7 +48,6 @@ class Running:
         self._connection = connection
         self._output = output
         self._code: int | None = None
-        self._ended: Ended | None = None
 
     def __del__(self) -> None:
         self._connection.close()
@@ -64,13 +63,11 @@ class Running:
 
     def ended(self, seconds: float | None = None) -> Ended:
         """Wait for the end, for some time at most."""
-        if self._ended is None:
-            code = self.wait(seconds)
-            self._output.seek(0)
-            printed = self._output.read().decode(errors="replace")
-            assert code is not None, printed
-            self._ended = Ended(code, printed)
-        return self._ended
+        code = self.wait(seconds)
+        self._output.seek(0)
+        printed = self._output.read().decode(errors="replace")
+        assert code is not None, printed
+        return Ended(code, printed)
 
 
 @cache
@@ -116,12 +113,11 @@ def origin() -> int:
 
 def start(folder: Path, *words: object, **more: str) -> Running:
     """Start a script, `-m` and a module, or `dvc`, in a folder; with more variables."""
-    env = clones.environment(**more)
-    env |= {"PATH": f"{_zygote().programs}{os.pathsep}{env['PATH']}"}
-    env |= {zygote.SOCKET: _zygote().socket}
+    forks, env = _zygote(), clones.environment(**more)
+    env |= {"PATH": f"{forks.programs}{os.pathsep}{env['PATH']}", zygote.SOCKET: forks.socket}
     output = TemporaryFile()  # noqa: SIM115  # closed with what is returned
     told = [str(word) for word in words]
-    asked = zygote.ask(_zygote().socket, told, str(folder), env, output.fileno())
+    asked = zygote.ask(forks.socket, told, str(folder), env, output.fileno())
     return Running(*asked, output)
 
 
