@@ -8,7 +8,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from llvmlite.binding import ExecutionEngine
 
+from tagger.compiled import always
 from tagger.imaging import batching
 from tagger.imaging.batching import Order
 from tagger.imaging.dataset import Part, Pictures
@@ -31,13 +33,26 @@ def test_a_signal_asks_once_and_twice_insists(number: signal.Signals) -> None:
     assert signal.getsignal(number) is before
 
 
+def test_ctrl_c_while_a_loop_is_compiled_is_heard_after(monkeypatch: pytest.MonkeyPatch) -> None:
+    find = ExecutionEngine._find_module_ptr  # which LLVM's callbacks call
+
+    def interrupted(*arguments: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGINT)
+        return find(*arguments)
+
+    loop: Any = always(eval("lambda count: count + 1"))  # in no file: it is compiled each time
+    with monkeypatch.context() as patch:
+        patch.setattr(ExecutionEngine, "_find_module_ptr", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            loop(1)
+    assert loop(1) == 2
+
+
 @pytest.fixture
 def reading(part: Part) -> Iterator[tuple[Any, list[Any]]]:
-    """Batches read by two processes, of which each has sent one; and these processes."""
+    """Batches read by two processes that have just been started, and these processes."""
     pictures = Pictures(part, Preprocess(16, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)))
     batches: Any = iter(batching.loader(pictures, Order(len(part), 1), workers=2))
-    for _ in range(2):  # by then both have begun
-        next(batches)
     yield batches, batches._workers
     batches._shutdown_workers()
 
@@ -51,7 +66,7 @@ def test_a_signal_to_all_does_not_end_those_that_read_pictures(
         subprocess.run(["kill", f"-{number.value}", str(worker.pid)], check=True)
     time.sleep(0.3)
     assert all(worker.is_alive() for worker in workers)
-    assert len(list(batches)) == len(part) - 2
+    assert len(list(batches)) == len(part)
 
 
 def test_those_that_read_pictures_end_by_the_signal_of_their_parent(

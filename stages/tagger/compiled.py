@@ -7,7 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import TypeVar, cast
 
-from tagger import files
+from tagger import files, signals
 
 F = TypeVar("F", bound=Callable[..., object])
 
@@ -34,9 +34,15 @@ def always(function: F) -> F:
             folder / f"compiled-{_digest(function)}"
         )
     try:
-        return cast(F, njit(cache=True, nogil=True)(function))
+        compiled = njit(cache=True, nogil=True)(function)
     except RuntimeError:  # nothing may be written here, nor at home
-        return cast(F, njit(nogil=True)(function))
+        compiled = njit(nogil=True)(function)
+
+    def call(*arguments: object) -> object:
+        with signals.interrupted_after():  # LLVM's callbacks swallow what is raised in them
+            return compiled(*arguments)
+
+    return cast(F, call)
 
 
 def _digest(function: F) -> str:

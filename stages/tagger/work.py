@@ -11,7 +11,6 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
@@ -21,7 +20,7 @@ from weakref import WeakSet
 import pyarrow as pa
 import pyarrow.feather as feather
 
-from tagger import files, orphans, world
+from tagger import files, orphans, signals, world
 from tagger.errors import TaggerError
 from tagger.imaging import images
 
@@ -62,7 +61,7 @@ def mapped(
         pending: deque[Future[pa.Table]] = deque()
         try:
             for chunk in chain(first, chunks):
-                with _without_interrupts():
+                with signals.blocked(signal.SIGINT):
                     pending.append(pool.submit(_remembered, work, chunk, memory))
                 if len(pending) > 2 * cores:
                     yield _first(pending)
@@ -84,16 +83,6 @@ def _first(pending: deque[Future[pa.Table]]) -> pa.Table:
     result = pending[0].result()
     pending.popleft()
     return result
-
-
-@contextmanager
-def _without_interrupts() -> Iterator[None]:
-    """Start processes that do not hear Ctrl-C: they inherit what is blocked."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def one_ahead(items: Iterable[T]) -> Iterator[T]:

@@ -94,7 +94,7 @@ def loader(
 
     unlabelled: groups of columns, all of which are unknown where a picture has no tag of one
     """
-    return DataLoader(
+    return _Loader(
         cast(Dataset[Any], pictures),
         batch_sampler=order,
         num_workers=workers,
@@ -104,6 +104,14 @@ def loader(
         prefetch_factor=_AHEAD if workers else None,
         pin_memory=torch.cuda.is_available(),
     )
+
+
+class _Loader(DataLoader[Any]):
+    """Starts processes that hear no signal to stop until they know which to follow."""
+
+    def __iter__(self) -> Any:
+        with signals.blocked(*signals.STOPPING):
+            return super().__iter__()
 
 
 def _begin(_: int) -> None:
