@@ -20,7 +20,7 @@ from tagger.reporting.against import Ground
 from tagger.reporting.evaluation import Evaluation
 from tagger.reporting.report import Content
 from tagger.scoring import predict
-from tagger.scoring.predicted import Predictor
+from tagger.scoring.predicted import PARTS, Predictor
 from tagger.tags import rules
 from tagger.thresholding import calibration
 from tagger.tracking import registry
@@ -45,7 +45,6 @@ SHEET = Path("metrics/predictions.png")
 REPORT = Path("metrics/report.html")
 AGAINST = Path("metrics/against.json")  # of --against, and no output of the stage
 METRIC = "test.macro_ap"  # by which the best run is found
-PARTS = ("validation", "test")
 
 
 def main(p: params.Params, other: Path | None = None) -> None:

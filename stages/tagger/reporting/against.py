@@ -29,7 +29,6 @@ from tagger.thresholds import Aim, Policy
 from tagger.vocabulary import Tag
 
 _TRIED = 256  # pictures by which the order of channels is found out
-_PARTS = ("validation", "test")
 
 Ints = npt.NDArray[np.int64]
 _log = logging.getLogger(__name__)
@@ -64,7 +63,7 @@ class Ground:
             self.predictor(
                 f"{side.name}-{name}", self.parts[name], self.tags, side.logits, side.preprocess
             )
-            for name in _PARTS
+            for name in predicted.PARTS
         ]
         validation, test = found
         if validation is None or test is None:

@@ -23,6 +23,8 @@ from tagger.taggers.exported import Tagger
 from tagger.vocabulary import Category, Tag
 from tagger.world import world
 
+PARTS = ("validation", "test")  # of the split, which no model is trained on
+
 
 class Predicted(NamedTuple):
     scored: Scored
