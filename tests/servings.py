@@ -38,8 +38,12 @@ def model(folder: Path) -> Any:
 
 
 def loaded(uri: str) -> Any:
-    """Load a model. MLflow leaves its code first on the path, where processes would find it."""
+    """Load a model. MLflow leaves its code first on the path, where processes would find it.
+
+    Its folder stays as it was.
+    """
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "dont_write_bytecode", True)
         patch.setattr(sys, "path", sys.path.copy())
         return mlflow.pyfunc.load_model(uri)
 

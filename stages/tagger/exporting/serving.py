@@ -3,8 +3,9 @@
 import io
 import os
 import shutil
-from collections.abc import Iterable, Sequence
-from contextlib import suppress
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from importlib import metadata
 from modulefinder import ModuleFinder
 from pathlib import Path
@@ -64,7 +65,7 @@ def _log(client: MlflowClient, run: str, folder: Path) -> None:
     if last and last.status == LoggedModelStatus.READY and last.tags.get(_DIGEST) == digest:
         return
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    with TemporaryDirectory() as temporary:
+    with TemporaryDirectory() as temporary, _without_bytecode():
         for path in code:
             copy = Path(temporary) / path.relative_to(_STAGES)
             copy.parent.mkdir(parents=True, exist_ok=True)
@@ -82,6 +83,16 @@ def _log(client: MlflowClient, run: str, folder: Path) -> None:
             pip_requirements=needed,
             tags={_DIGEST: digest},
         )
+
+
+@contextmanager
+def _without_bytecode() -> Iterator[None]:
+    """Keep Python from writing beside a program, where MLflow would take it for a part."""
+    before, sys.dont_write_bytecode = sys.dont_write_bytecode, True
+    try:
+        yield
+    finally:
+        sys.dont_write_bytecode = before
 
 
 def _code(program: Path) -> list[Path]:
