@@ -1,6 +1,9 @@
 """What the tests share: real pictures with tags, and a small tagger exported from them."""
 
+import fcntl
+import os
 import shutil
+import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -39,9 +42,10 @@ settings.load_profile("unhurried")
 
 
 @pytest.fixture(scope="session", autouse=True)
-def one_thread() -> None:
-    """Networks this small are slower in several threads than in one."""
+def settled() -> None:
+    """Networks this small are slower in several threads, and a job of a shell hears no Ctrl-C."""
     torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
@@ -152,14 +156,25 @@ def export_folder(model_folder: Path, tags: list[Tag]) -> Path:
 
 @pytest.fixture(scope="session")
 def run_once(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, float]]:
-    """A project all stages of which have run, and how many seconds each took."""
-    folder = clones.made(tmp_path_factory.mktemp("finished") / "project", clones.FINISHED)
-    seconds = {}
-    for stage in clones.STAGES:
-        begun = time.monotonic()
-        assert processes.run(folder, f"stages/{stage}.py").told
-        seconds[stage] = time.monotonic() - begun
-    return folder, seconds
+    """A project all stages of which have run, and how many seconds each took.
+
+    It is made by the first of pytest's processes that needs it.
+    """
+    own = tmp_path_factory.getbasetemp()
+    common = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+    folder, seconds = common / "finished", common / "finished.json"
+    with (common / "finished.lock").open("w") as lock:
+        fcntl.lockf(lock, fcntl.LOCK_EX)
+        if not seconds.exists():
+            clones.made(folder, clones.FINISHED)
+            files.write_json(seconds, {stage: _timed(folder, stage) for stage in clones.STAGES})
+    return folder, files.read_json(seconds)
+
+
+def _timed(folder: Path, stage: str) -> float:
+    begun = time.monotonic()
+    assert processes.run(folder, f"stages/{stage}.py").told
+    return time.monotonic() - begun
 
 
 @pytest.fixture(scope="session")

@@ -1,17 +1,23 @@
 """Experiments that DVC makes from the same commit are children of one run."""
 
-import subprocess
-import sys
 from pathlib import Path
 
+import processes
 import pytest
 from stores import client, every, project, stored
-from trainings import ROOT
 
 from tagger import tracking
 
 __all__ = ["project"]
 
+TRACKED = """
+import time
+from pathlib import Path
+from tagger import tracking  # which the process that forks has loaded
+with tracking.run("vit"):
+    while not Path("all").exists():
+        time.sleep(0.01)
+"""
 ONE, OTHER = "da80dae4046ca1fd16429f9bc47d950e06db44bc", "0" * 40
 
 
@@ -67,20 +73,15 @@ def test_a_parent_that_was_deleted_is_made_again(
     assert after not in (None, before)
 
 
-def test_experiments_that_start_at_the_same_time_make_one_parent(
-    project: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("DVC_EXP_BASELINE_REV", ONE)
-    script = "from tagger import tracking\nwith tracking.run('vit'): input()"
+def test_experiments_that_start_at_the_same_time_make_one_parent(project: Path) -> None:
+    script = project / "script.py"
+    script.write_text(TRACKED, encoding="utf-8")
     workers = []
     for name in ("brave-otter", "calm-heron", "dire-wolf"):
-        monkeypatch.setenv("DVC_EXP_NAME", name)
-        command = [sys.executable, "-c", script]
-        folder, pipe = ROOT / "stages", subprocess.PIPE
-        workers.append(subprocess.Popen(command, cwd=folder, stdin=pipe, stderr=pipe, text=True))
-    for worker in workers:
-        _, told = worker.communicate("\n", timeout=120)
-        assert (worker.returncode, told) == (0, "")
+        dvc = {"DVC_ROOT": str(project), "DVC_EXP_BASELINE_REV": ONE, "DVC_EXP_NAME": name}
+        workers.append(processes.start(project, script, **dvc))
+    (project / "all").touch()
+    assert [worker.ended(120) for worker in workers] == [(0, "")] * 3
     children = [run for run in every(project) if "dvc_experiment" in run.data.tags]
     parents = {run.data.tags["mlflow.parentRunId"] for run in children}
     assert (len(children), len(parents), len(every(project))) == (3, 1, 4)
