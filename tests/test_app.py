@@ -112,6 +112,8 @@ def visited(browser: Browser, site: Site, width: int = 1280) -> Iterator[Page]:
 
 
 def check(opened: Opened, site: Site) -> None:
+    streams = [asked for asked in opened.requests if "/queue/data?" in asked]
+    assert len(streams) == 1  # of answers: whatever is asked for while one is closed is lost
     assert [said for said in opened.errors if said != GRADIOS] == []
     here = (f"{site.address}/", f"blob:{site.address}/")
     assert [asked for asked in opened.requests if not asked.startswith(here)] == []

@@ -1,6 +1,7 @@
 """The page in the browser: drop pictures, see their tags, take the captions along. Gradio's."""
 
-from collections.abc import Sequence
+import asyncio
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -10,9 +11,10 @@ from tagger.app import parts
 from tagger.app.visit import OWN, Visits
 from tagger.app.words import Words
 
-_ALL = {"api_visibility": "private"}  # listeners are for this page
+_ALL: dict[str, Any] = {"api_visibility": "private"}  # listeners are for this page
 _QUICK: dict[str, Any] = {**_ALL, "show_progress": "hidden", "trigger_mode": "always_last"}
 _SLOW: dict[str, Any] = {**_ALL, "concurrency_id": "model", "concurrency_limit": 1}
+_AWAKE = 30  # seconds until it is seen that a visitor has left
 
 # The address is there only once the zip is: a link that is followed by itself.
 _FETCH = """file => {
@@ -79,8 +81,19 @@ def build(visits: Visits) -> gr.Blocks:
         seen.download.click(visits.archive, [states.album, *settings.all], zipped, **_ALL).success(
             None, zipped, js=_FETCH, **_ALL
         )
+        blocks.load(_stay, show_progress="hidden", concurrency_limit=None, **_ALL)
     blocks.queue(default_concurrency_limit=4)
     return blocks
+
+
+async def _stay() -> AsyncIterator[None]:
+    """Keep the stream of answers open for as long as the page is.
+
+    Gradio closes it after each last answer, and loses what is asked for in that very moment.
+    """
+    while True:
+        await asyncio.sleep(_AWAKE)
+        yield
 
 
 def _pictures(words: Words) -> dict[str, Any]:
