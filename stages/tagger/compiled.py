@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 from tagger import files, signals
 
@@ -34,15 +34,17 @@ def always(function: F) -> F:
             folder / f"compiled-{_digest(function)}"
         )
     try:
-        compiled = njit(cache=True, nogil=True)(function)
+        compiled: Any = njit(cache=True, nogil=True)(function)
     except RuntimeError:  # nothing may be written here, nor at home
         compiled = njit(nogil=True)(function)
+    compile_for = compiled.compile
 
-    def call(*arguments: object) -> object:
+    def uninterrupted(kinds: object) -> object:
         with signals.interrupted_after():  # LLVM's callbacks swallow what is raised in them
-            return compiled(*arguments)
+            return compile_for(kinds)
 
-    return cast(F, call)
+    compiled.compile = uninterrupted  # which it calls for arguments of new kinds
+    return cast(F, compiled)
 
 
 def _digest(function: F) -> str:
