@@ -19,7 +19,7 @@ SETTINGS: dict[str, Any] = {
     "demo": {"pictures": 100, "size": 32},
     "vocabulary": {"min_count": 8},
     "train": {"epochs": 1},
-    "export": {"lighter": ["fp16", "int8"], "samples": 6, "parity_pictures": 40},
+    "export": {"lighter": ["fp16", "int8"]},
     "models": {"mobilenetv4": TINY, "vit": TINY | {"backbone": "test_vit"}},
 }
 
