@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tagger import errors
+from tagger.core import errors
 
 if TYPE_CHECKING:
-    from tagger.app.visit import Visits
     from tagger.params import Infer
+    from tagger.web.visit import Visits
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -19,16 +19,16 @@ ROOT = Path(__file__).resolve().parent.parent
 def main(arguments: Sequence[str]) -> None:
     # Loaded here, as the processes that decode pictures load this file, too.
     from tagger import params
-    from tagger.app import web
-    from tagger.imaging import images
+    from tagger.images import decode
+    from tagger.web import web
 
     p = params.load(ROOT / params.PATH).infer
     asked = parse(arguments, p)
     at = web.listening(asked.host, asked.port)
     with web.own_folder() as folder, at:
-        from tagger.app import page, parts
+        from tagger.web import page, parts
 
-        images.begin()
+        decode.begin()
         visits = prepare(asked, p, folder)
         print(f"{visits.model}\n{web.address(at)}", flush=True)
         words = parts.drop_words(visits.words)
@@ -57,17 +57,17 @@ def parse(arguments: Sequence[str], p: "Infer") -> argparse.Namespace:
 
 def prepare(asked: argparse.Namespace, p: "Infer", folder: Path) -> "Visits":
     """Load the model. Raises TaggerError where there is none."""
-    from tagger import world
-    from tagger.app import saliency
-    from tagger.app.album import Opening
-    from tagger.app.visit import Visits
-    from tagger.app.words import WORDS
-    from tagger.inference import models
-    from tagger.inference.tagging import Pace
-    from tagger.taggers.engines import Device
+    from tagger.inference.pipeline import Pace
+    from tagger.models import load
+    from tagger.models.runtimes import Device
+    from tagger.system import world
+    from tagger.web import saliency
+    from tagger.web.album import Opening
+    from tagger.web.visit import Visits
+    from tagger.web.words import WORDS
 
     cores = world.world().cores
-    tagger = models.load(
+    tagger = load.load(
         asked.model, asked.device, Device(asked.device, cores=cores), calibrated=p.calibrated
     )
     name = "/".join(asked.model.parts[-2:])

@@ -2,14 +2,15 @@
 
 from pathlib import Path
 
-from tagger import errors, params
-from tagger.demonstration import drawing
+from tagger import params
+from tagger.core import errors
+from tagger.demo import draw
 
 FOLDER = Path("data/demo")
 
 
 def main(p: params.Params) -> None:
-    counts = drawing.draw(FOLDER, pictures=p.demo.pictures, size=p.demo.size, seed=p.seed)
+    counts = draw.draw(FOLDER, pictures=p.demo.pictures, size=p.demo.size, seed=p.seed)
     print(
         f"drew {p.demo.pictures:,} pictures of {p.demo.size} px, {len(counts):,} tags -> {FOLDER}"
     )

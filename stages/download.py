@@ -2,10 +2,11 @@
 
 from pathlib import Path, PurePosixPath
 
-from tagger import errors, files, params
-from tagger.errors import TaggerError
-from tagger.fetching import download, hub
-from tagger.fetching.download import Piece
+from tagger import params
+from tagger.core import errors, files
+from tagger.core.errors import TaggerError
+from tagger.data.hub import client, download
+from tagger.data.hub.download import Piece
 
 METADATA = Path("data/danbooru/metadata.parquet")
 TAGS = Path("data/danbooru/tags.csv")
@@ -34,7 +35,7 @@ def get(repo: str, revision: str, connections: int, *targets: Path, below: str =
 
     below: the folder of the data set that holds them
     """
-    listing = hub.listing(repo, revision)
+    listing = client.listing(repo, revision)
     folder = METADATA.parent
     for target in targets:
         path = (PurePosixPath(below) / target.name).as_posix()

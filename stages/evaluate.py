@@ -11,18 +11,19 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from tagger import errors, files, parallel, params, scratch, thresholds, tracking
-from tagger.errors import TaggerError
-from tagger.imaging import dataset, images, preprocess
-from tagger.network import backbone
-from tagger.reporting import against, evaluation, report
-from tagger.reporting.against import Ground
-from tagger.reporting.evaluation import Evaluation
-from tagger.reporting.report import Content
-from tagger.scoring import predict
-from tagger.scoring.predicted import PARTS, Predictor
-from tagger.tags import rules
-from tagger.thresholding import calibration
+from tagger import params, tracking
+from tagger.core import errors, files, thresholds
+from tagger.core.errors import TaggerError
+from tagger.data.tags import rules
+from tagger.evaluation import calibration, compare, summary
+from tagger.evaluation.compare import Ground
+from tagger.evaluation.predictions import PARTS, Predictor
+from tagger.evaluation.report import html_page
+from tagger.evaluation.report.html_page import Content
+from tagger.evaluation.summary import Evaluation
+from tagger.images import dataset, decode, preprocess
+from tagger.models import backbone, predict
+from tagger.system import distributed, scratch
 from tagger.tracking import registry
 
 POSTS = Path("data/posts.parquet")
@@ -48,7 +49,7 @@ METRIC = "test.macro_ap"  # by which the best run is found
 
 
 def main(p: params.Params, other: Path | None = None) -> None:
-    images.begin()
+    decode.begin()
     scratch.reach(*p.prepare.picture_folders)
     tags, parts = dataset.read(POSTS, TAGS, MODEL / "vocabulary.csv", SPLIT)
     if not len(parts["test"]):
@@ -56,7 +57,7 @@ def main(p: params.Params, other: Path | None = None) -> None:
     trained = files.read_json(MODEL / "run.json")
     prepared = preprocess.read(MODEL / "preprocess.json")
     with (
-        parallel.group() as group,
+        distributed.group() as group,
         scratch.borrowed("evaluate") if group.leads else nullcontext(Path()) as folder,
     ):
         unlabelled, loading = trained["params"]["train"]["unlabelled"], p.evaluate.loading
@@ -65,14 +66,14 @@ def main(p: params.Params, other: Path | None = None) -> None:
         if other:
             ground = Ground(tags, parts, predictor, p.evaluate.threshold, p.seed)
             aliases = rules.read(*p.prepare.rule_folders).meant
-            if compared := against.compare(compute, prepared, other, ground, aliases):
+            if compared := compare.compare(compute, prepared, other, ground, aliases):
                 print(*compared.lines(), sep="\n")
                 files.write_json(AGAINST, compared.content())
             return
         every = {name: predictor(name, parts[name], tags, compute, prepared) for name in PARTS}
         found = {name: one for name, one in every.items() if one}
         if group.leads:
-            judged = evaluation.judge(
+            judged = summary.judge(
                 found, parts, tags, p.evaluate.threshold, p.seed, prepared.background
             )
             content = judged.page(trained)
@@ -89,7 +90,7 @@ def write(judged: Evaluation, content: Content) -> None:
         files.write_csv(path, *judged.tables[path.stem])
     with files.replacing(SHEET) as partial:
         judged.test.sheet().save(partial, format="PNG")
-    report.write(REPORT, content)
+    html_page.write(REPORT, content)
 
 
 def track(judged: Evaluation, content: Content, trained: Mapping[str, Any], data_name: str) -> None:
@@ -101,7 +102,7 @@ def track(judged: Evaluation, content: Content, trained: Mapping[str, Any], data
         run.log_data(data_name, tracking.digest(trained["data"]), POSTS, **parts)
         run.log_metrics(judged.summary, checkpoint="best")
         run.log_files(FIGURES, *TABLES, THRESHOLDS, CALIBRATION, REPORT, SHEET)
-        for name, figure in report.drawings(content).items():
+        for name, figure in html_page.drawings(content).items():
             run.log_figure(figure, f"{name}.png")
 
 

@@ -10,17 +10,19 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tagger import errors, files, params, scratch, thresholds, tracking
-from tagger.errors import TaggerError
-from tagger.exporting import card, checksums, doctor, package, publish, samples, serving
-from tagger.exporting.doctor import Examination
-from tagger.exporting.package import Names
-from tagger.exporting.trial import Trial, Trials
-from tagger.imaging import dataset, images
-from tagger.imaging.dataset import Part
+from tagger import params, tracking
+from tagger.core import errors, files, thresholds
+from tagger.core.errors import TaggerError
+from tagger.evaluation import predictions
+from tagger.export import checksums, compatibility, log_model, model_card, package, publish, samples
+from tagger.export.compatibility import Examination
+from tagger.export.package import Names
+from tagger.export.trial import Trial, Trials
+from tagger.images import dataset, decode
+from tagger.images.dataset import Part
 from tagger.inference import inputs
-from tagger.scoring import predicted
-from tagger.taggers import trained
+from tagger.models import training_folder
+from tagger.system import scratch
 
 POSTS = Path("data/posts.parquet")
 TAGS = Path("data/tags.parquet")
@@ -34,24 +36,24 @@ REPORT = Path("metrics/export.json")
 
 
 def main(p: params.Params) -> None:
-    images.begin()
+    decode.begin()
     scratch.reach(*p.prepare.picture_folders)
     tags, parts = dataset.read(POSTS, TAGS, MODEL / "vocabulary.csv", SPLIT)
     run = files.read_json(MODEL / "run.json")
     fitted = thresholds.read(THRESHOLDS)
     names = Names(tags, thresholds.per_tag(fitted, tags, p.evaluate.threshold), fitted)
-    model = trained.load(MODEL)
+    model = training_folder.load(MODEL)
     with files.replacing(EXPORT) as folder:
         package.write(folder, MODEL, CALIBRATION, names, p.export.opset)
         trials = lighten(folder, parts, run["params"]["train"]["unlabelled"], p)
         samples.write(folder, parts["test"], p.export.samples)
         tried = parts["test"].spread(p.export.parity_pictures).places
         pictures = samples.readable(tried, model.preprocess.background)
-        found = doctor.examine(folder, pictures, model, p.export.tolerance)
+        found = compatibility.examine(folder, pictures, model, p.export.tolerance)
         figures = files.read_json(FIGURES)
         files.write_json(folder / "metrics.json", figures)
         counts = {name: len(part) for name, part in parts.items()}
-        card.write(folder, card.Content(run, figures, counts, p, found, trials))
+        model_card.write(folder, model_card.Content(run, figures, counts, p, found, trials))
         checksums.write(folder)
     lighter = {name: one._asdict() for name, one in trials.items()}
     files.write_json(REPORT, found.content() | {"lighter": lighter})
@@ -64,7 +66,7 @@ def lighten(
 ) -> dict[str, Trial]:
     """Add lighter weights to the export, as far as they do as well."""
     with scratch.borrowed("export") as room:
-        predictor = predicted.alone(room, unlabelled, **p.evaluate.loading)
+        predictor = predictions.alone(room, unlabelled, **p.evaluate.loading)
         return Trials(folder, parts["validation"], parts["test"], predictor, p.export).all()
 
 
@@ -72,7 +74,7 @@ def track(run: Mapping[str, Any]) -> None:
     """Log the export as a model that MLflow can serve, in the run of its training."""
     if run["run_id"] is not None:
         with tracking.run(run_id=run["run_id"]) as opened:
-            serving.log(opened, EXPORT)
+            log_model.log(opened, EXPORT)
 
 
 def tell(folder: Path, found: Examination, trials: Mapping[str, Trial], agreement: float) -> None:
@@ -90,14 +92,14 @@ def tell(folder: Path, found: Examination, trials: Mapping[str, Trial], agreemen
 
 def check(folder: Path, named: Sequence[str], p: params.Params) -> None:
     """Try an export as it is: on the pictures named, or on those that came with it."""
-    images.begin()
+    decode.begin()
     whole = checksums.check(folder)
     if not (named or (folder / samples.FOLDER).is_dir()):
         raise TaggerError(f"{folder} came without pictures to try it on. Name some with --on.")
     found = inputs.find(named or [str(folder / samples.FOLDER)], recursive=True)
     pictures = [one.file for one in found]
-    examined = doctor.examine(
-        folder, samples.readable(pictures), doctor.reference(folder), p.export.tolerance
+    examined = compatibility.examine(
+        folder, samples.readable(pictures), compatibility.reference(folder), p.export.tolerance
     )
     print(f"{whole} files as they were exported")
     tell(folder, examined, {}, p.export.agreement)

@@ -9,12 +9,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tagger import errors
+from tagger.core import errors
 
 if TYPE_CHECKING:
-    from tagger.inference.options import Options
+    from tagger.inference.cli import Options
     from tagger.inference.outputs import Plan, Tally
-    from tagger.world import World
+    from tagger.system.world import World
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -22,11 +22,12 @@ ROOT = Path(__file__).resolve().parent.parent
 def main(arguments: Sequence[str]) -> int:
     """Tag what the arguments name; return 0, 1 where pictures failed, 130 where it was stopped."""
     # Loaded here, as the processes that decode pictures load this file, too.
-    from tagger import params, world
-    from tagger.inference import inputs, options, outputs
+    from tagger import params
+    from tagger.inference import cli, inputs, outputs
+    from tagger.system import world
 
     here = world.world()
-    asked = options.parse(arguments, params.load(ROOT / params.PATH).infer, ROOT, here.cores)
+    asked = cli.parse(arguments, params.load(ROOT / params.PATH).infer, ROOT, here.cores)
     stdin = sys.stdin.buffer if inputs.STDIN in asked.inputs else None
     found = inputs.find(asked.inputs, recursive=asked.recursive, skip=asked.skip, stdin=stdin)
     plan = outputs.plan(asked, found, here)
@@ -47,19 +48,20 @@ def main(arguments: Sequence[str]) -> int:
 
 def run(asked: "Options", plan: "Plan", here: "World", tally: "Tally") -> bool:
     """Tag what is planned; return whether it was stopped before its end."""
-    from tagger import progress, signals
-    from tagger.imaging import images
-    from tagger.inference import decoders, models, outputs, tagging
-    from tagger.taggers.engines import Device
+    from tagger.images import decode
+    from tagger.inference import decoders, outputs, pipeline
+    from tagger.models import load
+    from tagger.models.runtimes import Device
+    from tagger.system import progress, signals
 
-    images.begin()
+    decode.begin()
     decoding = asked.pace.workers > 0 and len(plan.todo) > decoders.FEW
     use = Device(asked.device, here.local_rank, here.cores, busy=decoding)
-    tagger = models.load(asked.model, asked.device, use, calibrated=asked.calibrated)
+    tagger = load.load(asked.model, asked.device, use, calibrated=asked.calibrated)
     choose = outputs.captioner(asked, tagger)
     begun = time.monotonic()
     with signals.stop_asked() as stop:
-        blocks = tagging.tag(tagger, plan.todo, asked.pace, embed=bool(plan.embeddings), stop=stop)
+        blocks = pipeline.tag(tagger, plan.todo, asked.pace, embed=bool(plan.embeddings), stop=stop)
         if asked.output != "text":
             blocks = progress.count(blocks, len(plan.todo), "tagging")
         outputs.write(blocks, choose, asked, plan, tally)

@@ -4,17 +4,19 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from tagger import errors, files, params, posts, scratch
-from tagger.gathering import intake, pictures
-from tagger.gathering.rejected import Rejected
-from tagger.imaging import images
-from tagger.sources import Source
-from tagger.sources.danbooru import Danbooru
-from tagger.sources.folder import Folder
-from tagger.sources.table import Table
-from tagger.tags import rules
-from tagger.tags.lexicon import Lexicon
-from tagger.vocabulary import Tag
+from tagger import params
+from tagger.core import errors, files, manifest
+from tagger.core.vocabulary import Tag
+from tagger.data import image_steps, ingest
+from tagger.data.rejected import Rejected
+from tagger.data.sources import Source
+from tagger.data.sources.danbooru import Danbooru
+from tagger.data.sources.folder import Folder
+from tagger.data.sources.table import Table
+from tagger.data.tags import rules
+from tagger.data.tags.lexicon import Lexicon
+from tagger.images import decode
+from tagger.system import scratch
 
 POSTS = Path("data/posts.parquet")
 TAGS = Path("data/tags.parquet")
@@ -31,7 +33,7 @@ REJECTED_SHEET = Path("metrics/rejected.jpg")
 
 
 def main(p: params.Prepare) -> None:
-    images.begin()
+    decode.begin()
     scratch.reach(*p.picture_folders)
     for name, folder in p.written.items():
         scratch.check_lasting(f"prepare.{name}", folder)
@@ -44,16 +46,16 @@ def prepare(p: params.Prepare, memory: Path) -> None:
     left_out = Rejected()
     source = source_of(p)
     lexicon = Lexicon(rules.read(*p.rule_folders))
-    found = intake.gather(source, lexicon, p.filters, left_out)
-    found = intake.choose(found, lexicon, p.filters, left_out)
-    found = pictures.located(found, source, left_out)
-    found = pictures.verified(found, p, left_out, memory)
-    found = pictures.copied(found, p.copies, left_out)
-    found = pictures.grouped(intake.require(found, left_out, REJECTED), p.groups, memory)
-    tags = intake.tags_of(lexicon, intake.count(found, len(lexicon)))
-    found = intake.renumbered(found, lexicon, tags)
-    posts.write(found, POSTS)
-    posts.write_tags(tags, TAGS)
+    found = ingest.gather(source, lexicon, p.filters, left_out)
+    found = ingest.choose(found, lexicon, p.filters, left_out)
+    found = image_steps.located(found, source, left_out)
+    found = image_steps.verified(found, p, left_out, memory)
+    found = image_steps.copied(found, p.copies, left_out)
+    found = image_steps.grouped(ingest.require(found, left_out, REJECTED), p.groups, memory)
+    tags = ingest.tags_of(lexicon, ingest.count(found, len(lexicon)))
+    found = ingest.renumbered(found, lexicon, tags)
+    manifest.write(found, POSTS)
+    manifest.write_tags(tags, TAGS)
     report(found, tags, lexicon, left_out, source.notes, p.folders)
     some = f", left out {len(left_out):,}: see {REJECTED}" if len(left_out) else ""
     print(f"{len(found):,} posts with {len(tags):,} tags -> {POSTS}{some}")
@@ -76,8 +78,8 @@ def report(
     folders: list[Path],
 ) -> None:
     """Write the numbers, what was left out, and what the data looks like."""
-    from tagger.gathering import overview  # matplotlib, which the workers need not load
-    from tagger.reporting import sheet
+    from tagger.data import overview
+    from tagger.images import contact_sheet
 
     left_out.write(REJECTED)
     files.write_json(REPORT, overview.numbers(found, tags, lexicon, left_out, notes))
@@ -89,9 +91,9 @@ def report(
     with files.replacing(DRAWING) as partial:
         overview.figure(found, tags).savefig(partial, format="png")
     with files.replacing(ACCEPTED_SHEET) as partial:
-        sheet.contact(overview.accepted(found, tags)).save(partial, "JPEG")
+        contact_sheet.contact(overview.accepted(found, tags)).save(partial, "JPEG")
     with files.replacing(REJECTED_SHEET) as partial:
-        sheet.contact(overview.rejected(left_out.table(), folders)).save(partial, "JPEG")
+        contact_sheet.contact(overview.rejected(left_out.table(), folders)).save(partial, "JPEG")
 
 
 if __name__ == "__main__":

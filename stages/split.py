@@ -2,11 +2,12 @@
 
 from pathlib import Path
 
-from tagger import errors, files, params, posts, vocabulary
-from tagger.posts import PARTS, Posts
-from tagger.splitting import allocation, balance, split
-from tagger.splitting.split import Labels, Parts
-from tagger.vocabulary import Tag
+from tagger import params
+from tagger.core import errors, files, manifest, vocabulary
+from tagger.core.manifest import PARTS, Posts
+from tagger.core.vocabulary import Tag
+from tagger.split import balance, deterministic, methods
+from tagger.split.methods import Labels, Parts
 
 POSTS = Path("data/posts.parquet")
 TAGS = Path("data/tags.parquet")
@@ -19,13 +20,13 @@ DRAWING = Path("metrics/split.png")
 
 
 def main(p: params.Split, seed: int) -> None:
-    seen = posts.read_tags(TAGS)
+    seen = manifest.read_tags(TAGS)
     tags = vocabulary.read(VOCABULARY)
-    found = posts.read(POSTS, len(seen))
-    labels = posts.columns_of(found.labels, seen, tags)
+    found = manifest.read(POSTS, len(seen))
+    labels = manifest.columns_of(found.labels, seen, tags)
     parts = allot(found, labels, p, seed)
-    split.check(parts, labels, PARTS)
-    posts.write_split(found.ids, parts, SPLIT)
+    methods.check(parts, labels, PARTS)
+    manifest.write_split(found.ids, parts, SPLIT)
     report(found, labels, tags, parts, p, seed)
 
 
@@ -34,20 +35,20 @@ def allot(found: Posts, labels: Labels, p: params.Split, seed: int) -> Parts:
     shares, groups = p.proportions, found.groups
     match p.method:
         case "stratified":
-            return split.stratified(labels, shares, groups=groups, seed=seed, order=p.order)
+            return methods.stratified(labels, shares, groups=groups, seed=seed, order=p.order)
         case "iterative":
-            return split.iterative(labels, shares, groups=groups, seed=seed, order=p.order)
+            return methods.iterative(labels, shares, groups=groups, seed=seed, order=p.order)
         case "random":
-            return split.random(labels, shares, groups=groups, seed=seed)
+            return methods.random(labels, shares, groups=groups, seed=seed)
         case "hash":
-            return allocation.by_hash(found.ids, shares, groups=groups, seed=seed)
+            return deterministic.by_hash(found.ids, shares, groups=groups, seed=seed)
         case "modulo":
-            return allocation.by_modulo(found.ids, shares, groups=groups)
+            return deterministic.by_modulo(found.ids, shares, groups=groups)
         case "time":
             dates = found.table["created_at"]
-            return allocation.by_time(dates, found.ids, shares, groups=groups)
+            return deterministic.by_time(dates, found.ids, shares, groups=groups)
         case "given":
-            return allocation.given(p.given, p.id_column, p.split_column, found.ids, PARTS)
+            return deterministic.given(p.given, p.id_column, p.split_column, found.ids, PARTS)
 
 
 def report(
@@ -57,7 +58,7 @@ def report(
     sizes = balance.sizes(parts, len(PARTS))
     wanted = sizes / sizes.sum() if p.method == "given" else p.proportions
     kept = None if p.method == "given" else found.groups
-    by_chance = split.random(labels, wanted, groups=kept, seed=seed)
+    by_chance = methods.random(labels, wanted, groups=kept, seed=seed)
     even, chance = (balance.measure(some, labels, wanted) for some in (parts, by_chance))
     numbers = balance.numbers(even, chance, tags, PARTS)
     groups = balance.of_groups(parts, found.groups)

@@ -6,13 +6,15 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
-from tagger import errors, files, parallel, params, scratch, tracking, vocabulary
-from tagger.imaging import dataset, images
-from tagger.network import backbone, carry
-from tagger.training import keeping, setup
-from tagger.training.keeping import Keeper
-from tagger.training.loop import Training
-from tagger.vocabulary import Tag
+from tagger import params, tracking
+from tagger.core import errors, files, vocabulary
+from tagger.core.vocabulary import Tag
+from tagger.images import dataset, decode
+from tagger.models import backbone, head_transfer
+from tagger.system import distributed, scratch
+from tagger.training import run_logger, setup
+from tagger.training.run_logger import Keeper
+from tagger.training.trainer import Training
 
 POSTS = Path("data/posts.parquet")
 TAGS = Path("data/tags.parquet")
@@ -27,13 +29,13 @@ log = logging.getLogger("train")
 
 
 def main(p: params.Params) -> None:
-    images.begin()
+    decode.begin()
     scratch.reach(*p.prepare.picture_folders)
     read = {path.stem: path for path in (POSTS, VOCABULARY, SPLIT)} | setup.starting_points(p)
     hashes = {name: files.sha256(files.require(path)) for name, path in read.items()}
     folder = scratch.of("train") / setup.fingerprint(p, hashes)
-    with parallel.group() as group, scratch.alone(folder) if group.leads else nullcontext():
-        keeping.start_log(folder / MODEL.name / keeping.LOG if group.leads else None)
+    with distributed.group() as group, scratch.alone(folder) if group.leads else nullcontext():
+        run_logger.start_log(folder / MODEL.name / run_logger.LOG if group.leads else None)
         tags, parts = dataset.read(POSTS, TAGS, VOCABULARY, SPLIT)
         pictures = len(parts["train"])
         log.info(f"{p.model}: {p.preset.backbone}, {pictures:,} pictures, {len(tags)} tags")
@@ -62,8 +64,10 @@ def lead(
         vocabulary.write(tags, making / "vocabulary.csv")
         training.preprocess.write(making / "preprocess.json")
         if training.carried:
-            log.info(carry.summary(training.carried))
-            files.write_csv(making / CARRIED, carry.HEADER, carry.rows(training.carried))
+            log.info(head_transfer.summary(training.carried))
+            files.write_csv(
+                making / CARRIED, head_transfer.HEADER, head_transfer.rows(training.carried)
+            )
         backbone.save_config(training.model, training.preprocess, making)
         keeper = Keeper(training, making, CURVE, run, [tag.name for tag in tags])
         for judgement in training.run():
@@ -74,7 +78,7 @@ def lead(
         ended = folder.with_name(f"{p.model}-{p.recipe.epochs}.pt")
         log.info(f"To go on from here: train.resume_from={ended} with more train.epochs")
         files.copy(making, MODEL)  # what is killed from here on finds all that it needs
-        logged = (MODEL / keeping.LOG, MODEL / CARRIED, CURVE, REPORT, VOCABULARY)
+        logged = (MODEL / run_logger.LOG, MODEL / CARRIED, CURVE, REPORT, VOCABULARY)
         run.log_files(*(path for path in logged if path.exists()))
         training.snapshots.move(ended)
     scratch.forget(folder)

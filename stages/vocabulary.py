@@ -2,8 +2,9 @@
 
 from pathlib import Path
 
-from tagger import errors, files, params, posts, vocabulary
-from tagger.tags import coverage, selection
+from tagger import params
+from tagger.core import errors, files, manifest, vocabulary
+from tagger.data.tags import coverage, select
 
 POSTS = Path("data/posts.parquet")
 TAGS = Path("data/tags.parquet")
@@ -17,14 +18,14 @@ DRAWING = Path("metrics/vocabulary.png")
 
 
 def main(p: params.Vocabulary) -> None:
-    seen = posts.read_tags(TAGS)
+    seen = manifest.read_tags(TAGS)
     listed = None if p.source == TAGS else vocabulary.read_selected(p.source)
-    found = selection.select(seen, p, listed)
-    covered = coverage.measure(found, seen, posts.read(POSTS, len(seen)).labels)
+    found = select.select(seen, p, listed)
+    covered = coverage.measure(found, seen, manifest.read(POSTS, len(seen)).labels)
     vocabulary.write(found.kept, VOCABULARY)
     files.write_json(REPORT, coverage.numbers(found, covered))
-    files.write_csv(OUTCOME, selection.OUTCOME, selection.outcome(found))
-    files.write_csv(DROPPED, selection.DROPPED, ((*tag, why) for tag, why in found.dropped))
+    files.write_csv(OUTCOME, select.OUTCOME, select.outcome(found))
+    files.write_csv(DROPPED, select.DROPPED, ((*tag, why) for tag, why in found.dropped))
     files.write_csv(PER_POST, coverage.PER_POST, enumerate(covered.per_post.tolist()))
     files.write_csv(BY_SIZE, coverage.BY_SIZE, coverage.by_size(seen))
     with files.replacing(DRAWING) as partial:
@@ -32,7 +33,7 @@ def main(p: params.Vocabulary) -> None:
     tell(found, covered, p.source)
 
 
-def tell(found: selection.Selection, covered: coverage.Coverage, source: Path) -> None:
+def tell(found: select.Selection, covered: coverage.Coverage, source: Path) -> None:
     of_all = len(found.kept) + len(found.dropped)
     share = coverage.label_coverage(found)
     print(f"kept {len(found.kept):,} of {of_all:,} tags, {share:.1%} of all labels -> {VOCABULARY}")

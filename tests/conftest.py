@@ -18,22 +18,23 @@ from PIL import Image
 from torch import nn
 
 import infer
-from tagger import errors, files, params, posts, thresholds, vocabulary
-from tagger.demonstration import drawing
-from tagger.gathering import intake
-from tagger.gathering import pictures as pictures_of
-from tagger.gathering.rejected import Rejected
-from tagger.imaging import preprocess
-from tagger.imaging.dataset import Part
-from tagger.imaging.preprocess import Preprocess
-from tagger.network import backbone
+from tagger import params
+from tagger.core import errors, files, manifest, thresholds, vocabulary
+from tagger.core.thresholds import ALL, Threshold
+from tagger.core.vocabulary import CATEGORIES, Tag
+from tagger.data import image_steps as pictures_of
+from tagger.data import ingest
+from tagger.data.rejected import Rejected
+from tagger.data.sources.folder import Folder
+from tagger.data.tags import rules
+from tagger.data.tags.lexicon import Lexicon
+from tagger.demo import draw
+from tagger.evaluation import calibration
+from tagger.images import preprocess
+from tagger.images.dataset import Part
+from tagger.images.preprocess import Preprocess
+from tagger.models import backbone
 from tagger.params import Params, Preset
-from tagger.sources.folder import Folder
-from tagger.tags import rules
-from tagger.tags.lexicon import Lexicon
-from tagger.thresholding import calibration
-from tagger.thresholds import ALL, Threshold
-from tagger.vocabulary import CATEGORIES, Tag
 
 PICTURES = 24
 
@@ -63,7 +64,7 @@ def shipped(root: Path) -> Params:
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of drawn pictures with sidecars and tags.csv. Copy it to change it."""
     drawn = tmp_path_factory.mktemp("data") / "demo"
-    drawing.draw(drawn, pictures=PICTURES, size=64, seed=0)
+    draw.draw(drawn, pictures=PICTURES, size=64, seed=0)
     return drawn
 
 
@@ -72,14 +73,14 @@ def labelled(demo: Path, shipped: Params) -> tuple[list[Tag], Part]:
     """The tags on at least three of the drawn pictures, and all pictures with these labels."""
     p = shipped.prepare
     lexicon = Lexicon(rules.read(demo))
-    found = intake.gather(Folder([demo], p.separator), lexicon, p.filters, Rejected())
-    seen = intake.tags_of(lexicon, intake.count(found, len(lexicon)))
+    found = ingest.gather(Folder([demo], p.separator), lexicon, p.filters, Rejected())
+    seen = ingest.tags_of(lexicon, ingest.count(found, len(lexicon)))
     file = demo.parent / "posts.parquet"
-    posts.write(intake.renumbered(pictures_of.grouped(found, p.groups), lexicon, seen), file)
-    manifest = posts.read(file, len(seen))
+    manifest.write(ingest.renumbered(pictures_of.grouped(found, p.groups), lexicon, seen), file)
+    posts = manifest.read(file, len(seen))
     tags = [tag for tag in seen if tag.count >= 3]
     return tags, Part(
-        list(posts.places(manifest.table)), posts.columns_of(manifest.labels, seen, tags)
+        list(manifest.places(posts.table)), manifest.columns_of(posts.labels, seen, tags)
     )
 
 
@@ -137,7 +138,7 @@ def prepared(model_folder: Path) -> Preprocess:
 def export_folder(model_folder: Path, tags: list[Tag]) -> Path:
     """models/export, by the stage's own hand."""
     import export
-    from tagger.exporting import package
+    from tagger.export import package
 
     fitted = [
         Threshold(name, "", 0.5, 1, 0.5, 0.5, 0.5, "best_f1")

@@ -14,12 +14,13 @@ import torch
 from trainings import Project, project
 
 import evaluate
-from tagger import errors, files, params, posts
-from tagger.imaging import dataset
-from tagger.imaging.dataset import Part
+from tagger import params
+from tagger.core import errors, files, manifest
+from tagger.core.vocabulary import Tag
+from tagger.images import dataset
+from tagger.images.dataset import Part
 from tagger.params import Params, Preset
 from tagger.training import setup
-from tagger.vocabulary import Tag
 
 SIZES = (4, 9, 11)  # pictures of each part
 LOADING = {"batch_size": 4, "workers": 0}  # neither part is a number of whole batches
@@ -53,7 +54,7 @@ def trained(made: Project, run_id: str | None) -> None:
 def relabel(made: Project, change: Callable[[int, set[str]], set[str]]) -> None:
     """Change the tags of each post, known by its number."""
     path = made.folder / "data" / "posts.parquet"
-    seen = posts.read_tags(made.folder / "data" / "tags.parquet")
+    seen = manifest.read_tags(made.folder / "data" / "tags.parquet")
     number = {tag.name: place for place, tag in enumerate(seen)}
     table = pq.read_table(path)
     lists = [
@@ -62,7 +63,7 @@ def relabel(made: Project, change: Callable[[int, set[str]], set[str]]) -> None:
     ]
     column = table.schema.get_field_index("tags")
     tags = pa.array(lists, table.schema.field("tags").type)
-    posts.write(table.set_column(column, "tags", tags), path)
+    manifest.write(table.set_column(column, "tags", tags), path)
 
 
 @contextmanager

@@ -9,10 +9,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from tagger import files
-from tagger.imaging import preprocess
-from tagger.network import backbone
-from tagger.vocabulary import Tag
+from tagger.core import files
+from tagger.core.vocabulary import Tag
+from tagger.images import preprocess
+from tagger.models import backbone
 
 STAGES = [
     {"type": "pad_to_size", "size": [40, 40], "interpolation": "bilinear"}

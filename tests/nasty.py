@@ -25,7 +25,7 @@ from nasty_pictures import (
     tiff,
 )
 
-from tagger.imaging.places import Place
+from tagger.images.location import Place
 
 FORMATS = ("PNG", "JPEG", "GIF", "WEBP", "BMP", "TIFF", "AVIF")
 # What lacks its last byte still holds every pixel; a JPEG that does is refused all the same.

@@ -12,16 +12,17 @@ from hypothesis import strategies as st
 from scipy.sparse import csr_array
 from torch import nn
 
-from tagger.arrays import Scores, Truth
-from tagger.imaging import batching
-from tagger.imaging.batching import Order
-from tagger.imaging.dataset import Part, Pictures
-from tagger.imaging.preprocess import Preprocess
-from tagger.scoring import counting, predict, ranking, scored
-from tagger.scoring.counting import Ints
-from tagger.scoring.predict import Predictions
-from tagger.scoring.scored import Scored
-from tagger.vocabulary import Tag
+from tagger.core.arrays import Scores, Truth
+from tagger.core.vocabulary import Tag
+from tagger.evaluation import counting, prediction_store, ranking
+from tagger.evaluation.counting import Ints
+from tagger.evaluation.prediction_store import Scored
+from tagger.images import loader
+from tagger.images.dataset import Part, Pictures
+from tagger.images.loader import Order
+from tagger.images.preprocess import Preprocess
+from tagger.models import predict
+from tagger.models.predict import Predictions
 
 Numbers = npt.NDArray[np.float64]
 
@@ -36,7 +37,7 @@ def of_model(
 ) -> Predictions:
     """Return the model's probabilities for every readable picture of a part, in its order."""
     pictures = Pictures(part, preprocess)
-    batches = batching.loader(pictures, Order(len(part), batch_size), workers=workers)
+    batches = loader.loader(pictures, Order(len(part), batch_size), workers=workers)
     return predict.predict_batches(model, batches, preprocess, part.labels.shape[1])
 
 
@@ -71,13 +72,13 @@ def keep(
 ) -> Scored:
     """Write predictions as a model's, some pictures at a time."""
 
-    def blocks() -> Iterator[scored.Block]:
+    def blocks() -> Iterator[prediction_store.Block]:
         for start in range(0, len(predictions.logits), 50):
             some = predictions.logits[start : start + 50]
             yield range(start, start + len(some)), some
 
-    truth = scored.Truth(csr_array(predictions.truth), groups, unlabelled)
-    return scored.write(folder / "part.logits", truth, blocks())
+    truth = prediction_store.Truth(csr_array(predictions.truth), groups, unlabelled)
+    return prediction_store.write(folder / "part.logits", truth, blocks())
 
 
 class Kept:

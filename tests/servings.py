@@ -13,8 +13,8 @@ from PIL import Image
 from trainings import _empty_store
 
 from tagger import tracking
-from tagger.exporting import serving
-from tagger.imaging.dataset import Part
+from tagger.export import log_model
+from tagger.images.dataset import Part
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +26,7 @@ def folder(export_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Ite
         patch.setenv("DVC_ROOT", str(root))
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
         with tracking.run("vit") as run:
-            serving.log(run, export_folder)
+            log_model.log(run, export_folder)
     (model,) = (root / "mlruns" / "models").iterdir()
     yield model / "artifacts"
     mlflow.set_tracking_uri(None)  # type: ignore[arg-type]

@@ -16,8 +16,8 @@ from mlflow.entities import Run
 from scipy.sparse import csr_array
 from trainings import _empty_store
 
-from tagger.imaging.dataset import Part
-from tagger.imaging.places import Place
+from tagger.images.dataset import Part
+from tagger.images.location import Place
 from tagger.tracking import store
 
 

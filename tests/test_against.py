@@ -17,16 +17,16 @@ from torch import nn
 from trainings import TWO, Project
 
 import evaluate
-from tagger import files, params
-from tagger.exporting import listings, onnx_export
-from tagger.imaging import batching, images, preprocess
-from tagger.imaging.dataset import Part
-from tagger.network import backbone
+from tagger import params
+from tagger.core import files
+from tagger.core.vocabulary import Tag
+from tagger.evaluation.metrics import dense
+from tagger.export import formats, onnx_graph
+from tagger.images import decode, loader, preprocess
+from tagger.images.dataset import Part
+from tagger.models import backbone, layouts
+from tagger.models.runtimes import Device
 from tagger.params import Params, Preset
-from tagger.scoring import metrics
-from tagger.taggers import layouts
-from tagger.taggers.engines import Device
-from tagger.vocabulary import Tag
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -38,8 +38,8 @@ def taught(tmp_path_factory: pytest.TempPathFactory, model_folder: Path, part: P
     """A model that knows the pictures, as `train` leaves it."""
     folder = Path(shutil.copytree(model_folder, tmp_path_factory.mktemp("taught") / "tagger"))
     model, prepared = backbone.load(folder).train(), preprocess.read(folder / "preprocess.json")
-    squares = np.stack([prepared.fit(images.open_rgb(place)) for place in part.places])
-    pixels = batching.normalised(torch.from_numpy(squares), torch.device("cpu"), prepared)
+    squares = np.stack([prepared.fit(decode.open_rgb(place)) for place in part.places])
+    pixels = loader.normalised(torch.from_numpy(squares), torch.device("cpu"), prepared)
     targets = torch.from_numpy(part.labels.toarray()).float()
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
     for _ in range(60):
@@ -110,9 +110,9 @@ def test_the_same_model_as_a_graph_is_as_good(
     if layout == "wd14":
         foreign.wd14(taught, tags, other)
     else:
-        onnx_export.plain(backbone.load(taught), other / "model.onnx", size=32, opset=17)
+        onnx_graph.plain(backbone.load(taught), other / "model.onnx", size=32, opset=17)
         shutil.copyfile(taught / "preprocess.json", other / "preprocess.json")
-        listings.selected(tags, np.full(len(tags), 0.5), other / "selected_tags.csv")
+        formats.selected(tags, np.full(len(tags), 0.5), other / "selected_tags.csv")
     printed, found = compared(made, other)
     assert found["tags"] == len(tags)
     assert "is better" not in printed
@@ -201,12 +201,12 @@ def test_a_tagger_is_judged_by_its_own_preprocessing(
     part = read(made)[1]["test"]
     _, found = compared(made, folder)
     tagger = layouts.load(folder, use=Device("cpu", cores=1))
-    scores = tagger([images.open_rgb(place) for place in part.places])
-    expected = metrics.macro_ap(scores, part.labels.toarray())
+    scores = tagger([decode.open_rgb(place) for place in part.places])
+    expected = dense.macro_ap(scores, part.labels.toarray())
     assert found["theirs"]["macro_ap"] == pytest.approx(expected, abs=1e-4)
     plain = replace(tagger, preprocess=preprocess.read(export_folder / "preprocess.json"))
-    other = metrics.macro_ap(
-        plain([images.open_rgb(place) for place in part.places]), part.labels.toarray()
+    other = dense.macro_ap(
+        plain([decode.open_rgb(place) for place in part.places]), part.labels.toarray()
     )
     assert other != pytest.approx(expected, abs=1e-4)
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tagger.ahead import ahead
+from tagger.system.prefetch import ahead
 
 
 def counted(made: list[int], end: int) -> Iterator[int]:

@@ -14,10 +14,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tagger.errors import TaggerError
-from tagger.posts import PARTS
-from tagger.splitting import allocation
-from tagger.splitting.split import Groups, Parts
+from tagger.core.errors import TaggerError
+from tagger.core.manifest import PARTS
+from tagger.split import deterministic
+from tagger.split.methods import Groups, Parts
 
 Write = Callable[[str, str | bytes], Path]
 
@@ -41,7 +41,7 @@ def alone(posts: Sequence[Any]) -> Groups:
 
 
 def hashed(numbers: Sequence[int], groups: Groups, seed: int = 0) -> Parts:
-    return allocation.by_hash(texts(numbers), SHARES, groups=groups, seed=seed)
+    return deterministic.by_hash(texts(numbers), SHARES, groups=groups, seed=seed)
 
 
 @settings(max_examples=60)
@@ -70,9 +70,9 @@ def test_a_hash_keeps_a_group_where_its_first_post_is(
 
 @pytest.mark.parametrize("seed", range(12))
 def test_ids_that_are_no_numbers_are_led_by_the_shortest_and_first(seed: int) -> None:
-    leader = allocation.by_hash(column(["a.png"]), SHARES, groups=alone([0]), seed=seed)[0]
+    leader = deterministic.by_hash(column(["a.png"]), SHARES, groups=alone([0]), seed=seed)[0]
     for names in permutations(["b.png", "a.png", "aa.png", "0000.png"]):
-        parts = allocation.by_hash(column(names), SHARES, groups=np.zeros(4, int), seed=seed)
+        parts = deterministic.by_hash(column(names), SHARES, groups=np.zeros(4, int), seed=seed)
         assert set(parts) == {leader}
 
 
@@ -92,7 +92,7 @@ def test_modulo_takes_ranges_of_the_last_three_digits(
     shares: Sequence[float], edges: Sequence[int]
 ) -> None:
     numbers = range(7_654_000, 7_656_000)
-    parts = allocation.by_modulo(texts(numbers), shares, groups=alone(numbers))
+    parts = deterministic.by_modulo(texts(numbers), shares, groups=alone(numbers))
     expected = [sum(number % 1000 >= edge for edge in edges) for number in numbers]
     assert parts.tolist() == expected
 
@@ -101,7 +101,7 @@ def test_modulo_takes_ranges_of_the_last_three_digits(
 @given(IDS, st.integers(1, 9))
 def test_by_modulo_groups_follow_their_smallest_number(numbers: list[int], count: int) -> None:
     groups = np.array([number % count for number in numbers])
-    parts = allocation.by_modulo(texts(numbers), SHARES, groups=groups)
+    parts = deterministic.by_modulo(texts(numbers), SHARES, groups=groups)
     for group in np.unique(groups):
         rest = min(number for number in numbers if number % count == group) % 1000
         assert set(parts[groups == group]) == {int(rest >= 800) + int(rest >= 900)}
@@ -109,14 +109,14 @@ def test_by_modulo_groups_follow_their_smallest_number(numbers: list[int], count
 
 def test_two_comes_before_ten() -> None:
     groups = np.array([5, 5, 5])
-    parts = allocation.by_modulo(texts([10850, 1_000_950, 2]), SHARES, groups=groups)
+    parts = deterministic.by_modulo(texts([10850, 1_000_950, 2]), SHARES, groups=groups)
     assert parts.tolist() == [0, 0, 0]
 
 
 @pytest.mark.parametrize("name", ["a.png", "1.5", "", "12 ", "9" * 30])
 def test_modulo_refuses_ids_that_are_no_numbers(name: str) -> None:
     with pytest.raises(TaggerError, match=r"takes ids that are numbers.*Use hash"):
-        allocation.by_modulo(column(["1", name, "2"]), SHARES, groups=alone("abc"))
+        deterministic.by_modulo(column(["1", name, "2"]), SHARES, groups=alone("abc"))
 
 
 @st.composite
@@ -130,7 +130,7 @@ def dated(draw: st.DrawFn) -> tuple[list[int], list[datetime], Groups]:
 
 
 def timed(numbers: Sequence[int], days: Sequence[datetime], groups: Groups) -> Parts:
-    return allocation.by_time(column(days), texts(numbers), SHARES, groups=groups)
+    return deterministic.by_time(column(days), texts(numbers), SHARES, groups=groups)
 
 
 @settings(max_examples=100)
@@ -164,7 +164,7 @@ def test_by_time_the_newest_tenth_is_the_test() -> None:
 def test_time_refuses_posts_without_a_date() -> None:
     dates = column([datetime(2020, 1, 1, tzinfo=UTC), None, None])
     with pytest.raises(TaggerError, match=r"2 of 3 have none\. Use hash"):
-        allocation.by_time(dates, texts([1, 2, 3]), SHARES, groups=alone("abc"))
+        deterministic.by_time(dates, texts([1, 2, 3]), SHARES, groups=alone("abc"))
 
 
 def table(path: Path, ids: Sequence[Any], parts: Sequence[str], names: Sequence[str]) -> Path:
@@ -190,7 +190,7 @@ def test_a_table_names_the_parts_in_any_order_and_may_have_more(
     ids: list[Any] = [30, 10, 99, 20] if numeric else ["30", "10", "99", "20"]
     parts = ["test", "train", "validation", "validation"]
     path = table(tmp_path / f"split{suffix}", ids, parts, names)
-    given = allocation.given(path, *names, texts([10, 20, 30]), PARTS)
+    given = deterministic.given(path, *names, texts([10, 20, 30]), PARTS)
     assert given.tolist() == [0, 1, 2]
 
 
@@ -220,10 +220,10 @@ def test_a_table_that_cannot_be_is_refused_in_one_line(
 ) -> None:
     path = write(name, content)
     with pytest.raises(TaggerError, match=reason) as told:
-        allocation.given(path, "id", "split", texts([1, 2, 3]), PARTS)
+        deterministic.given(path, "id", "split", texts([1, 2, 3]), PARTS)
     assert "\n" not in str(told.value)
 
 
 def test_a_table_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(TaggerError, match=r"none\.csv cannot be read: .*No such file"):
-        allocation.given(tmp_path / "none.csv", "id", "split", texts([1]), PARTS)
+        deterministic.given(tmp_path / "none.csv", "id", "split", texts([1]), PARTS)

@@ -25,14 +25,14 @@ from PIL import Image
 from playwright.sync_api import Browser, Locator, Page, expect
 
 import app
-from tagger import errors
-from tagger.app import album
-from tagger.app.album import Album, Opening, Upload
-from tagger.imaging.images import Pixels
-from tagger.imaging.places import Colour
-from tagger.inference.tagging import Pace
-from tagger.taggers import exported
-from tagger.vocabulary import Tag, count_categories
+from tagger.core import errors
+from tagger.core.vocabulary import Tag, count_categories
+from tagger.images.decode import Pixels
+from tagger.images.location import Colour
+from tagger.inference.pipeline import Pace
+from tagger.models import exported
+from tagger.web import album
+from tagger.web.album import Album, Opening, Upload
 
 pytestmark = pytest.mark.timeout(240)
 

@@ -9,14 +9,14 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from tagger.errors import TaggerError
-from tagger.imaging import batching
-from tagger.imaging.augment import Augmentation, BatchAugmentation
-from tagger.imaging.batching import Order
-from tagger.imaging.dataset import Key, Part, Pictures
-from tagger.imaging.images import Pixels
-from tagger.imaging.preprocess import Preprocess
-from tagger.network import backbone
+from tagger.core.errors import TaggerError
+from tagger.images import loader
+from tagger.images.augment import Augmentation, BatchAugmentation
+from tagger.images.dataset import Key, Part, Pictures
+from tagger.images.decode import Pixels
+from tagger.images.loader import Order
+from tagger.images.preprocess import Preprocess
+from tagger.models import backbone
 from tagger.params import Preset
 from tagger.training import losses
 
@@ -270,8 +270,8 @@ def test_training_batches_with_everything_at_once_repeat_themselves_at_every_siz
     order = Order(len(part), 3, seed=0, sizes=(32, 48, 64))
     made = []
     for _ in range(2):
-        loader = batching.loader(Pictures(part, prepared, EVERYTHING), order, workers=0)
-        inputs = [batching.to_device(batch, torch.device("cpu"), prepared) for batch in loader]
+        batches = loader.loader(Pictures(part, prepared, EVERYTHING), order, workers=0)
+        inputs = [loader.to_device(batch, torch.device("cpu"), prepared) for batch in batches]
         made.append([mixing(*given, number, 0, 0) for number, given in enumerate(inputs)])
     for (pixels, targets), (again, same) in zip(*made, strict=True):
         assert torch.equal(pixels, again)

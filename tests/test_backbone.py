@@ -14,9 +14,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from tagger.errors import TaggerError
-from tagger.imaging import preprocess
-from tagger.network import backbone
+from tagger.core.errors import TaggerError
+from tagger.images import preprocess
+from tagger.models import backbone
 from tagger.params import Params, Preset
 
 LAPTOP = ["mobilenetv4", "convnext", "vit", "swin", "eva02"]

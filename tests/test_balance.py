@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 from PIL import Image
 from scipy.sparse import csr_array
 
-from tagger import posts
-from tagger.posts import PARTS
-from tagger.splitting import balance
-from tagger.splitting.balance import Balance
-from tagger.splitting.split import Groups, Parts
-from tagger.vocabulary import Tag
+from tagger.core import manifest
+from tagger.core.manifest import PARTS
+from tagger.core.vocabulary import Tag
+from tagger.split import balance
+from tagger.split.balance import Balance
+from tagger.split.methods import Groups, Parts
 
 SHARES = (0.8, 0.1, 0.1)
 
@@ -71,7 +71,7 @@ def test_counts_and_deviations_are_those_by_hand(case: Case) -> None:
 def test_counted_by_a_few_posts_at_a_time_it_is_the_same(case: Case, at_a_time: int) -> None:
     whole = case.measured()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(posts, "_AT_A_TIME", at_a_time)
+        patch.setattr(manifest, "_AT_A_TIME", at_a_time)
         blocks = case.measured()
     assert np.array_equal(blocks.counts, whole.counts)
     assert np.array_equal(blocks.sizes, whole.sizes)

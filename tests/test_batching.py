@@ -9,12 +9,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tagger.imaging import batching
-from tagger.imaging.augment import Augmentation
-from tagger.imaging.batching import Batch, Collate, Order
-from tagger.imaging.dataset import Key, Part, Pictures, Sample
-from tagger.imaging.preprocess import Preprocess
-from tagger.vocabulary import CATEGORIES, Tag
+from tagger.core.vocabulary import CATEGORIES, Tag
+from tagger.images import loader
+from tagger.images.augment import Augmentation
+from tagger.images.dataset import Key, Part, Pictures, Sample
+from tagger.images.loader import Batch, Collate, Order
+from tagger.images.preprocess import Preprocess
 
 PREPROCESS = Preprocess(16, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 LENGTH, SIZE = st.integers(1, 200), st.integers(1, 50)
@@ -126,8 +126,8 @@ def test_every_size_is_drawn_and_each_batch_has_one_on_all_processes(part: Part)
     assert [batch[0].size for batch in order(range(25, 50))] != drawn
 
     some = Order(len(part), 3, seed=0, sizes=(16, 24, 32))
-    loader = batching.loader(Pictures(part, PREPROCESS), some, workers=0)
-    for batch, keys in zip(loader, some, strict=True):
+    loaded = loader.loader(Pictures(part, PREPROCESS), some, workers=0)
+    for batch, keys in zip(loaded, some, strict=True):
         assert batch.pixels.shape == (3, keys[0].size, keys[0].size, 3)
 
 
@@ -138,7 +138,7 @@ def test_batches_are_the_same_with_and_without_workers(part: Part, batches: rang
     made = []
     for workers in (0, 2):
         order = Order(len(part), 7, seed=3, sizes=(16, 24), batches=batches)
-        made.append(list(batching.loader(pictures, order, workers=workers, unlabelled=groups)))
+        made.append(list(loader.loader(pictures, order, workers=workers, unlabelled=groups)))
     assert equal(*made)
     assert len(made[0]) == 8
     assert len({tuple(batch.rows) for batch in made[0]}) == 8  # of two epochs
@@ -149,7 +149,7 @@ def test_a_loader_that_starts_late_gives_the_rest_to_the_bit(part: Part) -> None
 
     def made(batches: range) -> list[Batch]:
         order = Order(len(part), 7, seed=3, whole=True, batches=batches)
-        return list(batching.loader(pictures, order, workers=0))
+        return list(loader.loader(pictures, order, workers=0))
 
     assert equal(made(range(5, 9)), made(range(9))[5:])
 
@@ -161,8 +161,8 @@ def test_only_a_last_batch_that_is_not_full_is_left_out(
     part: Part, size: int, whole: bool, batches: int
 ) -> None:
     pictures = Pictures(part, PREPROCESS)
-    loader = batching.loader(pictures, Order(24, size, whole=whole), workers=0)
-    assert len(list(loader)) == len(loader) == batches
+    loaded = loader.loader(pictures, Order(24, size, whole=whole), workers=0)
+    assert len(list(loaded)) == len(loaded) == batches
 
 
 TAGS = 9
@@ -193,8 +193,8 @@ def test_pictures_without_a_tag_of_a_category_leave_it_open(part: Part, tags: li
         for category in ("rating", "artist")
     }
     pictures, order = Pictures(part, PREPROCESS), Order(len(part), len(part))
-    loader = batching.loader(pictures, order, workers=0, unlabelled=list(groups.values()))
-    (batch,) = loader
+    batches = loader.loader(pictures, order, workers=0, unlabelled=list(groups.values()))
+    (batch,) = batches
     truth = torch.from_numpy(part.labels.toarray())
     unknown = torch.zeros_like(truth)
     without = ~truth[:, groups["artist"]].any(dim=1)

@@ -6,11 +6,12 @@ from predictions import Drawn, Kept, draw, tags
 from scipy.special import expit
 from sklearn.metrics import f1_score
 
-from tagger.arrays import Floats
-from tagger.scoring import bootstrap, figures, influence, metrics, tally
-from tagger.scoring.bootstrap import MEASURES, OVERALL, Intervals
-from tagger.scoring.counting import Ints
-from tagger.scoring.influence import Influence
+from tagger.core.arrays import Floats
+from tagger.evaluation import bootstrap, jackknife, score_counts, tag_metrics
+from tagger.evaluation.bootstrap import MEASURES, OVERALL, Intervals
+from tagger.evaluation.counting import Ints
+from tagger.evaluation.jackknife import Influence
+from tagger.evaluation.metrics import dense
 
 LIMIT = 0.4
 
@@ -19,8 +20,10 @@ def influences(predictions: Drawn, groups: Ints | None = None) -> Influence:
     listed = tags(predictions.truth.shape[1])
     limits = np.full(len(listed), LIMIT)
     with Kept(predictions, groups) as scored:
-        counted = tally.count(scored, figures.pool_of(listed), marks=tally.marks(limits))
-        return influence.of(scored, counted, listed, limits)
+        counted = score_counts.count(
+            scored, tag_metrics.pool_of(listed), marks=score_counts.marks(limits)
+        )
+        return jackknife.of(scored, counted, listed, limits)
 
 
 def measures(predictions: Drawn, rows: Ints) -> list[float]:
@@ -29,8 +32,8 @@ def measures(predictions: Drawn, rows: Ints) -> list[float]:
     has, given = truth.any(axis=0), expit(logits) >= LIMIT
     by = {"zero_division": 0.0}
     return [
-        metrics.macro_ap(logits, truth),
-        metrics.micro_ap(logits, truth),
+        dense.macro_ap(logits, truth),
+        dense.micro_ap(logits, truth),
         f1_score(truth[:, has], given[:, has], average="macro", **by) if has.any() else 0.0,
         f1_score(truth, given, average="micro", **by),
     ]

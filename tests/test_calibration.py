@@ -8,11 +8,10 @@ import pytest
 from predictions import Drawn, Kept, tags
 from scipy.special import expit
 
-from tagger.errors import TaggerError
-from tagger.scoring import figures, tally
-from tagger.thresholding import calibration
-from tagger.thresholding.calibration import Temperatures
-from tagger.thresholds import ALL
+from tagger.core.errors import TaggerError
+from tagger.core.thresholds import ALL
+from tagger.evaluation import calibration, score_counts, tag_metrics
+from tagger.evaluation.calibration import Temperatures
 
 
 def honest(pictures: int, count: int, seed: int = 0) -> Drawn:
@@ -25,7 +24,7 @@ def honest(pictures: int, count: int, seed: int = 0) -> Drawn:
 def fit(predictions: Drawn) -> Temperatures:
     listed = tags(predictions.truth.shape[1])
     with Kept(predictions) as scored:
-        return calibration.fit(tally.count(scored, figures.pool_of(listed)), listed)
+        return calibration.fit(score_counts.count(scored, tag_metrics.pool_of(listed)), listed)
 
 
 def test_the_temperature_of_each_category_is_found() -> None:

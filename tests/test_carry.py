@@ -15,17 +15,17 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from tagger import vocabulary
-from tagger.errors import TaggerError
-from tagger.imaging import images
-from tagger.imaging.dataset import Part
-from tagger.network import backbone, carry
-from tagger.network.carry import Carried
-from tagger.network.heads import Head, QueryTagger
+from tagger.core import vocabulary
+from tagger.core.errors import TaggerError
+from tagger.core.vocabulary import UNKNOWN, Tag
+from tagger.data.tags import match, taglists
+from tagger.data.tags.match import New
+from tagger.images import decode
+from tagger.images.dataset import Part
+from tagger.models import backbone, head_transfer
+from tagger.models.head_transfer import Carried
+from tagger.models.heads import Head, QueryTagger
 from tagger.params import Preset
-from tagger.tags import matching, taglists
-from tagger.tags.matching import New
-from tagger.vocabulary import UNKNOWN, Tag
 
 
 def general(*names: str, category: int = 0) -> list[Tag]:
@@ -35,7 +35,7 @@ def general(*names: str, category: int = 0) -> list[Tag]:
 def outputs(model: nn.Module, part: Part, preset: Preset) -> Tensor:
     """Return the logits of real pictures, (8, tags)."""
     prepared = backbone.preprocessing(model, preset)
-    squares = np.stack([prepared.fit(images.open_rgb(place)) for place in part.places[:8]])
+    squares = np.stack([prepared.fit(decode.open_rgb(place)) for place in part.places[:8]])
     with torch.inference_mode():
         logits: Tensor = model.eval()(torch.from_numpy(prepared.normalise(squares)))
     return logits
@@ -70,7 +70,7 @@ def start(
     """Return a model that starts from a folder, and what became of the tags."""
     torch.manual_seed(4)
     model = backbone.build(preset, len(tags), head)
-    return model, carry.into(model, folder, preset.backbone, tags, aliases or {}, new)
+    return model, head_transfer.into(model, folder, preset.backbone, tags, aliases or {}, new)
 
 
 def last_layer(model: nn.Module) -> Any:
@@ -98,7 +98,10 @@ def test_the_same_tags_give_the_same_model_bit_for_bit(
     state = model.state_dict()
     assert state.keys() == old.keys()
     assert all(torch.equal(state[name], old[name]) for name in old)
-    assert carry.summary(carried) == f"carried {len(tags)} of {len(tags)} tags, 0 new, 0 dropped"
+    assert (
+        head_transfer.summary(carried)
+        == f"carried {len(tags)} of {len(tags)} tags, 0 new, 0 dropped"
+    )
     assert {tag.outcome for tag in carried} == {"carried"}
 
 
@@ -237,7 +240,7 @@ def pairs(carried: Sequence[Carried]) -> dict[tuple[str, int], tuple[str, str]]:
 def matched(
     tags: Sequence[Tag], olds: Sequence[Tag] = OLD, **aliases: str
 ) -> dict[tuple[str, int], int]:
-    found = matching.match(tags, olds, aliases)
+    found = match.match(tags, olds, aliases)
     return {(tags[row].name, tags[row].category): old for row, (old, _) in found.items()}
 
 
@@ -252,7 +255,7 @@ def test_an_alias_carries_an_old_tag_to_the_one_that_is_meant(
     assert pairs(carried)["hatsune_miku", 4] == ("carried_by_alias", "miku")
     assert pairs(carried)["general", 9] == ("dropped", "")
     assert torch.equal(rows_of(model), rows_of(backbone.load(folder))[[3, 2, 6]])
-    assert carry.summary(carried) == "carried 3 of 3 tags (2 by alias), 0 new, 4 dropped"
+    assert head_transfer.summary(carried) == "carried 3 of 3 tags (2 by alias), 0 new, 4 dropped"
 
 
 def test_a_rating_is_never_taken_for_the_tag_of_its_name() -> None:
@@ -299,19 +302,19 @@ def test_every_tag_is_accounted_for_once(
     tags: list[Tag], olds: list[Tag], aliases: dict[str, str]
 ) -> None:
     olds = [old._replace(name=vocabulary.normal(old.name)) for old in olds]
-    found = matching.match(tags, olds, aliases)
+    found = match.match(tags, olds, aliases)
     used = [old for old, _ in found.values()]
     assert len(set(used)) == len(used)
     for row, (old, outcome) in found.items():
         same = olds[old].name == vocabulary.normal(tags[row].name)
         assert same == (outcome == "carried")
         assert same or aliases[olds[old].name] == vocabulary.normal(tags[row].name)
-    told = carry._told(tags, olds, found, [])
+    told = head_transfer._told(tags, olds, found, [])
     kinds = Counter(tag.outcome for tag in told)
     learnt = [(tag.name, tag.category) for tag in told if tag.outcome != "dropped"]
     assert learnt == [(tag.name, tag.category) for tag in tags]
     assert kinds["carried"] + kinds["carried_by_alias"] + kinds["dropped"] == len(olds)
-    assert len(carry.rows(told)) == len(told)
+    assert len(head_transfer.rows(told)) == len(told)
     exact = {(vocabulary.normal(t.name), t.category): row for row, t in enumerate(tags)}
     for number, old_tag in enumerate(olds):
         if (row_ := exact.get((old_tag.name, old_tag.category))) is not None:
@@ -375,7 +378,7 @@ def test_with_no_tag_in_common_the_head_starts_anew_with_a_warning(
     assert torch.equal(rows_of(model), rows_of(backbone.build(preset, 2)))
     assert [record.levelname for record in caplog.records] == ["WARNING"]
     assert "none of its tags is among those to learn" in caplog.text
-    assert carry.summary(carried) == "carried 0 of 2 tags, 2 new, 2 dropped"
+    assert head_transfer.summary(carried) == "carried 0 of 2 tags, 2 new, 2 dropped"
 
 
 def test_the_table_names_categories_and_sources() -> None:
@@ -383,8 +386,8 @@ def test_the_table_names_categories_and_sources() -> None:
         Carried("a", 4, "carried_by_alias", "aa"),
         Carried("b", UNKNOWN, "dropped", ""),
     ]
-    assert carry.HEADER == ("name", "category", "outcome", "source")
-    assert carry.rows(told) == [
+    assert head_transfer.HEADER == ("name", "category", "outcome", "source")
+    assert head_transfer.rows(told) == [
         ("a", "character", "carried_by_alias", "aa"),
         ("b", "", "dropped", ""),
     ]

@@ -15,15 +15,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
-from tagger.gathering import check
-from tagger.imaging.places import Place
+from tagger.data import verify
+from tagger.images.location import Place
 
 Write = Callable[[str, str | bytes], Path]
 
 FORMATS = ["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF"]
 TURNED = ["PNG", "JPEG", "WEBP", "TIFF", "AVIF"]
 MOVING = ["PNG", "WEBP", "GIF", "TIFF", "AVIF"]
-LEVELS: list[check.Level] = ["header", "decode"]
+LEVELS: list[verify.Level] = ["header", "decode"]
 
 PHOTO = Image.fromarray(np.random.default_rng(0).integers(0, 255, (9, 14, 3)).astype(np.uint8))
 
@@ -53,11 +53,11 @@ def table(places: Iterable[Place]) -> pa.Table:
     return pa.table({**rows, "shard": pa.nulls(len(columns[0]), pa.string())})
 
 
-def verified(path: Path, level: check.Level, animated: Any = "first", **place: int) -> Any:
+def verified(path: Path, level: verify.Level, animated: Any = "first", **place: int) -> Any:
     """Return what is said of one picture."""
     whole = Place(str(path), place.get("offset", 0), place.get("size", path.stat().st_size))
-    (row,) = check.verify(table([whole]), level=level, animated=animated).to_pylist()
-    return check.Checked(**row)
+    (row,) = verify.verify(table([whole]), level=level, animated=animated).to_pylist()
+    return verify.Checked(**row)
 
 
 def upright(data: bytes) -> tuple[int, int]:
@@ -68,7 +68,7 @@ def upright(data: bytes) -> tuple[int, int]:
 
 @pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("form", FORMATS)
-def test_sizes_and_contents_are_told(write: Write, form: str, level: check.Level) -> None:
+def test_sizes_and_contents_are_told(write: Write, form: str, level: verify.Level) -> None:
     data = encoded(PHOTO, form)
     found = verified(write("a.bin", data), level)
     assert found == (14, 9, hashlib.sha256(data).digest(), None, None)
@@ -78,7 +78,7 @@ def test_sizes_and_contents_are_told(write: Write, form: str, level: check.Level
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("form", TURNED)
 def test_sizes_are_those_of_the_upright_picture(
-    write: Write, form: str, orientation: int, level: check.Level
+    write: Write, form: str, orientation: int, level: verify.Level
 ) -> None:
     data = turned(orientation, form)
     found = verified(write("a.bin", data), level)
@@ -141,8 +141,8 @@ def test_a_large_picture_is_not_read_whole_for_its_header(write: Write) -> None:
         data = (
             encoded(large, form, quality=100, **options) if form != "PNG" else encoded(large, form)
         )
-        assert len(data) > check._HEAD
-        cut = write("a.bin", data[: check._HEAD])
+        assert len(data) > verify._HEAD
+        cut = write("a.bin", data[: verify._HEAD])
         found = verified(cut, "header", size=len(data))  # what is cut off is not looked for
         assert (found.width, found.height, found.content, found.reason) == (400, 300, None, None)
         assert verified(cut, "decode", size=len(data)).reason == "unreadable picture"
@@ -152,7 +152,7 @@ def test_a_large_picture_is_not_read_whole_for_its_header(write: Write) -> None:
 @pytest.mark.parametrize(
     "data", [b"", b"\0" * 100, b"a text, no picture\n", b"<svg></svg>", b"RIFF"]
 )
-def test_what_is_no_picture_is_refused(write: Write, data: bytes, level: check.Level) -> None:
+def test_what_is_no_picture_is_refused(write: Write, data: bytes, level: verify.Level) -> None:
     found = verified(write("a.png", data), level)
     assert found[:4] == (None, None, None, "unreadable picture")
     assert found.detail and "\n" not in found.detail
@@ -172,7 +172,7 @@ def test_decoding_finds_what_the_header_does_not_show(write: Write, form: str) -
 @pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("form", ["PNG", "GIF", "BMP"])
 def test_a_decompression_bomb_is_refused_undecoded(
-    write: Write, form: str, level: check.Level
+    write: Write, form: str, level: verify.Level
 ) -> None:
     data = bytearray(encoded(Image.new("RGB", (8, 6)), form))
     if form == "PNG":
@@ -190,7 +190,7 @@ def test_a_decompression_bomb_is_refused_undecoded(
 @pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("form", MOVING)
 def test_what_moves_is_taken_or_left_out_as_asked(
-    write: Write, form: str, level: check.Level
+    write: Write, form: str, level: verify.Level
 ) -> None:
     path = write("a.bin", moving(form))
     assert verified(path, level, "first")[:2] == (8, 6)
@@ -202,14 +202,14 @@ def test_what_moves_is_taken_or_left_out_as_asked(
 @pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("form", FORMATS)
 def test_a_still_picture_is_kept_where_moving_ones_are_not(
-    write: Write, form: str, level: check.Level
+    write: Write, form: str, level: verify.Level
 ) -> None:
     assert verified(write("a.bin", encoded(PHOTO, form)), level, "drop").reason is None
 
 
 @pytest.mark.parametrize("level", LEVELS)
 def test_files_that_are_not_there_or_too_short_are_refused(
-    write: Write, tmp_path: Path, level: check.Level
+    write: Write, tmp_path: Path, level: verify.Level
 ) -> None:
     data = encoded(PHOTO, "PNG")
     path = write("a.png", data)
@@ -217,13 +217,13 @@ def test_files_that_are_not_there_or_too_short_are_refused(
     assert short.detail == f"{len(data) + 1} bytes expected, {len(data)} are there"
     places = [Place(str(tmp_path / "none.png"), 0, 9), Place(str(tmp_path), 0, 9)]
     places.append(Place(str(path), -1, 9))
-    rows = check.verify(table(places), level=level, animated="first").to_pylist()
+    rows = verify.verify(table(places), level=level, animated="first").to_pylist()
     assert [row["reason"] for row in rows] == ["unreadable picture"] * 3
     assert rows[0]["detail"] == "No such file or directory"
 
 
 @pytest.mark.parametrize("level", LEVELS)
-def test_a_part_of_a_file_is_a_picture_of_its_own(write: Write, level: check.Level) -> None:
+def test_a_part_of_a_file_is_a_picture_of_its_own(write: Write, level: verify.Level) -> None:
     pictures = [encoded(PHOTO, form) for form in ("PNG", "JPEG")]
     path = write("a.tar", b"\0" * 512 + b"".join(pictures))
     starts = [512, 512 + len(pictures[0])]
@@ -277,6 +277,6 @@ def test_a_result_has_the_rows_of_its_pictures_in_their_order(write: Write) -> N
     paths = [write(f"{n}.png", encoded(Image.new("L", (n, 1)), "PNG")) for n in range(1, 9)]
     write("3.png", b"broken")
     places = [Place(str(path), 0, path.stat().st_size) for path in paths]
-    found = check.verify(table(places), level="header", animated="first")
-    assert found.schema == check.SCHEMA
+    found = verify.verify(table(places), level="header", animated="first")
+    assert found.schema == verify.SCHEMA
     assert found["width"].to_pylist() == [1, 2, None, 4, 5, 6, 7, 8]

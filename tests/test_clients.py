@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tagger import files
-from tagger.exporting import clients
-from tagger.imaging import images
-from tagger.imaging.dataset import Part
-from tagger.taggers import engines, exported
-from tagger.taggers.exported import Tagger
-from tagger.vocabulary import CATEGORIES
+from tagger.core import files
+from tagger.core.vocabulary import CATEGORIES
+from tagger.export import clients
+from tagger.images import decode
+from tagger.images.dataset import Part
+from tagger.models import exported, runtimes
+from tagger.models.exported import Tagger
 
 GENERAL, CHARACTER = 0.4, 0.6
 
@@ -59,7 +59,7 @@ def tagger(export_folder: Path) -> Tagger:
 
 def test_imgutils_gives_the_tags_that_infer_gives(said: Any, tagger: Tagger) -> None:
     for path, found in said["imgutils"].items():
-        (confidences,) = tagger([images.open_rgb(Path(path))])
+        (confidences,) = tagger([decode.open_rgb(Path(path))])
         given = confidences >= tagger.thresholds
         expected = {
             tag.name: confidence
@@ -76,7 +76,7 @@ def test_tools_of_the_wd14_layout_do_what_the_doctor_takes_them_to_do(
     (client,) = (one for one in clients.CLIENTS if one.name == "imgutils wd14, taggui")
     loaded = client.load(export_folder)
     for path, found in said[tool].items():
-        square = loaded.square(images.open_rgb(Path(path)))
+        square = loaded.square(decode.open_rgb(Path(path)))
         (confidences,) = loaded.run(square[None])
         limit = {"general": GENERAL, "character": CHARACTER}
         expected = {
@@ -94,7 +94,7 @@ def test_tools_of_the_wd14_layout_do_what_the_doctor_takes_them_to_do(
 def test_openvino_computes_the_same(said: Any, tagger: Tagger) -> None:
     size = tagger.preprocess.size
     blank = np.zeros((1, 3, size, size), np.float32)
-    session = engines.session(tagger.fitted.parent / exported.ONNX, engines.Device("cpu"))
+    session = runtimes.session(tagger.fitted.parent / exported.ONNX, runtimes.Device("cpu"))
     expected = session.run(["prediction"], {"input": blank})[0][0]
     found = said["openvino"]["blank"]
     assert list(found) == [tag.name for tag in tagger.tags]

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from predictions import Drawn, Kept, draw, drawn, tags
 
-from tagger.reporting import confused, mistakes
-from tagger.reporting.confused import Pair
-from tagger.vocabulary import Tag
+from tagger.core.vocabulary import Tag
+from tagger.evaluation import confusions, mistakes
+from tagger.evaluation.confusions import Pair
 
 LIMIT = 0.4
 
@@ -17,7 +17,7 @@ LIMIT = 0.4
 def find(predictions: Drawn, listed: list[Tag], most: int = 500) -> list[Pair]:
     with Kept(predictions) as part:
         found = mistakes.of(part, np.full(part.tags, LIMIT))
-    return confused.pairs(found, listed, predictions.truth.sum(axis=0), most)
+    return confusions.pairs(found, listed, predictions.truth.sum(axis=0), most)
 
 
 def by_hand(predictions: Drawn, listed: list[Tag]) -> list[Pair]:
@@ -49,7 +49,7 @@ def test_pairs_are_the_same_however_many_are_counted_at_once(
     predictions, listed = draw(400, 30), tags(30, (0, 4, 3))
     everything = by_hand(predictions, listed)
     assert len(everything) > 50
-    monkeypatch.setattr(confused, "_AT_ONCE", at_once)
+    monkeypatch.setattr(confusions, "_AT_ONCE", at_once)
     assert find(predictions, listed) == everything
     for most in (0, 1, 20):
         assert find(predictions, listed, most) == everything[:most]
@@ -94,8 +94,8 @@ def test_without_a_mistake_no_tags_are_confused(pictures: int) -> None:
 
 
 def test_rows_name_both_tags() -> None:
-    (row,) = confused.rows([Pair(3, 2, 8, 40, 2 / 3)], tags(4))
-    assert dict(zip(confused.HEADER, row, strict=True)) == {
+    (row,) = confusions.rows([Pair(3, 2, 8, 40, 2 / 3)], tags(4))
+    assert dict(zip(confusions.HEADER, row, strict=True)) == {
         **{"tag": "tag_3", "taken_for": "tag_2", "category": "character"},
         **{"pictures": 8, "support": 40, "share": 0.666667},
     }

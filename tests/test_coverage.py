@@ -15,11 +15,11 @@ from matplotlib.patches import Rectangle
 from PIL import Image
 from scipy.sparse import csr_array
 
-from tagger import posts
-from tagger.tags import coverage
-from tagger.tags.coverage import Coverage
-from tagger.tags.selection import COUNT, EXCLUDED, Selection
-from tagger.vocabulary import CATEGORIES, Tag, ordered
+from tagger.core import manifest
+from tagger.core.vocabulary import CATEGORIES, Tag, ordered
+from tagger.data.tags import coverage
+from tagger.data.tags.coverage import Coverage
+from tagger.data.tags.select import COUNT, EXCLUDED, Selection
 
 Case = tuple[Selection, list[Tag], npt.NDArray[np.bool_]]
 
@@ -105,7 +105,7 @@ def test_the_report_says_what_counting_by_hand_says(case: Case) -> None:
 def test_some_posts_at_a_time_give_the_same(case: Case, posts_at_a_time: int) -> None:
     whole = measured(case)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(posts, "_AT_A_TIME", posts_at_a_time)
+        patch.setattr(manifest, "_AT_A_TIME", posts_at_a_time)
         parts = measured(case)
     assert parts.per_post.tolist() == whole.per_post.tolist()
     assert parts.of_category == whole.of_category

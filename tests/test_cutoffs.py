@@ -7,29 +7,35 @@ from hypothesis import strategies as st
 from predictions import Drawn, Kept, compile_always, draw, drawn, tags
 from sklearn.metrics import f1_score, precision_score, recall_score
 
-from tagger import thresholds
-from tagger.arrays import Floats, Scores
-from tagger.scoring import codes, figures, tally
-from tagger.thresholding import cutoffs, optima, shrinkage
-from tagger.thresholding.optima import Curves
-from tagger.thresholds import ALL, Aim, Threshold
-from tagger.vocabulary import CATEGORIES
+from tagger.core import thresholds
+from tagger.core.arrays import Floats, Scores
+from tagger.core.thresholds import ALL, Aim, Threshold
+from tagger.core.vocabulary import CATEGORIES
+from tagger.evaluation import (
+    fit_thresholds,
+    objectives,
+    quantized_logits,
+    score_counts,
+    shrinkage,
+    tag_metrics,
+)
+from tagger.evaluation.objectives import Curves
 
 BY_F1 = Aim()
 
 
 def fit(predictions: Drawn, aim: Aim = BY_F1) -> list[Threshold]:
     with Kept(predictions) as scored:
-        return cutoffs.fit(scored, tags(predictions.truth.shape[1]), aim)
+        return fit_thresholds.fit(scored, tags(predictions.truth.shape[1]), aim)
 
 
 def best(predictions: Drawn, aim: Aim) -> tuple[Floats, float]:
     """Return the best threshold of each tag and of all pairs, as probabilities."""
     with Kept(predictions) as scored:
-        counted = tally.count(scored, np.zeros(scored.tags, np.int64))
-    own = optima.best(Curves.of_tags(counted), aim)
-    (pooled,) = optima.best(Curves.of_pool(counted.pools[0]), aim)
-    return codes.sigmoid(own), float(codes.sigmoid(pooled))
+        counted = score_counts.count(scored, np.zeros(scored.tags, np.int64))
+    own = objectives.best(Curves.of_tags(counted), aim)
+    (pooled,) = objectives.best(Curves.of_pool(counted.pools[0]), aim)
+    return quantized_logits.sigmoid(own), float(quantized_logits.sigmoid(pooled))
 
 
 def every(scores: Scores) -> Floats:
@@ -55,7 +61,7 @@ def test_there_is_no_better_threshold(predictions: Drawn, target: float) -> None
             if not wanted.any():
                 assert np.isnan(threshold)
                 continue
-            chosen = codes.sigmoid(scores) >= threshold
+            chosen = quantized_logits.sigmoid(scores) >= threshold
             others = [scores >= other for other in every(scores)]
             if aim.by == "f1":
                 most = max(f1_score(wanted, other, zero_division=0) for other in others)
@@ -88,7 +94,7 @@ def test_a_tag_on_every_picture_is_given_from_a_half_on_at_the_latest() -> None:
     logits = np.array([[3.0, -3.0], [5.0, -2.0]], np.float32)
     own, _ = best(Drawn(logits, np.ones((2, 2), np.bool_)), Aim())
     assert own[0] == 0.5
-    assert own[1] < codes.sigmoid(np.array(-3.0))
+    assert own[1] < quantized_logits.sigmoid(np.array(-3.0))
 
 
 def test_the_table_has_a_row_for_all_for_each_category_and_for_each_tag() -> None:
@@ -101,7 +107,7 @@ def test_the_table_has_a_row_for_all_for_each_category_and_for_each_tag() -> Non
         ("character", ""),
         *((CATEGORIES[tag.category], tag.name) for tag in listed),
     ]
-    p = codes.sigmoid(predictions.logits)
+    p = quantized_logits.sigmoid(predictions.logits)
     where = [slice(0, 10), slice(0, 5), slice(5, 10), *(slice(n, n + 1) for n in range(10))]
     for row, inside in zip(rows, where, strict=True):
         truth = predictions.truth[:, inside].ravel()
@@ -140,7 +146,7 @@ def test_shrinking_goes_from_the_tags_own_to_its_categorys() -> None:
     with Kept(predictions) as scored:
         counted = shrinkage.count(scored, listed)
         limits = shrinkage.shrunk(counted, listed, Aim(), np.array([0, 30, np.inf]))
-    own = optima.best(Curves.of_tags(counted), Aim())
+    own = objectives.best(Curves.of_tags(counted), Aim())
     assert limits[:, 0] == pytest.approx(own)
     assert np.ptp(limits[:3, 2]) == np.ptp(limits[3:, 2]) == 0
     weight = counted.support / (counted.support + 30)
@@ -164,17 +170,17 @@ def test_shrinking_gains_on_pictures_not_seen() -> None:
         rows = fit(seen)
         limits = thresholds.per_tag(rows, tags(60), "tag")
         with Kept(seen) as scored:
-            own = optima.best(Curves.of_tags(shrinkage.count(scored, tags(60))), Aim())
+            own = objectives.best(Curves.of_tags(shrinkage.count(scored, tags(60))), Aim())
         scores = [
-            mean_f1(new, codes.sigmoid(codes.logit(limits))),
-            mean_f1(new, codes.sigmoid(own)),
+            mean_f1(new, quantized_logits.sigmoid(quantized_logits.logit(limits))),
+            mean_f1(new, quantized_logits.sigmoid(own)),
         ]
         gains.append(scores[0] - scores[1])
     assert np.mean(gains) > 0.01
 
 
 def mean_f1(predictions: Drawn, limits: Floats) -> float:
-    chosen = codes.sigmoid(predictions.logits) >= limits
+    chosen = quantized_logits.sigmoid(predictions.logits) >= limits
     return float(f1_score(predictions.truth, chosen, average="macro", zero_division=0))
 
 
@@ -190,7 +196,7 @@ def test_figures_at_the_thresholds_are_those_that_the_table_tells() -> None:
     rows = fit(predictions)
     limits = thresholds.per_tag(rows, tags(8), "tag")
     with Kept(predictions) as scored:
-        marks = codes.at_least(limits)[:, None]
-        counted = tally.count(scored, figures.pool_of(tags(8)), marks=marks)
-    f1 = figures.decisions(*counted.decided(0))["f1"]
+        marks = quantized_logits.at_least(limits)[:, None]
+        counted = score_counts.count(scored, tag_metrics.pool_of(tags(8)), marks=marks)
+    f1 = tag_metrics.decisions(*counted.decided(0))["f1"]
     assert f1 == pytest.approx([row.f1 for row in rows if row.name], abs=1e-6)

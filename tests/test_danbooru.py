@@ -14,14 +14,14 @@ import pytest
 from PIL import Image
 
 import prepare
-from tagger import posts
-from tagger.errors import TaggerError
-from tagger.fetching import shards
-from tagger.imaging import images
-from tagger.imaging.places import Place
+from tagger.core import manifest
+from tagger.core.errors import TaggerError
+from tagger.data.hub import shards
+from tagger.data.sources import COLUMNS
+from tagger.data.sources.danbooru import Danbooru
+from tagger.images import decode
+from tagger.images.location import Place
 from tagger.params import Params
-from tagger.sources import COLUMNS
-from tagger.sources.danbooru import Danbooru
 
 Row = dict[str, Any]
 Write = Callable[[str, str | bytes], Path]
@@ -72,7 +72,7 @@ def contents(source: Danbooru) -> dict[str, bytes | None]:
     found = {}
     for name, row in located(source).items():
         place = Place(row["shard"] or row["file"] or "", row["offset"], row["size"])
-        found[name] = images.read(place) if row["file"] else None
+        found[name] = decode.read(place) if row["file"] else None
     return found
 
 
@@ -333,16 +333,16 @@ def test_a_whole_run_writes_places_from_which_pictures_are_read(
         }
     )
     prepare.main(p)
-    tags = {tag.name: (tag.tag_id, tag.category) for tag in posts.read_tags(prepare.TAGS)}
+    tags = {tag.name: (tag.tag_id, tag.category) for tag in manifest.read_tags(prepare.TAGS)}
     assert {name: tags[name] for name in ("general", "sensitive", "questionable", "explicit")} == {
         "general": (9999999, 9),
         "sensitive": (9999998, 9),
         "questionable": (9999997, 9),
         "explicit": (9999996, 9),
     }
-    found = posts.read(prepare.POSTS, len(tags))
+    found = manifest.read(prepare.POSTS, len(tags))
     assert found.ids.to_pylist() == [str(number) for number in range(6)]
-    assert [images.read(place) for place in posts.places(found.table)] == list(drawn.values())
+    assert [decode.read(place) for place in manifest.places(found.table)] == list(drawn.values())
     sizes = pq.read_table(prepare.POSTS)["width"].to_pylist()
     assert sizes == [Image.open(io.BytesIO(content)).width for content in drawn.values()]
     rejected = prepare.REJECTED.read_text(encoding="utf-8").splitlines()

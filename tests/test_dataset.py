@@ -11,14 +11,14 @@ from hypothesis import strategies as st
 from PIL import Image
 from scipy.sparse import csr_array
 
-from tagger import posts, vocabulary
-from tagger.imaging import batching, dataset, images
-from tagger.imaging.augment import Augmentation
-from tagger.imaging.batching import Collate, Order
-from tagger.imaging.dataset import Key, Part, Pictures
-from tagger.imaging.places import Place
-from tagger.imaging.preprocess import Preprocess
-from tagger.vocabulary import Tag
+from tagger.core import manifest, vocabulary
+from tagger.core.vocabulary import Tag
+from tagger.images import dataset, decode, loader
+from tagger.images.augment import Augmentation
+from tagger.images.dataset import Key, Part, Pictures
+from tagger.images.loader import Collate, Order
+from tagger.images.location import Place
+from tagger.images.preprocess import Preprocess
 
 PREPROCESS = Preprocess(16, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
@@ -38,9 +38,9 @@ def changed(augment: Augmentation, image: Image.Image, epoch: int, row: int) -> 
 
 
 def test_labels_match_the_sidecars(part: Part, tags: list[Tag]) -> None:
-    loader = batching.loader(Pictures(part, PREPROCESS), Order(len(part), 5, 1), workers=0)
+    batches = loader.loader(Pictures(part, PREPROCESS), Order(len(part), 5, 1), workers=0)
     names = {tag.name for tag in tags}
-    for batch in loader:
+    for batch in batches:
         for row, targets in zip(batch.rows, batch.targets, strict=True):
             sidecar = Path(part.places[row].path).with_suffix(".txt").read_text(encoding="utf-8")
             wanted = names & set(sidecar.strip().split(", "))
@@ -52,10 +52,10 @@ def test_pixels_are_those_of_the_picture_preprocessed(part: Part) -> None:
     sample = Pictures(part, PREPROCESS)[Key(0, 4)]
     assert sample.row == 4
     assert sample.pixels is not None
-    assert np.array_equal(sample.pixels, PREPROCESS.fit(images.open_rgb(part.places[4])))
+    assert np.array_equal(sample.pixels, PREPROCESS.fit(decode.open_rgb(part.places[4])))
     batch = Collate(part.labels.shape[1])([sample])
-    pixels, targets = batching.to_device(batch, torch.device("cpu"), PREPROCESS)
-    assert np.array_equal(pixels[0], PREPROCESS(images.open_rgb(part.places[4])))
+    pixels, targets = loader.to_device(batch, torch.device("cpu"), PREPROCESS)
+    assert np.array_equal(pixels[0], PREPROCESS(decode.open_rgb(part.places[4])))
     assert np.array_equal(targets, part.labels[[4]].toarray())
 
 
@@ -63,8 +63,9 @@ def test_an_unreadable_picture_is_replaced_by_the_next_with_its_own_tags(
     part: Part, tmp_path: Path
 ) -> None:
     some = broken(part, tmp_path)
-    loader = batching.loader(Pictures(some, PREPROCESS, replacing=True), Order(8, 4), workers=0)
-    batches = list(loader)
+    batches = list(
+        loader.loader(Pictures(some, PREPROCESS, replacing=True), Order(8, 4), workers=0)
+    )
     assert [batch.rows for batch in batches] == [[0, 1, 3, 3], [4, 6, 6, 7]]
     assert [[row for row, _ in batch.failures] for batch in batches] == [[2], [5]]
     for batch in batches:
@@ -73,8 +74,7 @@ def test_an_unreadable_picture_is_replaced_by_the_next_with_its_own_tags(
 
 def test_an_unreadable_picture_is_left_out_and_reported(part: Part, tmp_path: Path) -> None:
     pictures = Pictures(broken(part, tmp_path), PREPROCESS)
-    loader = batching.loader(pictures, Order(8, 3), workers=0)
-    batches = list(loader)
+    batches = list(loader.loader(pictures, Order(8, 3), workers=0))
     assert [batch.rows for batch in batches] == [[0, 1], [3, 4], [6, 7]]
     assert [batch.pixels.shape[0] for batch in batches] == [2, 2, 2]
     failures = [failure for batch in batches for failure in batch.failures]
@@ -89,7 +89,7 @@ def test_a_batch_of_unreadable_pictures_is_empty(part: Part, tmp_path: Path) -> 
 
 
 def test_a_picture_looks_the_same_for_the_same_seed_epoch_and_row_only(part: Part) -> None:
-    image = images.open_rgb(part.places[0])
+    image = decode.open_rgb(part.places[0])
     looks = {
         (seed, epoch, row): changed(Augmentation(seed, 0.3, 0.5), image, epoch, row).tobytes()
         for seed in (0, 1)
@@ -153,11 +153,11 @@ def test_parts_of_the_split_are_read_with_their_own_rows(tmp_path: Path) -> None
         for i in range(4)
     ]
     rows.append({"id": "4", "file": "x", "shard": "a.tar", "offset": 9, "size": 7, "tags": [0]})
-    posts.write(pa.Table.from_pylist(rows, schema=posts.SCHEMA), tmp_path / "posts")
-    posts.write_tags(tags, tmp_path / "tags")
+    manifest.write(pa.Table.from_pylist(rows, schema=manifest.SCHEMA), tmp_path / "posts")
+    manifest.write_tags(tags, tmp_path / "tags")
     vocabulary.write(tags[::-1], tmp_path / "vocabulary.csv")
     parts = np.array([0, 2, 0, 1, 0], dtype=np.int8)
-    posts.write_split(pa.chunked_array([[str(i) for i in range(5)]]), parts, tmp_path / "split")
+    manifest.write_split(pa.chunked_array([[str(i) for i in range(5)]]), parts, tmp_path / "split")
     read, by_name = dataset.read(
         *(tmp_path / name for name in ("posts", "tags", "vocabulary.csv", "split"))
     )

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tagger.imaging import images
-from tagger.imaging.dataset import Part
-from tagger.imaging.preprocess import Preprocess
+from tagger.images import decode
+from tagger.images.dataset import Part
+from tagger.images.preprocess import Preprocess
 from tagger.inference import decoders
 from tagger.inference.decoders import Square
 
@@ -19,7 +19,7 @@ PREPARED = Preprocess(size=24, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
 SLOW = 100.0  # seconds
 
 
-def decode(
+def decode_all(
     paths: list[Path], *, workers: int, timeout: float = SLOW, prepared: Preprocess = PREPARED
 ) -> list[Square]:
     stop = threading.Event()
@@ -42,7 +42,7 @@ def slow(noise: Path, tmp_path: Path) -> list[Path]:
 
 
 def alone(paths: list[Path]) -> list[np.ndarray[tuple[int, ...], np.dtype[np.uint8]]]:
-    return [PREPARED.fit(images.open_rgb(path)) for path in paths]
+    return [PREPARED.fit(decode.open_rgb(path)) for path in paths]
 
 
 @pytest.mark.parametrize("workers", [0, 1, 3])
@@ -51,7 +51,7 @@ def test_squares_are_the_same_and_in_order_for_any_number_of_processes(
     paths: list[Path], workers: int, times: int
 ) -> None:
     assert len(paths) < decoders.MANY < 2 * len(paths)
-    found = decode(paths * times, workers=workers)
+    found = decode_all(paths * times, workers=workers)
     assert np.array_equal(np.stack(found), np.stack(alone(paths) * times))
 
 
@@ -61,7 +61,7 @@ def test_a_bad_picture_gives_its_reason_in_its_place(
 ) -> None:
     (tmp_path / "bad.png").write_bytes(b"no picture")
     asked = [*paths[:3], tmp_path / "bad.png", tmp_path / "gone.png", *paths[3:]]
-    found = decode(asked, workers=workers)
+    found = decode_all(asked, workers=workers)
     assert [isinstance(one, str) for one in found] == [path not in paths for path in asked]
     assert found[4] == "No such file or directory"
 

@@ -13,8 +13,8 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from tagger.demonstration import drawing, looks
-from tagger.demonstration.looks import Look
+from tagger.demo import avatar_options, draw
+from tagger.demo.avatar_options import Look
 
 Pixels = NDArray[np.uint8]  # (height, width, 4), red green blue alpha
 
@@ -37,13 +37,13 @@ HUES = {
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("data") / "demo"
-    drawing.draw(folder, pictures=PICTURES, size=SIZE, seed=1)
+    draw.draw(folder, pictures=PICTURES, size=SIZE, seed=1)
     return folder
 
 
 @pytest.fixture(scope="module")
 def chosen() -> list[Look]:
-    return [looks.choose(0, picture) for picture in range(3000)]
+    return [avatar_options.choose(0, picture) for picture in range(3000)]
 
 
 def tagged(folder: Path, *wanted: str) -> list[tuple[Pixels, set[str]]]:
@@ -83,7 +83,7 @@ def test_same_seed_gives_the_same_bytes_for_any_number_of_workers(
 ) -> None:
     for workers in (1, 3):
         monkeypatch.setattr(os, "cpu_count", lambda n=workers: n)
-        drawing.draw(tmp_path / str(workers), pictures=6, size=32, seed=5)
+        draw.draw(tmp_path / str(workers), pictures=6, size=32, seed=5)
     one, three = ({p.name: p.read_bytes() for p in (tmp_path / n).iterdir()} for n in ("1", "3"))
     assert one == three
     assert sorted(one) == sorted(
@@ -92,7 +92,9 @@ def test_same_seed_gives_the_same_bytes_for_any_number_of_workers(
 
 
 def test_another_seed_gives_other_pictures() -> None:
-    assert [looks.choose(1, i) for i in range(9)] != [looks.choose(2, i) for i in range(9)]
+    assert [avatar_options.choose(1, i) for i in range(9)] != [
+        avatar_options.choose(2, i) for i in range(9)
+    ]
 
 
 def test_a_run_that_fails_leaves_the_former_set_whole(
@@ -104,9 +106,9 @@ def test_a_run_that_fails_leaves_the_former_set_whole(
     folder = tmp_path / "demo"
     folder.mkdir()
     (folder / "0000.txt").write_text("general\n")
-    monkeypatch.setattr(drawing, "_draw_all", fail)
+    monkeypatch.setattr(draw, "_draw_all", fail)
     with pytest.raises(KeyboardInterrupt):
-        drawing.draw(folder, pictures=3, size=16, seed=0)
+        draw.draw(folder, pictures=3, size=16, seed=0)
     assert [path.name for path in tmp_path.rglob("*")] == ["demo", "0000.txt"]
 
 
@@ -132,7 +134,7 @@ def test_every_tag_in_a_sidecar_is_in_tags_csv_and_no_other(folder: Path) -> Non
 
 def test_every_picture_has_one_rating_one_style_and_one_artist(chosen: list[Look]) -> None:
     for look in chosen:
-        codes = Counter(looks.category(tag) for tag in look.tags)
+        codes = Counter(avatar_options.category(tag) for tag in look.tags)
         assert (codes[9], codes[3], codes[1]) == (1, 1, 1)
         assert codes[4] <= 1
 
@@ -190,7 +192,7 @@ def test_what_is_covered_has_no_tag(chosen: list[Look], cover: str, covered: set
 
 
 def test_whatever_shows_the_look_of_a_character_is_tagged_so(chosen: list[Look]) -> None:
-    for character in looks.load().characters:
+    for character in avatar_options.load().characters:
         drawn = {i for i, look in enumerate(chosen) if character.name in look.tags}
         alike = {
             i
@@ -202,7 +204,7 @@ def test_whatever_shows_the_look_of_a_character_is_tagged_so(chosen: list[Look])
 
 def test_tags_are_many_and_have_a_long_tail(chosen: list[Look]) -> None:
     counts = Counter(tag for look in chosen for tag in look.tags)
-    codes = Counter(looks.category(tag) for tag in counts)
+    codes = Counter(avatar_options.category(tag) for tag in counts)
     assert 130 <= len(counts) <= 190
     assert sum(count >= 30 for count in counts.values()) >= 125
     assert sum(count < 30 for count in counts.values()) >= 10
@@ -212,7 +214,7 @@ def test_tags_are_many_and_have_a_long_tail(chosen: list[Look]) -> None:
 
 
 def test_about_a_quarter_of_the_pictures_show_a_character(chosen: list[Look]) -> None:
-    shown = [any(looks.category(tag) == 4 for tag in look.tags) for look in chosen]
+    shown = [any(avatar_options.category(tag) == 4 for tag in look.tags) for look in chosen]
     assert 0.2 < np.mean(shown) < 0.3
 
 
@@ -220,13 +222,13 @@ def test_the_order_of_the_pictures_carries_no_meaning(chosen: list[Look]) -> Non
     first, second = (
         Counter(look.style for look in half) for half in (chosen[:1500], chosen[1500:])
     )
-    assert all(0.6 < first[style] / second[style] < 1.6 for style in looks.load().styles)
+    assert all(0.6 < first[style] / second[style] < 1.6 for style in avatar_options.load().styles)
 
 
-@pytest.mark.parametrize("style", looks.load().styles)
+@pytest.mark.parametrize("style", avatar_options.load().styles)
 def test_every_value_of_the_tables_is_one_that_the_style_has(style: str) -> None:
     definition = json.loads((files("dicebear_styles") / f"{style}.json").read_bytes())
-    for option, rows in looks.load().styles[style].options.items():
+    for option, rows in avatar_options.load().styles[style].options.items():
         values = {value for row in rows for value in row.values} - {"none"}
         if option in definition["components"]:
             assert values <= definition["components"][option]["variants"].keys()
@@ -235,9 +237,9 @@ def test_every_value_of_the_tables_is_one_that_the_style_has(style: str) -> None
             assert option in known | {"pose", "finish", "background", "backgroundColor"}
 
 
-@pytest.mark.parametrize("style", looks.load().styles)
+@pytest.mark.parametrize("style", avatar_options.load().styles)
 def test_optional_parts_are_all_decided_by_the_tables(style: str) -> None:
     definition = json.loads((files("dicebear_styles") / f"{style}.json").read_bytes())
     parts = definition["components"].items()
     optional = {name for name, part in parts if part.get("probability", 100) < 100}
-    assert optional <= looks.load().styles[style].options.keys()
+    assert optional <= avatar_options.load().styles[style].options.keys()

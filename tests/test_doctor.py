@@ -11,26 +11,25 @@ import torch
 from PIL import Image
 from torch import nn
 
-from tagger import files
-from tagger.errors import TaggerError
-from tagger.exporting import checksums, clients, doctor, graphs, lighter, listings, package
-from tagger.exporting.doctor import Named
-from tagger.exporting.listings import KOHYA, MAPPING, WD14
-from tagger.imaging import images, preprocess
-from tagger.imaging.dataset import Part
-from tagger.imaging.preprocess import Preprocess
-from tagger.imaging.resize import FILTERS
-from tagger.inference import limits, models
-from tagger.network import backbone
-from tagger.taggers import engines, exported, trained
-from tagger.taggers.engines import Device
-from tagger.thresholds import Threshold
-from tagger.vocabulary import CATEGORIES, Tag
+from tagger.core import files
+from tagger.core.errors import TaggerError
+from tagger.core.thresholds import Threshold
+from tagger.core.vocabulary import CATEGORIES, Tag
+from tagger.export import checksums, clients, compatibility, formats, graphs, package, quantize
+from tagger.export.compatibility import Named
+from tagger.export.formats import KOHYA, MAPPING, WD14
+from tagger.images import decode, preprocess
+from tagger.images.dataset import Part
+from tagger.images.preprocess import Preprocess
+from tagger.images.resize import FILTERS
+from tagger.inference import limits
+from tagger.models import backbone, exported, load, runtimes, training_folder
+from tagger.models.runtimes import Device
 
 
 @pytest.fixture
 def some(part: Part) -> list[Named]:
-    return [(place.path, images.open_rgb(place)) for place in part.places[:10]]
+    return [(place.path, decode.open_rgb(place)) for place in part.places[:10]]
 
 
 @pytest.fixture
@@ -42,7 +41,9 @@ def copy(export_folder: Path, tmp_path: Path) -> Path:
 def test_every_tool_gives_the_tags_of_the_model(
     export_folder: Path, model_folder: Path, some: list[Named]
 ) -> None:
-    found = doctor.examine(export_folder, some, trained.load(model_folder, "cpu"), 1e-4)
+    found = compatibility.examine(
+        export_folder, some, training_folder.load(model_folder, "cpu"), 1e-4
+    )
     assert found.pictures == 10
     assert set(found.tools) == {client.name for client in clients.CLIENTS}
     for name, one in found.tools.items():
@@ -53,11 +54,11 @@ def test_every_tool_gives_the_tags_of_the_model(
 def test_an_export_is_measured_by_its_own_weights_where_there_is_nothing_else(
     export_folder: Path, copy: Path, some: list[Named]
 ) -> None:
-    found = doctor.examine(export_folder, some, doctor.reference(export_folder), 1e-4)
+    found = compatibility.examine(export_folder, some, compatibility.reference(export_folder), 1e-4)
     assert found.tools["timm"].largest_difference == 0
     for name in exported.WEIGHTS:
         (copy / name).unlink()
-    found = doctor.examine(copy, some, doctor.reference(copy), 1e-4)
+    found = compatibility.examine(copy, some, compatibility.reference(copy), 1e-4)
     assert "timm" not in found.tools
     assert found.tools["infer"].largest_difference == 0
 
@@ -83,7 +84,7 @@ def test_two_tags_in_each_others_place_are_noticed(
     left, right = (",", ",") if file.endswith("csv") else ('"', '"')
     swap(copy / file, f"{left}{one}{right}", f"{left}{other}{right}")
     with pytest.raises(TaggerError, match=rf"\A{told}.*has the confidence .* by the model"):
-        doctor.examine(copy, some, trained.load(model_folder, "cpu"), 1e-4)
+        compatibility.examine(copy, some, training_folder.load(model_folder, "cpu"), 1e-4)
 
 
 @pytest.mark.parametrize(
@@ -113,7 +114,7 @@ def test_what_a_tool_would_not_load_is_one_line(
         text = (copy / file).read_bytes().decode("utf-8", "replace")
         (copy / file).write_text(change(text), encoding="utf-8")
     with pytest.raises(TaggerError, match=rf"\A[^\n]*{told}[^\n]*\Z"):
-        doctor.examine(copy, some, trained.load(model_folder, "cpu"), 1e-4)
+        compatibility.examine(copy, some, training_folder.load(model_folder, "cpu"), 1e-4)
 
 
 ODD = [
@@ -151,11 +152,11 @@ def test_without_ratings_and_characters_tools_are_given_rows_that_are_never_ther
     assert [row["category"] for row in rows] == ["9"] * 4 + ["0"] * 3 + ["4"]
     own = [ODD[place].name for place in (0, 1, 3)]
     assert [row["name"] for row in rows][4:] == [*own, "no_character_tags"]
-    tagger = models.load(odd / WD14, "cpu", Device("cpu"))
+    tagger = load.load(odd / WD14, "cpu", Device("cpu"))
     found = tagger([picture for _, picture in some])
     assert not found[:, [0, 1, 2, 3, 7]].any()
     assert (found[:, 4:7] > 0).all()
-    told = doctor.examine(odd, some, doctor.reference(odd), 1e-4)
+    told = compatibility.examine(odd, some, compatibility.reference(odd), 1e-4)
     assert all(one.same_tags > 0.9 for one in told.tools.values())
 
 
@@ -201,7 +202,7 @@ def test_a_folder_that_is_not_whole_or_not_as_it_was_is_told_by_file(copy: Path)
 
 
 def test_rows_of_the_wd14_layout_are_in_its_order(tags: list[Tag]) -> None:
-    rows = listings.wd14(tags)
+    rows = formats.wd14(tags)
     codes = [row.tag.category for row in rows]
     assert codes[:4] == [9] * 4
     assert codes[4:] == sorted(codes[4:])
@@ -220,9 +221,9 @@ def test_lighter_weights_are_smaller_and_say_about_the_same(
     def write(name: str) -> bytes:
         path = tmp_path / f"model_{name}.onnx"
         if name == "fp16":
-            lighter.fp16(source, path)
+            quantize.fp16(source, path)
         else:
-            lighter.int8(source, path, [inputs])
+            quantize.int8(source, path, [inputs])
         return path.read_bytes()
 
     for name, most in (("fp16", 0.01), ("int8", 0.2)):
@@ -232,7 +233,7 @@ def test_lighter_weights_are_smaller_and_say_about_the_same(
         graph = onnx.load(path)
         assert max(entry.version for entry in graph.opset_import if not entry.domain) <= 17
         for count in (1, 3, 8):
-            session = engines.session(path, Device("cpu"))
+            session = runtimes.session(path, Device("cpu"))
             found = session.run(["prediction"], {"input": inputs[:count]})[0]
             full = tagger([picture for _, picture in some[:count]])
             assert np.abs(found - full).mean() < most
@@ -241,6 +242,6 @@ def test_lighter_weights_are_smaller_and_say_about_the_same(
         "model_int8.onnx",
     ]
     with pytest.raises(TaggerError, match="no validation picture"):
-        lighter.int8(source, tmp_path / "none.onnx", [])
+        quantize.int8(source, tmp_path / "none.onnx", [])
     assert not (tmp_path / "none.onnx").exists()
-    assert set(lighter.pace({"a": source}, inputs, 1, rounds=1)) == {"a"}
+    assert set(quantize.pace({"a": source}, inputs, 1, rounds=1)) == {"a"}

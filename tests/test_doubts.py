@@ -10,18 +10,17 @@ from hypothesis import given, settings
 from predictions import Drawn, Kept, draw, drawn, tags
 from scipy.special import expit
 
-from tagger.arrays import Truth
-from tagger.reporting import doubts
-from tagger.reporting.doubts import Doubt, Doubts
-from tagger.scoring import codes, columns
-from tagger.scoring.counting import Ints
+from tagger.core.arrays import Truth
+from tagger.evaluation import columns, label_issues, quantized_logits
+from tagger.evaluation.counting import Ints
+from tagger.evaluation.label_issues import Doubt, Doubts
 
 ALL = 1_000_000
 
 
 def find(predictions: Drawn, *, unlabelled: list[Ints] | None = None, **limits: int) -> Doubts:
     with Kept(predictions, unlabelled=unlabelled or []) as part:
-        return doubts.find(part, **limits)
+        return label_issues.find(part, **limits)
 
 
 def marked(found: Doubts, shape: tuple[int, ...]) -> Truth:
@@ -34,7 +33,7 @@ def marked(found: Doubts, shape: tuple[int, ...]) -> Truth:
 
 def by_cleanlab(logits: npt.NDArray[Any], labels: npt.NDArray[Any]) -> Truth:
     """Return which labels of one tag are in doubt, (pictures,)."""
-    p = codes.sigmoid(logits)
+    p = quantized_logits.sigmoid(logits)
     both = np.column_stack([1 - p, p])
     kinds = labels.astype(int)
     return np.asarray(find_label_issues(kinds, both, filter_by="confident_learning", n_jobs=1))
@@ -203,8 +202,8 @@ def test_logits_as_large_as_they_may_be_are_judged() -> None:
 
 def test_rows_name_the_picture_the_tag_and_the_issue() -> None:
     found = [Doubt(1, 0, True, 0.98765432, 9.0), Doubt(0, 3, False, 0.01, 8.0)]
-    listed = doubts.rows("test", found, ["7", "9"], ["a.png", "b.png"], tags(4))
-    assert [dict(zip(doubts.HEADER, row, strict=True)) for row in listed] == [
+    listed = label_issues.rows("test", found, ["7", "9"], ["a.png", "b.png"], tags(4))
+    assert [dict(zip(label_issues.HEADER, row, strict=True)) for row in listed] == [
         {
             **{"part": "test", "id": "9", "file": "b.png", "category": "general"},
             **{"tag": "tag_0", "issue": "missing", "confidence": 0.987654},

@@ -14,9 +14,9 @@ import pytest
 import yaml
 from hub_server import REPO, HubServer, environment, serving
 
-from tagger import posts
-from tagger.fetching import shards
-from tagger.imaging import images
+from tagger.core import manifest
+from tagger.data.hub import shards
+from tagger.images import decode
 
 TABLES = "danbooru.donmai.us"
 IDS = [1000, 2000, 3000, 7, 1007, 2007, 42]  # the last has no picture
@@ -85,12 +85,12 @@ def test_danbooru_is_fetched_and_prepared(
     assert said.startswith("0 ") and "6 posts with" in said, said
     found = pq.read_table(here / "data/posts.parquet")
     assert found["id"].to_pylist() == [str(post) for post in IDS[:6]]
-    for place, width in zip(posts.places(found), found["width"].to_pylist(), strict=True):
+    for place, width in zip(manifest.places(found), found["width"].to_pylist(), strict=True):
         place = place._replace(path=str(here / place.path))
-        assert images.open_rgb(place).width == width
+        assert decode.open_rgb(place).width == width
     assert found["shard"].null_count == (0 if how == "shards" else 6)
     assert found["group"].to_pylist()[:3] == [0, 0, 2]  # the second is a child of the first
-    tags = {tag.name: tag for tag in posts.read_tags(here / "data/tags.parquet")}
+    tags = {tag.name: tag for tag in manifest.read_tags(here / "data/tags.parquet")}
     assert (tags["hatsune_miku"].category, tags["hatsune_miku"].tag_id) == (4, 9)
     assert (tags["vocaloid"].category, tags["1girl"].count) == (3, 6)
     assert (tags["explicit"].category, tags["explicit"].tag_id) == (9, 9_999_996)

@@ -9,18 +9,18 @@ import pytest
 import torch
 from torch import nn
 
-from tagger.imaging import batching, images
-from tagger.imaging.batching import Order
-from tagger.imaging.dataset import Key, Part
-from tagger.imaging.places import Place
-from tagger.imaging.preprocess import Preprocess
-from tagger.training import embedded
-from tagger.training.embedded import Embedded
+from tagger.images import decode, loader
+from tagger.images.dataset import Key, Part
+from tagger.images.loader import Order
+from tagger.images.location import Place
+from tagger.images.preprocess import Preprocess
+from tagger.training import linear_probe
+from tagger.training.linear_probe import Embedded
 
 
 @pytest.fixture(scope="module")
 def made(model: nn.Module, part: Part, prepared: Preprocess) -> Embedded:
-    return embedded.embed(model, part, prepared, batch_size=7, workers=0)
+    return linear_probe.embed(model, part, prepared, batch_size=7, workers=0)
 
 
 def test_the_head_makes_of_an_embedding_what_the_model_makes_of_the_picture(
@@ -30,7 +30,7 @@ def test_the_head_makes_of_an_embedding_what_the_model_makes_of_the_picture(
     assert len(made) == len(part) == len(made.embeddings)
     with torch.inference_mode():
         for row, place in enumerate(part.places):
-            pixels = torch.from_numpy(prepared(images.open_rgb(place)))[None]
+            pixels = torch.from_numpy(prepared(decode.open_rgb(place)))[None]
             logits = model.get_classifier()(torch.from_numpy(made.embeddings[row]))
             torch.testing.assert_close(logits, model(pixels)[0], rtol=1e-4, atol=1e-4)
 
@@ -39,7 +39,7 @@ def test_a_model_in_training_mode_gives_the_same_embeddings_and_keeps_its_statis
     model: nn.Module, part: Part, prepared: Preprocess, made: Embedded
 ) -> None:
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    again = embedded.embed(model.train(), part, prepared, batch_size=7, workers=0)
+    again = linear_probe.embed(model.train(), part, prepared, batch_size=7, workers=0)
     assert np.array_equal(again.embeddings, made.embeddings)
     assert all(value.equal(before[name]) for name, value in model.state_dict().items())
 
@@ -49,9 +49,9 @@ def test_a_loader_gives_embeddings_in_its_order_with_their_tags(
 ) -> None:
     order = Order(len(part), 5, seed=1, batches=range(7))
     cpu = torch.device("cpu")
-    for batch, keys in zip(batching.loader(made, order, workers=0), order, strict=True):
+    for batch, keys in zip(loader.loader(made, order, workers=0), order, strict=True):
         rows = [key.row for key in keys]
-        inputs, targets = batching.to_device(batch, cpu, prepared)
+        inputs, targets = loader.to_device(batch, cpu, prepared)
         assert batch.rows == rows
         assert np.array_equal(inputs, made.embeddings[rows])
         assert np.array_equal(targets, part.labels[rows].toarray())
@@ -69,7 +69,9 @@ def test_an_unreadable_picture_is_left_out_with_its_tags_and_told(
     places = list(part.places)
     places[3] = places[10] = Place(str(tmp_path / "gone.png"), 0, 8)
     with caplog.at_level(logging.WARNING):
-        some = embedded.embed(model, Part(places, part.labels), prepared, batch_size=7, workers=0)
+        some = linear_probe.embed(
+            model, Part(places, part.labels), prepared, batch_size=7, workers=0
+        )
     rows = [row for row in range(len(part)) if row not in (3, 10)]
     assert [record.message.partition(": ")[0] for record in caplog.records] == [
         f"left out {tmp_path / 'gone.png'}"
@@ -86,6 +88,6 @@ def test_nothing_readable_is_nothing_embedded(
     model: nn.Module, part: Part, prepared: Preprocess, tmp_path: Path
 ) -> None:
     gone = Part([Place(str(tmp_path / "gone.png"), 0, 8)] * 3, part.labels[:3])
-    none = embedded.embed(model, gone, prepared, batch_size=2, workers=0)
+    none = linear_probe.embed(model, gone, prepared, batch_size=2, workers=0)
     assert len(none) == len(none.embeddings) == 0
     assert none.part.labels.shape == (0, part.labels.shape[1])

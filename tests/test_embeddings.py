@@ -7,13 +7,13 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from tagger.errors import TaggerError
-from tagger.imaging import images
-from tagger.imaging.dataset import Part
+from tagger.core.errors import TaggerError
+from tagger.images import decode
+from tagger.images.dataset import Part
 from tagger.inference import embeddings, tables
 from tagger.inference.inputs import Found
-from tagger.inference.tagging import Answer, Row
-from tagger.taggers import exported
+from tagger.inference.pipeline import Answer, Row
+from tagger.models import exported
 
 
 def answers(rows: dict[str, list[float]]) -> Iterator[Answer]:
@@ -96,7 +96,7 @@ def test_infer_writes_what_the_graph_says(
 ) -> None:
     assert run(pictures, "--embeddings", "seen.npz") == 0
     tagger = exported.load(export_folder, "cpu")
-    square = tagger.preprocess.fit(images.open_rgb(part.places[0]))
+    square = tagger.preprocess.fit(decode.open_rgb(part.places[0]))
     expected: Row | None = tagger.engine(square[None], True).embeddings
     assert expected is not None
     found = read(Path("seen.npz"))

@@ -8,16 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tagger import thresholds
-from tagger.errors import TaggerError
-from tagger.imaging import images
-from tagger.imaging.dataset import Part
-from tagger.imaging.images import Pixels
-from tagger.inference import models
-from tagger.network import backbone
-from tagger.taggers import engines, exported, trained
-from tagger.taggers.engines import Device, Outputs
-from tagger.vocabulary import CATEGORIES, Tag
+from tagger.core import thresholds
+from tagger.core.errors import TaggerError
+from tagger.core.vocabulary import CATEGORIES, Tag
+from tagger.images import decode
+from tagger.images.dataset import Part
+from tagger.images.decode import Pixels
+from tagger.models import backbone, exported, load, runtimes, training_folder
+from tagger.models.runtimes import Device, Outputs
 
 CPU = Device("cpu", cores=1)
 
@@ -25,15 +23,15 @@ CPU = Device("cpu", cores=1)
 @pytest.fixture
 def squares(part: Part, export_folder: Path) -> Pixels:
     prepared = exported.load(export_folder, "cpu").preprocess
-    return np.stack([prepared.fit(images.open_rgb(place)) for place in part.places[:7]])
+    return np.stack([prepared.fit(decode.open_rgb(place)) for place in part.places[:7]])
 
 
 @pytest.mark.parametrize("embed", [False, True])
 def test_a_training_folder_gives_what_its_export_gives(
     model_folder: Path, export_folder: Path, squares: Pixels, embed: bool
 ) -> None:
-    trained_one = models.load(model_folder, "cpu", CPU)
-    export = models.load(export_folder, "cpu", CPU)
+    trained_one = load.load(model_folder, "cpu", CPU)
+    export = load.load(export_folder, "cpu", CPU)
     ours, theirs = trained_one.engine(squares, embed), export.engine(squares, embed)
     assert ours.probabilities == pytest.approx(theirs.probabilities, abs=1e-5)
     assert list(trained_one.tags) == list(export.tags)
@@ -44,7 +42,7 @@ def test_a_training_folder_gives_what_its_export_gives(
 
 def test_an_export_computed_by_torch_gives_the_same(export_folder: Path, squares: Pixels) -> None:
     export = exported.load(export_folder, "cpu")
-    by_torch = engines.on_torch(export_folder, export.preprocess, CPU)
+    by_torch = runtimes.on_torch(export_folder, export.preprocess, CPU)
     difference = (
         by_torch(squares, False).probabilities - export.engine(squares, False).probabilities
     )
@@ -57,7 +55,7 @@ def test_an_onnx_file_may_bear_another_name(
     copy = tmp_path / "export"
     shutil.copytree(export_folder, copy)
     (copy / "model.onnx").rename(copy / "mine.onnx")
-    named = models.load(copy / "mine.onnx", "cpu", CPU)
+    named = load.load(copy / "mine.onnx", "cpu", CPU)
     expected = exported.load(export_folder, "cpu").engine(squares, False)
     assert np.array_equal(named.engine(squares, False).probabilities, expected.probabilities)
 
@@ -67,43 +65,43 @@ def test_thresholds_of_a_training_folder_lie_beside_it(
 ) -> None:
     copy = tmp_path / "models" / "tagger"
     shutil.copytree(model_folder, copy)
-    assert set(trained.load(copy, "cpu").thresholds) == {exported.UNFITTED}
+    assert set(training_folder.load(copy, "cpu").thresholds) == {exported.UNFITTED}
     row = thresholds.Threshold("all", "", 0.61, 1, 0.5, 0.5, 0.5, "best_f1")
     thresholds.write([row], copy.parent / "thresholds.csv")
-    assert set(trained.load(copy, "cpu").thresholds) == {0.61}
+    assert set(training_folder.load(copy, "cpu").thresholds) == {0.61}
     limits = np.linspace(0.2, 0.8, len(tags)).tolist()
     own = [
         row._replace(category=CATEGORIES[tag.category], name=tag.name, threshold=limit)
         for tag, limit in zip(tags, limits, strict=True)
     ]
     thresholds.write([row, *own], copy.parent / "thresholds.csv")
-    assert trained.load(copy, "cpu").thresholds.tolist() == limits
+    assert training_folder.load(copy, "cpu").thresholds.tolist() == limits
     thresholds.write([row, *own[1:]], copy.parent / "thresholds.csv")
     with pytest.raises(TaggerError, match="of another vocabulary"):
-        trained.load(copy, "cpu")
+        training_folder.load(copy, "cpu")
 
 
 def test_what_is_no_model_is_told_with_what_was_looked_for(
     tmp_path: Path, model_folder: Path
 ) -> None:
     with pytest.raises(TaggerError) as told:
-        models.load(tmp_path, "cpu", CPU)
+        load.load(tmp_path, "cpu", CPU)
     for name in ("model.onnx", "selected_tags.csv", "model.safetensors", "vocabulary.csv"):
         assert name in str(told.value)
     copy = tmp_path / "copy"
     shutil.copytree(model_folder, copy)
     (copy / backbone.WEIGHTS).write_bytes(b"no weights")
     with pytest.raises(TaggerError, match="does not load"):
-        models.load(copy, "cpu", CPU)
+        load.load(copy, "cpu", CPU)
 
 
 def test_a_list_of_tags_of_another_length_is_refused(model_folder: Path, tmp_path: Path) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(model_folder, copy)
-    lines = (copy / trained.VOCABULARY).read_text().splitlines(keepends=True)
-    (copy / trained.VOCABULARY).write_text("".join(lines[:-1]))
+    lines = (copy / training_folder.VOCABULARY).read_text().splitlines(keepends=True)
+    (copy / training_folder.VOCABULARY).write_text("".join(lines[:-1]))
     with pytest.raises(TaggerError, match=r"vocabulary\.csv has \d+ tags, the model \d+ outputs"):
-        trained.load(copy, "cpu")
+        training_folder.load(copy, "cpu")
 
 
 class NoRoom(Exception):
@@ -122,7 +120,7 @@ def test_a_batch_without_room_is_halved_and_those_after_it_are_smaller_at_once(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     squares = np.arange(10 * 4 * 4 * 3, dtype=np.uint8).reshape(10, 4, 4, 3)
-    run = engines.halving(small, NoRoom)
+    run = runtimes.halving(small, NoRoom)
     expected = squares.reshape(10, -1).sum(axis=1, dtype=np.float32)[:, None]
     outputs = run(squares, True)
     assert np.array_equal(outputs.probabilities, expected)
@@ -141,7 +139,7 @@ def test_no_room_for_a_single_picture_ends_it_in_one_line() -> None:
         raise NoRoom
 
     with pytest.raises(TaggerError, match=r"no room for one picture\. Try --device cpu"):
-        engines.halving(none, NoRoom)(np.zeros((4, 2, 2, 3), np.uint8), False)
+        runtimes.halving(none, NoRoom)(np.zeros((4, 2, 2, 3), np.uint8), False)
 
 
 def test_the_first_tag_of_an_export_is_there_without_torch_and_without_processes(

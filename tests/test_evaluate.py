@@ -16,11 +16,11 @@ from trainings import Project, wait_until
 
 import evaluate
 import export
-from tagger import params, records, thresholds, vocabulary
-from tagger.imaging import preprocess
-from tagger.network import backbone
+from tagger import params
+from tagger.core import records, thresholds, vocabulary
+from tagger.images import preprocess
+from tagger.models import backbone, exported
 from tagger.params import Params, Preset
-from tagger.taggers import exported
 
 pytestmark = pytest.mark.timeout(300)
 

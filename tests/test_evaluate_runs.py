@@ -11,9 +11,10 @@ from mlflow import MlflowClient
 from trainings import Project
 
 import evaluate
-from tagger import files, tracking
-from tagger.errors import TaggerError
-from tagger.network import backbone
+from tagger import tracking
+from tagger.core import files
+from tagger.core.errors import TaggerError
+from tagger.models import backbone
 from tagger.params import Params, Preset
 
 WRITTEN = (evaluate.FIGURES, evaluate.REPORT, evaluate.SHEET, *evaluate.TABLES)

@@ -12,12 +12,13 @@ from sklearn.metrics import average_precision_score
 from trainings import ROOT, TWO, Project
 
 import evaluate
-from tagger import params, vocabulary
-from tagger.imaging import preprocess
-from tagger.network import backbone
+from tagger import params
+from tagger.core import vocabulary
+from tagger.core.thresholds import Aim, By
+from tagger.evaluation import quantized_logits
+from tagger.images import preprocess
+from tagger.models import backbone
 from tagger.params import Params, Preset
-from tagger.scoring import codes
-from tagger.thresholds import Aim, By
 
 WRITTEN = [evaluate.FIGURES, evaluate.THRESHOLDS, evaluate.CALIBRATION, *evaluate.TABLES]
 
@@ -65,7 +66,9 @@ def test_figures_are_those_of_the_probabilities(judged: Project) -> None:
     general = vocabulary.columns(tags, "general")
     for name in found:
         by = of_model(model, parts[name], prepared, **p.evaluate.loading)
-        scores = codes.of(codes.finite_logit(by.scores[:, general]))  # as they are kept
+        scores = quantized_logits.of(
+            quantized_logits.finite_logit(by.scores[:, general])
+        )  # as they are kept
         truth = by.truth[:, general]
         has = truth.any(axis=0)
         of_general = found[name]["categories"]["general"]

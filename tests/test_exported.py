@@ -12,16 +12,15 @@ import torch
 from predictions import of_model
 from torch import nn
 
-from tagger import files, thresholds, vocabulary
-from tagger.errors import TaggerError
-from tagger.exporting import onnx_export
-from tagger.imaging import images
-from tagger.imaging.dataset import Part
-from tagger.network import backbone
+from tagger.core import files, thresholds, vocabulary
+from tagger.core.errors import TaggerError
+from tagger.core.vocabulary import CATEGORIES, Tag
+from tagger.export import onnx_graph
+from tagger.images import decode
+from tagger.images.dataset import Part
+from tagger.models import backbone, exported
+from tagger.models.exported import Tagger
 from tagger.params import Params
-from tagger.taggers import exported
-from tagger.taggers.exported import Tagger
-from tagger.vocabulary import CATEGORIES, Tag
 
 # The smaller sizes at which each laptop preset is exported here.
 SIZES = {"mobilenetv4": 64, "convnext": 64, "vit": 32, "swin": 48, "eva02": 28} | {
@@ -93,7 +92,7 @@ def test_every_preset_becomes_a_graph_that_agrees_with_torch(
     changed = {"image_size": size, "pretrained": False, "model_args": SHRUNK.get(name, {})}
     torch.manual_seed(0)
     model = backbone.build(shipped.models[name].model_copy(update=changed), 5).eval()
-    onnx_export.plain(model, tmp_path / "model.onnx", size=size, opset=17)
+    onnx_graph.plain(model, tmp_path / "model.onnx", size=size, opset=17)
     pixels = random_pixels(size, 3)
     session = ort.InferenceSession(tmp_path / "model.onnx")
     _, logits, embedding = session.run(None, {"input": pixels})
@@ -115,14 +114,14 @@ def test_an_operator_that_onnx_lacks_is_told_in_one_line(tmp_path: Path) -> None
             return found
 
     with pytest.raises(TaggerError, match=r"\A[^\n]*cannot be written as ONNX[^\n]*\Z"):
-        onnx_export.write(Odd(), tmp_path / "a.onnx", torch.ones(2, 3, 4, 4), ["a"], opset=17)
+        onnx_graph.write(Odd(), tmp_path / "a.onnx", torch.ones(2, 3, 4, 4), ["a"], opset=17)
     assert not list(tmp_path.iterdir())
 
 
 def test_the_same_model_gives_the_same_graph(model_folder: Path, tmp_path: Path) -> None:
     written = []
     for name in ("first", "second"):
-        onnx_export.plain(backbone.load(model_folder), tmp_path / name, size=32, opset=17)
+        onnx_graph.plain(backbone.load(model_folder), tmp_path / name, size=32, opset=17)
         written.append((tmp_path / name).read_bytes())
     assert written[0] == written[1]
 
@@ -130,7 +129,7 @@ def test_the_same_model_gives_the_same_graph(model_folder: Path, tmp_path: Path)
 def test_an_opset_that_the_backbone_cannot_have_is_refused(shipped: Params, tmp_path: Path) -> None:
     swin = shipped.models["vit"].model_copy(update={"image_size": 32})
     with pytest.raises(TaggerError, match=r"opset|ONNX"):
-        onnx_export.plain(backbone.build(swin, 5), tmp_path / "model.onnx", size=32, opset=5)
+        onnx_graph.plain(backbone.build(swin, 5), tmp_path / "model.onnx", size=32, opset=5)
     assert not list(tmp_path.iterdir())
 
 
@@ -139,7 +138,7 @@ def test_the_export_tags_as_the_model_does(
 ) -> None:
     model = backbone.load(model_folder)
     judged = of_model(model, part, tagger.preprocess, batch_size=5, workers=0)
-    scores = tagger([images.open_rgb(file) for file in part.places])
+    scores = tagger([decode.open_rgb(file) for file in part.places])
     assert scores == pytest.approx(judged.scores, abs=1e-5)
     assert np.array_equal(judged.truth, part.labels.toarray() > 0)
     assert judged.scores.std() > 0.1
@@ -147,7 +146,7 @@ def test_the_export_tags_as_the_model_does(
 
 
 def test_a_batch_gives_what_single_pictures_give(tagger: Tagger, part: Part) -> None:
-    pictures = [images.open_rgb(file) for file in part.places[:9]]
+    pictures = [decode.open_rgb(file) for file in part.places[:9]]
     alone = np.concatenate([tagger([picture]) for picture in pictures])
     assert tagger(pictures) == pytest.approx(alone, abs=1e-5)
 
@@ -210,5 +209,5 @@ def test_cuda_that_is_not_there_is_told_and_the_cpu_used(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     on_cpu = exported.load(export_folder, "cuda")
     assert "CUDA is not available, going on with the CPU." in caplog.messages
-    picture = images.open_rgb(part.places[0])
+    picture = decode.open_rgb(part.places[0])
     assert np.array_equal(on_cpu([picture]), tagger([picture]))

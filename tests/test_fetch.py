@@ -13,8 +13,8 @@ import pytest
 from hub_server import COMMIT, REPO, Fault, HubServer, pointed_at, serving
 from huggingface_hub import constants
 
-from tagger.errors import TaggerError
-from tagger.fetching import download, fetch, shards
+from tagger.core.errors import TaggerError
+from tagger.data.hub import download, plan, shards
 
 PICTURES = {
     0: [f"{post}.webp" for post in range(1000, 21000, 1000)],
@@ -45,7 +45,7 @@ def server(
     files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> Iterator[HubServer]:
     monkeypatch.setattr(download, "_FIRST_WAIT", 0.001)
-    monkeypatch.setattr(fetch, "_REQUEST", 3000)
+    monkeypatch.setattr(plan, "_REQUEST", 3000)
     with serving(dict(files)) as server, pointed_at(server.url, tmp_path / "home", monkeypatch):
         yield server
 
@@ -57,8 +57,8 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def get(folder: Path) -> Callable[..., dict[int, str]]:
-    def get(*posts: int, how: fetch.Way = "auto") -> dict[int, str]:
-        return fetch.pictures(np.array(posts, np.int64), REPO, folder, how=how)
+    def get(*posts: int, how: plan.Way = "auto") -> dict[int, str]:
+        return plan.pictures(np.array(posts, np.int64), REPO, folder, how=how)
 
     return get
 
@@ -117,15 +117,13 @@ def test_a_request_has_its_price(
     cost: int,
     tar: bool,
 ) -> None:
-    monkeypatch.setattr(fetch, "_REQUEST", cost)
+    monkeypatch.setattr(plan, "_REQUEST", cost)
     get(*range(1000, 21000, 1000))
     assert (folder / "images/0000.tar").exists() == tar
 
 
 @pytest.mark.parametrize("how", ["auto", "shards", "members"])
-def test_nothing_is_fetched_twice(
-    server: HubServer, folder: Path, get: Get, how: fetch.Way
-) -> None:
+def test_nothing_is_fetched_twice(server: HubServer, folder: Path, get: Get, how: plan.Way) -> None:
     wanted = [*range(1000, 21000, 1000), 7]
     get(*wanted, how=how)
     asked = len(server.log)

@@ -8,11 +8,11 @@ from predictions import Drawn, Kept, draw, drawn, tags
 from sklearn.metrics import average_precision_score, f1_score, precision_recall_curve
 from torchmetrics.functional.classification import binary_calibration_error
 
-from tagger.reporting import charts
-from tagger.scoring import codes, figures, judged
-from tagger.scoring.figures import BANDS
-from tagger.scoring.judged import Judged
-from tagger.vocabulary import CATEGORIES
+from tagger.core.vocabulary import CATEGORIES
+from tagger.evaluation import quantized_logits, result, tag_metrics
+from tagger.evaluation.report import charts
+from tagger.evaluation.result import Judged
+from tagger.evaluation.tag_metrics import BANDS
 
 LIMITS = np.linspace(0.2, 0.6, 12)
 
@@ -20,7 +20,7 @@ LIMITS = np.linspace(0.2, 0.6, 12)
 def judge(predictions: Drawn) -> Judged:
     count = predictions.truth.shape[1]
     with Kept(predictions) as scored:
-        return judged.judge(scored, tags(count, (9, 0, 4)), LIMITS[:count], seed=0)
+        return result.judge(scored, tags(count, (9, 0, 4)), LIMITS[:count], seed=0)
 
 
 def test_each_category_is_judged_as_if_alone() -> None:
@@ -30,7 +30,7 @@ def test_each_category_is_judged_as_if_alone() -> None:
     for number, found in enumerate(summary["categories"].values()):
         inside = slice(4 * number, 4 * number + 4)
         truth, logits = predictions.truth[:, inside], predictions.logits[:, inside]
-        chosen = codes.sigmoid(logits) >= LIMITS[inside]
+        chosen = quantized_logits.sigmoid(logits) >= LIMITS[inside]
         assert found["tags"] == 4
         for average in ("macro", "micro"):
             ap = average_precision_score(truth, logits, average=average)
@@ -43,11 +43,11 @@ def test_each_category_is_judged_as_if_alone() -> None:
 
 def test_bands_are_a_tenth_four_tenths_and_half_of_the_tags_by_count() -> None:
     counts = np.random.default_rng(0).permutation(np.arange(100))
-    numbers = figures.bands(counts)
+    numbers = tag_metrics.bands(counts)
     assert np.bincount(numbers).tolist() == [10, 40, 50]
     assert counts[numbers == 0].min() > counts[numbers == 1].max()
     assert counts[numbers == 1].min() > counts[numbers == 2].max()
-    assert figures.bands([]).tolist() == []
+    assert tag_metrics.bands([]).tolist() == []
     summary = judge(draw(100, 12)).figures
     assert list(summary["bands"]) == list(BANDS)
     assert [band["tags"] for band in summary["bands"].values()] == [2, 4, 6]
@@ -62,11 +62,11 @@ def test_every_tag_has_a_row_and_no_precision_without_support() -> None:
     for number, (tag, row) in enumerate(zip(listed, rows, strict=True)):
         named = dict(zip(charts.TAG_HEADER, row, strict=True))
         truth = predictions.truth[:, number]
-        chosen = codes.sigmoid(predictions.logits[:, number]) >= LIMITS[number]
+        chosen = quantized_logits.sigmoid(predictions.logits[:, number]) >= LIMITS[number]
         assert (named["name"], named["category"]) == (tag.name, CATEGORIES[tag.category])
         assert (named["count"], named["support"]) == (tag.count, truth.sum())
         assert named["f1"] == pytest.approx(f1_score(truth, chosen, zero_division=0), abs=1e-6)
-        p = torch.tensor(codes.sigmoid(predictions.logits[:, number]))
+        p = torch.tensor(quantized_logits.sigmoid(predictions.logits[:, number]))
         error = binary_calibration_error(p, torch.tensor(truth, dtype=torch.long), n_bins=15)
         assert named["ece"] == pytest.approx(float(error), abs=1e-6)
         assert named["brier"] == pytest.approx(((p.numpy() - truth) ** 2).mean(), abs=1e-6)
@@ -96,7 +96,7 @@ def test_f1_by_threshold_is_scikit_learns() -> None:
     rows = list(charts.f1_rows(judge(predictions).tally))
     for row in rows[::14]:
         named = dict(zip(charts.F1_HEADER, row, strict=True))
-        chosen = codes.sigmoid(predictions.logits) >= named["threshold"]
+        chosen = quantized_logits.sigmoid(predictions.logits) >= named["threshold"]
         for average in ("macro", "micro"):
             theirs = f1_score(predictions.truth, chosen, average=average, zero_division=0)
             assert named[f"{average}_f1"] == pytest.approx(theirs, abs=1e-6)
@@ -104,7 +104,7 @@ def test_f1_by_threshold_is_scikit_learns() -> None:
 
 def test_reliability_says_how_often_tags_are_there_by_confidence() -> None:
     predictions = draw(300, 4)
-    confidences = codes.sigmoid(predictions.logits).ravel()
+    confidences = quantized_logits.sigmoid(predictions.logits).ravel()
     rows = list(charts.reliability_rows(judge(predictions).tally))
     assert sum(pairs for *_, pairs in rows) == 1200
     bins = np.minimum((confidences * 15).astype(int), 14)

@@ -12,15 +12,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.sparse import csr_array
 
-from tagger import compiled, params
-from tagger.errors import TaggerError
-from tagger.gathering import draw, filters
-from tagger.gathering.filters import TagFilter, Verdict
+from tagger import params
+from tagger.core.errors import TaggerError
+from tagger.core.vocabulary import RATINGS
+from tagger.data import filters, sampling
+from tagger.data.filters import TagFilter, Verdict
+from tagger.data.sources import COLUMNS
+from tagger.data.tags.lexicon import Lexicon
+from tagger.data.tags.rules import Rules
 from tagger.params import Params
-from tagger.sources import COLUMNS
-from tagger.tags.lexicon import Lexicon
-from tagger.tags.rules import Rules
-from tagger.vocabulary import RATINGS
+from tagger.system import jit
 
 Want = Callable[..., params.Filters]
 Said = dict[str, list[str | None]]  # by reason, the detail of each post left out, None of others
@@ -280,18 +281,18 @@ def test_who_comes_first_does_not_hang_on_who_else_is_there(
     some = data.draw(st.lists(st.sampled_from(ids), unique=True) if ids else st.just([]))
     cut = data.draw(st.integers(0, len(ids)))
     whole = pa.chunked_array([ids[:cut], ids[cut:]], pa.string())
-    drawn = [ids[number] for number in draw.order(whole, seed)]
+    drawn = [ids[number] for number in sampling.order(whole, seed)]
     assert sorted(drawn) == sorted(ids)
-    alone = [some[number] for number in draw.order(pa.chunked_array([some], pa.string()), seed)]
+    alone = [some[number] for number in sampling.order(pa.chunked_array([some], pa.string()), seed)]
     assert alone == [one for one in drawn if one in some]
 
 
 def test_the_seed_decides_who_comes_first() -> None:
     ids = pa.chunked_array([[str(number) for number in range(50)]])
-    orders = [draw.order(ids, seed).tolist() for seed in (0, 0, 1, 10**15)]
+    orders = [sampling.order(ids, seed).tolist() for seed in (0, 0, 1, 10**15)]
     assert orders[0] == orders[1]
     assert len(set(map(tuple, orders))) == 3
-    assert draw.order(pa.chunked_array([], pa.string()), 0).tolist() == []
+    assert sampling.order(pa.chunked_array([], pa.string()), 0).tolist() == []
 
 
 @st.composite
@@ -312,7 +313,7 @@ def test_no_tag_is_above_the_cap_and_no_post_is_left_out_in_vain(
 
 
 def assert_capped(labels: npt.NDArray[np.bool_], order: npt.NDArray[np.int64], cap: int) -> None:
-    out = draw.beyond_cap(csr_array(labels), order, cap)
+    out = sampling.beyond_cap(csr_array(labels), order, cap)
     counts = labels[~out].sum(axis=0)
     assert out.shape == (len(labels),)
     assert (counts <= cap).all()
@@ -323,7 +324,7 @@ def assert_capped(labels: npt.NDArray[np.bool_], order: npt.NDArray[np.int64], c
 
 
 def test_compiled_for_very_many_posts_the_cap_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compiled, "_INTERPRETED", 0)
+    monkeypatch.setattr(jit, "_INTERPRETED", 0)
     random = np.random.default_rng(0)
     for posts in (0, 1, 200):
         assert_capped(random.random((posts, 9)) < 0.3, random.permutation(posts), 20)

@@ -12,13 +12,13 @@ from PIL import Image
 from predictions import of_model
 from torch import Tensor, nn
 
-from tagger.fetching import shards
-from tagger.imaging import batching, images, preprocess, resize
-from tagger.imaging.batching import Collate, Order
-from tagger.imaging.dataset import Key, Part, Pictures
-from tagger.imaging.images import Pixels
-from tagger.imaging.places import WHITE, Place
-from tagger.imaging.preprocess import Preprocess
+from tagger.data.hub import shards
+from tagger.images import decode, loader, preprocess, resize
+from tagger.images.dataset import Key, Part, Pictures
+from tagger.images.decode import Pixels
+from tagger.images.loader import Collate, Order
+from tagger.images.location import WHITE, Place
+from tagger.images.preprocess import Preprocess
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 FITTINGS = ["pad", "crop", "stretch"]
@@ -144,7 +144,7 @@ def test_every_level_is_normalised_as_by_hand() -> None:
         assert np.array_equal(made[0], expected.transpose(2, 0, 1))
 
 
-def batch_of(part: Part, by: Preprocess, rows: range) -> batching.Batch:
+def batch_of(part: Part, by: Preprocess, rows: range) -> loader.Batch:
     pictures = Pictures(part, by)
     return Collate(part.labels.shape[1])([pictures[Key(0, row)] for row in rows])
 
@@ -154,12 +154,12 @@ def test_what_reaches_the_device_is_what_preprocess_makes_alone_and_in_a_batch(
     part: Part, fitting: str
 ) -> None:
     by = prepared(fitting)
-    together, targets = batching.to_device(batch_of(part, by, range(9)), CPU, by)
+    together, targets = loader.to_device(batch_of(part, by, range(9)), CPU, by)
     assert together.shape == (9, 3, 24, 24)
     assert together.dtype == targets.dtype == torch.float32
     for row in range(9):
-        single, _ = batching.to_device(batch_of(part, by, range(row, row + 1)), CPU, by)
-        alone = by(images.open_rgb(part.places[row]))
+        single, _ = loader.to_device(batch_of(part, by, range(row, row + 1)), CPU, by)
+        alone = by(decode.open_rgb(part.places[row]))
         assert np.array_equal(together[row].numpy(), alone)
         assert np.array_equal(single[0].numpy(), alone)
 
@@ -168,8 +168,8 @@ def test_what_reaches_the_device_is_what_preprocess_makes_alone_and_in_a_batch(
 def test_cuda_normalises_to_the_same_bits(part: Part) -> None:
     by = prepared("pad")
     batch = batch_of(part, by, range(9))
-    pixels, _ = batching.to_device(batch, torch.device("cuda"), by)
-    assert torch.equal(pixels.cpu(), batching.to_device(batch, CPU, by)[0])
+    pixels, _ = loader.to_device(batch, torch.device("cuda"), by)
+    assert torch.equal(pixels.cpu(), loader.to_device(batch, CPU, by)[0])
 
 
 def in_a_tar(part: Part, folder: Path) -> Part:
@@ -221,12 +221,12 @@ def test_predict_shows_the_model_the_same_bits(part: Part, fitting: str) -> None
     assert judged.rows == list(range(len(part)))
     assert [len(pixels) for pixels in model.heard] == [7, 7, 7, 3]
     for row, place in enumerate(part.places):
-        assert np.array_equal(heard[row], by(images.open_rgb(place)))
+        assert np.array_equal(heard[row], by(decode.open_rgb(place)))
 
 
 def test_batches_that_end_anywhere_show_the_same_bits(part: Part) -> None:
     by = prepared("pad")
     for size in (1, 5, 24):
-        loader = batching.loader(Pictures(part, by), Order(len(part), size), workers=0)
-        together = torch.cat([batch.pixels for batch in loader])
+        batches = loader.loader(Pictures(part, by), Order(len(part), size), workers=0)
+        together = torch.cat([batch.pixels for batch in batches])
         assert torch.equal(together, batch_of(part, by, range(len(part))).pixels)

@@ -14,11 +14,12 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import prepare
-from tagger import errors, scratch
-from tagger.errors import TaggerError
+from tagger.core import errors
+from tagger.core.errors import TaggerError
+from tagger.data.sources import folder
+from tagger.data.sources.folder import Folder
 from tagger.params import Params
-from tagger.sources import folder
-from tagger.sources.folder import Folder
+from tagger.system import scratch
 
 Write = Callable[[str, str | bytes], Path]
 Paint = Callable[[str], Path]

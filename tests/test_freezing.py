@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from tagger.network import backbone, freezing, heads
+from tagger.models import backbone, freezing, heads
 from tagger.params import Params, Preset
 from tagger.training import losses, optimizer
-from tagger.training.plan import Plan
+from tagger.training.schedule import Plan
 
 TAGS = 5
 SMALL = ["test_efficientnet", "test_vit", "test_convnext", "test_resnet", "test_byobnet"]

@@ -13,10 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from tagger.demonstration import drawing
-from tagger.errors import TaggerError
-from tagger.gathering import groups
-from tagger.gathering import looks as looks_of
+from tagger.core.errors import TaggerError
+from tagger.data import groups
+from tagger.data import perceptual_hash as looks_of
+from tagger.demo import draw
 
 Pair = tuple[int, int]
 
@@ -226,7 +226,7 @@ def test_further_than_the_index_can_see_is_refused() -> None:
 def drawn(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """Twelve different pictures of 256 pixels."""
     folder = tmp_path_factory.mktemp("drawn")
-    drawing.draw(folder, pictures=12, size=256, seed=1)
+    draw.draw(folder, pictures=12, size=256, seed=1)
     return sorted(folder.glob("*.png"))
 
 

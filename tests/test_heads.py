@@ -13,19 +13,18 @@ from timm.models import group_parameters
 from timm.optim import create_optimizer_v2
 from torch import Tensor, nn
 
-from tagger import files, thresholds, vocabulary
-from tagger.errors import TaggerError
-from tagger.exporting import doctor, onnx_export, package
-from tagger.imaging import images
-from tagger.imaging.dataset import Part
-from tagger.inference import models
-from tagger.network import backbone, heads
-from tagger.network.heads import QueryHead, QueryTagger
+from tagger.core import files, thresholds, vocabulary
+from tagger.core.errors import TaggerError
+from tagger.core.thresholds import Threshold
+from tagger.core.vocabulary import CATEGORIES, Tag
+from tagger.evaluation import calibration
+from tagger.export import compatibility, onnx_graph, package
+from tagger.images import decode
+from tagger.images.dataset import Part
+from tagger.models import backbone, heads, load
+from tagger.models.heads import QueryHead, QueryTagger
+from tagger.models.runtimes import Device
 from tagger.params import Params, Preset
-from tagger.taggers.engines import Device
-from tagger.thresholding import calibration
-from tagger.thresholds import Threshold
-from tagger.vocabulary import CATEGORIES, Tag
 
 CPU = Device("cpu", cores=1)
 LAPTOP = ["mobilenetv4", "convnext", "vit", "swin", "eva02"]
@@ -182,7 +181,7 @@ def test_a_backbone_without_a_single_map_is_refused_in_one_line(preset: Preset) 
 
 
 def squares(part: Part, size: int) -> Tensor:
-    pictures = [images.open_rgb(place).resize((size, size)) for place in part.places]
+    pictures = [decode.open_rgb(place).resize((size, size)) for place in part.places]
     pixels = torch.from_numpy(np.stack([np.asarray(picture) for picture in pictures]))
     return pixels.permute(0, 3, 1, 2) / 127.5 - 1
 
@@ -259,7 +258,7 @@ def test_the_graph_says_what_torch_says(preset: Preset, tmp_path: Path, name: st
     given = of(preset, name)
     model = query(given, 137).eval()
     nn.init.normal_(model.decoder.weight)  # else every probability is near a half
-    onnx_export.plain(model, tmp_path / "model.onnx", size=given.image_size, opset=17)
+    onnx_graph.plain(model, tmp_path / "model.onnx", size=given.image_size, opset=17)
     session = ort.InferenceSession(tmp_path / "model.onnx")
     for pictures in (1, 5):
         pixels = random_pixels(given.image_size, pictures)
@@ -371,10 +370,10 @@ def test_the_export_has_no_files_for_timm_and_all_for_the_other_tools(
         "wd14",
         "kohya",
     }
-    shown = [(place.path, images.open_rgb(place)) for place in part.places[:8]]
-    found = doctor.examine(target, shown, models.load(source, "cpu", CPU), 1e-4)
+    shown = [(place.path, decode.open_rgb(place)) for place in part.places[:8]]
+    found = compatibility.examine(target, shown, load.load(source, "cpu", CPU), 1e-4)
     assert found.tools["infer"].largest_difference < 1e-5
     assert "timm" not in found.tools
-    pictures = [images.open_rgb(place) for place in part.places[:3]]
-    ours, theirs = (models.load(folder, "cpu", CPU) for folder in (source, target))
+    pictures = [decode.open_rgb(place) for place in part.places[:3]]
+    ours, theirs = (load.load(folder, "cpu", CPU) for folder in (source, target))
     assert ours(pictures) == pytest.approx(theirs(pictures), abs=1e-5)

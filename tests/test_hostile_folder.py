@@ -26,7 +26,7 @@ from harms import (
     swollen,
 )
 
-from tagger.imaging.dataset import Part
+from tagger.images.dataset import Part
 
 pytestmark = pytest.mark.timeout(120)
 

@@ -15,11 +15,11 @@ import pytest
 from nasty import Nasty
 from nasty_pictures import encoded, photo
 
-from tagger import walk
-from tagger.app.album import Album, Opening, Upload
+from tagger.images import find_images
 from tagger.inference import tables
-from tagger.inference.tagging import Pace
-from tagger.taggers import exported
+from tagger.inference.pipeline import Pace
+from tagger.models import exported
+from tagger.web.album import Album, Opening, Upload
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -90,7 +90,7 @@ def ended(
 def test_good_pictures_are_tagged_and_every_other_file_is_listed_once(
     ended: Ended, files: list[Nasty]
 ) -> None:
-    there = [path for path in files[0].path.parent.iterdir() if walk.is_picture(path.name)]
+    there = [path for path in files[0].path.parent.iterdir() if find_images.is_picture(path.name)]
     meant = {tables.name(path) for path in there if not path.is_dir()}
     assert len(meant) > 150
     listed = [failure["file"] for failure in ended.failures]

@@ -12,9 +12,8 @@ from typing import Any
 import pytest
 from harms import BULK, Evil
 
-from tagger.errors import TaggerError
-from tagger.network import backbone, checkpoints
-from tagger.taggers import layouts, staged
+from tagger.core.errors import TaggerError
+from tagger.models import backbone, checkpoints, external_preprocess, layouts
 
 
 @pytest.fixture
@@ -107,5 +106,7 @@ def test_stages_of_others_make_no_picture_larger_than_a_model_sees(
 ) -> None:
     """As `evaluate --against` and the foreign layouts of infer.py read them."""
     (trained / "preprocess.json").write_text(json.dumps({"test": [stage]}))
-    assert "preprocess.json" in refused(lambda: staged.read(trained / "preprocess.json"))
+    assert "preprocess.json" in refused(
+        lambda: external_preprocess.read(trained / "preprocess.json")
+    )
     assert "preprocess.json" in refused(lambda: layouts.load(trained, "cpu"))

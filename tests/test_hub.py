@@ -21,9 +21,9 @@ import pytest
 from hub_server import COMMIT, REPO, TOKEN, Fault, HubServer, environment, pointed_at, serving
 from huggingface_hub import constants
 
-from tagger.errors import TaggerError
-from tagger.fetching import download, hub
-from tagger.fetching.download import Piece
+from tagger.core.errors import TaggerError
+from tagger.data.hub import client, download
+from tagger.data.hub.download import Piece
 
 TAR = bytes(range(256)) * 400  # 102,400 bytes
 FILES = {
@@ -74,7 +74,7 @@ def test_the_library_itself_can_download_from_the_test_server(
 
 
 def test_a_listing_has_every_file_with_its_size_and_hash(server: HubServer) -> None:
-    commit, files = hub.listing(REPO)
+    commit, files = client.listing(REPO)
     assert commit == COMMIT
     sizes = {path: file.size for path, file in files.items()}
     assert sizes == {path: len(content) for path, content in FILES.items()}
@@ -388,7 +388,7 @@ def test_no_connection_is_told_at_once(server: HubServer, monkeypatch: pytest.Mo
     with pytest.raises(
         TaggerError, match=r"^No connection to http://127\.0\.0\.1:9: .*HF_ENDPOINT"
     ):
-        hub.listing(REPO)
+        client.listing(REPO)
     assert time.monotonic() - started < 2
 
 
@@ -400,7 +400,7 @@ def test_a_server_that_never_answers_is_told(
         url = f"http://127.0.0.1:{silent.getsockname()[1]}"
         monkeypatch.setattr(constants, "ENDPOINT", url)
         with pytest.raises(TaggerError, match=f"^No connection to {url}: timed out"):
-            hub.listing(REPO)
+            client.listing(REPO)
 
 
 def test_a_connection_lost_for_good_ends_the_download(server: HubServer, folder: Path) -> None:
@@ -417,18 +417,18 @@ def test_an_unknown_data_set_is_told(
 ) -> None:
     monkeypatch.setenv("HF_TOKEN", token)
     with pytest.raises(TaggerError, match=r"has no data set deepghs/nothing, or .* set HF_TOKEN"):
-        hub.listing("deepghs/nothing")
+        client.listing("deepghs/nothing")
 
 
 def test_a_private_data_set_is_told(server: HubServer) -> None:
     server.private = True
     with pytest.raises(TaggerError, match=f"has no data set {REPO}, or it is private"):
-        hub.listing(REPO)
+        client.listing(REPO)
 
 
 def test_a_gated_data_set_is_told(server: HubServer, folder: Path) -> None:
     server.gated = True
-    assert hub.listing(REPO).files  # the names are free to read
+    assert client.listing(REPO).files  # the names are free to read
     with pytest.raises(TaggerError) as told:
         get(folder, WHOLE, MEMBER)
     assert str(told.value) == (
@@ -439,7 +439,7 @@ def test_a_gated_data_set_is_told(server: HubServer, folder: Path) -> None:
 
 def test_an_unknown_revision_is_told(server: HubServer, folder: Path) -> None:
     with pytest.raises(TaggerError, match=rf"^{REPO} has no revision 'v2'\. Name a branch"):
-        hub.listing(REPO, "v2")
+        client.listing(REPO, "v2")
     with pytest.raises(TaggerError, match="has no revision 'v2'"):
         download.fetch(REPO, [WHOLE], folder, "v2")
 
@@ -448,7 +448,7 @@ def test_a_wrong_token_is_told(
     server: HubServer, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_wrong")
-    for attempt in (lambda: hub.listing(REPO), lambda: get(folder, WHOLE)):
+    for attempt in (lambda: client.listing(REPO), lambda: get(folder, WHOLE)):
         with pytest.raises(TaggerError, match=r"refuses the token\. Set HF_TOKEN") as told:
             attempt()
         assert "hf_wrong" not in str(told.value)
@@ -456,7 +456,7 @@ def test_a_wrong_token_is_told(
 
 def test_a_word_that_is_no_name_is_told(server: HubServer) -> None:
     with pytest.raises(TaggerError, match="'no name' is no name of a data set"):
-        hub.listing("no name")
+        client.listing("no name")
     assert not server.log
 
 

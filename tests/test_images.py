@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pytest
 from PIL import Image, ImageOps
 
-from tagger.imaging import images
+from tagger.images import decode
 
 Pixels = npt.NDArray[np.uint8]  # (height, width, 3)
 Write = Callable[[str, str | bytes], Path]
@@ -25,7 +25,7 @@ def encoded(image: Image.Image, name: str = "PNG", **options: Any) -> bytes:
 
 
 def opened(file: bytes | Path) -> Pixels:
-    image = images.open_rgb(file)
+    image = decode.open_rgb(file)
     assert image.mode == "RGB"
     return np.asarray(image)
 
@@ -98,7 +98,7 @@ def test_half_transparency_is_mixed_with_white() -> None:
 
 def test_the_background_is_chosen() -> None:
     data = encoded(Image.new("RGBA", (2, 2), (9, 9, 9, 0)))
-    assert np.asarray(images.open_rgb(data, (1, 2, 3)))[0, 0].tolist() == [1, 2, 3]
+    assert np.asarray(decode.open_rgb(data, (1, 2, 3)))[0, 0].tolist() == [1, 2, 3]
 
 
 @pytest.mark.parametrize("name", ["PNG", "TIFF"])
@@ -154,7 +154,7 @@ def test_a_picture_cut_off_anywhere_is_unreadable_or_whole(photo: Image.Image, n
     for end in {*range(0, len(data), max(1, len(data) // 60)), *range(min(64, len(data)))}:
         try:
             assert np.array_equal(opened(data[:end]), whole)
-        except images.Unreadable as error:
+        except decode.Unreadable as error:
             refused += 1
             assert str(error)
             assert "\n" not in str(error)
@@ -171,30 +171,30 @@ def test_damaged_bytes_never_raise_anything_but_unreadable(photo: Image.Image, n
         places = random.integers(0, min(len(data), 300), random.integers(1, 6))
         damaged[places] = random.integers(0, 256, len(places))
         try:
-            assert images.open_rgb(damaged.tobytes()).mode == "RGB"
-        except images.Unreadable as error:
+            assert decode.open_rgb(damaged.tobytes()).mode == "RGB"
+        except decode.Unreadable as error:
             assert str(error)
 
 
 @pytest.mark.parametrize("data", [b"", b"\0" * 100, b"a text, no picture\n", b"<svg></svg>"])
 def test_what_is_no_picture_is_unreadable(write: Write, data: bytes) -> None:
-    with pytest.raises(images.Unreadable, match=r"."):
-        images.open_rgb(write("picture.png", data))
+    with pytest.raises(decode.Unreadable, match=r"."):
+        decode.open_rgb(write("picture.png", data))
 
 
 def test_a_missing_file_or_a_folder_is_unreadable(tmp_path: Path) -> None:
-    with pytest.raises(images.Unreadable, match="No such file"):
-        images.open_rgb(tmp_path / "none.png")
-    with pytest.raises(images.Unreadable, match="directory"):
-        images.open_rgb(tmp_path)
+    with pytest.raises(decode.Unreadable, match="No such file"):
+        decode.open_rgb(tmp_path / "none.png")
+    with pytest.raises(decode.Unreadable, match="directory"):
+        decode.open_rgb(tmp_path)
 
 
 def test_a_picture_of_far_too_many_pixels_is_refused_undecoded(
     photo: Image.Image, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)  # Pillow warns up to twice as many
-    with pytest.raises(images.Unreadable, match="3072 pixels"):
-        images.open_rgb(encoded(photo))
+    with pytest.raises(decode.Unreadable, match="3072 pixels"):
+        decode.open_rgb(encoded(photo))
 
 
 def test_damaged_orientation_does_not_cost_the_picture(photo: Image.Image) -> None:

@@ -12,8 +12,8 @@ import numpy.typing as npt
 import pytest
 from PIL import Image, ImageCms, ImageOps
 
-from tagger.imaging import images
-from tagger.imaging.images import Pixels
+from tagger.images import decode
+from tagger.images.decode import Pixels
 
 Matrix = npt.NDArray[np.float64]  # (X Y Z, R G B), of linear light under D50
 
@@ -85,7 +85,7 @@ def saved(pixels: Pixels, form: str = "PNG", **options: Any) -> bytes:
 
 
 def opened(data: bytes) -> Pixels:
-    return np.asarray(images.open_rgb(data))
+    return np.asarray(decode.open_rgb(data))
 
 
 def test_the_profile_made_by_hand_is_one() -> None:
@@ -142,7 +142,7 @@ def test_transparency_is_kept_and_lies_on_a_background_that_is_not_converted() -
     pixels = np.full((4, 4, 4), (200, 60, 20, 255), np.uint8)
     pixels[0, :, 3] = 0
     pixels[1, :, 3] = 128
-    made = np.asarray(images.open_rgb(saved(pixels, icc_profile=P3), (10, 20, 30)))
+    made = np.asarray(decode.open_rgb(saved(pixels, icc_profile=P3), (10, 20, 30)))
     colour = in_srgb(pixels[3, :1, :3], DISPLAY_P3, 563 / 256)[0]
     assert made[0, 0].tolist() == [10, 20, 30]
     assert made[3, 0].astype(float) == pytest.approx(colour, abs=2)
@@ -197,10 +197,10 @@ def test_after_begin_pillow_does_not_warn(tmp_path: Path, monkeypatch: pytest.Mo
     path = tmp_path / "large.png"
     path.write_bytes(saved(patches()))
     with pytest.warns(Image.DecompressionBombWarning):
-        images.open_rgb(path)
+        decode.open_rgb(path)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        images.begin()
-        assert images.open_rgb(path).size == (288, 192)
+        decode.begin()
+        assert decode.open_rgb(path).size == (288, 192)
         with pytest.raises(UserWarning, match="another's"):
             warnings.warn("another's", UserWarning, stacklevel=1)

@@ -9,10 +9,10 @@ import numpy.typing as npt
 import pytest
 from PIL import Image
 
-from tagger.gathering import check
-from tagger.imaging import images
-from tagger.imaging.images import Pixels
-from tagger.imaging.places import Place
+from tagger.data import verify
+from tagger.images import decode
+from tagger.images.decode import Pixels
+from tagger.images.location import Place
 
 Samples = npt.NDArray[Any]  # (height, width) or (height, width, channels)
 
@@ -22,7 +22,7 @@ def encoded(samples: Samples, **options: Any) -> bytes:
 
 
 def opened(data: bytes) -> Pixels:
-    picture = images.open_rgb(data)
+    picture = decode.open_rgb(data)
     assert picture.mode == "RGB"
     return np.asarray(picture)
 
@@ -38,10 +38,10 @@ def test_rgb_opens_bit_for_bit(tmp_path: Path, container: bool) -> None:
     for name in ("a.jxl", "a.JXL", "a.png"):
         (tmp_path / name).write_bytes(data)
         place = Place(str(tmp_path / name), 0, len(data))
-        assert np.array_equal(np.asarray(images.open_rgb(place)), noise(31, 50, 3))
-    assert np.array_equal(np.asarray(images.open_rgb(tmp_path / "a.jxl")), noise(31, 50, 3))
-    assert np.array_equal(np.asarray(images.open_rgb(tmp_path / "a.JXL")), noise(31, 50, 3))
-    assert images.upright_size(data) == (50, 31)
+        assert np.array_equal(np.asarray(decode.open_rgb(place)), noise(31, 50, 3))
+    assert np.array_equal(np.asarray(decode.open_rgb(tmp_path / "a.jxl")), noise(31, 50, 3))
+    assert np.array_equal(np.asarray(decode.open_rgb(tmp_path / "a.JXL")), noise(31, 50, 3))
+    assert decode.upright_size(data) == (50, 31)
 
 
 def test_a_lossy_one_is_near(tmp_path: Path) -> None:
@@ -93,8 +93,8 @@ def test_the_first_frame_stands_for_an_animation() -> None:
 @pytest.mark.parametrize("end", [2, 12, 0.3, 0.6, -1])
 def test_one_that_is_cut_off_is_unreadable(end: float) -> None:
     data = encoded(noise(31, 50, 3))
-    with pytest.raises(images.Unreadable, match=r"^[^\n]+$"):
-        images.open_rgb(data[: int(end * len(data)) if 0 < end < 1 else int(end)])
+    with pytest.raises(decode.Unreadable, match=r"^[^\n]+$"):
+        decode.open_rgb(data[: int(end * len(data)) if 0 < end < 1 else int(end)])
 
 
 def test_damaged_bytes_raise_nothing_but_unreadable() -> None:
@@ -104,21 +104,21 @@ def test_damaged_bytes_raise_nothing_but_unreadable() -> None:
         damaged = data.copy()
         damaged[random.integers(2, 60, 3)] = random.integers(0, 256, 3)
         try:
-            assert images.open_rgb(damaged.tobytes()).mode == "RGB"
-        except images.Unreadable as error:
+            assert decode.open_rgb(damaged.tobytes()).mode == "RGB"
+        except decode.Unreadable as error:
             assert str(error)
 
 
 def test_one_of_another_name_opens(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(encoded(noise(31, 50, 3)))
-    assert np.array_equal(np.asarray(images.open_rgb(tmp_path / "a.png")), noise(31, 50, 3))
+    assert np.array_equal(np.asarray(decode.open_rgb(tmp_path / "a.png")), noise(31, 50, 3))
 
 
 def test_one_of_far_too_many_pixels_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     data = encoded(noise(48, 64, 3))
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
-    with pytest.raises(images.Unreadable, match="3072 pixels"):
-        images.open_rgb(data)
+    with pytest.raises(decode.Unreadable, match="3072 pixels"):
+        decode.open_rgb(data)
 
 
 def test_floating_point_gray_keeps_its_shades() -> None:
@@ -133,17 +133,17 @@ def test_floating_point_colours_keep_their_shades() -> None:
 
 def test_an_animated_one_is_told() -> None:
     frames = np.stack([np.full((8, 6, 3), level, np.uint8) for level in (10, 100, 200)])
-    with pytest.raises(images.Animated):
-        images.refuse_animated(encoded(frames))
+    with pytest.raises(decode.Animated):
+        decode.refuse_animated(encoded(frames))
 
 
 @pytest.mark.parametrize("level", ["header", "decode"])
-def test_prepare_verifies_them(tmp_path: Path, level: check.Level) -> None:
+def test_prepare_verifies_them(tmp_path: Path, level: verify.Level) -> None:
     import pyarrow as pa
 
     data = encoded(noise(31, 50, 3))
     (tmp_path / "a.jxl").write_bytes(data)
     columns = {"file": [str(tmp_path / "a.jxl")], "shard": pa.nulls(1, pa.string())}
     table = pa.table({**columns, "offset": [0], "size": [len(data)]})
-    (row,) = check.verify(table, level=level, animated="drop").to_pylist()
+    (row,) = verify.verify(table, level=level, animated="drop").to_pylist()
     assert (row["width"], row["height"], row["reason"]) == (50, 31, None)

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from tagger.errors import TaggerError
-from tagger.inference import implied
+from tagger.core.errors import TaggerError
+from tagger.inference import implications
 from tagger.inference.given import Given
 
 IMPLICATIONS = {"tabby_cat": ("animal", "cat"), "cat": ("animal",), "x": ("y",), "y": ("x",)}
@@ -17,30 +17,32 @@ def given(**confidences: float) -> list[Given]:
 
 
 def test_what_another_tag_implies_is_removed() -> None:
-    left = implied.remove(given(tabby_cat=0.9, cat=0.8, animal=0.7, tree=0.6), IMPLICATIONS)
+    left = implications.remove(given(tabby_cat=0.9, cat=0.8, animal=0.7, tree=0.6), IMPLICATIONS)
     assert left == given(tabby_cat=0.9, tree=0.6)
-    assert implied.remove(given(animal=0.7), IMPLICATIONS) == given(animal=0.7)
+    assert implications.remove(given(animal=0.7), IMPLICATIONS) == given(animal=0.7)
 
 
 def test_tags_that_imply_each_other_both_stay() -> None:
-    assert implied.remove(given(x=0.9, y=0.8), IMPLICATIONS) == given(x=0.9, y=0.8)
+    assert implications.remove(given(x=0.9, y=0.8), IMPLICATIONS) == given(x=0.9, y=0.8)
 
 
 def test_what_is_implied_is_added_as_sure_as_the_surest_that_implies_it() -> None:
-    found = implied.add(given(tabby_cat=0.9, cat=0.5), IMPLICATIONS, {"animal": "meta"})
+    found = implications.add(given(tabby_cat=0.9, cat=0.5), IMPLICATIONS, {"animal": "meta"})
     assert found == [
         Given("tabby_cat", "general", 0.9),
         Given("animal", "meta", 0.9),
         Given("cat", "general", 0.5),  # given by the model itself: as it said
     ]
-    twice = implied.add(given(cat=0.4, tabby_cat=0.3), {"cat": ("a",), "tabby_cat": ("a",)}, {})
+    twice = implications.add(
+        given(cat=0.4, tabby_cat=0.3), {"cat": ("a",), "tabby_cat": ("a",)}, {}
+    )
     assert twice == given(cat=0.4, a=0.4, tabby_cat=0.3)
 
 
 def test_without_a_table_the_way_out_is_told(tmp_path: Path) -> None:
-    assert implied.changing(None, tmp_path, {})(given(cat=0.5)) == given(cat=0.5)
+    assert implications.changing(None, tmp_path, {})(given(cat=0.5)) == given(cat=0.5)
     with pytest.raises(TaggerError, match=r"holds no implications\. Put tag_implications\.csv"):
-        implied.changing("add", tmp_path, {})
+        implications.changing("add", tmp_path, {})
 
 
 def test_a_folder_of_rules_is_read(write: Callable[[str, str], Path]) -> None:
@@ -48,5 +50,5 @@ def test_a_folder_of_rules_is_read(write: Callable[[str, str], Path]) -> None:
         "rules/tag_implications.csv",
         "antecedent_name,consequent_name\ntabby_cat,cat\ncat,animal\n",
     )
-    change = implied.changing("remove", table.parent, {})
+    change = implications.changing("remove", table.parent, {})
     assert change(given(tabby_cat=0.9, animal=0.8)) == given(tabby_cat=0.9)

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from scipy.special import expit, logit
 
-from tagger import files, thresholds
-from tagger.imaging import images
-from tagger.imaging.dataset import Part
-from tagger.taggers import exported
-from tagger.taggers.exported import Tagger
-from tagger.thresholding import calibration
-from tagger.vocabulary import CATEGORIES
+from tagger.core import files, thresholds
+from tagger.core.vocabulary import CATEGORIES
+from tagger.evaluation import calibration
+from tagger.images import decode
+from tagger.images.dataset import Part
+from tagger.models import exported
+from tagger.models.exported import Tagger
 
 Said = Callable[..., dict[str, dict[str, float]]]
 
@@ -29,7 +29,7 @@ def tagger(export_folder: Path) -> Tagger:
 @pytest.fixture
 def scores(tagger: Tagger, part: Part) -> dict[str, float]:
     """What the model says of picture a.png, by tag."""
-    row = tagger([images.open_rgb(part.places[0])])[0]
+    row = tagger([decode.open_rgb(part.places[0])])[0]
     return {tag.name: float(score) for tag, score in zip(tagger.tags, row, strict=True)}
 
 

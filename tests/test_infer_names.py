@@ -10,8 +10,8 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from tagger import files
-from tagger.imaging.dataset import Part
+from tagger.core import files
+from tagger.images.dataset import Part
 from tagger.inference import captions
 
 Infer = Callable[..., int]

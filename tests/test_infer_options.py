@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from tagger import files, params
-from tagger.errors import TaggerError
-from tagger.inference import limits, options
+from tagger import params
+from tagger.core import files
+from tagger.core.errors import TaggerError
+from tagger.inference import cli, limits
 from tagger.inference.limits import Limits
 from tagger.params import Params
 
@@ -177,7 +178,7 @@ def test_defaults_come_from_the_parameters_and_are_checked_there(
 def test_auto_is_a_process_for_each_core_and_a_batch_that_suits_the_device(
     shipped: Params, root: Path
 ) -> None:
-    asked = options.parse(["x"], shipped.infer, root, 5)
+    asked = cli.parse(["x"], shipped.infer, root, 5)
     assert (asked.pace.batch_size, asked.pace.workers, asked.pace.timeout) == (None, 5, 60)
-    asked = options.parse(["x", "--workers", "0", "--batch-size", "3"], shipped.infer, root, 5)
+    asked = cli.parse(["x", "--workers", "0", "--batch-size", "3"], shipped.infer, root, 5)
     assert (asked.pace.batch_size, asked.pace.workers) == (3, 0)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from tagger import files
+from tagger.core import files
 from tagger.inference import embeddings, tables
 
 Infer = Callable[..., int]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tagger.errors import TaggerError
+from tagger.core.errors import TaggerError
 from tagger.inference import inputs
 
 Paint = Callable[[str], Path]

@@ -8,10 +8,10 @@ from PIL import ImageChops
 from predictions import Drawn, keep
 from scipy.special import logit
 
-from tagger.imaging.dataset import Part
-from tagger.imaging.places import WHITE, Place
-from tagger.reporting.inspection import Inspection
-from tagger.vocabulary import Tag
+from tagger.core.vocabulary import Tag
+from tagger.evaluation.inspection import Inspection
+from tagger.images.dataset import Part
+from tagger.images.location import WHITE, Place
 
 
 def test_a_picture_that_has_gone_since_is_grey_on_the_sheet(

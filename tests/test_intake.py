@@ -12,15 +12,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tagger import files, params
-from tagger.errors import TaggerError
-from tagger.gathering import intake
-from tagger.gathering.rejected import Rejected
+from tagger import params
+from tagger.core import files
+from tagger.core.errors import TaggerError
+from tagger.core.vocabulary import RATINGS, Tag, ordered
+from tagger.data import ingest
+from tagger.data.rejected import Rejected
+from tagger.data.sources import COLUMNS, REJECTED, Batch, Source
+from tagger.data.tags.lexicon import Lexicon
+from tagger.data.tags.rules import Rules
 from tagger.params import Params
-from tagger.sources import COLUMNS, REJECTED, Batch, Source
-from tagger.tags.lexicon import Lexicon
-from tagger.tags.rules import Rules
-from tagger.vocabulary import RATINGS, Tag, ordered
 
 Want = Callable[..., params.Filters]
 
@@ -79,8 +80,8 @@ def taken(
     source: Posts, p: params.Filters, known: Rules = RULES
 ) -> tuple[pa.Table, Lexicon, Rejected]:
     lexicon, left_out = Lexicon(known), Rejected()
-    found = intake.gather(source, lexicon, p, left_out)
-    return intake.choose(found, lexicon, p, left_out), lexicon, left_out
+    found = ingest.gather(source, lexicon, p, left_out)
+    return ingest.choose(found, lexicon, p, left_out), lexicon, left_out
 
 
 def posts_of(*ids: str | None, tags: Sequence[str] = ("a",)) -> Posts:
@@ -196,7 +197,7 @@ def test_every_post_is_once_either_taken_or_left_out(
     both = ids_of(found) + left_out.table()["id"].to_pylist()
     assert sorted(map(str, both)) == sorted([*map(str, seen), *source.refused])
     assert len(left_out) == sum(left_out.counts().values()) == len(both) - len(found)
-    counts = intake.count(found, len(lexicon))
+    counts = ingest.count(found, len(lexicon))
     assert counts.tolist() == [
         sum(name in names for names in names_of(found, lexicon.names)) for name in lexicon.names
     ]
@@ -214,8 +215,8 @@ def test_the_source_is_read_in_its_order_with_the_columns_that_it_knows(want: Wa
     assert ids_of(found) == ["2", "1"]
     assert found["width"].to_pylist() == [7, None]
     assert found["parent"].to_pylist() == [None, None]
-    assert {name: found.schema.field(name).type for name in intake.KEPT} == {
-        name: COLUMNS[name] for name in intake.KEPT
+    assert {name: found.schema.field(name).type for name in ingest.KEPT} == {
+        name: COLUMNS[name] for name in ingest.KEPT
     }
 
 
@@ -261,7 +262,7 @@ def test_a_sample_has_its_size_and_changes_by_one_post_where_one_is_added(
     fewer = pa.table({"id": [name for name in ids if name != "0"]})
 
     def drawn(table: pa.Table) -> set[str]:
-        out = intake.beyond_sample(table, size, seed).out
+        out = ingest.beyond_sample(table, size, seed).out
         return set(table.filter(pa.array(~out))["id"].to_pylist())
 
     assert len(drawn(fewer)) == min(size, posts)
@@ -284,7 +285,7 @@ def test_where_all_are_left_out_the_reasons_are_told_in_one_line_and_listed(
     with pytest.raises(
         TaggerError, match=r"^No post is left to use \(2 no tags, 1 score\): see \S+/left\.csv\.$"
     ) as raised:
-        intake.require(found, left_out, tmp_path / "left.csv")
+        ingest.require(found, left_out, tmp_path / "left.csv")
     assert "\n" not in str(raised.value)
     rows = files.read_csv(tmp_path / "left.csv")
     assert sorted(row["id"] for row in rows) == ["1", "2", "3"]
@@ -293,12 +294,12 @@ def test_where_all_are_left_out_the_reasons_are_told_in_one_line_and_listed(
 def test_a_source_without_posts_is_told_too(want: Want, tmp_path: Path) -> None:
     found, _, left_out = taken(Posts([]), want(max_posts_per_tag=1, sample=3))
     with pytest.raises(TaggerError, match=r"^No post is left to use \(there was none\): see "):
-        intake.require(found, left_out, tmp_path / "left.csv")
+        ingest.require(found, left_out, tmp_path / "left.csv")
 
 
 def test_some_posts_are_passed_on(want: Want, tmp_path: Path) -> None:
     found, _, left_out = taken(posts_of("1"), want())
-    assert intake.require(found, left_out, tmp_path / "left.csv") is found
+    assert ingest.require(found, left_out, tmp_path / "left.csv") is found
 
 
 def test_tags_come_by_category_then_count_then_name_with_ids(want: Want) -> None:
@@ -308,7 +309,7 @@ def test_tags_come_by_category_then_count_then_name_with_ids(want: Want) -> None
         [Post("3", ["meta", "y", "z", "general"]), Post("4", ["unwanted"])],
     ]
     found, lexicon, _ = taken(Posts(batches), want(excluded=["unwanted"]), Rules(known=known))
-    tags = intake.tags_of(lexicon, intake.count(found, len(lexicon)))
+    tags = ingest.tags_of(lexicon, ingest.count(found, len(lexicon)))
     assert tags == [
         Tag(9_999_999, "general", 9, 3),
         Tag(-2, "z", 0, 3),
@@ -326,10 +327,10 @@ def test_renumbered_tags_are_the_same_tags(
     want: Want, source: Posts, wanted: dict[str, Any]
 ) -> None:
     found, lexicon, _ = taken(source, want(**wanted))
-    tags = intake.tags_of(lexicon, intake.count(found, len(lexicon)))
+    tags = ingest.tags_of(lexicon, ingest.count(found, len(lexicon)))
     assert tags == ordered(tags)
     assert len({tag.tag_id for tag in tags if tag.tag_id < 0}) == sum(t.tag_id < 0 for t in tags)
-    renumbered = intake.renumbered(found, lexicon, tags)
+    renumbered = ingest.renumbered(found, lexicon, tags)
     before = names_of(found, lexicon.names)
     assert names_of(renumbered, [tag.name for tag in tags]) == before
     assert renumbered.drop_columns("tags") == found.drop_columns("tags")

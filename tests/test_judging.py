@@ -12,19 +12,19 @@ from predictions import of_model
 from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from tagger.imaging import batching, images
-from tagger.imaging.batching import Order
-from tagger.imaging.dataset import Part, Pictures
-from tagger.imaging.places import Place
-from tagger.imaging.preprocess import Preprocess
-from tagger.parallel import Group
-from tagger.reporting import sheet
-from tagger.scoring import metrics, predict
-from tagger.scoring.predict import Predictions
-from tagger.training import judging
-from tagger.training.judging import Judge
-from tagger.vocabulary import Tag
-from tagger.world import World
+from tagger.core.vocabulary import Tag
+from tagger.evaluation.metrics import dense
+from tagger.images import contact_sheet, decode, loader
+from tagger.images.dataset import Part, Pictures
+from tagger.images.loader import Order
+from tagger.images.location import Place
+from tagger.images.preprocess import Preprocess
+from tagger.models import predict
+from tagger.models.predict import Predictions
+from tagger.system.distributed import Group
+from tagger.system.world import World
+from tagger.training import validation
+from tagger.training.validation import Judge
 
 CPU = torch.device("cpu")
 ALONE = Group(World(0, 1, 0, 1), CPU)
@@ -48,7 +48,7 @@ class Told(Group):
 
 def judge_of(part: Part, prepared: Preprocess, group: Group = ALONE, batch_size: int = 7) -> Judge:
     order = Order(len(part), batch_size, share=group.share)
-    batches = batching.loader(Pictures(part, prepared), order, workers=0)
+    batches = loader.loader(Pictures(part, prepared), order, workers=0)
     return Judge(part, batches, prepared, group)
 
 
@@ -69,8 +69,8 @@ def test_figures_are_those_of_predict(model: nn.Module, part: Part, prepared: Pr
     assert equal(predictions, by)
     assert by.rows == list(range(len(part)))
     assert figures.keys() == {"macro_ap", "micro_ap", "validation_loss"}
-    assert figures["macro_ap"] == pytest.approx(metrics.macro_ap(by.scores, by.truth))
-    assert figures["micro_ap"] == pytest.approx(metrics.micro_ap(by.scores, by.truth))
+    assert figures["macro_ap"] == pytest.approx(dense.macro_ap(by.scores, by.truth))
+    assert figures["micro_ap"] == pytest.approx(dense.micro_ap(by.scores, by.truth))
     assert len(set(figures.values())) == 3
 
 
@@ -78,7 +78,7 @@ def test_the_loss_is_torchs_cross_entropy_summed_over_tags(
     model: nn.Module, part: Part, prepared: Preprocess
 ) -> None:
     figures, _ = judge_of(part, prepared)(model)
-    inputs = [torch.from_numpy(prepared(images.open_rgb(place))) for place in part.places]
+    inputs = [torch.from_numpy(prepared(decode.open_rgb(place))) for place in part.places]
     truth = torch.from_numpy(part.labels.toarray()).float()
     with torch.inference_mode():
         logits = model.eval()(torch.stack(inputs))
@@ -136,8 +136,8 @@ def test_without_a_readable_picture_every_figure_is_0(
 
 def test_probabilities_of_0_and_1_that_are_wrong_cost_much_and_not_without_end() -> None:
     scores, truth = np.array([[0, 1]], np.float32), np.array([[True, False]])
-    assert 30 < metrics.cross_entropy(scores, truth) < 35
-    assert metrics.cross_entropy(scores, ~truth) == pytest.approx(0, abs=1e-5)
+    assert 30 < dense.cross_entropy(scores, truth) < 35
+    assert dense.cross_entropy(scores, ~truth) == pytest.approx(0, abs=1e-5)
 
 
 def test_the_sheet_shows_each_picture_with_its_likeliest_tags(
@@ -148,12 +148,12 @@ def test_the_sheet_shows_each_picture_with_its_likeliest_tags(
     _, predictions = judge(model)
     names = [tag.name for tag in tags]
     whole = judge.sheet(predictions, names)
-    assert len(part) > judging.SHOWN
-    for number, row in enumerate(predictions.rows[: judging.SHOWN]):
+    assert len(part) > validation.SHOWN
+    for number, row in enumerate(predictions.rows[: validation.SHOWN]):
         scores, truth = predictions.scores[[number]], predictions.truth[[number]]
         eighth = np.sort(scores[0])[-8].astype(np.float64)
-        picture = images.open_rgb(part.places[row])
-        alone = sheet.draw([picture], scores, truth, names, np.full(len(tags), eighth))
+        picture = decode.open_rgb(part.places[row])
+        alone = contact_sheet.draw([picture], scores, truth, names, np.full(len(tags), eighth))
         tile = alone.crop((12, 34, alone.width // 3, alone.height - 12))
         across, down = number % 4 * 344, number // 4 * 180
         box = (12 + across, 34 + down, 12 + across + tile.width, 34 + down + tile.height)

@@ -13,16 +13,15 @@ import torch
 from PIL import Image
 from torch import nn
 
-from tagger import files
-from tagger.errors import TaggerError
-from tagger.imaging import batching, images
-from tagger.imaging.dataset import Part
-from tagger.imaging.images import Pixels
-from tagger.imaging.preprocess import Preprocess
-from tagger.inference import models
-from tagger.taggers import layouts, staged
-from tagger.taggers.engines import Device
-from tagger.vocabulary import UNKNOWN, Tag
+from tagger.core import files
+from tagger.core.errors import TaggerError
+from tagger.core.vocabulary import UNKNOWN, Tag
+from tagger.images import decode, loader
+from tagger.images.dataset import Part
+from tagger.images.decode import Pixels
+from tagger.images.preprocess import Preprocess
+from tagger.models import external_preprocess, layouts, load
+from tagger.models.runtimes import Device
 
 CPU = Device("cpu", cores=1)
 Numbers = npt.NDArray[np.float32]
@@ -38,7 +37,7 @@ def threads() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def opened(part: Part) -> list[Image.Image]:
-    return [images.open_rgb(place) for place in part.places[:5]]
+    return [decode.open_rgb(place) for place in part.places[:5]]
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +47,7 @@ def squares(opened: list[Image.Image], prepared: Preprocess) -> Pixels:
 
 def by_torch(model: nn.Module, prepared: Preprocess, squares: Pixels) -> Numbers:
     with torch.inference_mode():
-        inputs = batching.normalised(torch.from_numpy(squares), torch.device("cpu"), prepared)
+        inputs = loader.normalised(torch.from_numpy(squares), torch.device("cpu"), prepared)
         return np.asarray(model(inputs).sigmoid())
 
 
@@ -101,10 +100,10 @@ def test_stages_of_others_are_applied(
     folders: dict[str, Path], opened: list[Image.Image], model: nn.Module, prepared: Preprocess
 ) -> None:
     tagger = layouts.load(folders["imgutils"], use=CPU)
-    other = staged.read(folders["imgutils"] / "preprocess.json")
+    other = external_preprocess.read(folders["imgutils"] / "preprocess.json")
     squares = np.stack([other.fit(picture) for picture in opened])
     assert tagger(opened) == pytest.approx(by_torch(model, prepared, squares), abs=1e-5)
-    assert isinstance(tagger.preprocess, staged.Staged)
+    assert isinstance(tagger.preprocess, external_preprocess.Staged)
 
 
 def test_a_tagger_for_bgr_is_right_once_its_channels_are_reversed(
@@ -265,7 +264,7 @@ def test_infer_gives_general_tags_where_categories_are_not_known(
     folder = Path(shutil.copytree(folders["wd14"], tmp_path / "wd14"))
     files.write_csv(folder / "selected_tags.csv", ("name",), [(tag.name,) for tag in tags])
     assert {tag.category for tag in layouts.load(folder, use=CPU).tags} == {UNKNOWN}
-    assert {tag.category for tag in models.load(folder, "cpu", CPU).tags} == {0}
+    assert {tag.category for tag in load.load(folder, "cpu", CPU).tags} == {0}
     found = said(folder, "--threshold", 0)
     assert found["general"].keys() == {tag.name for tag in tags}
 

@@ -13,10 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.sparse import csr_array
 
-from tagger import compiled, vocabulary
-from tagger.tags import rules
-from tagger.tags.lexicon import Change, Lexicon
-from tagger.tags.rules import Rules
+from tagger.core import vocabulary
+from tagger.data.tags import rules
+from tagger.data.tags.lexicon import Change, Lexicon
+from tagger.data.tags.rules import Rules
+from tagger.system import jit
 
 Texts = list[str | None] | None  # of a post, as they are written
 Batch = Mapping[int | None, Sequence[Texts]]  # by category
@@ -244,7 +245,7 @@ def test_a_chain_of_thousands_is_followed(kind: str) -> None:
 
 
 def test_compiled_for_very_many_labels_they_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compiled, "_INTERPRETED", 0)
+    monkeypatch.setattr(jit, "_INTERPRETED", 0)
     random = np.random.default_rng(0)
     known = Rules(
         known={},

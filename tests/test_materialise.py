@@ -21,11 +21,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from tagger.errors import TaggerError
-from tagger.fetching import shards
-from tagger.gathering import materialise
-from tagger.imaging import images
-from tagger.imaging.places import Place
+from tagger.core.errors import TaggerError
+from tagger.data import resized_copies
+from tagger.data.hub import shards
+from tagger.images import decode
+from tagger.images.location import Place
 
 STAGES = Path(__file__).parent.parent / "stages"
 _PICTURES = 10  # of the runs that are broken off
@@ -47,13 +47,13 @@ def table(files: dict[str, Path]) -> pa.Table:
 
 def copied(files: dict[str, Path], folder: Path, **settings: Any) -> list[Row]:
     chosen: Row = {"side": 32, "form": "webp", "quality": 90, "shard_size": 10**9} | settings
-    tables = list(materialise.copies(table(files), folder, **chosen))
-    assert all(made.schema == materialise.SCHEMA for made in tables)
+    tables = list(resized_copies.copies(table(files), folder, **chosen))
+    assert all(made.schema == resized_copies.SCHEMA for made in tables)
     return [row for made in tables for row in made.to_pylist()]
 
 
 def opened(row: Row) -> Image.Image:
-    return images.open_rgb(Place(row["shard"], row["offset"], row["size"]))
+    return decode.open_rgb(Place(row["shard"], row["offset"], row["size"]))
 
 
 @pytest.fixture
@@ -88,7 +88,7 @@ def test_the_shorter_side_is_limited_and_the_aspect_kept(
 
 
 def member(row: Row) -> bytes:
-    return images.read(Place(row["shard"], row["offset"], row["size"]))
+    return decode.read(Place(row["shard"], row["offset"], row["size"]))
 
 
 def test_a_copy_looks_like_its_picture_upright_and_on_white(tmp_path: Path, demo: Path) -> None:
@@ -100,7 +100,7 @@ def test_a_copy_looks_like_its_picture_upright_and_on_white(tmp_path: Path, demo
     Image.new("RGBA", (40, 50), (255, 0, 0, 0)).save(clear)
     files = {"turned": turned, "clear": clear, "plain": demo / "0001.png"}
     for path, row in zip(files.values(), copied(files, tmp_path / "shards"), strict=True):
-        small = images.open_rgb(path).resize(opened(row).size, Image.Resampling.LANCZOS)
+        small = decode.open_rgb(path).resize(opened(row).size, Image.Resampling.LANCZOS)
         difference = np.asarray(opened(row)).astype(int) - np.asarray(small)
         assert np.abs(difference).mean() < 8
 
@@ -137,7 +137,7 @@ def test_pictures_in_tars_are_copied_too(tmp_path: Path, demo: Path) -> None:
     tar = pa.array([str(tmp_path / "0000.tar")] * 3)
     pictures = pictures.set_column(pictures.column_names.index("shard"), "shard", tar)
     settings: Row = {"side": 32, "form": "webp", "quality": 90, "shard_size": 10**9}
-    (packed,) = materialise.copies(pictures, tmp_path / "packed", **settings)
+    (packed,) = resized_copies.copies(pictures, tmp_path / "packed", **settings)
     loose = copied({name: demo / name for name in contents}, tmp_path / "loose")
     assert [member(row) for row in packed.to_pylist()] == [member(row) for row in loose]
 
@@ -150,7 +150,7 @@ paths = st.lists(st.sampled_from(["a", "b", "..", ".", "", "a.png", "a.jpg", "a.
 
 @given(st.lists(identities | paths, unique=True, max_size=12), st.sampled_from(["webp", "jpeg"]))
 def test_names_are_unique_and_safe_to_unpack(ids: list[str], form: str) -> None:
-    names = materialise._names(ids, form)
+    names = resized_copies._names(ids, form)
     assert len(set(names)) == len(names) == len(ids)
     for name in names:
         path = PurePosixPath(name)

@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score
 
-from tagger.arrays import Scores, Truth
-from tagger.scoring import metrics
+from tagger.core.arrays import Scores, Truth
+from tagger.evaluation.metrics import dense
 
 Judged = tuple[Scores, Truth]
 
@@ -26,7 +26,7 @@ def predictions(draw: st.DrawFn) -> Judged:
 @given(predictions())
 def test_average_precision_is_scikit_learns(judged: Judged) -> None:
     scores, truth = judged
-    ours = metrics.average_precision(scores, truth)
+    ours = dense.average_precision(scores, truth)
     assert ours.shape == (truth.shape[1],)
     for tag, value in enumerate(ours):
         if truth[:, tag].any():
@@ -45,8 +45,8 @@ def test_macro_and_micro_average_precision_are_scikit_learns(judged: Judged) -> 
     if has.any():
         macro = average_precision_score(truth[:, has], scores[:, has], average="macro")
         micro = average_precision_score(truth.ravel(), scores.ravel())
-    assert metrics.macro_ap(scores, truth) == pytest.approx(macro, abs=1e-9)
-    assert metrics.micro_ap(scores, truth) == pytest.approx(micro, abs=1e-9)
+    assert dense.macro_ap(scores, truth) == pytest.approx(macro, abs=1e-9)
+    assert dense.micro_ap(scores, truth) == pytest.approx(micro, abs=1e-9)
 
 
 @settings(max_examples=60)
@@ -58,18 +58,18 @@ def test_what_is_unknown_counts_for_nothing(judged: Judged, share: float, seed: 
     known = random.random(truth.shape) < share
     others = np.where(known, scores, random.random(scores.shape)).astype(np.float32)
     other_truth = np.where(known, truth, random.random(truth.shape) < 0.5)
-    for tag, value in enumerate(metrics.average_precision(scores, truth, known)):
+    for tag, value in enumerate(dense.average_precision(scores, truth, known)):
         told = known[:, tag]
-        (alone,) = metrics.average_precision(scores[told][:, [tag]], truth[told][:, [tag]])
+        (alone,) = dense.average_precision(scores[told][:, [tag]], truth[told][:, [tag]])
         assert value == alone or (np.isnan(value) and np.isnan(alone))
-    for figure in (metrics.macro_ap, metrics.micro_ap, metrics.cross_entropy):
+    for figure in (dense.macro_ap, dense.micro_ap, dense.cross_entropy):
         assert figure(scores, truth, known) == figure(others, other_truth, known)
-    assert metrics.cross_entropy(scores, truth, np.zeros_like(truth)) == 0
+    assert dense.cross_entropy(scores, truth, np.zeros_like(truth)) == 0
 
 
 @settings(max_examples=60)
 @given(predictions())
 def test_where_all_is_known_figures_are_the_same_to_the_bit(judged: Judged) -> None:
     everywhere = np.ones(judged[1].shape, np.bool_)
-    for figure in (metrics.macro_ap, metrics.micro_ap, metrics.cross_entropy):
+    for figure in (dense.macro_ap, dense.micro_ap, dense.cross_entropy):
         assert figure(*judged, everywhere) == figure(*judged)

@@ -11,24 +11,29 @@ from hypothesis import strategies as st
 from predictions import Drawn, Kept, draw, drawn, tags
 from scipy.sparse import csr_array
 
-from tagger.arrays import Floats
-from tagger.reporting import mistakes
-from tagger.reporting.mistakes import Looked, Mistakes, Said, Seen, Worst
-from tagger.scoring import codes, figures, scored, tally
-from tagger.scoring.codes import Codes
-from tagger.scoring.counting import Ints
+from tagger.core.arrays import Floats
+from tagger.evaluation import (
+    mistakes,
+    prediction_store,
+    quantized_logits,
+    score_counts,
+    tag_metrics,
+)
+from tagger.evaluation.counting import Ints
+from tagger.evaluation.mistakes import Looked, Mistakes, Said, Seen, Worst
+from tagger.evaluation.quantized_logits import Codes
 
 LIMIT = 0.4
 
 
 @pytest.fixture(autouse=True)
 def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scored, "_TILE", 1)
-    monkeypatch.setattr(scored, "_LEAST", 10)
+    monkeypatch.setattr(prediction_store, "_TILE", 1)
+    monkeypatch.setattr(prediction_store, "_LEAST", 10)
 
 
 def shares(predictions: Drawn) -> Floats:
-    return codes.sigmoid(predictions.logits)
+    return quantized_logits.sigmoid(predictions.logits)
 
 
 def judge(
@@ -48,7 +53,7 @@ def look(predictions: Drawn, pictures: list[int]) -> list[Looked]:
 def worst(predictions: Drawn, **most: int) -> list[Worst]:
     listed = tags(predictions.truth.shape[1])
     with Kept(predictions) as part:
-        return mistakes.worst(part, tally.count(part, figures.pool_of(listed)), **most)
+        return mistakes.worst(part, score_counts.count(part, tag_metrics.pool_of(listed)), **most)
 
 
 @settings(max_examples=60)
@@ -68,10 +73,10 @@ def test_mistakes_are_those_that_figures_are_worked_out_from() -> None:
     limits: Floats = np.linspace(0.2, 0.8, 8)
     found = judge(predictions, limits)
     with Kept(predictions) as part:
-        marks = codes.at_least(limits)[:, None]
-        true, given_, support, _ = tally.count(part, figures.pool_of(listed), marks=marks).decided(
-            0
-        )
+        marks = quantized_logits.at_least(limits)[:, None]
+        true, given_, support, _ = score_counts.count(
+            part, tag_metrics.pool_of(listed), marks=marks
+        ).decided(0)
     right, wrong, missed = (kind.sum(axis=0) for kind in vars(found).values())
     assert right.tolist() == true.tolist()
     assert (right + wrong).tolist() == given_.tolist()
@@ -116,7 +121,7 @@ def test_pictures_are_looked_at_in_the_order_asked_for(predictions: Drawn, rando
 def test_no_more_is_read_than_holds_the_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     predictions = draw(95, 3)
     read: list[Codes] = []
-    original = scored._read
+    original = prediction_store._read
 
     def noted(*place: Any) -> Codes:
         read.append(original(*place))
@@ -124,7 +129,7 @@ def test_no_more_is_read_than_holds_the_pictures(monkeypatch: pytest.MonkeyPatch
 
     with Kept(predictions) as part:
         found = mistakes.of(part, np.full(3, LIMIT))
-        monkeypatch.setattr(scored, "_read", noted)
+        monkeypatch.setattr(prediction_store, "_read", noted)
         mistakes.looked(part, found, [12, 3])
     assert len(read) == 2
 
@@ -134,7 +139,7 @@ def test_no_more_is_read_than_holds_the_pictures(monkeypatch: pytest.MonkeyPatch
 def test_the_worst_tags_are_those_of_lowest_average_precision(predictions: Drawn) -> None:
     listed = tags(predictions.truth.shape[1])
     with Kept(predictions) as part:
-        counted = tally.count(part, figures.pool_of(listed))
+        counted = score_counts.count(part, tag_metrics.pool_of(listed))
         found = mistakes.worst(part, counted, tags=3, pictures=4, least=2)
     enough = np.flatnonzero(predictions.truth.sum(axis=0) >= 2).tolist()
     expected = sorted(enough, key=lambda tag: (counted.average_precision[tag], tag))[:3]
@@ -176,7 +181,7 @@ def test_pictures_on_which_a_tag_is_unknown_do_not_show_it(labelled: bool) -> No
     predictions.truth[::3] = False
     known = predictions.truth.sum(axis=1) > 0
     with Kept(predictions, unlabelled=[np.array([0, 1])]) as part:
-        counted = tally.count(part, figures.pool_of(listed))
+        counted = score_counts.count(part, tag_metrics.pool_of(listed))
         if labelled:
             labels = predictions.truth | ~known[:, None]
             part = replace(part, labels=csr_array(labels))

@@ -13,10 +13,9 @@ import numpy as np
 import pytest
 from nasty import Nasty
 
-from tagger import walk
-from tagger.imaging import images
-from tagger.imaging.places import Place
-from tagger.imaging.preprocess import Preprocess
+from tagger.images import decode, find_images
+from tagger.images.location import Place
+from tagger.images.preprocess import Preprocess
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -38,14 +37,14 @@ def files(everything: list[Nasty]) -> list[Nasty]:
 @pytest.fixture
 def ready() -> None:
     """Any warning that still escapes is an error."""
-    images.begin()
+    decode.begin()
 
 
 def opened(file: Path | Place) -> tuple[int, int] | str:
     """Return the size of a picture, or the reason that there is none."""
     try:
-        picture = images.open_rgb(file)
-    except images.Unreadable as error:
+        picture = decode.open_rgb(file)
+    except decode.Unreadable as error:
         return str(error)
     assert picture.mode == "RGB"
     assert np.asarray(picture).shape == (picture.height, picture.width, 3)
@@ -153,7 +152,7 @@ def test_a_named_pipe_is_unreadable(everything: list[Nasty], by_place: bool) -> 
 
 def test_a_named_pipe_is_never_found_among_pictures(everything: list[Nasty]) -> None:
     folder = everything[0].path.parent
-    found = {entry.name for one in walk.directories(folder) for entry in one.pictures}
+    found = {entry.name for one in find_images.directories(folder) for entry in one.pictures}
     assert nasty.FIFO not in found
     assert "folder.jpg" not in found
     assert {"forbidden.png", "link.png", "dangling.png"} <= found
@@ -169,6 +168,6 @@ def test_reasons_are_the_same_each_time() -> None:
 
 
 def opened_bytes(data: bytes) -> str:
-    with pytest.raises(images.Unreadable) as caught:
-        images.open_rgb(data)
+    with pytest.raises(decode.Unreadable) as caught:
+        decode.open_rgb(data)
     return str(caught.value)

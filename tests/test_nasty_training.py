@@ -10,12 +10,12 @@ import pytest
 from nasty import Nasty
 from scipy.sparse import csr_array
 
-from tagger.gathering import check
-from tagger.imaging import batching, images
-from tagger.imaging.batching import Batch, Order
-from tagger.imaging.dataset import Key, Part, Pictures
-from tagger.imaging.places import Place
-from tagger.imaging.preprocess import Preprocess
+from tagger.data import verify
+from tagger.images import decode, loader
+from tagger.images.dataset import Key, Part, Pictures
+from tagger.images.loader import Batch, Order
+from tagger.images.location import Place
+from tagger.images.preprocess import Preprocess
 
 pytestmark = [
     pytest.mark.timeout(60),
@@ -35,13 +35,13 @@ def fed(tmp_path_factory: pytest.TempPathFactory) -> list[Nasty]:
 @pytest.fixture
 def ready() -> None:
     """Any warning that still escapes is an error."""
-    images.begin()
+    decode.begin()
 
 
 @pytest.fixture(scope="module")
 def readable(fed: list[Nasty]) -> list[bool]:
     with warnings.catch_warnings():
-        images.begin()
+        decode.begin()
         return [is_picture(file.place) for file in fed]
 
 
@@ -54,14 +54,14 @@ def part(fed: list[Nasty]) -> Part:
 
 def is_picture(place: Place) -> bool:
     try:
-        return images.open_rgb(place).mode == "RGB"
-    except images.Unreadable:
+        return decode.open_rgb(place).mode == "RGB"
+    except decode.Unreadable:
         return False
 
 
 def batches(part: Part, *, workers: int = 0, replacing: bool = False) -> list[Batch]:
     pictures = Pictures(part, PREPARED, replacing=replacing)
-    return list(batching.loader(pictures, Order(len(part), 32), workers=workers))
+    return list(loader.loader(pictures, Order(len(part), 32), workers=workers))
 
 
 @pytest.mark.usefixtures("ready")
@@ -93,7 +93,7 @@ def test_the_next_picture_stands_for_one_that_is_unreadable(
     pixels = np.concatenate([batch.pixels for batch in made])
     for row, place in enumerate(following):
         if row == place:
-            expected = PREPARED.fit(images.open_rgb(fed[row].path))
+            expected = PREPARED.fit(decode.open_rgb(fed[row].path))
             assert np.array_equal(pixels[row], expected), fed[row].name
         else:
             assert np.array_equal(pixels[row], pixels[place])
@@ -119,10 +119,10 @@ def test_prepare_judges_as_training_does(
         "offset": [place.offset for place in places],
         "size": [place.size for place in places],
     }
-    judged = check.verify(pa.table(columns), level="decode", animated="first").to_pylist()
+    judged = verify.verify(pa.table(columns), level="decode", animated="first").to_pylist()
     assert [row["reason"] is None for row in judged] == [readable[row] for row in utf8]
     assert all((row["detail"] or "x").splitlines() == [row["detail"] or "x"] for row in judged)
-    quick = check.verify(pa.table(columns), level="header", animated="drop").to_pylist()
+    quick = verify.verify(pa.table(columns), level="header", animated="drop").to_pylist()
     assert all(row["width"] or row["reason"] for row in quick)
     moving = {fed[utf8[i]].name for i, row in enumerate(quick) if row["reason"] == "animated"}
     assert moving == {f"'moving.{form}'" for form in ("gif", "webp", "png", "tiff", "avif")}

@@ -8,10 +8,10 @@ import pytest
 from PIL import Image
 from test_images_colour import P3
 
-from tagger.imaging import images
-from tagger.imaging.images import Pixels
-from tagger.imaging.places import Place
-from tagger.imaging.preprocess import Preprocess
+from tagger.images import decode
+from tagger.images.decode import Pixels
+from tagger.images.location import Place
+from tagger.images.preprocess import Preprocess
 
 BACKGROUND = 10, 200, 30
 
@@ -33,7 +33,7 @@ def pixels_of(data: bytes, tmp_path: Any) -> Pixels:
     path = tmp_path / "picture"
     path.write_bytes(data)
     place = Place(str(path), 0, len(data))
-    return images.open_pixels(place, BACKGROUND)
+    return decode.open_pixels(place, BACKGROUND)
 
 
 ENCODINGS: list[tuple[str, dict[str, Any]]] = [
@@ -59,7 +59,7 @@ ENCODINGS: list[tuple[str, dict[str, Any]]] = [
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "P", "RGBA", "LA", "1", "CMYK", "YCbCr"])
 def test_every_encoding_gives_the_pixels_of_the_one_opener(tmp_path: Any, mode: str) -> None:
-    images.begin()
+    decode.begin()
     compared = 0
     for form, options in ENCODINGS:
         for size in ((67, 45), (1, 1), (17, 300), (64, 48)):
@@ -67,7 +67,7 @@ def test_every_encoding_gives_the_pixels_of_the_one_opener(tmp_path: Any, mode: 
                 data = encoded(photo(*size, mode=mode), form, **options)
             except (OSError, ValueError, TypeError):  # no such picture in this format
                 continue
-            expected = np.asarray(images.open_rgb(data, BACKGROUND))
+            expected = np.asarray(decode.open_rgb(data, BACKGROUND))
             made = pixels_of(data, tmp_path)
             assert made.dtype == np.uint8
             assert np.array_equal(made, expected), (form, options, size)
@@ -78,34 +78,34 @@ def test_every_encoding_gives_the_pixels_of_the_one_opener(tmp_path: Any, mode: 
 @pytest.mark.parametrize("orientation", [*range(10), 65535])
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "TIFF", "AVIF"])
 def test_turned_pictures_are_upright(tmp_path: Any, form: str, orientation: int) -> None:
-    images.begin()
+    decode.begin()
     exif = Image.Exif()
     exif[0x0112] = orientation
     data = encoded(photo(), form, exif=exif)
-    expected = np.asarray(images.open_rgb(data, BACKGROUND))
+    expected = np.asarray(decode.open_rgb(data, BACKGROUND))
     assert np.array_equal(pixels_of(data, tmp_path), expected)
 
 
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP"])
 def test_an_orientation_told_by_xmp_alone_is_judged_alike(tmp_path: Any, form: str) -> None:
-    images.begin()
+    decode.begin()
     xmp = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
     data = encoded(photo(), form, xmp=xmp)
-    expected = np.asarray(images.open_rgb(data, BACKGROUND))
+    expected = np.asarray(decode.open_rgb(data, BACKGROUND))
     assert np.array_equal(pixels_of(data, tmp_path), expected)
 
 
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "TIFF", "AVIF"])
 def test_colours_of_a_profile_are_converted(tmp_path: Any, form: str) -> None:
-    images.begin()
+    decode.begin()
     data = encoded(photo(), form, icc_profile=P3)
     made = pixels_of(data, tmp_path)
-    assert np.array_equal(made, np.asarray(images.open_rgb(data, BACKGROUND)))
+    assert np.array_equal(made, np.asarray(decode.open_rgb(data, BACKGROUND)))
     assert not np.array_equal(made, pixels_of(encoded(photo(), form), tmp_path))
 
 
 def test_a_transparent_colour_lies_on_the_background(tmp_path: Any) -> None:
-    images.begin()
+    decode.begin()
     image = Image.new("RGB", (8, 8), (60, 30, 12))
     made = pixels_of(encoded(image, "PNG", transparency=(60, 30, 12)), tmp_path)
     assert (made == BACKGROUND).all()
@@ -113,7 +113,7 @@ def test_a_transparent_colour_lies_on_the_background(tmp_path: Any) -> None:
 
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP"])
 def test_damaged_ones_are_judged_alike(tmp_path: Any, form: str) -> None:
-    images.begin()
+    decode.begin()
     whole = encoded(photo(), form)
     random = np.random.default_rng(0)
     opened = 0
@@ -122,9 +122,9 @@ def test_damaged_ones_are_judged_alike(tmp_path: Any, form: str) -> None:
         for place in random.integers(0, len(data), int(random.integers(0, 4))).tolist():
             data[place] = int(random.integers(0, 256))
         try:
-            expected = np.asarray(images.open_rgb(bytes(data), BACKGROUND))
-        except images.Unreadable:
-            with pytest.raises(images.Unreadable):
+            expected = np.asarray(decode.open_rgb(bytes(data), BACKGROUND))
+        except decode.Unreadable:
+            with pytest.raises(decode.Unreadable):
                 pixels_of(bytes(data), tmp_path)
             continue
         opened += 1
@@ -133,7 +133,7 @@ def test_damaged_ones_are_judged_alike(tmp_path: Any, form: str) -> None:
 
 
 def test_pixels_may_be_changed_and_are_laid_out_as_numpy_does(tmp_path: Any) -> None:
-    images.begin()
+    decode.begin()
     for form in ("JPEG", "PNG", "WEBP"):
         made = pixels_of(encoded(photo(), form), tmp_path)
         fitted = Preprocess(16, (0.5,) * 3, (0.5,) * 3).for_many().fit(made)

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, LRScheduler, OneCycleLR
 
-from tagger.errors import TaggerError
-from tagger.network import backbone, heads
+from tagger.core.errors import TaggerError
+from tagger.models import backbone, heads
 from tagger.params import Params, Preset, Train
 from tagger.training import optimizer
 from tagger.training.optimizer import share_of_peak

@@ -10,17 +10,17 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from tagger import files
-from tagger.errors import TaggerError
-from tagger.inference import options, outputs, tables
+from tagger.core import files
+from tagger.core.errors import TaggerError
+from tagger.core.vocabulary import Tag
+from tagger.inference import cli, outputs, tables
 from tagger.inference.captions import Captioner
+from tagger.inference.cli import Options
 from tagger.inference.given import Caption, Given
 from tagger.inference.inputs import Found
-from tagger.inference.options import Options
-from tagger.inference.tagging import Answer
+from tagger.inference.pipeline import Answer
 from tagger.params import Params
-from tagger.vocabulary import Tag
-from tagger.world import World
+from tagger.system.world import World
 
 ALONE = World(0, 1, 0, 1)
 TAGS = [Tag(1, "safe", 9, 1), Tag(2, "cat", 0, 1)]
@@ -31,7 +31,7 @@ FOUND = [Found(Path(f"{name}.png"), Path()) for name in "abc"]
 def asked(shipped: Params, root: Path, tmp_path: Path) -> Callable[..., Options]:
     def asked(*words: str) -> Options:
         arguments = ["x", "--output-dir", str(tmp_path / "out"), *words]
-        return options.parse(arguments, shipped.infer, root, 2)
+        return cli.parse(arguments, shipped.infer, root, 2)
 
     return asked
 

@@ -11,13 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageFont
 
-from tagger.gathering import overview
-from tagger.gathering.rejected import Rejected
-from tagger.reporting import sheet
-from tagger.sources import REJECTED
-from tagger.tags.lexicon import Lexicon
-from tagger.tags.rules import Rules
-from tagger.vocabulary import Tag
+from tagger.core.vocabulary import Tag
+from tagger.data import overview
+from tagger.data.rejected import Rejected
+from tagger.data.sources import REJECTED
+from tagger.data.tags.lexicon import Lexicon
+from tagger.data.tags.rules import Rules
+from tagger.images import contact_sheet
 
 Size = tuple[int | None, int | None]
 
@@ -233,9 +233,9 @@ def test_rejected_pictures_are_found_in_every_folder(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("tiles", "rows"), [(0, 1), (1, 1), (6, 1), (7, 2), (1_000, 167)])
 def test_a_sheet_has_room_for_every_tile(tiles: int, rows: int) -> None:
-    drawn = sheet.contact([(None, "a")] * tiles)
+    drawn = contact_sheet.contact([(None, "a")] * tiles)
     assert drawn.width == 6 * 180 + 12
-    one = sheet.contact([(None, "a")]).height - 12
+    one = contact_sheet.contact([(None, "a")]).height - 12
     assert drawn.height - 12 == rows * (one if tiles else one - 14)
     places = [(90 + tile % 6 * 180, 90 + tile // 6 * one) for tile in range(6 * rows)]
     grey = [drawn.getpixel(place) == (234, 238, 242) for place in places if place[1] < drawn.height]
@@ -245,7 +245,7 @@ def test_a_sheet_has_room_for_every_tile(tiles: int, rows: int) -> None:
 @pytest.mark.parametrize("text", ODD)
 def test_any_text_is_drawn_within_the_width_of_its_tile(text: str) -> None:
     picture = Image.new("RGB", (900, 3), "red")
-    drawn = sheet.contact([(picture, text)] * 2, columns=2).convert("L")
+    drawn = contact_sheet.contact([(picture, text)] * 2, columns=2).convert("L")
     between = drawn.crop((180 + 4, 0, 192 - 2, drawn.height))  # what parts the two tiles
     assert between.getextrema() == (255, 255)
     assert drawn.height <= 12 + 168 + 8 * 14 + 16
@@ -255,8 +255,8 @@ def test_any_text_is_drawn_within_the_width_of_its_tile(text: str) -> None:
 
 def test_a_text_that_is_too_long_ends_in_dots_and_a_short_one_is_whole() -> None:
     font = ImageFont.load_default(12)
-    assert sheet._wrapped("a, b", font) == ["a, b"]
-    long = sheet._wrapped("word " * 500, font)
+    assert contact_sheet._wrapped("a, b", font) == ["a, b"]
+    long = contact_sheet._wrapped("word " * 500, font)
     assert len(long) == 8
     assert [line.endswith(" ...") for line in long] == [False] * 7 + [True]
-    assert "".join(sheet._wrapped("W" * 40, font)) == "W" * 40
+    assert "".join(contact_sheet._wrapped("W" * 40, font)) == "W" * 40

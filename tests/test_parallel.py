@@ -19,14 +19,15 @@ from safetensors.torch import load_file
 from torch import Tensor
 from trainings import PLAIN, ROOT, TWO, Project, as_it_was, asked, project
 
-from tagger import parallel, posts
-from tagger.errors import TaggerError
-from tagger.imaging.dataset import Part
-from tagger.parallel import Group
+from tagger.core import manifest
+from tagger.core.errors import TaggerError
+from tagger.core.vocabulary import Tag
+from tagger.images.dataset import Part
 from tagger.params import Params, Preset
+from tagger.system import distributed
+from tagger.system.distributed import Group
+from tagger.system.world import World
 from tagger.training import setup
-from tagger.vocabulary import Tag
-from tagger.world import World
 
 pytestmark = pytest.mark.timeout(400)
 
@@ -189,8 +190,8 @@ def test_a_process_without_a_readable_picture_keeps_nobody_waiting(
     vit = Preset.model_validate(content["models"]["small"])
     recipe: dict[str, Any] = {"parallel": "fsdp", "validate_on": 5, "epochs": 1, "optimizer": "sgd"}
     made = project(tmp_path / "project", shipped, drawn, vit, **recipe)
-    manifest = posts.read(made.folder / "data/posts.parquet", 10_000)
-    places = list(posts.places(manifest.table))[16:23]
+    posts = manifest.read(made.folder / "data/posts.parquet", 10_000)
+    places = list(manifest.places(posts.table))[16:23]
     for row in (1, 4):  # the second and fourth of five that are spread over seven
         Path(places[row].path).unlink()
     made.train(by=TWO)
@@ -206,13 +207,13 @@ def test_what_is_told_on_gpus_goes_through_the_memory_of_the_machine(
     asked: list[str] = []
     for name, value in {"RANK": 1, "WORLD_SIZE": 2, "LOCAL_RANK": 1, "LOCAL_WORLD_SIZE": 2}.items():
         monkeypatch.setenv(name, str(value))
-    monkeypatch.setattr(parallel, "_store", lambda place: None)
+    monkeypatch.setattr(distributed, "_store", lambda place: None)
     monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
     monkeypatch.setattr(dist, "init_process_group", lambda backend, **_: asked.append(backend))
     monkeypatch.setattr(dist, "destroy_process_group", lambda: None)
     for cuda in (True, False):
         monkeypatch.setattr(torch.cuda, "is_available", lambda cuda=cuda: cuda)
-        with parallel.group() as group:
+        with distributed.group() as group:
             assert group.device == torch.device("cuda", 1) if cuda else torch.device("cpu")
     assert asked == ["cpu:gloo,cuda:nccl", "gloo"]
 
@@ -220,16 +221,16 @@ def test_what_is_told_on_gpus_goes_through_the_memory_of_the_machine(
 def test_a_copy_has_nothing_in_common_with_what_it_is_of() -> None:
     """Some optimizers hold lists of tensors, as long as a weight has dimensions."""
     state: Any = {0: {"Q": [torch.ones(2), torch.ones(3)], "step": 7}, 1: {"Q": [], "pair": (1, 2)}}
-    copy = parallel.whole(state)
+    copy = distributed.whole(state)
     for values in state[0]["Q"]:
         values += 1
     assert [values.tolist() for values in copy[0]["Q"]] == [[1, 1], [1, 1, 1]]
     assert (copy[0]["step"], copy[1]) == (7, {"Q": [], "pair": (1, 2)})
-    again = parallel.whole(state, copy)
+    again = distributed.whole(state, copy)
     assert [values.tolist() for values in again[0]["Q"]] == [[2, 2], [2, 2, 2]]
     for one, other in zip(copy[0]["Q"], again[0]["Q"], strict=True):
         assert one.data_ptr() == other.data_ptr()
-    shorter = parallel.whole({0: {"Q": [torch.zeros(2)]}}, copy)
+    shorter = distributed.whole({0: {"Q": [torch.zeros(2)]}}, copy)
     assert [values.tolist() for values in shorter[0]["Q"]] == [[0, 0]]
 
 
@@ -244,12 +245,12 @@ def test_all_put_parts_together_and_one_keeps_them(monkeypatch: pytest.MonkeyPat
             asked.append(self.number)
             return torch.ones(2)
 
-    monkeypatch.setattr(parallel, "DTensor", Parted)
+    monkeypatch.setattr(distributed, "DTensor", Parted)
     state = {"model": {"a": Parted(0), "b": torch.zeros(1)}, "moments": [Parted(1)], "step": 3}
     nothing = {"model": {"a": None, "b": None}, "moments": [None], "step": 3}
-    assert parallel.whole(state, wanted=False) == nothing
+    assert distributed.whole(state, wanted=False) == nothing
     assert asked == [0, 1]
-    assert parallel.whole(state)["moments"][0].tolist() == [1, 1]
+    assert distributed.whole(state)["moments"][0].tolist() == [1, 1]
 
 
 @pytest.mark.parametrize("rank", [0, 1])

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from tagger import params
-from tagger.errors import TaggerError
+from tagger.core.errors import TaggerError
 from tagger.params import Every, Params, Train
 from tagger.params.train import Often
 

@@ -8,12 +8,12 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from tagger import posts, vocabulary
-from tagger.imaging import dataset
-from tagger.imaging.dataset import Part
-from tagger.imaging.places import Place
-from tagger.posts import Places
-from tagger.vocabulary import Tag
+from tagger.core import manifest, vocabulary
+from tagger.core.manifest import Places
+from tagger.core.vocabulary import Tag
+from tagger.images import dataset
+from tagger.images.dataset import Part
+from tagger.images.location import Place
 
 MANY = 100_000
 FEW_OBJECTS = MANY // 20
@@ -32,7 +32,7 @@ def table(count: int) -> pa.Table:
             "size": rows + 8,
             "width": pa.nulls(count, pa.int32()),
             "height": pa.nulls(count, pa.int32()),
-            "created_at": pa.nulls(count, posts.SCHEMA.field("created_at").type),
+            "created_at": pa.nulls(count, manifest.SCHEMA.field("created_at").type),
             "group": rows,
             "tags": pa.array([[row % 2] for row in range(count)], pa.list_(pa.int32())),
         }
@@ -50,11 +50,11 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     folder = tmp_path_factory.mktemp("many")
     content, tags = table(MANY), [Tag(-1, "a", 0, MANY // 2), Tag(-2, "b", 0, MANY // 2)]
     paths = [folder / name for name in ("posts", "tags", "vocabulary.csv", "split")]
-    posts.write(content, paths[0])
-    posts.write_tags(tags, paths[1])
+    manifest.write(content, paths[0])
+    manifest.write_tags(tags, paths[1])
     vocabulary.write(tags, paths[2])
     parts = (np.arange(MANY) % 10 == 9).astype(np.int8)  # train and validation
-    posts.write_split(content["id"], parts, paths[3])
+    manifest.write_split(content["id"], parts, paths[3])
     return paths
 
 

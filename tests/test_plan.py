@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from tagger.params import Every, Params, Train
 from tagger.training.optimizer import share_of_peak
-from tagger.training.plan import Plan, Position
+from tagger.training.schedule import Plan, Position
 
 
 @pytest.fixture(scope="module")

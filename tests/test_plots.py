@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
-from tagger.reporting import charts, plots, svg
+from tagger.evaluation.report import charts, plots, svg
 
 PR = [(0.1, 1.0), (0.5, 0.9), (1.0, 0.4)]
 F1 = [(0.1, 0.3, 0.2, 0.2, 0.9), (0.5, 0.7, 0.4, 0.7, 0.7), (0.9, 0.5, 0.5, 0.9, 0.3)]

@@ -8,10 +8,10 @@ import pyarrow.parquet as pq
 import pytest
 from scipy.sparse import csr_array
 
-from tagger import posts
-from tagger.errors import TaggerError
-from tagger.imaging.places import Place
-from tagger.vocabulary import Tag
+from tagger.core import manifest
+from tagger.core.errors import TaggerError
+from tagger.core.vocabulary import Tag
+from tagger.images.location import Place
 
 POSTS = {
     "id": pa.string(),
@@ -34,7 +34,7 @@ def row(name: str, group: int, tags: list[int]) -> dict[str, object]:
 
 
 def write(rows: list[dict[str, object]], path: Path) -> None:
-    posts.write(pa.Table.from_pylist(rows, schema=posts.SCHEMA), path)
+    manifest.write(pa.Table.from_pylist(rows, schema=manifest.SCHEMA), path)
 
 
 def schema(path: Path) -> dict[str, pa.DataType]:
@@ -43,9 +43,9 @@ def schema(path: Path) -> dict[str, pa.DataType]:
 
 def test_files_have_the_columns_of_the_contract(tmp_path: Path) -> None:
     write([row("a", 0, [0])], tmp_path / "posts.parquet")
-    posts.write_tags([Tag(1, "a", 0, 1)], tmp_path / "tags.parquet")
+    manifest.write_tags([Tag(1, "a", 0, 1)], tmp_path / "tags.parquet")
     parts = np.array([2], dtype=np.int8)
-    posts.write_split(pa.chunked_array([["a"]]), parts, tmp_path / "split.parquet")
+    manifest.write_split(pa.chunked_array([["a"]]), parts, tmp_path / "split.parquet")
     assert schema(tmp_path / "posts.parquet") == POSTS
     assert schema(tmp_path / "tags.parquet") == TAGS
     assert schema(tmp_path / "split.parquet") == {"id": pa.string(), "split": pa.string()}
@@ -55,9 +55,9 @@ def test_files_have_the_columns_of_the_contract(tmp_path: Path) -> None:
 def test_labels_are_those_written(tmp_path: Path) -> None:
     path = tmp_path / "posts.parquet"
     write([row("a", 5, [2, 0]), row("b", 5, []), row("c", 9, [1])], path)
-    read = posts.read(path, 4)
+    read = manifest.read(path, 4)
     assert read.ids.to_pylist() == ["a", "b", "c"]
-    assert list(posts.places(read.table)) == [Place(f"data/{name}", 0, 8) for name in "abc"]
+    assert list(manifest.places(read.table)) == [Place(f"data/{name}", 0, 8) for name in "abc"]
     assert read.groups.tolist() == [5, 5, 9]
     assert read.labels.toarray().tolist() == [[1, 0, 1, 0], [0, 0, 0, 0], [0, 1, 0, 0]]
 
@@ -65,8 +65,8 @@ def test_labels_are_those_written(tmp_path: Path) -> None:
 def test_labels_of_a_file_with_many_row_groups_are_read_whole(tmp_path: Path) -> None:
     path = tmp_path / "posts.parquet"
     rows = [row(str(i), i, [i % 3]) for i in range(10)]
-    pq.write_table(pa.Table.from_pylist(rows, schema=posts.SCHEMA), path, row_group_size=3)
-    assert posts.read(path, 3).labels.toarray().argmax(axis=1).tolist() == [
+    pq.write_table(pa.Table.from_pylist(rows, schema=manifest.SCHEMA), path, row_group_size=3)
+    assert manifest.read(path, 3).labels.toarray().argmax(axis=1).tolist() == [
         i % 3 for i in range(10)
     ]
 
@@ -75,34 +75,34 @@ def test_labels_of_a_file_with_many_row_groups_are_read_whole(tmp_path: Path) ->
 def test_a_tag_that_is_not_in_the_table_of_tags_is_refused(tmp_path: Path, tag: int) -> None:
     write([row("a", 0, [0, tag])], tmp_path / "posts.parquet")
     with pytest.raises(TaggerError, match=r"tags beyond the 3 of tags\.parquet.*dvc repro"):
-        posts.read(tmp_path / "posts.parquet", 3)
+        manifest.read(tmp_path / "posts.parquet", 3)
 
 
 def test_columns_follow_the_vocabulary() -> None:
     labels = csr_array(np.array([[1, 0, 1], [0, 1, 0]], dtype=np.float32))
     seen = [Tag(-1, name, 0, 1) for name in ("a", "b", "c")]
-    chosen = posts.columns_of(labels, seen, [seen[2], seen[1]])
+    chosen = manifest.columns_of(labels, seen, [seen[2], seen[1]])
     assert chosen.toarray().tolist() == [[1, 0], [0, 1]]
     with pytest.raises(TaggerError, match="No post has the tag 'd'"):
-        posts.columns_of(labels, seen, [Tag(-1, "d", 0, 1)])
+        manifest.columns_of(labels, seen, [Tag(-1, "d", 0, 1)])
 
 
 def test_awkward_names_survive_parquet(tmp_path: Path) -> None:
     tags = [Tag(-i, name, 0, i) for i, name in enumerate(["null", "nan", 'a,"b"', "初音"], 1)]
-    posts.write_tags(tags, tmp_path / "tags.parquet")
-    assert posts.read_tags(tmp_path / "tags.parquet") == tags
+    manifest.write_tags(tags, tmp_path / "tags.parquet")
+    assert manifest.read_tags(tmp_path / "tags.parquet") == tags
 
 
 def test_a_split_of_other_posts_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "split.parquet"
     ids = pa.chunked_array([["a"], ["b"]])
-    posts.write_split(ids, np.array([0, 1], dtype=np.int8), path)
-    assert posts.read_split(path, ids).tolist() == [0, 1]
+    manifest.write_split(ids, np.array([0, 1], dtype=np.int8), path)
+    assert manifest.read_split(path, ids).tolist() == [0, 1]
     for others in (["b", "a"], ["a"], ["a", "b", "c"]):
         with pytest.raises(TaggerError, match="splits other posts"):
-            posts.read_split(path, pa.chunked_array([others]))
+            manifest.read_split(path, pa.chunked_array([others]))
 
 
 def test_what_an_earlier_stage_writes_is_asked_for_by_name(tmp_path: Path) -> None:
     with pytest.raises(TaggerError, match=r"posts\.parquet is missing.*dvc repro"):
-        posts.read(tmp_path / "posts.parquet", 1)
+        manifest.read(tmp_path / "posts.parquet", 1)

@@ -11,15 +11,13 @@ from predictions import of_model
 from torch import Tensor, nn
 from torch.backends import cudnn
 
-from tagger import parallel
-from tagger.errors import TaggerError
-from tagger.imaging.batching import Batch
-from tagger.imaging.dataset import Part
-from tagger.imaging.preprocess import Preprocess
-from tagger.network import backbone
-from tagger.scoring import predict
-from tagger.taggers import engines
-from tagger.taggers.engines import Device
+from tagger.core.errors import TaggerError
+from tagger.images.dataset import Part
+from tagger.images.loader import Batch
+from tagger.images.preprocess import Preprocess
+from tagger.models import backbone, predict, runtimes
+from tagger.models.runtimes import Device
+from tagger.system import distributed
 
 SIZE = 32
 
@@ -91,7 +89,7 @@ def test_where_others_wait_in_the_middle_of_the_model_too_many_pictures_are_refu
     cramped: Cramped, part: Part, prepared: Preprocess, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cramped.room = 3
-    monkeypatch.setattr(parallel, "in_parts", lambda model: True)
+    monkeypatch.setattr(distributed, "in_parts", lambda model: True)
     with pytest.raises(TaggerError, match=r"\A.* 4 pictures .* Lower train\.micro_batch\.\Z"):
         of_model(cramped, part, prepared, batch_size=4)
     assert cramped.given == [4]
@@ -143,7 +141,7 @@ def test_every_judgement_is_computed_in_whole_float32_and_otherwise_as_before(
         if user == "evaluate":
             predict.by_torch(Watching(), prepared)(batch)
         else:
-            engine = engines.on_torch(Path("none"), prepared, Device("cpu"))
+            engine = runtimes.on_torch(Path("none"), prepared, Device("cpu"))
             engine(batch.pixels.numpy(), False)
         assert how() == before
     finally:

@@ -14,15 +14,16 @@ from scipy.special import logit
 from torch import nn
 from trainings import ALONE
 
-from tagger import vocabulary
-from tagger.errors import TaggerError
-from tagger.imaging.dataset import Part
-from tagger.imaging.preprocess import Preprocess
-from tagger.scoring import codes, predict, predicted
-from tagger.scoring.predicted import Predicted, Predictor
-from tagger.scoring.scored import Scored
-from tagger.vocabulary import Category, Tag
-from tagger.world import cores
+from tagger.core import vocabulary
+from tagger.core.errors import TaggerError
+from tagger.core.vocabulary import Category, Tag
+from tagger.evaluation import predictions, quantized_logits
+from tagger.evaluation.prediction_store import Scored
+from tagger.evaluation.predictions import Predicted, Predictor
+from tagger.images.dataset import Part
+from tagger.images.preprocess import Preprocess
+from tagger.models import predict
+from tagger.system.world import cores
 
 Run = Callable[..., Predicted]
 
@@ -81,7 +82,7 @@ def test_rows_and_logits_are_those_of_the_model(
     scored, failures = run(part, batch_size, workers)
     assert scored.rows.tolist() == list(range(len(part)))
     assert failures == {}
-    assert near(codes.logits()[kept(scored)], expected)
+    assert near(quantized_logits.logits()[kept(scored)], expected)
     assert np.array_equal(scored.labels.toarray(), part.labels.toarray())
 
 
@@ -94,7 +95,7 @@ def test_unreadable_pictures_are_told_and_the_others_keep_their_rows(
     assert list(failures) == lost
     assert {reason.count("\n") for reason in failures.values()} == {0}
     assert scored.rows.tolist() == left
-    assert near(codes.logits()[kept(scored)], expected[left])
+    assert near(quantized_logits.logits()[kept(scored)], expected[left])
     assert np.array_equal(scored.labels.toarray(), part.labels.toarray()[left])
 
 
@@ -108,7 +109,7 @@ def test_tags_of_a_category_are_unknown_where_a_picture_has_none_of_them(
         labels[np.ix_(without, vocabulary.columns(tags, name))] = False
     bare = replace(part, labels=csr_array(labels))
     scored, _ = run(bare, unlabelled=names)
-    unknown = kept(scored) == codes.UNKNOWN
+    unknown = kept(scored) == quantized_logits.UNKNOWN
     expected = np.zeros_like(unknown)
     for name in names:
         inside = vocabulary.columns(tags, name)
@@ -118,7 +119,7 @@ def test_tags_of_a_category_are_unknown_where_a_picture_has_none_of_them(
         expected[np.ix_(lacking, inside)] = True
     assert 0 < expected.sum() < expected.size
     assert np.array_equal(unknown, expected)
-    assert not (kept(run(bare)[0]) == codes.UNKNOWN).any()
+    assert not (kept(run(bare)[0]) == quantized_logits.UNKNOWN).any()
 
 
 def test_groups_are_those_of_the_pictures_that_are_left(
@@ -168,7 +169,7 @@ def test_alone_is_alone_among_others_too(
 ) -> None:
     for name, value in {"RANK": 1, "WORLD_SIZE": 2, "LOCAL_RANK": 1, "LOCAL_WORLD_SIZE": 2}.items():
         monkeypatch.setenv(name, str(value))
-    predictor = predicted.alone(tmp_path / "kept", (), batch_size=5, workers=0)
+    predictor = predictions.alone(tmp_path / "kept", (), batch_size=5, workers=0)
     found = predictor("test", part, tags, predict.by_torch(model, prepared), prepared)
     assert found is not None and len(found.scored) == len(part)
     assert predictor.group.world.cores == max(1, cores() // 2)  # the other has its share

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from tagger.errors import TaggerError
-from tagger.imaging import preprocess
-from tagger.imaging.preprocess import Preprocess
+from tagger.core.errors import TaggerError
+from tagger.images import preprocess
+from tagger.images.preprocess import Preprocess
 
 HALF = (0.5, 0.5, 0.5)
 IMAGENET = Preprocess(32, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), "bilinear", (1, 2, 3))

@@ -17,8 +17,8 @@ from huggingface_hub import constants
 from huggingface_hub.utils import _http
 from upload_server import OWNER, Commit, UploadServer, receiving
 
-from tagger.errors import TaggerError
-from tagger.exporting import publish
+from tagger.core.errors import TaggerError
+from tagger.export import publish
 
 REPO = f"{OWNER}/tagger"
 FILES = {

@@ -9,7 +9,7 @@ from mlflow.entities import LoggedModelStatus
 from stores import away, client, project, stored
 
 from tagger import tracking
-from tagger.errors import TaggerError
+from tagger.core.errors import TaggerError
 from tagger.tracking import registry
 
 __all__ = ["project"]

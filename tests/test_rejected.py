@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tagger import files
-from tagger.gathering.filters import Verdict
-from tagger.gathering.rejected import Rejected
-from tagger.sources import REJECTED
+from tagger.core import files
+from tagger.data.filters import Verdict
+from tagger.data.rejected import Rejected
+from tagger.data.sources import REJECTED
 
 # surrogates cannot be written as UTF-8; names that hold them are given by their ASCII form
 TEXT = st.text(st.characters(codec="utf-8"), max_size=12)

@@ -16,11 +16,11 @@ from PIL import Image
 from playwright.sync_api import Browser, Page
 from predictions import Kept, draw, tags
 
-from tagger.imaging import images
-from tagger.imaging.dataset import Part
-from tagger.reporting import charts, report
-from tagger.reporting.report import Content, Gallery, Shown, Table
-from tagger.scoring import judged
+from tagger.evaluation import result
+from tagger.evaluation.report import charts, html_page
+from tagger.evaluation.report.html_page import Content, Gallery, Shown, Table
+from tagger.images import decode
+from tagger.images.dataset import Part
 
 LIMITS = np.linspace(0.2, 0.6, 30)
 HOSTILE = (
@@ -61,12 +61,12 @@ def content(part: Part, tmp_path_factory: pytest.TempPathFactory) -> Content:
     """An evaluation of predictions as they were drawn, with real pictures."""
     listed = tags(30, (9, 0, 4))
     with Kept(draw(150, 30)) as test, Kept(draw(100, 30, seed=1)) as validation:
-        found = judged.judge(test, listed, LIMITS, seed=0)
+        found = result.judge(test, listed, LIMITS, seed=0)
         figures = {"test": found.figures}
-        figures["validation"] = judged.judge(validation, listed, LIMITS, seed=0).figures
+        figures["validation"] = result.judge(validation, listed, LIMITS, seed=0).figures
     pictures = [
         Shown(
-            images.open_rgb(place),
+            decode.open_rgb(place),
             Path(place.path).name,
             [(f"tag_{n}", 0.9) for n in range(20)],
             [("tag_1", 0.81), ("tag_2", 0.8)],
@@ -94,7 +94,7 @@ def content(part: Part, tmp_path_factory: pytest.TempPathFactory) -> Content:
 @pytest.fixture(scope="module")
 def file(content: Content, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("metrics") / "report.html"
-    report.write(path, content)
+    html_page.write(path, content)
     return path
 
 
@@ -114,13 +114,13 @@ def test_the_page_says_what_was_measured(content: Content, file: Path) -> None:
     texts = Seen(file.read_text()).texts
     for part in content.figures.values():
         for name in ("macro_ap", "micro_ap", "macro_f1", "micro_f1", "brier"):
-            assert report.number(part[name]) in texts
+            assert html_page.number(part[name]) in texts
         low, high = part["intervals"]["macro_ap"]
         assert f"{low:.3f} to {high:.3f}" in texts
     for group in ("categories", "bands"):
         for name, found in content.figures["test"][group].items():
             assert name in texts
-            assert report.number(found["micro_f1"]) in texts
+            assert html_page.number(found["micro_f1"]) in texts
     assert {"small tagger", "Confused tags", "0.250", "gone.png", "cannot be read"} <= set(texts)
     assert f"The mean distance (ECE) is {content.figures['test']['ece']:.3f}." in file.read_text()
 
@@ -131,7 +131,7 @@ def test_each_tag_has_a_row_with_all_its_figures(content: Content, file: Path) -
     assert len(rows) == 30
     for row, known in zip(rows, content.tags, strict=True):
         cells = [cell.strip() for cell in re.split("<t[hd][^>]*>|</tbody>", row)[1:15]]
-        assert cells == [report.number(value) for value in known]
+        assert cells == [html_page.number(value) for value in known]
 
 
 def test_what_is_said_of_a_tag_is_marked_by_sign_and_in_words(file: Path) -> None:
@@ -144,7 +144,7 @@ def test_what_is_said_of_a_tag_is_marked_by_sign_and_in_words(file: Path) -> Non
 
 
 def test_the_page_is_the_same_each_time(content: Content, file: Path) -> None:
-    assert report.page(content) == file.read_text()
+    assert html_page.page(content) == file.read_text()
 
 
 def test_nothing_is_loaded_from_elsewhere(file: Path) -> None:
@@ -178,12 +178,14 @@ def test_thumbnails_are_small_and_whole(file: Path) -> None:
             picture.load()
             assert picture.size == (64, 64)
     wide = Image.new("RGBA", (4000, 10))
-    text = report.page(NOTHING._replace(galleries=[Gallery("", "", [Shown(wide, "", [], [], [])])]))
+    text = html_page.page(
+        NOTHING._replace(galleries=[Gallery("", "", [Shown(wide, "", [], [], [])])])
+    )
     assert 'width="192" height="1"' in text
 
 
 def test_names_are_text_whatever_they_are(content: Content) -> None:
-    plain, seen = Seen(report.page(content)), Seen(report.page(hostile(content)))
+    plain, seen = Seen(html_page.page(content)), Seen(html_page.page(hostile(content)))
     scripts = [tag for tag, _ in seen.elements if tag == "script"]
     assert scripts == ["script"]
     assert "onerror" not in {name for _, found in seen.elements for name in found}
@@ -204,13 +206,13 @@ def test_pictures_need_not_be_in_memory_together(content: Content) -> None:
             del picture
             assert sum(one() is not None for one in painted) == 1
 
-    text = report.page(content._replace(galleries=iter([Gallery("", "", pictures())])))
+    text = html_page.page(content._replace(galleries=iter([Gallery("", "", pictures())])))
     assert text.count("<img ") == 5
 
 
 @pytest.mark.parametrize("figures", [{}, {"test": {}}, NOTHING.figures])
 def test_without_pictures_and_tags_the_page_says_so(figures: dict[str, object]) -> None:
-    texts = Seen(report.page(NOTHING._replace(figures=figures))).texts
+    texts = Seen(html_page.page(NOTHING._replace(figures=figures))).texts
     assert "Nothing could be judged: no picture of the test part has a tag of the vocabulary." in (
         texts
     )
@@ -236,7 +238,7 @@ def test_without_pictures_and_tags_the_page_says_so(figures: dict[str, object]) 
     ],
 )
 def test_numbers_are_short_and_never_nothing(value: object, text: str) -> None:
-    assert report.number(value) == text
+    assert html_page.number(value) == text
 
 
 @pytest.fixture(scope="module")
@@ -286,7 +288,7 @@ def test_tags_are_found_by_name_and_category(chromium: Browser, file: Path) -> N
 
 def test_names_stay_text_when_scripts_sort_them(chromium: Browser, content: Content) -> None:
     rows = hostile(content)
-    text = report.page(rows)
+    text = html_page.page(rows)
     with opened(chromium, "about:blank") as (page, errors, requests):
         page.on("dialog", lambda dialog: errors.append(dialog.message))
         page.set_content(text)
@@ -311,7 +313,7 @@ def test_of_ten_thousand_tags_rows_come_as_one_scrolls(
     chromium: Browser, content: Content, tmp_path: Path
 ) -> None:
     rows = [[f"tag_{n}", *content.tags[n % 30][1:]] for n in range(10_000)]
-    report.write(tmp_path / "many.html", content._replace(tags=rows))
+    html_page.write(tmp_path / "many.html", content._replace(tags=rows))
     with opened(chromium, (tmp_path / "many.html").as_uri()) as (page, errors, _):
         assert len(names(page)) == 200
         assert "3,000 of 10,000 are drawn" in page.content()
@@ -339,6 +341,6 @@ def test_texts_stand_out_from_their_ground(
 def test_a_page_is_as_wide_as_its_window(
     chromium: Browser, content: Content, tmp_path: Path, width: int
 ) -> None:
-    report.write(tmp_path / "long.html", hostile(content))
+    html_page.write(tmp_path / "long.html", hostile(content))
     with opened(chromium, (tmp_path / "long.html").as_uri(), width=width) as (page, _, _):
         assert browser.overflow(page) == 0

@@ -14,12 +14,12 @@ import pytest
 import yaml
 from trainings import ROOT, Project, as_it_was, asked, ended, project, same, start, wait_until
 
-from tagger.errors import TaggerError
-from tagger.imaging.dataset import Part
+from tagger.core.errors import TaggerError
+from tagger.core.vocabulary import Tag
+from tagger.images.dataset import Part
 from tagger.params import Params, Preset
 from tagger.training import setup
 from tagger.training.optimizer import share_of_peak
-from tagger.vocabulary import Tag
 
 pytestmark = pytest.mark.timeout(400)
 

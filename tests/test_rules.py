@@ -14,9 +14,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tagger import vocabulary
-from tagger.errors import TaggerError
-from tagger.tags import rules
+from tagger.core import vocabulary
+from tagger.core.errors import TaggerError
+from tagger.data.tags import rules
 
 Write = Callable[[str, str | bytes], Path]
 Rows = Sequence[Mapping[str, Any]]

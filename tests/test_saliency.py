@@ -10,15 +10,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tagger.app import saliency
-from tagger.app.saliency import Heat, Saliency
-from tagger.errors import TaggerError
-from tagger.imaging.preprocess import Preprocess
-from tagger.inference import models
-from tagger.network import backbone
-from tagger.network.heads import Head
+from tagger.core.errors import TaggerError
+from tagger.images.preprocess import Preprocess
+from tagger.models import backbone, load
+from tagger.models.heads import Head
+from tagger.models.runtimes import Device
 from tagger.params import Params
-from tagger.taggers.engines import Device
+from tagger.web import saliency
+from tagger.web.saliency import Heat, Saliency
 
 LAPTOP = ("mobilenetv4", "convnext", "vit", "swin", "eva02")
 TAGS = 5
@@ -193,7 +192,7 @@ def test_colours_are_warm_where_a_map_is_high() -> None:
 def test_an_export_with_weights_has_maps_and_one_without_says_so(
     export_folder: Path, model_folder: Path, tmp_path: Path
 ) -> None:
-    tagger = models.load(export_folder, "cpu", Device("cpu"))
+    tagger = load.load(export_folder, "cpu", Device("cpu"))
     look = saliency.of(export_folder, tagger)
     assert isinstance(look, Saliency)
     picture = np.random.default_rng(0).integers(0, 256, (40, 70, 3), np.uint8)

@@ -9,11 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.sparse import csr_array
 
-from tagger.arrays import Scores
-from tagger.errors import TaggerError
-from tagger.scoring import codes, columns, scored
-from tagger.scoring.counting import Ints
-from tagger.scoring.scored import Block, Scored, Truth
+from tagger.core.arrays import Scores
+from tagger.core.errors import TaggerError
+from tagger.evaluation import columns, prediction_store, quantized_logits
+from tagger.evaluation.counting import Ints
+from tagger.evaluation.prediction_store import Block, Scored, Truth
 
 
 def draw(pictures: int, tags: int, seed: int = 0) -> tuple[Scores, csr_array]:
@@ -31,8 +31,8 @@ def blocks(logits: Scores, size: int = 7, rows: Ints | None = None) -> Iterator[
 
 @pytest.fixture
 def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scored, "_TILE", 1)
-    monkeypatch.setattr(scored, "_LEAST", 10)
+    monkeypatch.setattr(prediction_store, "_TILE", 1)
+    monkeypatch.setattr(prediction_store, "_LEAST", 10)
 
 
 @pytest.mark.usefixtures("small_tiles")
@@ -43,8 +43,8 @@ def test_what_is_written_is_read(
 ) -> None:
     logits, labels = draw(pictures, tags)
     path = tmp_path_factory.mktemp("scored") / "part.logits"
-    with scored.write(path, Truth(labels), blocks(logits, size)) as part:
-        expected = codes.of(logits).T
+    with prediction_store.write(path, Truth(labels), blocks(logits, size)) as part:
+        expected = quantized_logits.of(logits).T
         for start in range(tags):
             assert np.array_equal(part.columns(start, tags), expected[start:])
         tiled = [(where, tile) for where, tile in part.tiles()]
@@ -64,12 +64,12 @@ def test_pictures_that_were_not_predicted_are_left_out(tmp_path: Path) -> None:
     with write(tmp_path, blocks(logits, 2, rows), Truth(labels, groups)) as part:
         assert len(part) == 4
         assert np.array_equal(part.labels.toarray(), labels.toarray()[rows])
-        assert np.array_equal(part.columns(0, 3), codes.of(logits[rows]).T)
+        assert np.array_equal(part.columns(0, 3), quantized_logits.of(logits[rows]).T)
         assert part.groups.tolist() == [1, 0, 3, 2]
 
 
 def write(folder: Path, some: Iterator[Block], truth: Truth) -> Scored:
-    return scored.write(folder / "part.logits", truth, some)
+    return prediction_store.write(folder / "part.logits", truth, some)
 
 
 def test_where_a_post_has_no_tag_of_an_unlabelled_group_its_scores_are_unknown(
@@ -79,7 +79,7 @@ def test_where_a_post_has_no_tag_of_an_unlabelled_group_its_scores_are_unknown(
     labels = csr_array(np.array([[1, 0, 1, 0], [0, 0, 0, 1], [0, 1, 0, 0]], np.bool_))
     truth = Truth(labels, unlabelled=[np.array([0, 1])])
     with write(tmp_path, blocks(logits), truth) as part:
-        unknown = part.columns(0, 4).T == codes.UNKNOWN
+        unknown = part.columns(0, 4).T == quantized_logits.UNKNOWN
     assert unknown.tolist() == [[False] * 4, [True, True, False, False], [False] * 4]
 
 

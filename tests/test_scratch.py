@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from tagger import files, scratch
-from tagger.errors import TaggerError
+from tagger.core import files
+from tagger.core.errors import TaggerError
+from tagger.system import scratch
 
 HOLD = """
 import os, sys, time

@@ -14,7 +14,7 @@ import pytest
 from mlflow.exceptions import MlflowException
 from servings import asked, check, folder, inferred, model, several
 
-from tagger.exporting import serving
+from tagger.export import log_model
 
 __all__ = ["folder", "model", "several"]
 
@@ -119,7 +119,7 @@ def test_the_example_is_tagged(model: Any) -> None:
 
 def test_only_what_tagging_needs_is_kept(folder: Path, export_folder: Path) -> None:
     names = {path.name for path in (folder / "artifacts").iterdir()}
-    assert names == {*serving.FILES}
+    assert names == {*log_model.FILES}
     assert not {path.suffix for path in folder.rglob("*.*")} & {".pkl", ".pyc", ".safetensors"}
     for name in names:
         assert (folder / "artifacts" / name).read_bytes() == (export_folder / name).read_bytes()

@@ -16,8 +16,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tagger.errors import TaggerError
-from tagger.fetching import shards
+from tagger.core.errors import TaggerError
+from tagger.data.hub import shards
 
 STAGES = Path(__file__).parent.parent / "stages"
 Members = dict[str, bytes]

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 from llvmlite.binding import ExecutionEngine
 
-from tagger.compiled import always
-from tagger.imaging import batching
-from tagger.imaging.batching import Order
-from tagger.imaging.dataset import Part, Pictures
-from tagger.imaging.preprocess import Preprocess
-from tagger.signals import stop_asked
+from tagger.images import loader
+from tagger.images.dataset import Part, Pictures
+from tagger.images.loader import Order
+from tagger.images.preprocess import Preprocess
+from tagger.system.jit import always
+from tagger.system.signals import stop_asked
 
 NUMBERS = [signal.SIGINT, signal.SIGTERM]
 
@@ -51,7 +51,7 @@ def test_ctrl_c_while_a_loop_is_compiled_is_heard_after(monkeypatch: pytest.Monk
 def reading(part: Part) -> Iterator[tuple[Any, list[Any]]]:
     """Batches read by two processes that have just been started, and these processes."""
     pictures = Pictures(part, Preprocess(16, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)))
-    batches: Any = iter(batching.loader(pictures, Order(len(part), 1), workers=2))
+    batches: Any = iter(loader.loader(pictures, Order(len(part), 1), workers=2))
     yield batches, batches._workers
     batches._shutdown_workers()
 
@@ -81,7 +81,7 @@ def test_those_that_read_pictures_end_by_the_signal_of_their_parent(
 
 def test_those_that_read_pictures_end_at_once_when_all_are_read(part: Part) -> None:
     pictures = Pictures(part, Preprocess(16, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)))
-    batches: Any = iter(batching.loader(pictures, Order(len(part), 8), workers=2))
+    batches: Any = iter(loader.loader(pictures, Order(len(part), 8), workers=2))
     assert len(list(batches)) == 3
     begun = time.monotonic()
     batches._shutdown_workers()

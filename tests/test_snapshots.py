@@ -13,14 +13,14 @@ import pytest
 import torch
 from trainings import Parts, as_it_was, asked, ended, same, start, weights
 
-from tagger import files
-from tagger.errors import TaggerError
-from tagger.imaging.dataset import Part
+from tagger.core import files
+from tagger.core.errors import TaggerError
+from tagger.core.vocabulary import Tag
+from tagger.images.dataset import Part
 from tagger.params import Params, Preset
 from tagger.training import setup, snapshots
-from tagger.training.loop import Training
 from tagger.training.snapshots import Snapshots
-from tagger.vocabulary import Tag
+from tagger.training.trainer import Training
 
 CONTENT = {
     "learner": {"model": {"weight": torch.arange(5000.0)}, "micro_batch": None},

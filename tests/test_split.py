@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from iterstrat.ml_stratifiers import MultilabelStratifiedShuffleSplit
 from scipy.sparse import csr_array
 
-from tagger.errors import TaggerError
-from tagger.posts import PARTS
-from tagger.splitting import split
-from tagger.splitting.split import Labels, Parts
+from tagger.core.errors import TaggerError
+from tagger.core.manifest import PARTS
+from tagger.split import methods
+from tagger.split.methods import Labels, Parts
 
 Bools = npt.NDArray[np.bool_]
 
@@ -46,9 +46,9 @@ def large() -> Labels:
 
 def test_stratified_is_evener_than_scikit_multilearn_and_chance(large: Labels) -> None:
     labels = large.toarray()
-    ours = mean(lambda seed: split.stratified(large, SHARES, seed=seed), labels)
-    reference = mean(lambda seed: split.iterative(large, SHARES, seed=seed), labels)
-    chance = mean(lambda seed: split.random(large, SHARES, seed=seed), labels)
+    ours = mean(lambda seed: methods.stratified(large, SHARES, seed=seed), labels)
+    reference = mean(lambda seed: methods.iterative(large, SHARES, seed=seed), labels)
+    chance = mean(lambda seed: methods.random(large, SHARES, seed=seed), labels)
     assert ours <= reference
     assert ours < chance / 3
 
@@ -63,14 +63,14 @@ def test_stratified_is_evener_than_iterative_stratification(large: Labels, share
         parts[next(way.split(labels, labels))[1]] = 1
         return parts
 
-    ours = mean(lambda seed: split.stratified(large, shares, seed=seed), labels, shares)
+    ours = mean(lambda seed: methods.stratified(large, shares, seed=seed), labels, shares)
     assert ours <= mean(reference, labels, shares)
 
 
 def test_stratified_sizes_are_exact_and_no_frequent_tag_is_missing(large: Labels) -> None:
     assert large.sum(axis=0).min() >= 30
     for seed in SEEDS:
-        parts = split.stratified(large, SHARES, seed=seed)
+        parts = methods.stratified(large, SHARES, seed=seed)
         assert np.bincount(parts).tolist() == [1600, 200, 200]
         for part in range(3):
             assert large[parts == part].sum(axis=0).min() > 0
@@ -83,9 +83,9 @@ def test_order_two_evens_out_pairs_of_tags() -> None:
     pairs = single[:, one] & single[:, two]
     pairs = pairs[:, pairs.sum(axis=0) >= 10]  # enough for the smallest part to have one
     assert pairs.shape[1] > 100
-    ours = mean(lambda seed: split.stratified(labels, SHARES, seed=seed, order=2), pairs)
-    single_tags = mean(lambda seed: split.stratified(labels, SHARES, seed=seed), pairs)
-    reference = mean(lambda seed: split.iterative(labels, SHARES, seed=seed, order=2), pairs)
+    ours = mean(lambda seed: methods.stratified(labels, SHARES, seed=seed, order=2), pairs)
+    single_tags = mean(lambda seed: methods.stratified(labels, SHARES, seed=seed), pairs)
+    reference = mean(lambda seed: methods.iterative(labels, SHARES, seed=seed, order=2), pairs)
     assert ours < 0.8 * single_tags
     assert ours < 0.8 * reference
 
@@ -97,7 +97,7 @@ def test_stratified_with_groups_is_evener_than_chance() -> None:
     def of(method: Callable[..., Parts]) -> float:
         return mean(lambda seed: method(labels, SHARES, groups=groups, seed=seed), labels.toarray())
 
-    assert of(split.stratified) < 0.8 * of(split.random)
+    assert of(methods.stratified) < 0.8 * of(methods.random)
 
 
 @settings(max_examples=40)
@@ -107,14 +107,14 @@ def test_the_others_part_no_group_and_lose_no_post(seed: int, method: str, count
     posts = int(random.integers(count, 40))
     labels = csr_array(random.random((posts, 5)) < 0.4)
     groups = random.permutation([*range(count), *random.integers(0, 20, posts - count)])
-    parts = getattr(split, method)(labels, [1 / count] * count, groups=groups, seed=seed)
+    parts = getattr(methods, method)(labels, [1 / count] * count, groups=groups, seed=seed)
     assert parts.shape == (posts,)
     assert set(parts.tolist()) <= set(range(count))
     for group in np.unique(groups):
         assert len(set(parts[groups == group])) == 1
 
 
-@pytest.mark.parametrize("method", [split.random, split.iterative])
+@pytest.mark.parametrize("method", [methods.random, methods.iterative])
 @pytest.mark.parametrize("grouped", [False, True])
 def test_the_others_come_near_the_sizes_and_follow_the_seed(
     method: Callable[..., Parts], grouped: bool
@@ -131,19 +131,21 @@ def test_the_others_come_near_the_sizes_and_follow_the_seed(
 
 def test_random_looks_at_no_tag_and_fills_parts_to_the_post() -> None:
     one, other = zipf(1000, 5), csr_array((1000, 1))
-    assert np.array_equal(split.random(one, SHARES, seed=3), split.random(other, SHARES, seed=3))
-    assert np.bincount(split.random(other, SHARES)).tolist() == [800, 100, 100]
+    assert np.array_equal(
+        methods.random(one, SHARES, seed=3), methods.random(other, SHARES, seed=3)
+    )
+    assert np.bincount(methods.random(other, SHARES)).tolist() == [800, 100, 100]
 
 
 def test_the_reference_leaves_the_global_generator_as_it_was() -> None:
     np.random.seed(5)
     expected = np.random.random()
     np.random.seed(5)
-    split.iterative(zipf(50, 10), SHARES, seed=1)
+    methods.iterative(zipf(50, 10), SHARES, seed=1)
     assert np.random.random() == expected
 
 
-METHODS = pytest.mark.parametrize("method", [split.stratified, split.iterative, split.random])
+METHODS = pytest.mark.parametrize("method", [methods.stratified, methods.iterative, methods.random])
 EYE: Labels = csr_array(np.eye(9, dtype=np.bool_))
 
 
@@ -167,7 +169,7 @@ def test_proportions_that_cannot_be_are_refused(
 
 
 def test_so_many_parts_as_a_byte_counts_are_filled() -> None:
-    parts = split.stratified(csr_array(np.ones((127, 1))), (1 / 127,) * 127)
+    parts = methods.stratified(csr_array(np.ones((127, 1))), (1 / 127,) * 127)
     assert sorted(parts.tolist()) == list(range(127))
 
 
@@ -198,18 +200,18 @@ def test_labels_that_cannot_be_are_refused(method: Callable[..., Parts]) -> None
 
 def test_too_many_pairs_are_refused_with_their_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     labels = csr_array(np.ones((5, 4)))  # six pairs on each post
-    monkeypatch.setattr(split, "_MOST_PAIRS", 30)
-    split.stratified(labels, SHARES, order=2)
-    monkeypatch.setattr(split, "_MOST_PAIRS", 29)
-    split.stratified(labels, SHARES)
-    assert_refused(lambda: split.stratified(labels, SHARES, order=2), "30 pairs .* 1.8 kB")
+    monkeypatch.setattr(methods, "_MOST_PAIRS", 30)
+    methods.stratified(labels, SHARES, order=2)
+    monkeypatch.setattr(methods, "_MOST_PAIRS", 29)
+    methods.stratified(labels, SHARES)
+    assert_refused(lambda: methods.stratified(labels, SHARES, order=2), "30 pairs .* 1.8 kB")
 
 
 def test_the_reference_refuses_what_would_take_hours(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(split, "_MOST_LABELS", 9)
-    split.iterative(EYE, SHARES)
-    monkeypatch.setattr(split, "_MOST_LABELS", 8)
-    assert_refused(lambda: split.iterative(EYE, SHARES), "9 labels .* 1.3 kB.*Use stratified")
+    monkeypatch.setattr(methods, "_MOST_LABELS", 9)
+    methods.iterative(EYE, SHARES)
+    monkeypatch.setattr(methods, "_MOST_LABELS", 8)
+    assert_refused(lambda: methods.iterative(EYE, SHARES), "9 labels .* 1.3 kB.*Use stratified")
 
 
 def assert_refused(call: Callable[[], Any], reason: str) -> None:
@@ -221,8 +223,8 @@ def assert_refused(call: Callable[[], Any], reason: str) -> None:
 
 def test_a_part_without_posts_or_without_tags_is_refused() -> None:
     labels = csr_array(np.array([[1], [1], [0]], dtype=np.float32))
-    split.check(np.array([0, 1, 1], dtype=np.int8), labels, PARTS[:2])
+    methods.check(np.array([0, 1, 1], dtype=np.int8), labels, PARTS[:2])
     with pytest.raises(TaggerError, match=r"No post falls to test.*split\.test"):
-        split.check(np.array([0, 1, 1], dtype=np.int8), labels, PARTS)
+        methods.check(np.array([0, 1, 1], dtype=np.int8), labels, PARTS)
     with pytest.raises(TaggerError, match="No post of test has a tag"):
-        split.check(np.array([0, 1, 2], dtype=np.int8), labels, PARTS)
+        methods.check(np.array([0, 1, 2], dtype=np.int8), labels, PARTS)

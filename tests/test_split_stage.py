@@ -14,13 +14,13 @@ import pytest
 from PIL import Image
 
 import split
-from tagger import errors, posts, vocabulary
+from tagger.core import errors, manifest, vocabulary
+from tagger.core.manifest import PARTS, Posts
+from tagger.core.vocabulary import Tag
 from tagger.params import Params, Split
-from tagger.posts import PARTS, Posts
-from tagger.splitting import allocation
-from tagger.splitting import split as library
-from tagger.splitting.split import Labels
-from tagger.vocabulary import Tag
+from tagger.split import deterministic
+from tagger.split import methods as library
+from tagger.split.methods import Labels
 
 POSTS = 120
 SEEN = [Tag(n, f"tag_{n}", 0, 9) for n in range(6)]
@@ -46,7 +46,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A project whose manifest and vocabulary are written."""
     monkeypatch.chdir(tmp_path)
     write([row(number) for number in range(POSTS)])
-    posts.write_tags(SEEN, split.TAGS)
+    manifest.write_tags(SEEN, split.TAGS)
     vocabulary.write(TAGS, split.VOCABULARY)
     named = [f"{row(n)['id']},{PARTS[(n % 5 == 0) + (n % 10 == 0)]}\n" for n in range(POSTS)]
     Path("mine.csv").write_text("id,split\n" + "".join(named), encoding="utf-8")
@@ -54,7 +54,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def write(rows: list[dict[str, Any]]) -> None:
-    posts.write(pa.Table.from_pylist(rows, schema=posts.SCHEMA), split.POSTS)
+    manifest.write(pa.Table.from_pylist(rows, schema=manifest.SCHEMA), split.POSTS)
 
 
 @pytest.fixture
@@ -92,13 +92,13 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def read() -> tuple[Posts, Labels]:
-    found = posts.read(split.POSTS, len(SEEN))
-    return found, posts.columns_of(found.labels, SEEN, TAGS)
+    found = manifest.read(split.POSTS, len(SEEN))
+    return found, manifest.columns_of(found.labels, SEEN, TAGS)
 
 
 def written() -> list[int]:
     """Return the parts in data/split.parquet, which names each post in its place."""
-    return listed(posts.read_split(split.SPLIT, read()[0].ids))
+    return listed(manifest.read_split(split.SPLIT, read()[0].ids))
 
 
 def listed(parts: library.Parts) -> list[int]:
@@ -113,9 +113,11 @@ def expected(method: str, seed: int, shares: tuple[float, ...]) -> list[int]:
         "stratified": lambda: library.stratified(labels, shares, groups=groups, seed=seed),
         "iterative": lambda: library.iterative(labels, shares, groups=groups, seed=seed),
         "random": lambda: library.random(labels, shares, groups=groups, seed=seed),
-        "hash": lambda: allocation.by_hash(ids, shares, groups=groups, seed=seed),
-        "modulo": lambda: allocation.by_modulo(ids, shares, groups=groups),
-        "time": lambda: allocation.by_time(found.table["created_at"], ids, shares, groups=groups),
+        "hash": lambda: deterministic.by_hash(ids, shares, groups=groups, seed=seed),
+        "modulo": lambda: deterministic.by_modulo(ids, shares, groups=groups),
+        "time": lambda: deterministic.by_time(
+            found.table["created_at"], ids, shares, groups=groups
+        ),
         "given": lambda: np.array([(n % 5 == 0) + (n % 10 == 0) for n in range(POSTS)], np.int8),
     }
     return listed(ways[method]())

@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 from PIL import Image
 from torchvision import transforms
 
-from tagger.errors import TaggerError
-from tagger.imaging import preprocess
-from tagger.imaging.images import Pixels
-from tagger.imaging.places import WHITE
-from tagger.imaging.preprocess import Preprocess
-from tagger.taggers import staged
+from tagger.core.errors import TaggerError
+from tagger.images import preprocess
+from tagger.images.decode import Pixels
+from tagger.images.location import WHITE
+from tagger.images.preprocess import Preprocess
+from tagger.models import external_preprocess
 
 Write = Callable[[str, str], Path]
 Stages = list[dict[str, Any]]
@@ -45,7 +45,7 @@ def read(write: Write) -> Callable[[Stages], Preprocess]:
 
     def read(stages: Stages) -> Preprocess:
         content = json.dumps({"test": [*stages, TENSOR, NORMALIZE]})
-        return staged.read(write("preprocess.json", content))
+        return external_preprocess.read(write("preprocess.json", content))
 
     return read
 
@@ -57,7 +57,7 @@ def noise(width: int, height: int) -> Image.Image:
 
 def made(stage: Mapping[str, Any], picture: Image.Image) -> Pixels:
     """Return what one stage makes of a picture, be it a square or not."""
-    return np.asarray(staged._KINDS[stage["type"]](stage)(picture))
+    return np.asarray(external_preprocess._KINDS[stage["type"]](stage)(picture))
 
 
 @settings(max_examples=40)
@@ -79,7 +79,7 @@ def test_ours_is_read_as_ours(
     prepared = Preprocess(size, *constants, interpolation, shown, fitting)
     path = tmp_path_factory.mktemp("ours") / "preprocess.json"
     prepared.write(path)
-    assert staged.read(path) == preprocess.read(path) == prepared
+    assert external_preprocess.read(path) == preprocess.read(path) == prepared
 
 
 @settings(max_examples=100)
@@ -175,7 +175,7 @@ def test_a_crop_of_a_larger_picture_is_not_taken_for_ours(
 def test_one_constant_is_that_of_all_channels(write: Write) -> None:
     for mean in (0.25, [0.25]):
         content = {"test": [*FOREIGN, TENSOR, NORMALIZE | {"mean": mean, "std": 1}]}
-        prepared = staged.read(write("preprocess.json", json.dumps(content)))
+        prepared = external_preprocess.read(write("preprocess.json", json.dumps(content)))
         assert (prepared.mean, prepared.std) == ((0.25,) * 3, (1.0,) * 3)
         expected = prepared.fit(noise(9, 4)).transpose(2, 0, 1) / 255 - 0.25
         assert prepared(noise(9, 4)) == pytest.approx(expected, abs=1e-6)
@@ -216,11 +216,11 @@ def test_what_is_not_known_is_told_in_one_line(
 @pytest.mark.parametrize("content", ["[]", "{}", '{"test": 3}', '{"test": null}', "3"])
 def test_a_file_without_stages_is_told_in_one_line(write: Write, content: str) -> None:
     with pytest.raises(TaggerError, match=r"\A[^\n]*preprocess\.json has stages that[^\n]*\Z"):
-        staged.read(write("preprocess.json", content))
+        external_preprocess.read(write("preprocess.json", content))
 
 
 def test_a_file_that_is_not_there_or_broken_is_told(write: Write, tmp_path: Path) -> None:
     with pytest.raises(TaggerError, match="is missing"):
-        staged.read(tmp_path / "none.json")
+        external_preprocess.read(tmp_path / "none.json")
     with pytest.raises(TaggerError, match="must be JSON"):
-        staged.read(write("preprocess.json", "{"))
+        external_preprocess.read(write("preprocess.json", "{"))

@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.sparse import csr_array, csr_matrix
 
-from tagger import compiled
-from tagger.splitting import split
-from tagger.splitting.split import Groups, Parts
+from tagger.split import methods
+from tagger.split.methods import Groups, Parts
+from tagger.system import jit
 
 Bools = npt.NDArray[np.bool_]
 
@@ -28,7 +28,7 @@ class Wanted(NamedTuple):
     def parts(self, labels: Any = None, *, seed: int = 0, order: int = 1) -> Parts:
         if labels is None:
             labels = csr_array(self.labels)
-        return split.stratified(labels, self.shares, groups=self.groups, seed=seed, order=order)
+        return methods.stratified(labels, self.shares, groups=self.groups, seed=seed, order=order)
 
 
 def shares_of(weights: Any) -> list[float]:
@@ -182,15 +182,15 @@ def test_compiled_and_interpreted_parts_are_the_same(monkeypatch: pytest.MonkeyP
         for groups, order in ((None, 1), (some, 1), (None, 2), (some, 2)):
             both = set()
             for most in (10**9, 0):
-                monkeypatch.setattr(compiled, "_INTERPRETED", most)
-                parts = split.stratified(labels, shares, groups=groups, seed=5, order=order)
+                monkeypatch.setattr(jit, "_INTERPRETED", most)
+                parts = methods.stratified(labels, shares, groups=groups, seed=5, order=order)
                 both.add(parts.tobytes())
             assert len(both) == 1
 
 
 def test_a_tag_on_ten_posts_is_dealt_out_in_its_proportions() -> None:
     labels = csr_array(np.eye(5, dtype=np.float32).repeat(10, axis=0))
-    parts = split.stratified(labels, SHARES, seed=0)
+    parts = methods.stratified(labels, SHARES, seed=0)
     for tag in range(5):
         members = labels.toarray()[:, tag] > 0
         assert np.bincount(parts[members], minlength=3).tolist() == [8, 1, 1]
@@ -199,11 +199,11 @@ def test_a_tag_on_ten_posts_is_dealt_out_in_its_proportions() -> None:
 def test_a_tag_on_one_post_is_learnt_where_there_is_room() -> None:
     labels = csr_array(np.eye(10, 8, dtype=np.float32))  # two posts have no tag
     for seed in range(20):
-        assert set(split.stratified(labels, SHARES, seed=seed)[:8]) == {0}
+        assert set(methods.stratified(labels, SHARES, seed=seed)[:8]) == {0}
 
 
 def test_posts_without_tags_are_dealt_out_by_size() -> None:
-    parts = split.stratified(csr_array(np.zeros((100, 3), dtype=np.float32)), SHARES, seed=0)
+    parts = methods.stratified(csr_array(np.zeros((100, 3), dtype=np.float32)), SHARES, seed=0)
     assert np.bincount(parts).tolist() == [80, 10, 10]
 
 
@@ -211,4 +211,4 @@ def test_one_large_group_goes_to_training() -> None:
     labels = csr_array(np.ones((20, 2), dtype=np.float32))
     groups = np.array([0] * 14 + list(range(1, 7)))
     for seed in range(20):
-        assert set(split.stratified(labels, SHARES, groups=groups, seed=seed)[:14]) == {0}
+        assert set(methods.stratified(labels, SHARES, groups=groups, seed=seed)[:14]) == {0}

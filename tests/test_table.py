@@ -14,13 +14,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import prepare
-from tagger.errors import TaggerError
-from tagger.gathering import intake
-from tagger.gathering.rejected import Rejected
+from tagger.core.errors import TaggerError
+from tagger.data import ingest
+from tagger.data.rejected import Rejected
+from tagger.data.sources.table import Table
+from tagger.data.tags import rules
+from tagger.data.tags.lexicon import Lexicon
 from tagger.params import Params
-from tagger.sources.table import Table
-from tagger.tags import rules
-from tagger.tags.lexicon import Lexicon
 
 Write = Callable[[str, str | bytes], Path]
 Paint = Callable[[str], Path]
@@ -382,6 +382,6 @@ def test_every_filter_on_posts_works_with_a_table(
         shipped.prepare.filters.model_dump() | filters
     )
     lexicon, left_out = Lexicon(rules.read(tmp_path)), Rejected()
-    found = intake.gather(table(path), lexicon, chosen, left_out)
+    found = ingest.gather(table(path), lexicon, chosen, left_out)
     assert [Path(file).name for file in found["file"].to_pylist()] == left
     assert len(left_out) == 1 + bool(odd)

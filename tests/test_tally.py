@@ -22,13 +22,13 @@ from torchmetrics.functional.classification import (
     multilabel_ranking_average_precision,
 )
 
-from tagger.arrays import Floats, Scores
-from tagger.reporting import charts
-from tagger.scoring import codes, counting, figures, ranking, tally
-from tagger.scoring.counting import Ints
-from tagger.scoring.figures import Figures
-from tagger.scoring.ranking import Ranking
-from tagger.scoring.tally import Tally
+from tagger.core.arrays import Floats, Scores
+from tagger.evaluation import counting, quantized_logits, ranking, score_counts, tag_metrics
+from tagger.evaluation.counting import Ints
+from tagger.evaluation.ranking import Ranking
+from tagger.evaluation.report import charts
+from tagger.evaluation.score_counts import Tally
+from tagger.evaluation.tag_metrics import Figures
 
 
 def measure(
@@ -37,13 +37,15 @@ def measure(
     listed = tags(predictions.truth.shape[1])
     limits = np.full(len(listed), limit)
     with Kept(predictions, unlabelled=unlabelled or []) as scored:
-        counted = tally.count(scored, figures.pool_of(listed), marks=tally.marks(limits))
+        counted = score_counts.count(
+            scored, tag_metrics.pool_of(listed), marks=score_counts.marks(limits)
+        )
         ranked = ranking.of(scored)
-    return counted, ranked, figures.summary(counted, listed, ranked)
+    return counted, ranked, tag_metrics.summary(counted, listed, ranked)
 
 
 def shares(logits: Scores) -> Floats:
-    return codes.sigmoid(logits)
+    return quantized_logits.sigmoid(logits)
 
 
 @pytest.fixture(params=["plain", "compiled"])
@@ -58,7 +60,7 @@ def test_figures_of_tags_are_scikit_learns(density: float, steps: int) -> None:
     predictions = draw(400, 7, density=density, steps=steps)
     counted, *_ = measure(predictions)
     given_ = shares(predictions.logits) >= 0.4
-    each = figures.decisions(*counted.decided(0))
+    each = tag_metrics.decisions(*counted.decided(0))
     for tag, truth in enumerate(predictions.truth.T):
         if not truth.any():
             assert np.isnan(counted.average_precision[tag])
@@ -129,7 +131,7 @@ def test_the_compiled_loop_counts_as_numpy_does(predictions: Drawn) -> None:
     with pytest.MonkeyPatch.context() as patch:
         compile_always(patch)
         compiled, also, _ = measure(predictions)
-    for name in tally.Tally.__dataclass_fields__:
+    for name in score_counts.Tally.__dataclass_fields__:
         assert np.allclose(getattr(compiled, name), getattr(plain, name)), name
     for one, other in zip(ranked, also, strict=True):
         assert one == pytest.approx(other)
@@ -138,11 +140,11 @@ def test_the_compiled_loop_counts_as_numpy_does(predictions: Drawn) -> None:
 @settings(max_examples=40)
 @given(drawn())
 def test_marks_count_what_is_at_least_as_high(predictions: Drawn) -> None:
-    coded = codes.of(predictions.logits)
+    coded = quantized_logits.of(predictions.logits)
     random = np.random.default_rng(0)
     marks = np.stack([random.choice(column, 4) for column in coded.T]).astype(np.uint16)
     with Kept(predictions) as scored:
-        counted = tally.count(scored, figures.pool_of(tags(len(marks))), marks=marks)
+        counted = score_counts.count(scored, tag_metrics.pool_of(tags(len(marks))), marks=marks)
     for mark in range(4):
         high = coded >= marks[:, mark]
         true, given_, *_ = counted.decided(mark)
@@ -184,7 +186,7 @@ def test_a_tag_on_every_picture_is_perfect_and_correlates_with_nothing() -> None
     predictions.truth[:, 1] = True
     counted, *_ = measure(predictions, limit=1e-4)
     assert counted.average_precision[1] == 1
-    each = figures.decisions(*counted.decided(0))
+    each = tag_metrics.decisions(*counted.decided(0))
     assert (each["f1"][1], each["mcc"][1]) == (1, 0)
 
 
@@ -196,17 +198,17 @@ def test_where_no_picture_has_a_tag_figures_are_zero(pictures: int) -> None:
     assert {summary[name] for name in ("macro_ap", "micro_ap", "macro_f1", "micro_f1")} == {0}
     assert (summary["images"], summary["unsupported"]) == (pictures, 3)
     assert charts.pr_rows(counted) == []
-    assert len(list(charts.f1_rows(counted))) == len(tally.GRID)
+    assert len(list(charts.f1_rows(counted))) == len(score_counts.GRID)
 
 
 def test_pictures_may_be_left_out() -> None:
     predictions = draw(90, 4)
     left_out = np.arange(90) % 3 == 0
-    pools = figures.pool_of(tags(4))
+    pools = tag_metrics.pool_of(tags(4))
     with Kept(predictions) as scored:
-        counted = tally.count(scored, pools, left_out=left_out)
+        counted = score_counts.count(scored, pools, left_out=left_out)
     with Kept(Drawn(predictions.logits[~left_out], predictions.truth[~left_out])) as rest:
-        alone = tally.count(rest, pools)
+        alone = score_counts.count(rest, pools)
     assert counted.average_precision == pytest.approx(alone.average_precision)
     assert np.array_equal(counted.pools, alone.pools)
 

@@ -6,10 +6,10 @@ from typing import NamedTuple
 
 import pytest
 
-from tagger import thresholds
-from tagger.errors import TaggerError
-from tagger.thresholds import By, Kind, Threshold
-from tagger.vocabulary import CATEGORIES, Tag
+from tagger.core import thresholds
+from tagger.core.errors import TaggerError
+from tagger.core.thresholds import By, Kind, Threshold
+from tagger.core.vocabulary import CATEGORIES, Tag
 
 TAGS = [Tag(-1, "safe", 9, 5), Tag(-2, "hair", 0, 5), Tag(-3, "eyes", 0, 5), Tag(-4, "miku", 4, 5)]
 

@@ -18,21 +18,22 @@ from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from trainings import ALONE, Parts, as_it_was, asked, changed, ended, project, same, start, weights
 
-from tagger import files, parallel, posts, vocabulary
-from tagger.errors import TaggerError
-from tagger.imaging import batching, images
-from tagger.imaging.batching import Batch
-from tagger.imaging.dataset import Part
-from tagger.imaging.places import Place
-from tagger.network import backbone
-from tagger.parallel import Group
+from tagger.core import files, manifest, vocabulary
+from tagger.core.errors import TaggerError
+from tagger.core.vocabulary import Tag
+from tagger.images import decode, loader
+from tagger.images.dataset import Part
+from tagger.images.loader import Batch
+from tagger.images.location import Place
+from tagger.models import backbone
 from tagger.params import Params, Preset
+from tagger.system import distributed
+from tagger.system.distributed import Group
+from tagger.system.world import World
 from tagger.training import learner, setup, snapshots
 from tagger.training.learner import Portion
-from tagger.training.loop import Judgement, Training
 from tagger.training.optimizer import share_of_peak
-from tagger.vocabulary import Tag
-from tagger.world import World
+from tagger.training.trainer import Judgement, Training
 
 Starter = Callable[..., Training]
 
@@ -190,7 +191,7 @@ def first(training: Training) -> Batch:
 
 def gradient_of(training: Training, batch: Batch, *, step: int = 0) -> dict[str, Tensor]:
     """Return the gradient of a batch, as training computes it."""
-    inputs, targets = batching.to_device(batch, ALONE.device, training.preprocess)
+    inputs, targets = loader.to_device(batch, ALONE.device, training.preprocess)
     training.learner.model.train()
     training.learner.wrap()
     pictures = len(batch.rows)
@@ -218,7 +219,7 @@ def near(one: dict[str, Tensor], other: dict[str, Tensor], share: float) -> bool
 
 def by_hand(training: Training, batch: Batch) -> dict[str, Tensor]:
     """Return the gradient of the plain loss, by autograd alone."""
-    inputs, targets = batching.to_device(batch, ALONE.device, training.preprocess)
+    inputs, targets = loader.to_device(batch, ALONE.device, training.preprocess)
     model = training.learner.model.train()
     loss = (SUM(model(inputs), targets.clamp(min=0)) * (targets >= 0)).sum() / len(inputs)
     named = dict(model.named_parameters())
@@ -358,7 +359,7 @@ def test_a_rehearsal_finds_how_many_pictures_fit_unless_others_wait_for_them(
         tried = cramped(training, 3)
         before = weights(training)
         inputs, targets = torch.zeros(8, 3, 32, 32), torch.zeros(8, training.part.labels.shape[1])
-        monkeypatch.setattr(parallel, "in_parts", lambda model, in_parts=in_parts: in_parts)
+        monkeypatch.setattr(distributed, "in_parts", lambda model, in_parts=in_parts: in_parts)
         if in_parts:
             with pytest.raises(
                 TaggerError, match=r"\A.* 8 pictures at a time\. Lower train\.micro_"
@@ -796,7 +797,7 @@ def test_what_is_frozen_drops_nothing_out(begin: Starter, vit: Preset) -> None:
 def embeddings(model: Any, part: Part, training: Training) -> Tensor:
     """Return what the head sees of each picture, (pictures, features)."""
     prepared = training.preprocess
-    squares = np.stack([prepared.fit(images.open_rgb(place)) for place in part.places])
+    squares = np.stack([prepared.fit(decode.open_rgb(place)) for place in part.places])
     with torch.inference_mode():
         inputs = torch.from_numpy(prepared.normalise(squares))
         made: Tensor = model.eval().forward_head(model.forward_features(inputs), pre_logits=True)
@@ -820,7 +821,7 @@ def test_a_head_on_kept_embeddings_is_one_trained_by_hand(
     ]
     adamw: Any = torch.optim.AdamW(groups, weight_decay=0.05)
     truth = torch.from_numpy(part.labels.toarray()).float()
-    order = batching.Order(24, 8, 0, whole=True, batches=range(9))
+    order = loader.Order(24, 8, 0, whole=True, batches=range(9))
     for step, keys in enumerate(order):
         rows = [key.row for key in keys]
         loss = SUM(head(seen[rows]), truth[rows]).sum() / len(rows)
@@ -912,7 +913,7 @@ def test_the_stage_starts_from_a_tagger_with_other_tags(
     )
     tags_file = made.folder / "data" / "vocabulary.csv"
     kept = [tag for tag in vocabulary.read(tags_file) if tag.name != tags[0].name]
-    rare = [tag for tag in posts.read_tags(made.folder / "data/tags.parquet") if tag.count < 3]
+    rare = [tag for tag in manifest.read_tags(made.folder / "data/tags.parquet") if tag.count < 3]
     vocabulary.write([*rare[:2], *kept], tags_file)
     told = f"carried {len(kept)} of {len(kept) + 2} tags, 2 new, 1 dropped"
     assert told in made.train().splitlines()

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tagger import vocabulary
-from tagger.errors import TaggerError
-from tagger.vocabulary import CATEGORIES, Tag
+from tagger.core import vocabulary
+from tagger.core.errors import TaggerError
+from tagger.core.vocabulary import CATEGORIES, Tag
 
 Write = Callable[[str, str | bytes], Path]
 

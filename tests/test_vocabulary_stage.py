@@ -15,9 +15,9 @@ import yaml
 from PIL import Image
 
 import vocabulary as stage
-from tagger import errors, posts, vocabulary
+from tagger.core import errors, manifest, vocabulary
+from tagger.core.vocabulary import Tag
 from tagger.params import Params
-from tagger.vocabulary import Tag
 
 Write = Callable[[str, str | bytes], Path]
 Run = Callable[..., str]
@@ -41,12 +41,12 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     names = [*counts, "gone"]
     codes = [CATEGORY_OF.get(name, 0) for name in names]
     tags = [Tag(10 + row, name, codes[row], counts[name]) for row, name in enumerate(names)]
-    posts.write_tags(tags, stage.TAGS)
+    manifest.write_tags(tags, stage.TAGS)
     rows = [
         {"id": str(row), "file": f"{row}.png", "tags": [names.index(tag) for tag in post]}
         for row, post in enumerate(POSTS)
     ]
-    posts.write(pa.Table.from_pylist(rows, schema=posts.SCHEMA), stage.POSTS)
+    manifest.write(pa.Table.from_pylist(rows, schema=manifest.SCHEMA), stage.POSTS)
     return tmp_path
 
 
@@ -221,7 +221,7 @@ def test_posts_that_cannot_be_used_leave_the_last_vocabulary_as_it_was(
     run: Run, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run()
-    posts.write_tags(posts.read_tags(stage.TAGS)[:3], stage.TAGS)
+    manifest.write_tags(manifest.read_tags(stage.TAGS)[:3], stage.TAGS)
     assert "has tags beyond the 3 of tags.parquet" in mistake(run, capsys)
     stage.POSTS.unlink()
     assert "posts.parquet is missing" in mistake(run, capsys)

@@ -21,8 +21,8 @@ from hypothesis import strategies as st
 from safetensors.torch import save, save_file
 from torch import Tensor, nn
 
-from tagger.errors import TaggerError
-from tagger.network import backbone, checkpoints, weights
+from tagger.core.errors import TaggerError
+from tagger.models import backbone, checkpoints, pretrained
 from tagger.params import Preset
 
 VIT = "test_vit"
@@ -98,7 +98,7 @@ def same(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> bool:
 
 
 def load(model: nn.Module, source: bool | str | Path) -> dict[str, Tensor]:
-    return weights.into(model, checkpoints.read(source, VIT))
+    return pretrained.into(model, checkpoints.read(source, VIT))
 
 
 def refused(model: nn.Module, source: bool | str | Path) -> str:

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from tagger import files
-from tagger.errors import TaggerError
-from tagger.world import world
+from tagger.core import files
+from tagger.core.errors import TaggerError
+from tagger.system.world import world
 
 
 def test_alone_there_is_one_process_and_files_bear_no_mark(

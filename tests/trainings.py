@@ -21,20 +21,21 @@ from mlflow.entities import Run
 from processes import Ended, Running
 from torch import Tensor
 
-from tagger import params, posts, vocabulary
-from tagger.gathering import intake
-from tagger.gathering import pictures as pictures_of
-from tagger.gathering.rejected import Rejected
-from tagger.imaging.dataset import Part
-from tagger.parallel import Group
+from tagger import params
+from tagger.core import manifest, vocabulary
+from tagger.core.vocabulary import Tag
+from tagger.data import image_steps as pictures_of
+from tagger.data import ingest
+from tagger.data.rejected import Rejected
+from tagger.data.sources.folder import Folder
+from tagger.data.tags import rules
+from tagger.data.tags.lexicon import Lexicon
+from tagger.images.dataset import Part
 from tagger.params import Params, Preset, Train
-from tagger.sources.folder import Folder
-from tagger.tags import rules
-from tagger.tags.lexicon import Lexicon
+from tagger.system.distributed import Group
+from tagger.system.world import World
 from tagger.training import setup
-from tagger.training.loop import Judgement, Training
-from tagger.vocabulary import Tag
-from tagger.world import World
+from tagger.training.trainer import Judgement, Training
 
 ROOT = Path(__file__).parent.parent
 ALONE = Group(World(0, 1, 0, 1), torch.device("cpu"))
@@ -190,15 +191,15 @@ def project(
     p, data = shipped.prepare, folder / "data"
     (data / "rules").mkdir(parents=True)
     lexicon = Lexicon(rules.read(demo))
-    found = intake.gather(Folder([demo], p.separator), lexicon, p.filters, Rejected())
-    seen = intake.tags_of(lexicon, intake.count(found, len(lexicon)))
-    table = intake.renumbered(pictures_of.grouped(found, p.groups), lexicon, seen)
-    posts.write(table, data / "posts.parquet")
-    posts.write_tags(seen, data / "tags.parquet")
+    found = ingest.gather(Folder([demo], p.separator), lexicon, p.filters, Rejected())
+    seen = ingest.tags_of(lexicon, ingest.count(found, len(lexicon)))
+    table = ingest.renumbered(pictures_of.grouped(found, p.groups), lexicon, seen)
+    manifest.write(table, data / "posts.parquet")
+    manifest.write_tags(seen, data / "tags.parquet")
     vocabulary.write([tag for tag in seen if tag.count >= 3], data / "vocabulary.csv")
-    ids = posts.read(data / "posts.parquet", len(seen)).ids
+    ids = manifest.read(data / "posts.parquet", len(seen)).ids
     parts = np.repeat(np.array([0, 1, 2], np.int8), sizes)
-    posts.write_split(ids, parts, data / "split.parquet")
+    manifest.write_split(ids, parts, data / "split.parquet")
     content = yaml.safe_load((ROOT / params.PATH).read_text(encoding="utf-8"))
     content["model"] = "small"
     content["models"] = {"small": preset.model_dump()}

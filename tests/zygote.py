@@ -66,9 +66,9 @@ def _load() -> None:
         import_module(name)
         del sys.modules[name]
     del sys.path[0]
-    from tagger.gathering import overview, pictures  # the first as its stage does, when it needs it
+    from tagger.data import image_steps, overview
 
-    pictures._CHUNK = 30  # else so few pictures would be one chunk, and no processes share them
+    image_steps._CHUNK = 30  # else so few pictures would be one chunk, and no processes share them
     del overview
     gc.freeze()  # collecting it would copy all of it
 

@@ -22,15 +22,23 @@ from scipy.sparse import csr_array
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "stages"))
 
-from tagger.imaging.dataset import Part
-from tagger.imaging.places import WHITE, Place
-from tagger.reporting.inspection import Inspection
-from tagger.scoring import bootstrap, figures, influence, ranking, scored, tally
-from tagger.scoring.judged import Judged
-from tagger.scoring.scored import Block, Scored, Truth
-from tagger.thresholding import calibration, cutoffs
-from tagger.thresholds import Aim
-from tagger.vocabulary import Tag
+from tagger.core.thresholds import Aim
+from tagger.core.vocabulary import Tag
+from tagger.evaluation import (
+    bootstrap,
+    calibration,
+    fit_thresholds,
+    jackknife,
+    prediction_store,
+    ranking,
+    score_counts,
+    tag_metrics,
+)
+from tagger.evaluation.inspection import Inspection
+from tagger.evaluation.prediction_store import Block, Scored, Truth
+from tagger.evaluation.result import Judged
+from tagger.images.dataset import Part
+from tagger.images.location import WHITE, Place
 
 T = TypeVar("T")
 
@@ -76,7 +84,7 @@ def whole(path: Path) -> dict[str, Any]:
     with timed(
         took,
         "drawing and writing",
-        lambda: scored.write(path.with_suffix(".logits"), Truth(labels), blocks(labels)),
+        lambda: prediction_store.write(path.with_suffix(".logits"), Truth(labels), blocks(labels)),
     ) as part:
         return judge(part, tags, took)
 
@@ -88,15 +96,15 @@ def _drawn(labels: csr_array) -> Iterator[tuple[range, None]]:
 
 
 def judge(part: Scored, tags: list[Tag], took: dict[str, float]) -> dict[str, Any]:
-    rows = timed(took, "thresholds", lambda: cutoffs.fit(part, tags, Aim()))
+    rows = timed(took, "thresholds", lambda: fit_thresholds.fit(part, tags, Aim()))
     limits = np.array([row.threshold for row in rows if row.name])
-    pools, marks = figures.pool_of(tags), tally.marks(limits)
-    counted = timed(took, "metrics", lambda: tally.count(part, pools, marks=marks))
+    pools, marks = tag_metrics.pool_of(tags), score_counts.marks(limits)
+    counted = timed(took, "metrics", lambda: score_counts.count(part, pools, marks=marks))
     ranked = timed(took, "ranking", lambda: ranking.of(part))
     timed(took, "temperatures", lambda: calibration.fit(counted, tags))
-    moved = timed(took, "influence", lambda: influence.of(part, counted, tags, limits))
+    moved = timed(took, "influence", lambda: jackknife.of(part, counted, tags, limits))
     timed(took, "bootstrap", lambda: bootstrap.intervals(moved, 0))
-    summed = figures.summary(counted, tags, ranked)
+    summed = tag_metrics.summary(counted, tags, ranked)
     look = Inspection(
         name="test",
         scored=part,
@@ -118,14 +126,14 @@ def beside(path: Path) -> dict[str, Any]:
 
     labels = stratified_split.load(path)
     tags = tags_of(labels)
-    pools = figures.pool_of(tags)
-    with scored.write(path.with_suffix(".logits"), Truth(labels), blocks(labels)) as part:
+    pools = tag_metrics.pool_of(tags)
+    with prediction_store.write(path.with_suffix(".logits"), Truth(labels), blocks(labels)) as part:
         logits = np.concatenate([some for _, some in blocks(labels)]).astype(np.float16)
-        tally.count(part, pools)  # loads the compiled code
+        score_counts.count(part, pools)  # loads the compiled code
         ours: list[float] = []
         for _ in range(_TIMES):
             start = time.perf_counter()
-            found = tally.count(part, pools).average_precision
+            found = score_counts.count(part, pools).average_precision
             ours.append(time.perf_counter() - start)
     truth, columns = labels.toarray().T.copy(), logits.T.astype(np.float32)
     has = np.flatnonzero(truth.any(axis=1))

@@ -41,11 +41,10 @@ def make_models(folder: Path) -> None:
     import timm
     import torch
 
-    from tagger.exporting import listings, onnx_export
-    from tagger.imaging.preprocess import Preprocess
-    from tagger.network import backbone
-    from tagger.taggers import exported
-    from tagger.vocabulary import Tag
+    from tagger.core.vocabulary import Tag
+    from tagger.export import formats, onnx_graph
+    from tagger.images.preprocess import Preprocess
+    from tagger.models import backbone, exported
 
     torch.manual_seed(0)
     for name, (network, arguments, size) in PRESETS.items():
@@ -57,8 +56,8 @@ def make_models(folder: Path) -> None:
         backbone.save_config(model, prepared, target)
         backbone.save_weights(model.state_dict(), target / backbone.WEIGHTS)
         tags = [Tag(number, f"tag_{number}", 0, 1) for number in range(_TAGS)]
-        listings.selected(tags, np.full(_TAGS, 0.9), target / exported.SELECTED_TAGS)
-        onnx_export.plain(model, target / exported.ONNX, size=size, opset=17)
+        formats.selected(tags, np.full(_TAGS, 0.9), target / exported.SELECTED_TAGS)
+        onnx_graph.plain(model, target / exported.ONNX, size=size, opset=17)
 
 
 def make_pictures(folder: Path) -> None:
@@ -102,7 +101,7 @@ def first(model: Path, pictures: Path) -> dict[str, float]:
 
 
 def decoding(model: Path, pictures: Path) -> dict[str, float]:
-    from tagger.imaging import preprocess
+    from tagger.images import preprocess
     from tagger.inference import decoders
 
     prepared = preprocess.read(model / "preprocess.json")
@@ -114,12 +113,12 @@ def decoding(model: Path, pictures: Path) -> dict[str, float]:
 
 
 def computing(model: Path, pictures: Path) -> dict[str, float]:
-    from tagger.imaging import images, preprocess
-    from tagger.taggers import engines
+    from tagger.images import decode, preprocess
+    from tagger.models import runtimes
 
-    images.begin()
+    decode.begin()
     prepared = preprocess.read(model / "preprocess.json").for_many()
-    engine = engines.on_onnx(model / "model.onnx", prepared, engines.Device("cpu", cores=2))
+    engine = runtimes.on_onnx(model / "model.onnx", prepared, runtimes.Device("cpu", cores=2))
     squares = np.zeros((8, prepared.size, prepared.size, 3), np.uint8)
     engine(squares, False)
     rounds = 12
@@ -132,7 +131,7 @@ def computing(model: Path, pictures: Path) -> dict[str, float]:
 def imgutils(model: Path, pictures: Path) -> dict[str, float]:
     import onnxruntime as ort
 
-    from tagger.imaging import preprocess
+    from tagger.images import preprocess
 
     prepared = preprocess.read(model / "preprocess.json")
     session = ort.InferenceSession(model / "model.onnx", providers=["CPUExecutionProvider"])

@@ -34,7 +34,7 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "stages"))
 
-from tagger.imaging.places import Place
+from tagger.images.location import Place
 
 SIZE = 448
 KINDS = {  # format, side in pixels, times the pictures are read, times as fast as timm
@@ -79,17 +79,17 @@ def ours(files: list[Path]) -> float:
     import torch
     from scipy.sparse import csr_array
 
-    from tagger.imaging import batching, dataset, images
-    from tagger.imaging.preprocess import Preprocess
+    from tagger.images import dataset, decode, loader
+    from tagger.images.preprocess import Preprocess
 
-    images.begin()
+    decode.begin()
     places = [Place(str(file), 0, file.stat().st_size) for file in files]
     part = dataset.Part(places, csr_array((len(files), 10), dtype=np.bool_))
     prepared = Preprocess(SIZE, (0.5,) * 3, (0.5,) * 3)
-    order = batching.Order(len(files), _BATCH)
-    batches = batching.loader(dataset.Pictures(part, prepared), order, workers=_WORKERS)
+    order = loader.Order(len(files), _BATCH)
+    batches = loader.loader(dataset.Pictures(part, prepared), order, workers=_WORKERS)
     cpu = torch.device("cpu")
-    return rate((batching.to_device(one, cpu, prepared)[0] for one in batches), len)
+    return rate((loader.to_device(one, cpu, prepared)[0] for one in batches), len)
 
 
 def timm(files: list[Path]) -> float:
@@ -154,18 +154,18 @@ def libvips(data: bytes) -> Any:
 
 
 def this_project(data: bytes) -> Any:
-    from tagger.imaging import images, resize
+    from tagger.images import decode, resize
 
-    return resize.compiled(images.open_pixels(data), (SIZE, SIZE), "bicubic")
+    return resize.compiled(decode.open_pixels(data), (SIZE, SIZE), "bicubic")
 
 
 def show_decoders(folder: Path) -> None:
     """Print the table of the docstring; simplejpeg and pyvips[binary] must be there."""
     import torch
 
-    from tagger.imaging import images
+    from tagger.images import decode
 
-    images.begin()
+    decode.begin()
     torch.set_num_threads(1)
     decoders = (pillow, pillow_draft, torchvision, simplejpeg, libvips, this_project)
     print(f"{'':22}" + "".join(f"{decoder.__name__:>22}" for decoder in decoders))

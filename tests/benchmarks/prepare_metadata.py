@@ -26,11 +26,11 @@ def ours(posts: Path, folder: Path) -> int:
     """Write the manifest; return how many posts it has. Pictures are not looked at."""
     import prepare
     from tagger import params
-    from tagger import posts as manifest
-    from tagger.gathering import intake, pictures
-    from tagger.gathering.rejected import Rejected
-    from tagger.tags import rules
-    from tagger.tags.lexicon import Lexicon
+    from tagger.core import manifest
+    from tagger.data import image_steps, ingest
+    from tagger.data.rejected import Rejected
+    from tagger.data.tags import rules
+    from tagger.data.tags.lexicon import Lexicon
 
     shipped = params.load(_ROOT / params.PATH).prepare
     wanted = {"min_tags": 10, "min_score": 0, "excluded": ["*_sword_9*"], "keep_deleted": False}
@@ -38,11 +38,11 @@ def ours(posts: Path, folder: Path) -> int:
     source = prepare.source_of(shipped.model_copy(update={"source": "danbooru", "path": posts}))
     left_out = Rejected()
     lexicon = Lexicon(rules.read(folder / "rules"))
-    found = intake.gather(source, lexicon, filters, left_out)
-    found = intake.choose(found, lexicon, filters, left_out)
-    found = pictures.grouped(found, shipped.groups)
-    tags = intake.tags_of(lexicon, intake.count(found, len(lexicon)))
-    found = intake.renumbered(found, lexicon, tags)
+    found = ingest.gather(source, lexicon, filters, left_out)
+    found = ingest.choose(found, lexicon, filters, left_out)
+    found = image_steps.grouped(found, shipped.groups)
+    tags = ingest.tags_of(lexicon, ingest.count(found, len(lexicon)))
+    found = ingest.renumbered(found, lexicon, tags)
     manifest.write(found, folder / "posts.parquet")
     manifest.write_tags(tags, folder / "tags.parquet")
     left_out.write(folder / "rejected.csv")

@@ -21,10 +21,10 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "stages"))
 
 import prepare
 from tagger import params
-from tagger.gathering import intake, pictures
-from tagger.gathering.rejected import Rejected
-from tagger.tags import rules
-from tagger.tags.lexicon import Lexicon
+from tagger.data import image_steps, ingest
+from tagger.data.rejected import Rejected
+from tagger.data.tags import rules
+from tagger.data.tags.lexicon import Lexicon
 
 _ROOT = Path(__file__).parents[2]
 _SUFFIXES = (".png", ".jpg", ".webp")
@@ -55,10 +55,10 @@ def ours(folder: Path, parts: int | None) -> dict[str, float]:
     lexicon = Lexicon(rules.read())
     source = prepare.source_of(p)
     start = time.perf_counter()
-    found = intake.gather(source, lexicon, p.filters, left_out)
+    found = ingest.gather(source, lexicon, p.filters, left_out)
     read = time.perf_counter()
-    found = pictures.verified(found, p, left_out)
-    found = pictures.grouped(found, p.groups)
+    found = image_steps.verified(found, p, left_out)
+    found = image_steps.grouped(found, p.groups)
     end = time.perf_counter()
     return {"posts": len(found), "sidecars": read - start, "pictures": end - read}
 

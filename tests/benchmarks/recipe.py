@@ -13,15 +13,16 @@ from typing import Any
 
 import torch
 
-from tagger import parallel, params, thresholds
-from tagger.imaging import dataset
-from tagger.network import backbone
+from tagger import params
+from tagger.core import thresholds
+from tagger.core.thresholds import Aim
+from tagger.evaluation import fit_thresholds, result
+from tagger.evaluation.prediction_store import Scored
+from tagger.evaluation.predictions import Predictor
+from tagger.images import dataset
+from tagger.models import backbone, predict
 from tagger.params import Params
-from tagger.scoring import judged, predict
-from tagger.scoring.predicted import Predictor
-from tagger.scoring.scored import Scored
-from tagger.thresholding import cutoffs
-from tagger.thresholds import Aim
+from tagger.system import distributed
 from tagger.training import setup
 
 ROOT = Path(__file__).parents[2]
@@ -73,7 +74,7 @@ def train(p: Params) -> dict[str, float]:
         data / "vocabulary.csv",
         data / "split.parquet",
     )
-    with tempfile.TemporaryDirectory() as folder, parallel.group() as group:
+    with tempfile.TemporaryDirectory() as folder, distributed.group() as group:
         training = setup.training(p, tags, parts, group, Path(folder))
         for judgement in training.run():
             weights = judgement.weights
@@ -88,9 +89,9 @@ def train(p: Params) -> dict[str, float]:
             return found.scored
 
         limits = thresholds.per_tag(
-            cutoffs.fit(predicted("validation"), tags, Aim()), tags, "global"
+            fit_thresholds.fit(predicted("validation"), tags, Aim()), tags, "global"
         )
-        return judged.judge(predicted("test"), tags, limits, seed=0).figures
+        return result.judge(predicted("test"), tags, limits, seed=0).figures
 
 
 def main() -> None:

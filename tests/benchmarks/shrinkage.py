@@ -20,18 +20,17 @@ from scipy.sparse import csr_array
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "stages"))
 
-from tagger import vocabulary
-from tagger.arrays import Floats, Truth
-from tagger.demonstration import drawing
-from tagger.imaging import batching, preprocess
-from tagger.imaging.batching import Order
-from tagger.imaging.dataset import Part, Pictures
-from tagger.imaging.places import Place
-from tagger.network import backbone
-from tagger.scoring import codes, predict, scored
-from tagger.thresholding import cutoffs
-from tagger.thresholds import Aim
-from tagger.vocabulary import Tag
+from tagger.core import vocabulary
+from tagger.core.arrays import Floats, Truth
+from tagger.core.thresholds import Aim
+from tagger.core.vocabulary import Tag
+from tagger.demo import draw
+from tagger.evaluation import fit_thresholds, prediction_store, quantized_logits
+from tagger.images import loader, preprocess
+from tagger.images.dataset import Part, Pictures
+from tagger.images.loader import Order
+from tagger.images.location import Place
+from tagger.models import backbone, predict
 
 Whole = npt.NDArray[np.int64]
 
@@ -175,11 +174,11 @@ def chosen(way: Way, judged: Judged, categories: Whole, random: np.random.Genera
 
 def ours(judged: Judged, tags: list[Tag], seed: int) -> Floats:
     with tempfile.TemporaryDirectory() as folder:
-        truth = scored.Truth(csr_array(judged.truth))
+        truth = prediction_store.Truth(csr_array(judged.truth))
         everything = [(range(len(judged.logits)), judged.logits)]
-        with scored.write(Path(folder) / "logits", truth, everything) as part:
-            rows = cutoffs.fit(part, tags, Aim(), seed)
-    return codes.logit([row.threshold for row in rows if row.name])
+        with prediction_store.write(Path(folder) / "logits", truth, everything) as part:
+            rows = fit_thresholds.fit(part, tags, Aim(), seed)
+    return quantized_logits.logit([row.threshold for row in rows if row.name])
 
 
 def compare(seen: Judged, unseen: Judged, tags: list[Tag], seed: int) -> dict[str, float]:
@@ -207,7 +206,7 @@ def demonstration() -> tuple[Judged, list[Tag]]:
     column = {tag.name: number for number, tag in enumerate(tags)}
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "demo"
-        drawing.draw(folder, pictures=PICTURES, size=128, seed=FRESH)
+        draw.draw(folder, pictures=PICTURES, size=128, seed=FRESH)
         files = sorted(folder.glob("*.png"))
         truth = np.zeros((len(files), len(tags)), np.bool_)
         for row, file in enumerate(files):
@@ -216,9 +215,9 @@ def demonstration() -> tuple[Judged, list[Tag]]:
         part = Part([Place(str(file), 0, file.stat().st_size) for file in files], csr_array(truth))
         prepared = preprocess.read(model / "preprocess.json")
         pictures, order = Pictures(part, prepared), Order(len(part), 64)
-        batches = batching.loader(pictures, order, workers=0)
+        batches = loader.loader(pictures, order, workers=0)
         found = predict.predict_batches(backbone.load(model), batches, prepared, len(tags))
-    return Judged(codes.finite_logit(found.scores), found.truth), tags
+    return Judged(quantized_logits.finite_logit(found.scores), found.truth), tags
 
 
 def simulated(seed: int, bias: float) -> tuple[Judged, Judged, list[Tag]]:

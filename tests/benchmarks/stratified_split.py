@@ -22,7 +22,7 @@ from scipy.sparse import csr_array
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "stages"))
 
-from tagger.splitting import balance, split
+from tagger.split import balance, methods
 
 SHARES = (0.8, 0.1, 0.1)
 _POSTS = 200_000  # drawn at a time
@@ -31,7 +31,7 @@ _LARGE = 1_000_000
 _FASTER = {"scikit-multilearn": 500, "iterative-stratification": 200}  # at 20,000 posts
 _LIMITS = {1_000_000: (6, None), 8_000_000: (60, 5)}  # seconds, GB beyond the labels
 
-Parts = split.Parts
+Parts = methods.Parts
 
 
 def draw(path: Path, posts: int, tags: int, per_post: int) -> None:
@@ -62,11 +62,11 @@ def load(path: Path) -> csr_array:
 
 
 def ours(labels: csr_array) -> Parts:
-    return split.stratified(labels, SHARES)
+    return methods.stratified(labels, SHARES)
 
 
 def scikit_multilearn(labels: csr_array) -> Parts:
-    return split.iterative(labels, SHARES)
+    return methods.iterative(labels, SHARES)
 
 
 def iterative_stratification(labels: csr_array) -> Parts:

@@ -22,9 +22,9 @@ import measure
 import numpy as np
 from training_step import ROOT, target
 
-from tagger import files, params
-from tagger.imaging import dataset, images
-from tagger.reporting import sheet
+from tagger import params
+from tagger.core import files
+from tagger.images import contact_sheet, dataset, decode
 from tagger.training import setup
 
 _SHARE = 0.01  # of the minutes of a training, at most
@@ -51,7 +51,7 @@ def training(folder: Path, minutes: float) -> dict[str, float]:
     os.chdir(ROOT)  # the pictures are named from there
     tags, parts = dataset.read(tables[0], tables[1], known, tables[2])
     part = parts["validation"]
-    pictures = [images.open_rgb(part.places[row], (255, 255, 255)) for row in range(8)]
+    pictures = [decode.open_rgb(part.places[row], (255, 255, 255)) for row in range(8)]
     scores = np.random.default_rng(0).random((8, len(tags)), np.float32)
     truth, names = part.labels[:8].toarray(), [tag.name for tag in tags]
     os.environ["DVC_ROOT"] = str(folder)
@@ -72,7 +72,7 @@ def training(folder: Path, minutes: float) -> dict[str, float]:
         with clock("figures"):
             run.log_metrics(figures | dict.fromkeys("abcd", 1.0), step=step)
         with clock("sheets drawn"):
-            drawn = sheet.draw(pictures, scores, truth, names, columns=4)
+            drawn = contact_sheet.draw(pictures, scores, truth, names, columns=4)
         with clock("sheets"):
             run.log_picture(drawn, "validation", step)
     with clock("checkpoints"):

@@ -28,13 +28,13 @@ import pyarrow as pa
 import training_step
 from training_step import PER_POST, ROOT, Step, target, wanted
 
-from tagger import files, posts, vocabulary
-from tagger.imaging import batching, dataset, images
-from tagger.imaging.preprocess import Preprocess
+from tagger.core import files, manifest, vocabulary
+from tagger.core.vocabulary import Tag
+from tagger.images import dataset, decode, loader
+from tagger.images.preprocess import Preprocess
 from tagger.training import setup, snapshots
 from tagger.training.learner import Learner
-from tagger.training.plan import Position
-from tagger.vocabulary import Tag
+from tagger.training.schedule import Position
 
 # isort: split
 import torch
@@ -60,10 +60,10 @@ def named(tags: int) -> list[Tag]:
 def whole(asked: argparse.Namespace) -> list[list[float]]:
     """Return, per round, pictures a second of training and of its step alone, and its waiting."""
     p = wanted(asked, asked.model, validate_every=f"{asked.steps} steps", epochs=1_000_000)
-    paths = [path for path in asked.pictures.rglob("*") if path.suffix.lower() in images.SUFFIXES]
+    paths = [path for path in asked.pictures.rglob("*") if path.suffix.lower() in decode.SUFFIXES]
     rows = [{"file": str(path), "offset": 0, "size": path.stat().st_size} for path in paths]
-    places = posts.Places(pa.Table.from_pylist(rows, posts.SCHEMA))
-    part = dataset.Part(places, posts.labels_of(drawn(len(rows), asked.tags), asked.tags))
+    places = manifest.Places(pa.Table.from_pylist(rows, manifest.SCHEMA))
+    part = dataset.Part(places, manifest.labels_of(drawn(len(rows), asked.tags), asked.tags))
     parts = {"train": part, "validation": part.head(2 * p.preset.batch_size)}
     batch, told = training_step.portion(p, asked.tags, asked.device), []
     with tempfile.TemporaryDirectory() as kept:
@@ -146,13 +146,13 @@ def draw(folder: Path, count: int, tags: int) -> None:
             **dict.fromkeys(("offset", "size", "group"), rows),
             "tags": drawn(len(rows), tags),
         }
-        left = {name: pa.nulls(len(rows)) for name in posts.SCHEMA.names if name not in columns}
-        tables.append(pa.table(columns | left).select(posts.SCHEMA.names).cast(posts.SCHEMA))
-    posts.write(table := pa.concat_tables(tables), folder / TABLES[0])
-    posts.write_tags(named(tags), folder / TABLES[1])
+        left = {name: pa.nulls(len(rows)) for name in manifest.SCHEMA.names if name not in columns}
+        tables.append(pa.table(columns | left).select(manifest.SCHEMA.names).cast(manifest.SCHEMA))
+    manifest.write(table := pa.concat_tables(tables), folder / TABLES[0])
+    manifest.write_tags(named(tags), folder / TABLES[1])
     vocabulary.write(named(tags), folder / TABLES[2])
     parts = np.clip(np.arange(count) % 100 - 97, 0, 2).astype(np.int8)  # 98, 1 and 1 in 100
-    posts.write_split(table["id"], parts, folder / TABLES[3])
+    manifest.write_split(table["id"], parts, folder / TABLES[3])
 
 
 def held(folder: Path, batches: int, workers: int) -> dict[str, float]:
@@ -160,15 +160,15 @@ def held(folder: Path, batches: int, workers: int) -> dict[str, float]:
     begun = time.perf_counter()
     part = dataset.read(*(folder / name for name in TABLES))[1]["train"]
     read = time.perf_counter()
-    order = batching.Order(len(part), _BATCH, 0, whole=True)
+    order = loader.Order(len(part), _BATCH, 0, whole=True)
     next(iter(order))
     ordered = time.perf_counter()
     order.batches = range(batches)
     pictures = dataset.Pictures(part, Preprocess(4, (0.5,) * 3, (0.5,) * 3))
-    with patch.object(images, "open_pixels", lambda *_: np.zeros((4, 4, 3), np.uint8)):
+    with patch.object(decode, "open_pixels", lambda *_: np.zeros((4, 4, 3), np.uint8)):
         most = max(
             sum(map(measure._proportional, measure._family(os.getpid())))
-            for number, _ in enumerate(batching.loader(pictures, order, workers=workers))
+            for number, _ in enumerate(loader.loader(pictures, order, workers=workers))
             if number % 250 == 0
         )
     return {"GB": most / 1e9, "read": read - begun, "order": ordered - read}
@@ -226,7 +226,7 @@ def main() -> None:
     parser.add_argument("--part")
     asked = parser.parse_args()
     if asked.part:
-        images.begin()
+        decode.begin()
         tables = asked.folder / f"{asked.posts}x{asked.labels}"
         parts: dict[str, Callable[[], Any]] = {
             "whole": partial(whole, asked),

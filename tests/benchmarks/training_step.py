@@ -24,12 +24,12 @@ import measure
 sys.path.insert(0, str(Path(__file__).parents[2] / "stages"))
 
 from tagger import params
-from tagger.network import backbone, freezing
-from tagger.parallel import Group
+from tagger.models import backbone, freezing
 from tagger.params import Params
+from tagger.system.distributed import Group
+from tagger.system.world import World
 from tagger.training import losses, setup
 from tagger.training.learner import Learner, Portion
-from tagger.world import World
 
 # isort: split
 import torch  # after tagger, which says how its threads wait

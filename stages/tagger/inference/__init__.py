@@ -1,1 +1,1 @@
-"""Pictures that someone names: decoded, tagged, and written of."""
+"""Tag folders of images: decode, predict, caption, write."""

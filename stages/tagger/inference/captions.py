@@ -7,14 +7,14 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from tagger.arrays import Floats
+from tagger.core.arrays import Floats
+from tagger.core.vocabulary import CATEGORIES, Tag, matches, normal
 from tagger.inference.given import Caption, Given
-from tagger.inference.implied import Change
+from tagger.inference.implications import Change
 from tagger.inference.inputs import Found
+from tagger.inference.messages import WORDS
 from tagger.inference.naming import Naming
-from tagger.inference.tagging import Row
-from tagger.inference.words import WORDS
-from tagger.vocabulary import CATEGORIES, Tag, matches, normal
+from tagger.inference.pipeline import Row
 
 
 @dataclass(frozen=True)

@@ -19,11 +19,11 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from tagger.errors import TaggerError
-from tagger.imaging import images
-from tagger.imaging.images import Pixels
-from tagger.imaging.places import Colour
-from tagger.imaging.preprocess import Preprocess
+from tagger.core.errors import TaggerError
+from tagger.images import decode
+from tagger.images.decode import Pixels
+from tagger.images.location import Colour
+from tagger.images.preprocess import Preprocess
 
 Square: TypeAlias = Pixels | str  # (size, size, 3), or why there is none
 Open: TypeAlias = Callable[[Any, Colour], Pixels]  # as `images.open_pixels`, fit to be pickled
@@ -46,7 +46,7 @@ def squares(
     timeout: float,
     stop: threading.Event,
     few: int = FEW,
-    opening: Open = images.open_pixels,
+    opening: Open = decode.open_pixels,
 ) -> Iterator[Square]:
     """Yield the square of each picture, or the reason why it has none, in their order.
 
@@ -67,11 +67,11 @@ def squares(
         yield _watched(path, prepared, timeout, opening)
 
 
-def square(path: Path | bytes, prepared: Preprocess, opening: Open = images.open_pixels) -> Square:
+def square(path: Path | bytes, prepared: Preprocess, opening: Open = decode.open_pixels) -> Square:
     """Return a picture as a square, or why it cannot be one."""
     try:
         return prepared.fit(opening(path, prepared.background))
-    except images.Unreadable as error:
+    except decode.Unreadable as error:
         return str(error)
     except MemoryError:
         return "there is not enough memory to decode it"
@@ -99,7 +99,7 @@ def _too_long(timeout: float) -> str:
 def _serve(connection: Connection, prepared: Preprocess, opening: Open) -> None:
     """Answer each path with a square or a reason, until nobody asks any more."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    images.begin()
+    decode.begin()
     prepared.fit(np.zeros((3 * prepared.size, 2 * prepared.size, 3), np.uint8))  # compiles
     try:
         connection.send_bytes(_READY)

@@ -10,9 +10,9 @@ from zipfile import BadZipFile, ZipFile
 
 import numpy as np
 
-from tagger import files
-from tagger.errors import TaggerError
-from tagger.inference.tagging import Answer, Row
+from tagger.core import files
+from tagger.core.errors import TaggerError
+from tagger.inference.pipeline import Answer, Row
 
 SUFFIXES = (".npz", ".parquet")
 _BLOCK = 1_024  # rows held at a time

@@ -7,8 +7,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-from tagger import vocabulary, walk
-from tagger.errors import TaggerError
+from tagger.core import vocabulary
+from tagger.core.errors import TaggerError
+from tagger.images import find_images
 
 STDIN = "-"
 
@@ -80,7 +81,7 @@ def _matching(pattern: str, recursive: bool) -> Iterator[Found]:
         if path.is_dir():
             if "**" not in pattern:
                 yield from _below(path, recursive)
-        elif walk.is_picture(path.name):
+        elif find_images.is_picture(path.name):
             yield Found(path, base)
 
 
@@ -89,10 +90,10 @@ def _below(path: Path, recursive: bool) -> Iterator[Found]:
     if not path.is_dir():
         yield Found(path, path.parent)
         return
-    for folder in walk.directories(path, recursive=recursive):
+    for folder in find_images.directories(path, recursive=recursive):
         yield from (Found(Path(entry.path), path) for entry in folder.pictures)
         for name, reason in folder.unread:
-            if not name or walk.is_picture(name):
+            if not name or find_images.is_picture(name):
                 yield Found(folder.path / name, path, reason)
             else:
                 _log.warning("%s: %s.", ascii(str(folder.path / name)), reason)

@@ -6,10 +6,10 @@ from typing import Final
 
 import numpy as np
 
-from tagger.arrays import Floats
-from tagger.errors import TaggerError, did_you_mean
-from tagger.taggers.exported import Tagger
-from tagger.vocabulary import CATEGORIES
+from tagger.core.arrays import Floats
+from tagger.core.errors import TaggerError, did_you_mean
+from tagger.core.vocabulary import CATEGORIES
+from tagger.models.exported import Tagger
 
 BEST = "best"  # each tag's own
 CATEGORY: Final = "category"  # that of the tag's category, as it was fitted
@@ -69,7 +69,7 @@ def per_tag(limits: Limits, tagger: Tagger) -> Floats:
 
 
 def _fitted(tagger: Tagger) -> Floats:
-    from tagger import thresholds
+    from tagger.core import thresholds
 
     if not tagger.fitted.is_file():
         raise TaggerError(
@@ -84,6 +84,6 @@ def _fitted(tagger: Tagger) -> Floats:
     found = np.array([of[CATEGORIES[tag.category]] for tag in tagger.tags])
     if tagger.temperatures is None:
         return found
-    from tagger.thresholding import calibration
+    from tagger.evaluation import calibration
 
     return calibration.calibrated(found, tagger.temperatures)

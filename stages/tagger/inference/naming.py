@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from tagger.vocabulary import normal
+from tagger.core.vocabulary import normal
 
 _WEIGHT = re.compile(r"\((.+):\d+(?:\.\d+)?\)")  # (tag:0.98)
 _SIDES = re.compile(r"[^_]+_[^_]+")

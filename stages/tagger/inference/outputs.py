@@ -8,18 +8,18 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
-from tagger import files
-from tagger.errors import TaggerError, did_you_mean
-from tagger.inference import captions, embeddings, implied, limits, sidecars, tables
+from tagger.core import files
+from tagger.core.errors import TaggerError, did_you_mean
+from tagger.core.vocabulary import CATEGORIES
+from tagger.inference import captions, embeddings, implications, limits, sidecars, tables
 from tagger.inference.captions import Captioner
+from tagger.inference.cli import Options
 from tagger.inference.given import Caption
 from tagger.inference.inputs import Found
-from tagger.inference.options import Options
-from tagger.inference.tagging import Answer
-from tagger.inference.words import WORDS
-from tagger.taggers.exported import Tagger
-from tagger.vocabulary import CATEGORIES
-from tagger.world import World
+from tagger.inference.messages import WORDS
+from tagger.inference.pipeline import Answer
+from tagger.models.exported import Tagger
+from tagger.system.world import World
 
 _log = logging.getLogger(__name__)
 
@@ -105,7 +105,7 @@ def captioner(asked: Options, tagger: Tagger) -> Captioner:
     Raises TaggerError where thresholds or implications that they need are missing.
     """
     categories = {tag.name: CATEGORIES[tag.category] for tag in tagger.tags}
-    change = implied.changing(asked.implications, asked.rules, categories)
+    change = implications.changing(asked.implications, asked.rules, categories)
     for old in asked.naming.replacements:
         if old not in categories:
             _log.warning("The model has no tag %r.%s", old, did_you_mean(old, categories))

@@ -4,8 +4,8 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from tagger import files
-from tagger.errors import TaggerError
+from tagger.core import files
+from tagger.core.errors import TaggerError
 from tagger.inference import naming
 from tagger.inference.given import Caption
 from tagger.inference.inputs import Found

@@ -8,8 +8,8 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from tagger import files
-from tagger.errors import TaggerError
+from tagger.core import files
+from tagger.core.errors import TaggerError
 from tagger.inference.given import Caption, Given
 
 HEADER = ("file", "tag", "category", "confidence")

@@ -5,8 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
+from tagger.core.vocabulary import CATEGORIES
 from tagger.inference import embeddings, limits
-from tagger.vocabulary import CATEGORIES
 
 T = TypeVar("T")
 

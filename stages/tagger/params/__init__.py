@@ -14,11 +14,11 @@ from pydantic import (
     model_validator,
 )
 
-from tagger.errors import Parser, TaggerError, did_you_mean, one_line
+from tagger.core.errors import Parser, TaggerError, did_you_mean, one_line
+from tagger.core.vocabulary import Category
 from tagger.params.base import Frozen
 from tagger.params.prepare import Copies, Fetch, Filters, Groups, Prepare
 from tagger.params.train import AUTO, Augment, Every, Loss, Preset, Train
-from tagger.vocabulary import Category
 
 __all__ = [
     "Augment",

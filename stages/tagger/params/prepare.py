@@ -6,8 +6,8 @@ from typing import Literal, Self
 
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
+from tagger.core.vocabulary import Category
 from tagger.params.base import Frozen
-from tagger.vocabulary import Category
 
 
 class Fetch(Frozen):

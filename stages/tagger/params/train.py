@@ -15,9 +15,9 @@ from pydantic import (
     model_validator,
 )
 
-from tagger.imaging.places import WHITE
+from tagger.core.vocabulary import Category
+from tagger.images.location import WHITE
 from tagger.params.base import Byte, Frozen, Share
-from tagger.vocabulary import Category
 
 
 class Every(NamedTuple):

@@ -14,7 +14,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, LoggedModelOutput, Param, RunTag
 from PIL import Image
 
-from tagger.imaging.dataset import Part
+from tagger.images.dataset import Part
 from tagger.tracking import machine, store
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ import torch
 from mlflow.environment_variables import MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
-from tagger.world import world
+from tagger.system.world import world
 
 # A point every half minute: a training of minutes has its curve, one of seconds has none.
 _SECONDS, _SAMPLES = 10, 3

@@ -9,7 +9,7 @@ from mlflow import MlflowClient
 from mlflow.entities import LoggedModel, Run
 from mlflow.exceptions import MlflowException
 
-from tagger.errors import TaggerError
+from tagger.core.errors import TaggerError
 from tagger.tracking import store
 
 _BEST = "best"  # of the checkpoints that a training tracks

@@ -20,8 +20,8 @@ from mlflow import MlflowClient
 from mlflow.entities import Dataset, LoggedModel, LoggedModelStatus, Metric
 from mlflow.exceptions import MlflowException
 
-from tagger import scratch
-from tagger.imaging.dataset import Part
+from tagger.images.dataset import Part
+from tagger.system import scratch
 
 EXPERIMENT = "tagger"
 

@@ -1,1 +1,1 @@
-"""From the first step to the last, stopped and gone on with."""
+"""Train a model, and resume it after an interruption."""

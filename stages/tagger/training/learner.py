@@ -12,10 +12,10 @@ from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
-from tagger import parallel
-from tagger.errors import TaggerError, one_line
-from tagger.parallel import Group
+from tagger.core.errors import TaggerError, one_line
 from tagger.params import Preset, Train
+from tagger.system import distributed
+from tagger.system.distributed import Group
 from tagger.training import optimizer
 from tagger.training.losses import Loss
 
@@ -63,7 +63,7 @@ class Learner:
         )
         if recipe.parallel == "fsdp":
             for module in {self.judged, model}:
-                parallel.part(module, group)
+                distributed.part(module, group)
         self.optimizer = optimizer.of(model, preset, recipe)
         self.shared: nn.Module = model
         self.network: Callable[[Tensor], Tensor] = model
@@ -119,7 +119,7 @@ class Learner:
                 self._backward(batch)
                 break
             except torch.OutOfMemoryError:
-                if parallel.in_parts(self.model):  # the others wait in the middle of the model
+                if distributed.in_parts(self.model):  # the others wait in the middle of the model
                     raise self._no_memory(batch) from None
                 self._halve(batch)
         del ballast
@@ -135,7 +135,7 @@ class Learner:
         for start, end in pieces:
             inputs, targets = batch.micro(start, end)
             last = end == batch.pictures
-            with nullcontext() if last else parallel.without_exchange(self.shared):
+            with nullcontext() if last else distributed.without_exchange(self.shared):
                 with self._autocast():
                     logits = self.network(inputs)
                 loss = self.loss(logits, targets) * ((end - start) / batch.total)
@@ -203,7 +203,7 @@ class Learner:
             "average": self.average.module.state_dict() if self.average else {},
             "optimizer": self.optimizer.state_dict()["state"],
         }
-        self._copy = parallel.whole(tensors, self._copy, wanted=self.group.leads)
+        self._copy = distributed.whole(tensors, self._copy, wanted=self.group.leads)
         return self._copy | {
             "kind": self.recipe.optimizer,
             "scaler": self.scaler.state_dict(),
@@ -219,10 +219,10 @@ class Learner:
         try:
             if kind != self.recipe.optimizer:
                 raise ValueError(f"its optimizer is {kind}")
-            parallel.put(self.model, model)
+            distributed.put(self.model, model)
             if self.average:
-                parallel.put(self.average.module, average or model)
-            parallel.put_optimizer(self.optimizer, moments)
+                distributed.put(self.average.module, average or model)
+            distributed.put_optimizer(self.optimizer, moments)
             self.scaler.load_state_dict(scaler)
         except (KeyError, ValueError, RuntimeError) as error:
             raise TaggerError(

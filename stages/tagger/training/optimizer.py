@@ -8,9 +8,9 @@ import timm.optim
 from torch import nn
 from torch.optim import Optimizer
 
-from tagger import parallel
-from tagger.errors import TaggerError, did_you_mean
+from tagger.core.errors import TaggerError, did_you_mean
 from tagger.params import Preset, Train
+from tagger.system import distributed
 
 # Of the peak, as torch's OneCycleLR has it.
 _ONE_CYCLE_START = 1 / 25
@@ -29,7 +29,7 @@ def of(model: nn.Module, preset: Preset, recipe: Train) -> Optimizer:
         raise TaggerError(f"timm knows no optimizer {recipe.optimizer!r}.{hint}")
     arguments: dict[str, Any] = {}
     known_arguments = inspect.signature(timm.optim.get_optimizer_class(recipe.optimizer)).parameters
-    if "fused" in known_arguments and not parallel.in_parts(
+    if "fused" in known_arguments and not distributed.in_parts(
         model
     ):  # that of SGD knows no weights in parts
         arguments["fused"] = True

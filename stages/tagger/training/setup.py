@@ -8,25 +8,25 @@ from typing import Any
 import torch
 from torch import nn
 
-from tagger import vocabulary
-from tagger.errors import TaggerError
-from tagger.imaging import batching
-from tagger.imaging.augment import Augmentation, BatchAugmentation
-from tagger.imaging.batching import Labelled, Order
-from tagger.imaging.dataset import Part, Pictures
-from tagger.imaging.preprocess import Preprocess
-from tagger.network import backbone, carry, checkpoints, freezing
-from tagger.network.carry import Carried
-from tagger.parallel import Group
+from tagger.core import vocabulary
+from tagger.core.errors import TaggerError
+from tagger.core.vocabulary import Tag
+from tagger.data.tags import rules
+from tagger.images import loader
+from tagger.images.augment import Augmentation, BatchAugmentation
+from tagger.images.dataset import Part, Pictures
+from tagger.images.loader import Labelled, Order
+from tagger.images.preprocess import Preprocess
+from tagger.models import backbone, checkpoints, freezing, head_transfer
+from tagger.models.head_transfer import Carried
 from tagger.params import Params
-from tagger.tags import rules
-from tagger.training import embedded, losses, resumption, snapshots
-from tagger.training.judging import Judge
+from tagger.system.distributed import Group
+from tagger.training import linear_probe, losses, resume, snapshots
 from tagger.training.learner import Learner
-from tagger.training.loop import Training
-from tagger.training.plan import Plan
+from tagger.training.schedule import Plan
 from tagger.training.snapshots import Snapshots
-from tagger.vocabulary import Tag
+from tagger.training.trainer import Training
+from tagger.training.validation import Judge
 
 # What decides how a training is done, and not what comes of it.
 _INCIDENTAL = {"workers", "snapshot_every", "max_unreadable", "max_bad_steps"}
@@ -96,12 +96,12 @@ def training(
     )
     stages = len(freezing.stages(model)) if recipe.freeze and not recipe.cache_embeddings else 0
     plan = Plan(recipe, order.per_epoch, min(p.preset.batch_size, len(learned.part)), stages)
-    position = resumption.position(learner, plan, snapshot, kept.folder)
+    position = resume.position(learner, plan, snapshot, kept.folder)
     _agree(learner, plan, order, len(tags))
     order.batches = range(position.step, position.step if plan.over(position) else plan.steps)
     in_turn = Order(len(judged.part), _judged_at_a_time(p, group), share=group.share)
-    loader = partial(
-        batching.loader,
+    build_loader = partial(
+        loader.loader,
         workers=0 if recipe.cache_embeddings else recipe.workers,
         unlabelled=[vocabulary.columns(tags, category) for category in recipe.unlabelled],
     )
@@ -109,10 +109,10 @@ def training(
         model=model,
         learner=learner,
         part=learned.part,
-        batches=loader(learned, order),
+        batches=build_loader(learned, order),
         preprocess=preprocess,
         augment=_batch_augmentation(p),
-        judge=Judge(judged.part, loader(judged, in_turn), preprocess, group),
+        judge=Judge(judged.part, build_loader(judged, in_turn), preprocess, group),
         plan=plan,
         position=position,
         snapshots=kept,
@@ -158,7 +158,7 @@ def _model(p: Params, tags: Sequence[Tag], group: Group) -> tuple[nn.Module, lis
     carried: list[Carried] = []
     if recipe.init_from:
         aliases = rules.read(*p.prepare.rule_folders).meant
-        carried = carry.into(
+        carried = head_transfer.into(
             model, recipe.init_from, preset.backbone, tags, aliases, recipe.new_tags
         )
     if recipe.gradient_checkpointing:
@@ -173,7 +173,7 @@ def _pictures(
     part, validation = parts["train"], parts["validation"].spread(p.recipe.validate_on)
     if p.recipe.cache_embeddings:
         by = partial(
-            embedded.embed,
+            linear_probe.embed,
             model,
             preprocess=preprocess,
             batch_size=p.preset.batch_size,

@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
-from tagger import files
-from tagger.errors import TaggerError, one_line
+from tagger.core import files
+from tagger.core.errors import TaggerError, one_line
 
 _KEPT = 2  # snapshots: the one before stays until the next is whole
 _log = logging.getLogger(__name__)

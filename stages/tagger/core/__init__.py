@@ -1,0 +1,1 @@
+"""What every package uses: errors, files, small tables, and the tables that stages hand on."""

@@ -1,0 +1,157 @@
+"""Files that are there whole or not at all."""
+
+import csv
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TextIO
+
+from rich.filesize import decimal
+
+from tagger.core.errors import NO_RIGHT, NO_ROOM, TaggerError
+
+SMALL = 32 << 20  # bytes of JSON, or of a list of tags, at most: such files are read whole
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a sibling to write to, file or folder; it takes the place of `path` on success only.
+
+    Parents are created: DVC removes the outputs of a stage before it runs.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(_partial(path.name))
+    _remove(partial)
+    try:
+        yield partial
+        if partial.is_dir():
+            _remove(path)
+        partial.replace(path)
+    except OSError as error:
+        _name(error, partial, path)
+        raise
+    finally:
+        _remove(partial)
+
+
+def _name(error: OSError, partial: Path, path: Path) -> None:
+    """Let an error name what cannot be written, and not nothing, the sibling or what is copied."""
+    if error.errno not in (*NO_ROOM, *NO_RIGHT):
+        return
+    is_copy = error.errno in NO_ROOM and error.filename2
+    named = error.filename
+    if named is None or is_copy or Path(os.fsdecode(named)).is_relative_to(partial):
+        error.filename = str(path)
+        del error.filename2  # set to None, it would still be told
+
+
+def _partial(name: str) -> str:
+    """Return a name for what is unfinished: that of the file, unless it is as long as names get."""
+    marked = f".{name}.partial"
+    whole = os.fsencode(marked)
+    return marked if len(whole) < 256 else f".{digest(whole).hex()}.partial"
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    elif path.exists() or path.is_symlink():  # of a read-only disk even nothing is not removed
+        path.unlink(missing_ok=True)
+
+
+def move(source: Path, target: Path) -> None:
+    """Put a file or folder in the place of another, on another disk if need be."""
+    with replacing(target) as partial:
+        shutil.move(source, partial)
+
+
+def copy(source: Path, target: Path) -> None:
+    """Put a copy of a folder in the place of another."""
+    with replacing(target) as partial:
+        shutil.copytree(source, partial)
+
+
+def write_text(path: Path, text: str) -> None:
+    with replacing(path) as partial:
+        partial.write_text(text, encoding="utf-8", newline="\n")
+
+
+def write_json(path: Path, content: Any) -> None:
+    write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    r"""Write RFC 4180 rows in UTF-8, lines ended by `\n`; numbers as Python prints them."""
+    with replacing(path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(_Lines(file))
+        writer.writerow(header)
+        writer.writerows(rows)
+
+
+class _Lines:
+    """Ends lines by a newline alone; told to do so itself, csv would not quote a `\r`."""
+
+    def __init__(self, file: TextIO) -> None:
+        self._file = file
+
+    def write(self, line: str) -> None:
+        self._file.write(line.removesuffix("\r\n") + "\n")
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    """Return the rows of a CSV with a header, as text; a byte order mark is no part of it."""
+    try:
+        with bounded(path).open(encoding="utf-8-sig", newline="") as file:
+            return [{k: v or "" for k, v in row.items() if k} for row in csv.DictReader(file)]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise TaggerError(f"{path} cannot be read: {error}. It must be a CSV in UTF-8.") from error
+
+
+def read_json(path: Path, most: float = SMALL) -> Any:
+    """Return the content of a file of so many bytes at most."""
+    try:
+        return json.loads(bounded(require(path), most).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise TaggerError(f"{path} cannot be read: {error}. It must be JSON in UTF-8.") from error
+
+
+def require(path: Path) -> Path:
+    """Return the path of what an earlier stage writes, if it is there."""
+    if not path.exists():
+        raise TaggerError(f"{path} is missing. It is written by an earlier stage: run `dvc repro`.")
+    return path
+
+
+def bounded(path: Path, most: float = SMALL) -> Path:
+    """Return the path of a file that is to be read whole. Raises TaggerError for a huge one."""
+    size = path.stat().st_size
+    if size > most:
+        raise TaggerError(
+            f"{path} holds {decimal(size)}, and no such file has more than {decimal(int(most))}. "
+            "Get it again."
+        )
+    return path
+
+
+def sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def digest(content: bytes) -> bytes:
+    return hashlib.sha256(content).digest()
+
+
+def check_space(folder: Path, needed: int) -> None:
+    """Raise TaggerError where a folder, which need not be there yet, has no room for the bytes."""
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    free = shutil.disk_usage(existing).free
+    if free < needed:
+        raise TaggerError(
+            f"{folder} has {decimal(free)} free, and {decimal(needed)} are needed. "
+            "Make room, name a folder on another disk, or take fewer pictures."
+        )

@@ -1,0 +1,194 @@
+"""The manifest: which pictures there are, and the tags on each.
+
+`posts.parquet` has a row per usable picture, `tags.parquet` one per tag; the tags of a post are
+row numbers in the latter. Memory grows with the labels, four bytes each, never posts x tags.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, overload
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from scipy.sparse import csr_array
+
+from tagger.core import files
+from tagger.core.errors import TaggerError
+from tagger.core.vocabulary import Tag
+from tagger.images.location import Place
+
+SCHEMA = pa.schema(
+    {
+        "id": pa.string(),
+        "file": pa.string(),
+        "shard": pa.string(),
+        "offset": pa.int64(),
+        "size": pa.int64(),
+        "width": pa.int32(),
+        "height": pa.int32(),
+        "created_at": pa.timestamp("us", tz="UTC"),
+        "group": pa.int64(),
+        "tags": pa.list_(pa.int32()),
+    }
+)
+TAGS_SCHEMA = pa.schema(
+    {"tag_id": pa.int64(), "name": pa.string(), "category": pa.int8(), "count": pa.int64()}
+)
+Numbers = npt.NDArray[np.integer[Any]]
+PARTS = ("train", "validation", "test")
+
+_ROWS = 100_000  # of a row group
+_AT_A_TIME = 1_000_000  # posts whose labels are looked at
+_STORED: dict[str, Any] = {"compression": "zstd", "compression_level": 1}
+# The numbers of tags are stored by bytes of the same rank, faster and smaller than by dictionary.
+_POSTS_STORED = _STORED | {
+    "use_dictionary": ["file", "shard"],
+    "column_encoding": {"tags.list.element": "BYTE_STREAM_SPLIT"},
+}
+
+
+@dataclass(frozen=True)
+class Posts:
+    """The manifest, row for row."""
+
+    table: pa.Table  # what posts.parquet says of each but its tags
+    labels: csr_array  # boolean (posts, tags) of tags.parquet
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    @property
+    def ids(self) -> pa.ChunkedArray:
+        return self.table["id"]
+
+    @property
+    def groups(self) -> npt.NDArray[np.int64]:  # (posts,)
+        return np.asarray(self.table["group"].to_numpy())
+
+
+def write(posts: pa.Table, path: Path) -> None:
+    """Write the columns of SCHEMA, some ten thousand posts at a time."""
+    with (
+        files.replacing(path) as partial,
+        pq.ParquetWriter(partial, SCHEMA, **_POSTS_STORED) as writer,
+    ):
+        for batch in posts.select(SCHEMA.names).to_batches(max_chunksize=_ROWS):
+            writer.write_batch(batch.cast(SCHEMA), row_group_size=_ROWS)
+
+
+def write_tags(tags: Sequence[Tag], path: Path) -> None:
+    rows = [tag._asdict() for tag in tags]
+    _write_table(pa.Table.from_pylist(rows, schema=TAGS_SCHEMA), path)
+
+
+def write_split(ids: pa.ChunkedArray, parts: npt.NDArray[np.int8], path: Path) -> None:
+    """Write which part each post belongs to: `parts` holds numbers of PARTS, (posts,)."""
+    names = pa.DictionaryArray.from_arrays(pa.array(parts), pa.array(PARTS))
+    _write_table(pa.table({"id": ids, "split": names.cast(pa.string())}), path)
+
+
+def _write_table(table: pa.Table, path: Path) -> None:
+    with files.replacing(path) as partial:
+        pq.write_table(table, partial, **_STORED)
+
+
+def places(posts: pa.Table) -> Iterator[Place]:
+    """Yield where each picture lies, by the columns file, shard, offset and size."""
+    columns = (posts[name].to_pylist() for name in ("file", "shard", "offset", "size"))
+    for file, shard, offset, size in zip(*columns, strict=True):
+        yield Place(shard or file, offset, size)
+
+
+class Places(Sequence[Place]):
+    """Where pictures lie, by the columns file, shard, offset and size, made when asked for."""
+
+    def __init__(self, posts: pa.Table) -> None:
+        self._posts = posts.select(["file", "shard", "offset", "size"]).combine_chunks()
+
+    def __len__(self) -> int:
+        return len(self._posts)
+
+    @overload
+    def __getitem__(self, key: int) -> Place: ...
+    @overload
+    def __getitem__(self, key: slice) -> "Places": ...
+    def __getitem__(self, key: int | slice) -> "Place | Places":
+        if isinstance(key, slice):
+            return Places(self._posts.take(np.arange(len(self))[key]))
+        return next(places(self._posts.slice(range(len(self))[key], 1)))
+
+
+def read(path: Path, tags: int) -> Posts:
+    """Return the manifest whose labels point at the `tags` rows of tags.parquet."""
+    table = pq.read_table(files.require(path)).combine_chunks()
+    labels = labels_of(table["tags"].combine_chunks(), tags)
+    if labels.indices.max(initial=-1) >= tags or labels.indices.min(initial=0) < 0:
+        raise TaggerError(f"{path} has tags beyond the {tags:,} of tags.parquet. Run `dvc repro`.")
+    return Posts(table.drop_columns("tags"), labels)
+
+
+def labels_of(lists: pa.Array, tags: int) -> csr_array:
+    """Return the tags of posts, boolean (posts, tags), from lists of their numbers."""
+    starts, numbers = flat(lists)
+    true = np.ones(len(numbers), dtype=np.bool_)
+    return csr_array((true, numbers, starts), shape=(len(lists), tags))
+
+
+def flat(lists: pa.Array) -> tuple[Numbers, npt.NDArray[np.int32]]:
+    """Return where the numbers of each list start, (lists + 1,), and all numbers."""
+    return starts_of(pc.list_value_length(lists).to_numpy()), lists.flatten().to_numpy()
+
+
+def starts_of(lengths: npt.NDArray[Any]) -> Numbers:
+    """Return where parts of these lengths start, and where the last one ends.
+
+    In 32 bits where those suffice: from starts of 64, scipy makes columns of 64.
+    """
+    few = int(lengths.sum(dtype=np.int64)) <= np.iinfo(np.int32).max
+    starts: Numbers = np.zeros(len(lengths) + 1, np.int32 if few else np.int64)
+    np.cumsum(lengths, dtype=starts.dtype, out=starts[1:])
+    return starts
+
+
+def blocks(labels: csr_array) -> Iterator[tuple[slice, Numbers, Numbers]]:
+    """Yield labels by some posts at a time: which, and the row among them and column of each."""
+    for start in range(0, labels.shape[0], _AT_A_TIME):
+        some = slice(start, start + _AT_A_TIME)
+        starts = labels.indptr[start : start + _AT_A_TIME + 1]
+        rows = np.repeat(np.arange(len(starts) - 1), np.diff(starts))
+        yield some, rows, labels.indices[starts[0] : starts[-1]]
+
+
+def read_tags(path: Path) -> list[Tag]:
+    columns = pq.read_table(files.require(path)).to_pydict()
+    return [Tag(*row) for row in zip(*(columns[name] for name in Tag._fields), strict=True)]
+
+
+def read_split(path: Path, ids: pa.ChunkedArray) -> npt.NDArray[np.int8]:
+    """Return the part of each post, (posts,), numbers of PARTS. Raises TaggerError for others."""
+    table = pq.read_table(files.require(path))
+    parts = pc.index_in(table["split"], value_set=pa.array(PARTS))
+    if not table["id"].equals(ids) or parts.null_count:
+        raise TaggerError(f"{path} splits other posts than these. Run `dvc repro`.")
+    return np.asarray(parts.to_numpy(), dtype=np.int8)
+
+
+def columns_of(labels: csr_array, seen: Sequence[Tag], wanted: Sequence[Tag]) -> csr_array:
+    """Return labels with the columns of a vocabulary, boolean (posts, wanted), in its order."""
+    row_of = {tag.name: row for row, tag in enumerate(seen)}
+    missing = [tag.name for tag in wanted if tag.name not in row_of]
+    if missing:
+        raise TaggerError(f"No post has the tag {missing[0]!r}. Make the vocabulary again.")
+    column_of = np.full(len(seen), -1, dtype=np.int32)
+    column_of[[row_of[tag.name] for tag in wanted]] = np.arange(len(wanted))
+    columns = column_of[labels.indices]
+    kept = columns >= 0
+    starts = starts_of(kept)[labels.indptr]
+    true = np.ones(int(starts[-1]), dtype=np.bool_)
+    chosen = csr_array((true, columns[kept], starts), shape=(labels.shape[0], len(wanted)))
+    chosen.sort_indices()
+    return chosen

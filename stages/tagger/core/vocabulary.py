@@ -1,0 +1,125 @@
+"""The tags that a model learns, in the order of its outputs."""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from tagger.core import files, records
+from tagger.core.errors import TaggerError
+
+Category = Literal["rating", "general", "character", "copyright", "artist", "meta"]
+
+# Danbooru's codes, in the order in which a vocabulary lists them.
+CATEGORIES: dict[int, Category] = {
+    9: "rating",
+    0: "general",
+    4: "character",
+    3: "copyright",
+    1: "artist",
+    5: "meta",
+}
+RATING = 9
+RATINGS = ("general", "sensitive", "questionable", "explicit")
+
+UNKNOWN = -1  # id, category or count of a tag in a list
+_CODES = {text: code for code, name in CATEGORIES.items() for text in (name, str(code))}
+_RANK = {category: rank for rank, category in enumerate(CATEGORIES)}
+
+
+class Tag(NamedTuple):
+    tag_id: int
+    name: str
+    category: int
+    count: int  # type: ignore[assignment]  # posts; hides tuple.count, which nobody needs
+
+
+def normal(name: str) -> str:
+    r"""Return a tag in lower_snake_case, as on Danbooru; `\(` of prompts is a parenthesis."""
+    return "_".join(name.replace("\\(", "(").replace("\\)", ")").split()).lower()
+
+
+def matches(name: str, glob: str) -> bool:
+    return name == glob or fnmatchcase(name, glob)
+
+
+def category_of(value: object) -> int | None:
+    """Return the code of a category that a table gives as a name or a number."""
+    code = _CODES.get(str(value).strip().lower(), whole(value))
+    return code if code in CATEGORIES else None
+
+
+def whole(value: object) -> int | None:
+    """Return a whole number however it is written: a column with gaps may have become floats."""
+    try:
+        number = float(str(value))
+    except ValueError:
+        return None
+    return int(number) if number.is_integer() and abs(number) < 1 << 53 else None
+
+
+def ordered(tags: Iterable[Tag]) -> list[Tag]:
+    """Return the tags by category, within a category by falling count, then by name."""
+    return sorted(tags, key=lambda tag: (_RANK[tag.category], -tag.count, tag.name))
+
+
+def count_categories(tags: Iterable[Tag]) -> dict[str, int]:
+    """Return the number of tags in each category that has any, by its name."""
+    counts = Counter(tag.category for tag in tags)
+    return {name: counts[code] for code, name in CATEGORIES.items() if counts[code]}
+
+
+def columns(tags: Sequence[Tag], category: Category) -> npt.NDArray[np.int64]:
+    """Return the places of the tags of a category."""
+    return np.flatnonzero([CATEGORIES[tag.category] == category for tag in tags])
+
+
+def write(tags: Sequence[Tag], path: Path) -> None:
+    files.write_csv(path, Tag._fields, tags)
+
+
+def read(path: Path) -> list[Tag]:
+    """Return a vocabulary as `write` left it."""
+    return [_parse(row, place) for place, row in records.rows(files.bounded(files.require(path)))]
+
+
+def read_selected(path: Path) -> dict[str, Tag]:
+    """Return the tags of a selected_tags.csv by name, in lower_snake_case.
+
+    Only the column `name` is required. An id, category or count that is not given is below 0.
+    Raises TaggerError for a missing file or column, a value that is no number, a tag given twice.
+    """
+    if not path.is_file():
+        raise TaggerError(f"vocabulary.source: there is no file {path}.")
+    tags: dict[str, Tag] = {}
+    nothing = dict.fromkeys(("tag_id", "category", "count"), UNKNOWN)
+    for place, row in records.rows(path):
+        tag = _parse(nothing | {k: v for k, v in row.items() if v not in ("", None)}, place)
+        name = normal(tag.name)
+        if not name:
+            raise TaggerError(f"{place} has no 'name'.")
+        if name in tags:
+            raise TaggerError(f"{place} repeats the tag {name!r}. Remove one.")
+        tags[name] = tag._replace(name=name)
+    if not tags:
+        raise TaggerError(f"{path} lists no tags. It must have a column 'name'.")
+    return tags
+
+
+def _parse(row: Mapping[str, Any], place: str) -> Tag:
+    for column in Tag._fields:
+        if column not in row:
+            raise TaggerError(f"{place} has no {column!r}.")
+    given = row["category"]
+    category = UNKNOWN if given == UNKNOWN else category_of(given)
+    if category is None:
+        raise TaggerError(f"{place} has the unknown category {str(given)!r}.")
+    tag_id, count = whole(row["tag_id"]), whole(row["count"])
+    if tag_id is None or count is None:
+        wrong = "tag_id" if tag_id is None else "count"
+        raise TaggerError(f"{place}: {wrong} is {str(row[wrong])!r}, no whole number.")
+    return Tag(tag_id, str(row["name"]), category, count)

@@ -1,0 +1,1 @@
+"""From a user's files to the manifest: ingest, filter, verify, group."""

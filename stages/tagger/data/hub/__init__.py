@@ -1,0 +1,1 @@
+"""Download images and metadata from the hub; read tar shards in place."""

@@ -1,0 +1,152 @@
+"""A data set of the hub: what it holds, and the bytes of its files.
+
+huggingface_hub heeds HF_TOKEN, HF_ENDPOINT and HF_HUB_OFFLINE.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal, NamedTuple, TypeAlias
+
+import httpx2
+from huggingface_hub import HfApi, constants, errors, get_session, hf_hub_url, hf_raise_for_status
+from huggingface_hub.hf_api import RepoFile
+from huggingface_hub.utils import (  # type: ignore[attr-defined]
+    build_hf_headers,
+    parse_ratelimit_headers,
+)
+
+from tagger.core.errors import TaggerError
+
+Kind: TypeAlias = Literal["data set", "model"]
+
+
+class File(NamedTuple):
+    path: str  # in the repository
+    size: int  # bytes
+    sha256: str | None  # hexadecimal; known of what lies in Git LFS
+
+
+class Listing(NamedTuple):
+    commit: str  # hexadecimal; what the revision stands for now
+    files: dict[str, File]  # by path
+
+
+class Fault(Exception):
+    """What may be gone at the next attempt. Its message is the reason, one line."""
+
+    def __init__(self, reason: str, wait: float | None = None) -> None:
+        super().__init__(reason)
+        self.wait = wait  # seconds that the server asks for
+
+
+class NoConnection(Fault):
+    """The server cannot be reached at all."""
+
+
+def offline() -> bool:
+    """Return whether HF_HUB_OFFLINE forbids every request."""
+    return constants.is_offline_mode()
+
+
+def listing(repo: str, revision: str = "main") -> Listing:
+    """Return the files of a data set. Raises TaggerError for one that cannot be had."""
+    api = HfApi()
+    timeout = constants.HF_HUB_ETAG_TIMEOUT
+    try:
+        # fails at once where there is no connection; the tree is tried for half a minute
+        about = api.dataset_info(repo, revision=revision, timeout=timeout, expand=["sha"])
+        commit = about.sha or revision
+        tree = api.list_repo_tree(repo, repo_type="dataset", revision=commit, recursive=True)
+        files = [
+            File(entry.path, entry.size, entry.lfs.sha256 if entry.lfs else None)
+            for entry in tree
+            if isinstance(entry, RepoFile)
+        ]
+    except (httpx2.HTTPError, OSError, errors.HFValidationError) as error:
+        raise TaggerError(in_words(error, repo, revision)) from error
+    return Listing(commit, {file.path: file for file in files})
+
+
+@contextmanager
+def opened(
+    repo: str, path: str, revision: str, first: int, last: int
+) -> Iterator[tuple[int, Iterator[bytes]]]:
+    """Yield bytes of a file in chunks, and the position of the first of them.
+
+    first, last: positions of the bytes asked for, both included. A server that knows no ranges
+        sends all of the file, from position 0.
+
+    Raises Fault where another attempt may help, here or in reading, else TaggerError.
+    """
+    url = hf_hub_url(repo, path, repo_type="dataset", revision=revision)
+    asked = {"Range": f"bytes={first}-{last}", "Accept-Encoding": "identity"}
+    timeout = constants.HF_HUB_DOWNLOAD_TIMEOUT  # seconds without a byte
+    try:
+        headers = build_hf_headers(headers=asked)
+        with get_session().stream("GET", url, headers=headers, timeout=timeout) as response:
+            _require_success(response)
+            if response.status_code == 200:
+                yield 0, response.iter_bytes()
+            elif response.headers.get("Content-Range", "").startswith(f"bytes {first}-"):
+                yield first, response.iter_bytes()
+            else:
+                raise Fault("the server sent other bytes than those asked for")
+    except (errors.HfHubHTTPError, errors.OfflineModeIsEnabled) as error:
+        raise TaggerError(in_words(error, repo, revision)) from error
+    except (httpx2.ConnectError, httpx2.ConnectTimeout) as error:
+        raise NoConnection(in_words(error, repo, revision)) from error
+    except httpx2.HTTPError as error:
+        raise Fault(str(error) or type(error).__name__) from error
+
+
+def _require_success(response: httpx2.Response) -> None:
+    """Raise HfHubHTTPError where no file can be had, Fault where this one cannot for now."""
+    try:
+        hf_raise_for_status(response)
+    except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError):
+        raise
+    except errors.HfHubHTTPError as error:
+        if response.status_code == 401:
+            raise
+        raise Fault(f"the server answers {_status(error)}", _asked_wait(response)) from None
+
+
+def _asked_wait(response: httpx2.Response) -> float | None:
+    """Return for how many seconds the server wants no request, if it says so."""
+    limit = parse_ratelimit_headers(response.headers)
+    if limit and not limit.remaining:
+        return float(limit.reset_in_seconds)
+    after: str = response.headers.get("Retry-After", "")
+    return float(after) if after.isdecimal() else None
+
+
+def _status(error: errors.HfHubHTTPError) -> str:
+    return f"{error.response.status_code} {error.response.reason_phrase}"
+
+
+def in_words(error: Exception, repo: str, revision: str | None, kind: Kind = "data set") -> str:
+    """Return what keeps a person from a data set or a model, and the way out."""
+    hub = constants.ENDPOINT
+    match error:
+        case errors.GatedRepoError():
+            page = f"{hub}/datasets/{repo}" if kind == "data set" else f"{hub}/{repo}"
+            return f"{repo} is gated: accept its terms on {page}, then set HF_TOKEN to your token."
+        case errors.RepositoryNotFoundError():
+            return (
+                f"{hub} has no {kind} {repo}, or it is private. Check the name, or set HF_TOKEN "
+                "to a token that may read it."
+            )
+        case errors.RevisionNotFoundError():
+            return f"{repo} has no revision {revision!r}. Name a branch, a tag or a commit of it."
+        case errors.HfHubHTTPError() if error.response.status_code == 401:
+            return (
+                f"{hub} refuses the token. Set HF_TOKEN to a valid one, see {hub}/settings/tokens."
+            )
+        case errors.HfHubHTTPError():
+            return f"{hub} answers {_status(error)} when asked for {repo}. Try again later."
+        case errors.HFValidationError():
+            return f"{repo!r} is no name of a {kind}. It must look like owner/name."
+        case _ if constants.is_offline_mode():
+            return f"HF_HUB_OFFLINE is set, and not all of {repo} is here. Unset it to download."
+        case _:
+            return f"No connection to {hub}: {error}. Check the network, and HF_ENDPOINT if set."

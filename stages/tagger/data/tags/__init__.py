@@ -1,0 +1,1 @@
+"""Tag names, categories, aliases and implications; which tags a model learns."""

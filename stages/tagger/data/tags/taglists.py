@@ -1,0 +1,33 @@
+"""The tags of a tagger in any of the forms that are about."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from tagger.core import files, records
+from tagger.core.errors import TaggerError
+from tagger.core.vocabulary import UNKNOWN, Tag, category_of, normal
+
+LISTS = ("vocabulary.csv", "selected_tags.csv")  # by `train` and by everyone else
+
+
+def read(folder: Path) -> list[Tag]:
+    """Return the tags of a tagger in the order of its outputs, names in lower_snake_case."""
+    path = next((folder / name for name in LISTS if (folder / name).is_file()), None)
+    if path is None:
+        why = f"it has neither {' nor '.join(LISTS)}" if folder.is_dir() else "it is no folder"
+        raise TaggerError(
+            f"{folder} is no tagger: {why}. Name the folder of a trained or exported model."
+        )
+    tags = [_tag(row, place) for place, row in records.rows(files.bounded(path))]
+    if not tags:
+        raise TaggerError(f"{path} lists no tags. Get the folder again.")
+    return tags
+
+
+def _tag(row: Mapping[str, object], place: str) -> Tag:
+    """Return a row of any of the lists that are about, of which only the name is needed."""
+    name = normal(str(row.get("name", "")))
+    if not name:
+        raise TaggerError(f"{place} has no 'name'. Get the folder again.")
+    category = category_of(row.get("category"))
+    return Tag(UNKNOWN, name, UNKNOWN if category is None else category, UNKNOWN)

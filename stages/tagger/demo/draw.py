@@ -1,0 +1,124 @@
+"""Draw the demonstration set: pictures whose tags are known because they were drawn from them."""
+
+import json
+import multiprocessing
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from importlib.resources import files as resources
+from pathlib import Path
+from typing import Any
+
+import resvg_py
+from dicebear import Avatar, Style
+
+from tagger.core import files
+from tagger.demo import avatar_options
+from tagger.demo.avatar_options import Look
+from tagger.system import exit_with_parent, progress, world
+
+Job = tuple[str, Look]  # file name without suffix, what to draw
+
+CANVAS = 100  # user units of the SVG, whatever the pixels
+
+POSES: dict[str, dict[str, Any]] = {
+    "upright": {},
+    "mirrored": {"flip": "horizontal"},
+    "upside_down": {"flip": "vertical"},
+    "leaning_left": {"rotate": [-45, -28]},
+    "leaning_right": {"rotate": [28, 45]},
+}
+
+PLAIN = '<rect width="100" height="100" fill="#{colour}"/>'
+OVERLAY = '<rect width="100" height="100" fill="url(#overlay)"/>'
+BACKGROUNDS = {
+    "plain": PLAIN,
+    "transparent": "",
+    "gradient": PLAIN
+    + '<linearGradient id="overlay" x2="0" y2="1"><stop stop-color="{shade}" stop-opacity="0"/>'
+    + f'<stop offset="1" stop-color="{{shade}}" stop-opacity=".7"/></linearGradient>{OVERLAY}',
+    "striped": PLAIN
+    + '<path d="M-84-5l110 110M-56-5l110 110M-28-5l110 110M0-5l110 110M28-5l110 110M56-5l110 110'
+    + 'M84-5l110 110M-112-5l110 110" stroke="{shade}" stroke-width="10" opacity=".5"/>',
+}
+
+FINISHES = {
+    "full_colour": "",
+    "greyscale": '<feColorMatrix type="saturate" values="0"/>',
+}
+
+
+def draw(folder: Path, *, pictures: int, size: int, seed: int) -> dict[str, int]:
+    """Draw pictures of `size` pixels square with their tags, and count the tags.
+
+    What stands at `folder` is replaced once all is drawn. The same arguments give the same bytes.
+    """
+    digits = max(4, len(str(pictures - 1)))
+    jobs = [(f"{i:0{digits}}", avatar_options.choose(seed, i)) for i in range(pictures)]
+    counts = Counter(tag for _, look in jobs for tag in look.tags)
+    with files.replacing(folder) as unfinished:
+        unfinished.mkdir()
+        _draw_all(unfinished, jobs, size)
+        rows = sorted((tag, avatar_options.category(tag)) for tag in counts)
+        files.write_csv(unfinished / "tags.csv", ("name", "category"), rows)
+    return dict(counts)
+
+
+def _draw_all(folder: Path, jobs: Sequence[Job], size: int) -> None:
+    """Share the work by style: to read one takes as long as to draw a hundred pictures."""
+    by_style: defaultdict[str, list[Job]] = defaultdict(list)
+    for job in jobs:
+        by_style[job[1].style].append(job)
+    shares = sorted(by_style.items(), key=lambda share: -len(share[1]))
+    spawn = multiprocessing.get_context("spawn")
+    begin = exit_with_parent.end_with_parent
+    with ProcessPoolExecutor(world.cores(), mp_context=spawn, initializer=begin) as pool:
+        drawn = [pool.submit(_draw_share, folder, size, name, share) for name, share in shares]
+        for style in progress.track(drawn, "drawing"):
+            style.result()
+
+
+def _draw_share(folder: Path, size: int, name: str, jobs: Sequence[Job]) -> None:
+    style = Style(json.loads((resources("dicebear_styles") / f"{name}.json").read_bytes()))
+    for stem, look in jobs:
+        (folder / f"{stem}.png").write_bytes(_render(style, look, size))
+        text = ", ".join(look.tags) + "\n"
+        (folder / f"{stem}.txt").write_text(text, encoding="utf-8", newline="\n")
+
+
+def _render(style: Style, look: Look, size: int) -> bytes:
+    figure = Avatar(style, _options(look.values)).to_string()
+    colour = look.values["backgroundColor"]
+    background = BACKGROUNDS[look.values["background"]].format(colour=colour, shade=_shade(colour))
+    svg = _finished(background + figure, FINISHES[look.values["finish"]])
+    return bytes(
+        resvg_py.svg_to_bytes(svg_string=svg, width=size, height=size, skip_system_fonts=True)
+    )
+
+
+def _options(values: Mapping[str, str]) -> dict[str, Any]:
+    """Return what dicebear is to draw, on a transparent ground."""
+    options = dict[str, Any]()
+    for option, value in values.items():
+        if option.endswith("Color"):
+            options[option] = value
+        elif value == "none":
+            options[f"{option}Probability"] = 0
+        elif option not in ("pose", "background", "finish"):
+            options |= {f"{option}Variant": value, f"{option}Probability": 100}
+    frame = {"size": CANVAS, "backgroundColor": [], "seed": " ".join(values.values())}
+    jitter = {"scale": [0.95, 1.03], "translateX": [-5, 5], "translateY": [-1, 2]}
+    return options | frame | jitter | POSES[values["pose"]]
+
+
+def _shade(colour: str) -> str:
+    """Return the one of black and white that shows on the colour."""
+    red, green, blue = bytes.fromhex(colour)
+    return "black" if 0.299 * red + 0.587 * green + 0.114 * blue > 150 else "white"
+
+
+def _finished(content: str, effect: str) -> str:
+    finish = f'<filter id="finish" color-interpolation-filters="sRGB">{effect}</filter>'
+    body = f'{finish}<g filter="url(#finish)">{content}</g>' if effect else content
+    box = f'viewBox="0 0 {CANVAS} {CANVAS}"'
+    return f'<svg xmlns="http://www.w3.org/2000/svg" {box}>{body}</svg>'

@@ -1,0 +1,1 @@
+"""Predict over a split, compute metrics, fit thresholds, find mistakes."""

@@ -1,0 +1,181 @@
+"""Two taggers on the same pictures, over the tags that both know."""
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tagger.core import thresholds as fitted
+from tagger.core.errors import TaggerError
+from tagger.core.thresholds import Aim, Policy
+from tagger.core.vocabulary import Tag
+from tagger.data.tags import match
+from tagger.evaluation import bootstrap, fit_thresholds, predictions, result, tag_metrics
+from tagger.evaluation.bootstrap import MEASURES, OVERALL, Intervals
+from tagger.evaluation.metrics import dense
+from tagger.evaluation.predictions import Predictor
+from tagger.evaluation.result import Judged
+from tagger.images import loader
+from tagger.images.dataset import Part, Pictures
+from tagger.images.loader import Batch, Order
+from tagger.images.preprocess import Preprocess
+from tagger.models import layouts
+from tagger.models.exported import Tagger
+from tagger.models.predict import Compute
+from tagger.models.runtimes import Device
+
+_TRIED = 256  # pictures by which the order of channels is found out
+
+Ints = npt.NDArray[np.int64]
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Side:
+    """One of the two: what it computes, of which only the shared tags count."""
+
+    name: str
+    compute: Compute
+    preprocess: Preprocess
+    columns: Ints  # of the shared tags
+
+    def logits(self, batch: Batch) -> npt.NDArray[np.float32]:
+        return self.compute(batch)[:, self.columns]
+
+
+@dataclass(frozen=True)
+class Ground:
+    """What both are judged on."""
+
+    tags: Sequence[Tag]  # the shared ones
+    parts: Mapping[str, Part]  # with these tags alone
+    predictor: Predictor
+    policy: Policy
+    seed: int
+
+    def judge(self, side: Side) -> Judged | None:
+        """Return how good one is on the test part, by thresholds fitted on validation."""
+        found = [
+            self.predictor(
+                f"{side.name}-{name}", self.parts[name], self.tags, side.logits, side.preprocess
+            )
+            for name in predictions.PARTS
+        ]
+        validation, test = found
+        if validation is None or test is None:
+            return None
+        aim = Aim(self.policy.by, self.policy.target)
+        rows = fit_thresholds.fit(validation.scored, self.tags, aim, self.seed)
+        limits = fitted.per_tag(rows, self.tags, self.policy)
+        return result.judge(test.scored, self.tags, limits, self.seed)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    other: Path
+    tags: int  # that both know
+    ours: Judged
+    theirs: Judged
+    differences: Intervals  # ours less theirs
+
+    def lines(self) -> Iterator[str]:
+        """Yield what is to be told: figures, differences, and how sure they are."""
+        yield (
+            f"{self.tags} tags that both know, on {self.ours.figures['images']:,} test pictures; "
+            "thresholds of both fitted on validation."
+        )
+        yield f"{'':24}{'ours':>8}{'theirs':>8}   difference, 95 % interval"
+        for name in (OVERALL, *(name for name in self.differences if name != OVERALL)):
+            for measure in MEASURES:
+                yield self._line(name, measure)
+        yield f"If {self.other} was trained on some of these pictures, it does worse elsewhere."
+
+    def _line(self, name: str, measure: str) -> str:
+        mine, other = (_of(one.figures, name)[measure] for one in (self.ours, self.theirs))
+        difference, low, high = self.differences[name][measure]
+        verdict = "ours is better" if low > 0 else "theirs is better" if high < 0 else "undecided"
+        label = f"{name} {tag_metrics.in_words(measure)}"
+        return (
+            f"{label:24}{mine:8.3f}{other:8.3f}   "
+            f"{difference:+.3f} ({low:+.3f} to {high:+.3f}) {verdict}"
+        )
+
+    def content(self) -> dict[str, Any]:
+        return {
+            "tags": self.tags,
+            "ours": self.ours.figures,
+            "theirs": self.theirs.figures,
+            "differences": self.differences,
+        }
+
+
+def _of(figures: Mapping[str, Any], name: str) -> Mapping[str, float]:
+    found: Mapping[str, float] = figures if name == OVERALL else figures["categories"][name]
+    return found
+
+
+def compare(
+    compute: Compute,
+    preprocess: Preprocess,
+    folder: Path,
+    ground: Ground,
+    aliases: Mapping[str, str],
+) -> Comparison | None:
+    """Return whether a model is better than a tagger, on the leading process.
+
+    compute, preprocess: the model's, with the tags of the ground
+    folder: of the other tagger, in any layout
+    Raises TaggerError where the two know no tag in common.
+    """
+    world = ground.predictor.group.world
+    tagger = layouts.load(folder, use=Device("cpu", world.local_rank, world.cores))
+    found = match.match(ground.tags, tagger.tags, aliases)
+    if not found:
+        raise TaggerError(
+            f"{folder}: none of its {len(tagger.tags):,} tags, such as {tagger.tags[0].name!r}, is "
+            "among those of this model. There is nothing to compare."
+        )
+    own = np.array(sorted(found))
+    shared = replace(
+        ground,
+        tags=[ground.tags[row] for row in own.tolist()],
+        parts={n: replace(p, labels=p.labels[:, own]) for n, p in ground.parts.items()},
+    )
+    columns = np.array([found[row][0] for row in own.tolist()])
+    theirs = Side("theirs", predictions.by_tagger(tagger), tagger.preprocess, columns)
+    if not layouts.says_channels(folder):
+        theirs = _with_channels(theirs, tagger, shared)
+    ours = Side("ours", compute, preprocess, own)
+    mine, other = shared.judge(ours), shared.judge(theirs)
+    if mine is None or other is None:
+        return None
+    differences = bootstrap.differences(mine.influence, other.influence, ground.seed)
+    return Comparison(folder, len(own), mine, other, differences)
+
+
+def _with_channels(side: Side, tagger: Tagger, ground: Ground) -> Side:
+    """Return the side given BGR, if that is what it is better at."""
+    part = ground.parts["validation"].spread(_TRIED)
+    order, pictures = Order(len(part), ground.predictor.batch_size), Pictures(part, side.preprocess)
+    batches = list(loader.loader(pictures, order, workers=ground.predictor.workers))
+    reverse = replace(side, compute=predictions.by_tagger(layouts.with_channels_reversed(tagger)))
+    rgb, bgr = (_macro_ap(one, batches) for one in (side, reverse))
+    if ground.predictor.group.leads:
+        _log.warning(
+            "Its files do not say in which order it takes colours: macro AP %.3f as RGB, %.3f as "
+            "BGR, on %d validation pictures. %s it is.",
+            *(rgb, bgr, len(part), "BGR" if bgr > rgb else "RGB"),
+        )
+    return reverse if bgr > rgb else side
+
+
+def _macro_ap(side: Side, batches: Sequence[Batch]) -> float:
+    seen = [batch for batch in batches if batch.rows]
+    if not seen:
+        return 0.0
+    scores = np.concatenate([side.logits(batch) for batch in seen])
+    return dense.macro_ap(scores, np.concatenate([b.targets.numpy() > 0 for b in seen]))

@@ -1,0 +1,102 @@
+"""The predictions of a model for parts of the split, on disk, by as many processes as there are."""
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from tagger.core import vocabulary
+from tagger.core.errors import TaggerError
+from tagger.core.vocabulary import Category, Tag
+from tagger.evaluation import prediction_store, quantized_logits
+from tagger.evaluation.prediction_store import Block, Scored
+from tagger.images import loader
+from tagger.images.dataset import Part, Pictures
+from tagger.images.loader import Batch, Order
+from tagger.images.preprocess import Preprocess
+from tagger.models.exported import Tagger
+from tagger.models.predict import Array, Compute
+from tagger.system import progress
+from tagger.system.distributed import Group
+from tagger.system.world import world
+
+PARTS = ("validation", "test")  # of the split, which no model is trained on
+
+
+class Predicted(NamedTuple):
+    scored: Scored
+    failures: dict[int, str]  # row and reason of each picture that could not be read
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """Predicts parts onto the disk. Each process of the group computes its share."""
+
+    group: Group
+    folder: Path
+    unlabelled: Sequence[Category]  # whose tags are unknown where a picture has none of them
+    batch_size: int  # pictures at a time, over all processes
+    workers: int  # for each process
+
+    def __call__(
+        self, name: str, part: Part, tags: Sequence[Tag], compute: Compute, preprocess: Preprocess
+    ) -> Predicted | None:
+        """Return the predictions of a part, on the leading process; their file lies in the folder.
+
+        name: of the file
+        tags: the columns of the part's labels
+        compute: gives the logits of these tags
+        Raises TaggerError where no picture can be read, or the model gives what is no number.
+        """
+        failures: dict[int, str] = {}
+        blocks = self._blocks(part, compute, preprocess, failures)
+        if not self.group.leads:
+            deque(blocks, maxlen=0)
+            return None
+        unknown = [vocabulary.columns(tags, category) for category in self.unlabelled]
+        truth = prediction_store.Truth(part.labels, part.groups, unknown)
+        kept = prediction_store.write(self.folder / f"{name}.logits", truth, blocks)
+        if failures and not len(kept):
+            raise TaggerError(
+                f"None of {len(part):,} pictures can be read, such as {part.places[0].path}: "
+                f"{failures[0]}. Run prepare again."
+            )
+        return Predicted(kept, dict(sorted(failures.items())))
+
+    def _blocks(
+        self, part: Part, compute: Compute, preprocess: Preprocess, failures: dict[int, str]
+    ) -> Iterator[Block]:
+        order = Order(len(part), self.batch_size, share=self.group.share)
+        batches: Any = loader.loader(Pictures(part, preprocess), order, workers=self.workers)
+        for batch in progress.track(batches, "predicting") if self.group.leads else batches:
+            found = compute(batch) if batch.rows else np.empty((0, part.labels.shape[1]))
+            every = self.group.collected((batch.rows, found, batch.failures)) or []
+            together: dict[int, Any] = {}  # as a last batch may have a picture twice
+            for rows, logits, failed in every:
+                failures.update(failed)
+                together.update(zip(rows, logits, strict=True))
+            if together:
+                in_order = sorted(together)
+                yield in_order, np.stack([together[row] for row in in_order])
+
+
+def by_tagger(tagger: Tagger) -> Compute:
+    """Return what computes the logits of a tagger in any layout."""
+
+    def compute(batch: Batch) -> Array:
+        found = tagger.engine(batch.pixels.numpy(), False).probabilities
+        return quantized_logits.finite_logit(found).astype(np.float32)
+
+    return compute
+
+
+def alone(
+    folder: Path, unlabelled: Sequence[Category], *, batch_size: int, workers: int
+) -> Predictor:
+    """Return what predicts in this process alone, for models that do not lie on a GPU."""
+    group = Group(world()._replace(rank=0, size=1), torch.device("cpu"))
+    return Predictor(group, folder, unlabelled, batch_size, workers)

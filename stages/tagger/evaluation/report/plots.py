@@ -1,0 +1,220 @@
+"""Drawings of an evaluation, from the rows of its tables: for MLflow, and for its page."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any, TypeAlias
+
+import matplotlib as mpl
+import numpy as np
+import numpy.typing as npt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+
+from tagger.evaluation.report import charts
+
+Rows: TypeAlias = Sequence[Sequence[Any]]
+Look: TypeAlias = dict[str, Any]  # how something is drawn
+Numbers: TypeAlias = npt.NDArray[np.float64]
+
+# Of lines and of categories, these near to Danbooru's own: on light and on dark.
+COLOURS = {
+    "first": ("#00707b", "#4fc9d3"),
+    "second": ("#b4520c", "#f2a35e"),
+    "third": ("#68707a", "#9aa4af"),
+    "rating": ("#59636e", "#a7b1bd"),
+    "general": ("#0b69c9", "#5cb0ff"),
+    "character": ("#0b7c2d", "#4fca66"),
+    "copyright": ("#991fae", "#d69dff"),
+    "artist": ("#bf1b27", "#ff8f8f"),
+    "meta": ("#9f5800", "#efba5d"),
+}
+LIGHT = {name: light for name, (light, _) in COLOURS.items()}
+_MARKERS = dict(zip(LIGHT, "...sov^DP", strict=True))
+INK = "#1f2329"
+_STYLE: dict[Any, Any] = {
+    **dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "grid.color"), INK),
+    **dict.fromkeys(("xtick.color", "ytick.color"), INK),
+    **dict.fromkeys(("axes.spines.top", "axes.spines.right", "legend.frameon"), False),
+    **{"font.size": 10, "axes.linewidth": 0.6, "axes.grid": True, "grid.alpha": 0.13},
+    **{"axes.axisbelow": True, "figure.dpi": 160, "figure.figsize": (5, 3.6)},
+    **{"figure.constrained_layout.use": True, "savefig.dpi": "figure"},
+}
+_POINTS = 3000  # tags that are drawn one by one
+
+_styled = partial(mpl.rc_context, _STYLE)
+
+
+@_styled()
+def precision_recall(rows: Rows, at: tuple[float, float] | None = None) -> Figure:
+    """Draw rows under PR_HEADER, and lines of equal F1.
+
+    at: recall and precision at the thresholds in use
+    """
+    figure, axes = _unit("recall", "precision")
+    if not len(rows):
+        return _nothing(figure, axes, "no picture has a tag")
+    _lines_of_equal_f1(axes)
+    recall, precision = _columns(rows)
+    axes.plot(recall, precision, color=LIGHT["first"], linewidth=2, label="one threshold for all")
+    if at is not None:
+        look: Look = {"marker": "D", "markersize": 6, "linestyle": ""}
+        axes.plot(*at, **look, color=LIGHT["second"], label="the thresholds in use")
+    _legend(axes)
+    return figure
+
+
+def _lines_of_equal_f1(axes: Axes) -> None:
+    for f1 in (0.2, 0.4, 0.6, 0.8):
+        recall = np.linspace(f1 / (2 - f1), 1, 60)
+        axes.plot(recall, f1 * recall / (2 * recall - f1), color=INK, alpha=0.25, linewidth=0.6)
+        axes.text(f1 - 0.01, f1 - 0.01, f"F1 {f1}", fontsize=8, ha="right", va="top")
+
+
+@_styled()
+def f1_by_threshold(rows: Rows) -> Figure:
+    """Draw rows under F1_HEADER, with a dot where each F1 is best."""
+    figure, axes = _unit("one threshold for all tags", "")
+    table = np.array(rows, np.float64).reshape(-1, len(charts.F1_HEADER))
+    if not table[:, 1:].any():
+        return _nothing(figure, axes, "no tag is given rightly")
+    threshold, micro, macro, precision, recall = table.T
+    thin: Look = {"color": LIGHT["third"], "linewidth": 1.2}
+    for values, colour, label in ((micro, "first", "micro F1"), (macro, "second", "macro F1")):
+        best = [int(np.argmax(values))]
+        axes.plot(
+            *(threshold, values, "-o"),
+            color=LIGHT[colour],
+            markevery=best,
+            markersize=6,
+            label=label,
+        )
+    axes.plot(threshold, precision, "--", **thin, label="precision")
+    axes.plot(threshold, recall, ":", **thin, label="recall")
+    _legend(axes)
+    return figure
+
+
+@_styled()
+def f1_by_frequency(rows: Rows) -> Figure:
+    """Draw the F1 of each tag, rows under TAG_HEADER, by its posts in training, and the median."""
+    figure, axes = _unit("posts with the tag in training", "F1")
+    drawn = points(rows)
+    if not drawn:
+        return _nothing(figure, axes, "no picture has a tag")
+    for name, some in drawn.items():
+        look: Look = {
+            "marker": _MARKERS[name],
+            "markersize": 4,
+            "markeredgewidth": 0,
+            "alpha": 0.75,
+        }
+        axes.plot(*_places(some), **look, linestyle="", color=LIGHT[name], label=name, gid=name)
+    counts, scores = _places([row for row in rows if row[_SUPPORT]])
+    edges = np.geomspace(counts.min(), counts.max() * 1.001, 9)
+    number = np.digitize(counts, edges)
+    medians = [
+        (np.median(counts[inside]), np.median(scores[inside]))
+        for inside in (number == each for each in range(1, 10))
+        if inside.sum() >= 5
+    ]
+    if len(medians) > 1:
+        axes.plot(*zip(*medians, strict=True), color=INK, linewidth=1.2, label="median")
+    axes.set(xscale="log", xlim=(counts.min() / 1.25, counts.max() * 1.25))
+    axes.xaxis.set_major_formatter("{x:,.0f}")
+    axes.xaxis.set_minor_formatter("")
+    _legend(axes)
+    return figure
+
+
+_CATEGORY, _COUNT, _SUPPORT, _F1 = map(
+    charts.TAG_HEADER.index, ("category", "count", "support", "f1")
+)
+
+
+def points(rows: Rows) -> dict[str, list[Sequence[Any]]]:
+    """Return the rows under TAG_HEADER that are drawn, by category: with many tags, not all."""
+    judged = [row for row in rows if row[_SUPPORT]]
+    spread = np.linspace(0, len(judged) - 1, min(len(judged), _POINTS)).astype(int)
+    found: dict[str, list[Sequence[Any]]] = {}
+    for place in spread.tolist():
+        found.setdefault(judged[place][_CATEGORY], []).append(judged[place])
+    return found
+
+
+def _places(rows: Rows) -> tuple[Numbers, Numbers]:
+    counts = np.array([max(1, row[_COUNT]) for row in rows], np.float64)
+    return counts, np.array([row[_F1] for row in rows], np.float64)
+
+
+@_styled()
+def reliability(rows: Rows) -> Figure:
+    """Draw rows under RELIABILITY_HEADER: shares above, numbers of pairs below."""
+    figure = Figure()
+    axes, below = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))
+    _make_unit(axes, "", "share that is true")
+    below.set(xlabel="confidence", ylabel="pairs", yscale="log")
+    below.yaxis.set_major_formatter("{x:,.0f}")
+    if not len(rows):
+        below.set_axis_off()
+        return _nothing(figure, axes, "no picture was judged")
+    confidence, true, pairs = _columns(rows)
+    axes.plot([0, 1], [0, 1], color=INK, alpha=0.5, linewidth=0.8, label="perfectly calibrated")
+    axes.plot(confidence, true, "-o", color=LIGHT["first"], markersize=4, label="this model")
+    below.vlines(confidence, 0.5, pairs, color=LIGHT["first"], linewidth=6)
+    below.set(ylim=(0.5, pairs.max() * 2))
+    _legend(axes)
+    return figure
+
+
+@_styled()
+def by_category(figures: Mapping[str, Any]) -> Figure:
+    """Draw macro AP and F1 of a part's categories, from its `figures.summary`, with intervals."""
+    figure, axes = _unit("", "")
+    categories = figures.get("categories", {})
+    if not categories:
+        return _nothing(figure, axes, "there are no tags")
+    for place, (name, found) in enumerate(categories.items()):
+        for shift, measure, alpha in ((-0.2, "macro_ap", 0.65), (0.2, "macro_f1", 0.3)):
+            look: Look = {"height": 0.36, "color": LIGHT[name], "alpha": alpha}
+            axes.barh(place + shift, found[measure], **look)
+            ends = found.get("intervals", {}).get(measure)
+            if ends:
+                axes.plot(ends, [place + shift] * 2, "-|", color=INK, linewidth=1, markersize=5)
+    axes.set_yticks(range(len(categories)), list(categories))
+    axes.set_ylim(len(categories) - 0.4, -0.6)
+    axes.grid(visible=False, axis="y")
+    shades = [Patch(color=LIGHT["third"], alpha=alpha) for alpha in (0.65, 0.3)]
+    interval = axes.plot([], [], "-|", color=INK, linewidth=1, markersize=5)
+    _legend(axes, [*shades, *interval], ["macro AP", "macro F1", "95 % interval"])
+    return figure
+
+
+def _unit(x: str, y: str) -> tuple[Figure, Axes]:
+    figure = Figure()
+    axes = figure.add_subplot()
+    _make_unit(axes, x, y)
+    return figure, axes
+
+
+def _make_unit(axes: Axes, x: str, y: str) -> None:
+    """Make both axes go from 0 to 1, with room for what lies on the edge."""
+    axes.set(xlabel=x, ylabel=y, xlim=(-0.01, 1.01), ylim=(-0.01, 1.01))
+
+
+def _columns(rows: Rows) -> Iterator[Numbers]:
+    return iter(np.array(rows, np.float64).T)
+
+
+def _legend(axes: Axes, *entries: Sequence[Any]) -> None:
+    axes.legend(
+        *entries,
+        **{"loc": "lower left", "bbox_to_anchor": (-0.02, 1), "ncols": 4, "fontsize": 9},
+        **{"handlelength": 1.6, "columnspacing": 1.2, "handletextpad": 0.5},
+    )
+
+
+def _nothing(figure: Figure, axes: Axes, reason: str) -> Figure:
+    axes.set(xticks=[], yticks=[])
+    axes.text(0.5, 0.5, reason, ha="center", va="center", transform=axes.transAxes)
+    return figure

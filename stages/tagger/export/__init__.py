@@ -1,0 +1,1 @@
+"""The export folder in the layout of every downstream tool."""

@@ -1,0 +1,174 @@
+"""Whether every tool that loads an export gives the tags that the model gives."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from tagger.core.arrays import Floats
+from tagger.core.errors import TaggerError
+from tagger.export import clients
+from tagger.export.clients import Client, Loaded
+from tagger.images.preprocess import Preprocess
+from tagger.inference import limits
+from tagger.models import exported, runtimes
+from tagger.models.exported import Tagger
+from tagger.models.runtimes import Array, Device
+
+Named = tuple[str, Image.Image]  # a picture, and what it is called
+
+_ROUNDING = 0.01  # of a confidence, where a graph and Pillow resize the same square
+_AT_ONCE = 8  # pictures
+
+
+class Finding(NamedTuple):
+    """How the tags of a tool differ from the model's."""
+
+    resizes: bool  # whether the tool makes its own squares of pictures
+    largest_difference: float  # of a confidence
+    mean_difference: float
+    same_tags: float  # share of those given, 2 * both / (theirs + the model's)
+
+
+class Examination(NamedTuple):
+    pictures: int
+    tools: dict[str, Finding]  # by name
+
+    def __str__(self) -> str:
+        least = min(self.tools.values(), key=lambda one: one.same_tags)
+        exact = max(one.largest_difference for one in self.tools.values() if not one.resizes)
+        return (
+            f"{len(self.tools)} tools agree with the model on {self.pictures:,} pictures: "
+            f"confidences within {exact:.1e}, at least {100 * least.same_tags:.1f}% of the tags "
+            "where they resize by themselves"
+        )
+
+    def content(self) -> dict[str, Any]:
+        return {
+            "pictures": self.pictures,
+            "tools": {name: one._asdict() for name, one in self.tools.items()},
+        }
+
+
+def reference(folder: Path) -> Tagger:
+    """Return an export computed by torch, or by ONNX Runtime where it has no weights for that."""
+    tagger = exported.load(folder, "cpu")
+    if not all((folder / name).is_file() for name in exported.WEIGHTS):
+        return tagger
+    return replace(tagger, engine=runtimes.on_torch(folder, tagger.preprocess, Device("cpu")))
+
+
+def examine(
+    folder: Path, pictures: Iterable[Named], model: Tagger, tolerance: float
+) -> Examination:
+    """Tag pictures as every tool does, and compare with the model.
+
+    model: by which the tools are measured, at the thresholds that the export has for them
+    tolerance: of a confidence, for tools that make the same squares as the model
+    Raises TaggerError with the first thing that a tool would not load, and with the first tag of
+    which it has another confidence for the same square.
+    """
+    export = exported.load(folder, "cpu")
+    own = export.thresholds, limits.per_tag(limits.Limits(limits.CATEGORY), export)
+    visits = [
+        _Visit(client, client.load(folder), model, own[not client.per_tag], tolerance)
+        for client in clients.of(folder)
+    ]
+    padded = replace(model.preprocess, fitting="pad")
+    seen = 0
+    for batch in _batches(iter(pictures)):
+        direct = _ask(model, model.preprocess, batch)
+        framed = direct if padded == model.preprocess else _ask(model, padded, batch)
+        for visit in visits:
+            visit.see(batch, framed if visit.client.resizes else direct, first=not seen)
+        seen += len(batch)
+    if not seen:
+        raise TaggerError(f"There is no readable picture to try {folder} on.")
+    return Examination(seen, {visit.client.name: visit.finding() for visit in visits})
+
+
+def _batches(pictures: Iterator[Named]) -> Iterator[list[Named]]:
+    while batch := list(islice(pictures, _AT_ONCE)):
+        yield batch
+
+
+def _ask(model: Tagger, prepared: Preprocess, batch: Sequence[Named]) -> Array:
+    return model.engine(np.stack([prepared.fit(picture) for _, picture in batch]), False)[0]
+
+
+class _Visit:
+    """What a tool makes of the pictures, and how far that is from what the model does."""
+
+    def __init__(
+        self, client: Client, loaded: Loaded, model: Tagger, limits: Floats, tolerance: float
+    ) -> None:
+        self.client = client
+        self._loaded = loaded
+        self._model = model
+        self._tolerance = tolerance
+        places = {(tag.category, tag.name): place for place, tag in enumerate(model.tags)}
+        self._check_tags(places.keys())
+        known = [(at, places[key]) for at, key in enumerate(loaded.keys) if key in places]
+        self._theirs, self._ours = np.array(known, np.int64).reshape(-1, 2).T
+        self._unknown = np.setdiff1d(np.arange(len(loaded.keys)), self._theirs)
+        self._limits = limits[self._ours]
+        self._largest = self._sum = 0.0
+        self._pairs = self._given = self._both = 0
+
+    def _check_tags(self, known: Iterable[clients.Key]) -> None:
+        """Raise TaggerError where the tool would not know a tag, or take it for another."""
+        listed = set(self._loaded.keys)
+        wanted = [key for key in known if key[0] in (0, 4) or not self.client.resizes]
+        for category, name in wanted:
+            if (category, name) not in listed:
+                raise TaggerError(
+                    f"{self.client.name} would not know {name!r} of category {category}."
+                )
+
+    def see(self, batch: Sequence[Named], ours: Array, *, first: bool) -> None:
+        """ours: the model's probabilities for these pictures, (pictures, tags)"""
+        squares = np.stack([self._loaded.square(picture) for _, picture in batch])
+        every = self._loaded.run(squares)
+        if every[:, self._unknown].any():
+            raise TaggerError(f"{self.client.name} would give tags that the model does not know.")
+        theirs, ours = every[:, self._theirs], ours[:, self._ours]
+        names = [name for name, _ in batch]
+        if not self.client.resizes:
+            self._compare(names, theirs, ours, self._tolerance)
+        elif first:  # which tells what the tool's resizing does from what the graph does
+            fitted = np.stack([self._model.preprocess.fit(square) for square in squares])
+            same = self._model.engine(fitted, False).probabilities[:, self._ours]
+            self._compare(names, theirs, same, _ROUNDING)
+        self._add(theirs, ours)
+
+    def _compare(self, names: Sequence[str], theirs: Array, ours: Array, tolerance: float) -> None:
+        difference = np.abs(theirs - ours)
+        if difference.size and not difference.max() <= tolerance:
+            row, place = np.unravel_index(difference.argmax(), difference.shape)
+            tag = self._model.tags[int(self._ours[place])].name
+            raise TaggerError(
+                f"{self.client.name}: of {names[row]} {tag!r} has the confidence "
+                f"{theirs[row, place]:.6f}, and {ours[row, place]:.6f} by the model: more than "
+                f"{tolerance:g} apart. The export is not what the model is."
+            )
+
+    def _add(self, theirs: Array, ours: Array) -> None:
+        difference = np.abs(theirs - ours)
+        self._largest = max(self._largest, float(difference.max(initial=0)))
+        self._sum += float(difference.sum(dtype=np.float64))
+        self._pairs += difference.size
+        given, wanted = theirs >= self._limits, ours >= self._limits
+        self._both += int((given & wanted).sum())
+        self._given += int(given.sum()) + int(wanted.sum())
+
+    def finding(self) -> Finding:
+        return Finding(
+            self.client.resizes,
+            float(f"{self._largest:.3g}"),
+            float(f"{self._sum / max(1, self._pairs):.3g}"),
+            round(2 * self._both / self._given, 6) if self._given else 1.0,
+        )

@@ -1,0 +1,96 @@
+"""A model as each of the tools feeds it: what they hand over goes in, what they expect comes out.
+
+Tools of the WD14 layout pad a picture in white and bring it to 448 pixels themselves, whatever the
+model was trained at; the rest of the preprocessing is then part of the graph.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from tagger.images import resize
+from tagger.images.preprocess import Preprocess
+from tagger.models import heads
+
+SIDE = 448  # pixels; kohya's sd-scripts know no other
+
+
+class Plain(nn.Module):
+    """A model with its probabilities first, then its logits and what its backbone pools."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(batch, 3, size, size), normalised -> (batch, tags), (batch, tags), (batch, features)."""
+        logits, embedding = heads.outputs(self.model, pixels)
+        return logits.sigmoid(), logits, embedding
+
+
+class Prepared(nn.Module):
+    """A model that brings squares of 448 px to its own size, and normalises them."""
+
+    mean: Tensor  # (3, 1, 1), R, G, B
+    std: Tensor
+    weights: Tensor  # (size, 448)
+
+    def __init__(self, model: nn.Module, prepared: Preprocess) -> None:
+        super().__init__()
+        self.model = model
+        self.register_buffer("mean", torch.tensor(prepared.mean).view(3, 1, 1) * 255)
+        self.register_buffer("std", torch.tensor(prepared.std).view(3, 1, 1) * 255)
+        # The Resize of ONNX does not antialias before opset 18: two products of matrices do.
+        weights = resize.matrix(SIDE, prepared.size, prepared.interpolation)
+        self.register_buffer("weights", torch.from_numpy(weights.astype(np.float32)))
+
+    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """(batch, 3, 448, 448), RGB from 0 to 255 -> logits (batch, tags), (batch, features)."""
+        return heads.outputs(self.model, (self.resized(pixels) - self.mean) / self.std)
+
+    def resized(self, pixels: Tensor) -> Tensor:
+        """(..., 448, 448) -> (..., size, size), in 8 bits after either pass, as Pillow does it."""
+        if self.weights.shape[0] == SIDE:
+            return pixels
+        narrow = _levels(pixels @ self.weights.T)
+        return _levels(self.weights @ narrow)
+
+
+def _levels(values: Tensor) -> Tensor:
+    return (values + 0.5).floor().clamp(0, 255)
+
+
+class Wd14(nn.Module):
+    """The graph of the WD14 layout."""
+
+    columns: Tensor  # (rows,), one past the last output where a row has none
+
+    def __init__(
+        self, model: nn.Module, prepared: Preprocess, columns: Sequence[int | None], tags: int
+    ) -> None:
+        """columns: the output of the model for each row of selected_tags.csv; None: always 0"""
+        super().__init__()
+        self.prepared = Prepared(model, prepared)
+        places = [tags if column is None else column for column in columns]
+        self.register_buffer("columns", torch.tensor(places))
+
+    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """(batch, 448, 448, 3), BGR from 0 to 255 -> probabilities (batch, rows), embeddings."""
+        logits, embedding = self.prepared(pixels.permute(0, 3, 1, 2).flip(1))
+        known = torch.cat([logits.sigmoid(), torch.zeros_like(logits[:, :1])], dim=1)
+        return known.index_select(1, self.columns), embedding
+
+
+class Kohya(nn.Module):
+    """The graph of the other layout that kohya's sd-scripts know: that of cl_tagger."""
+
+    def __init__(self, model: nn.Module, prepared: Preprocess) -> None:
+        super().__init__()
+        self.prepared = Prepared(model, prepared)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """(batch, 3, 448, 448), BGR from -1 to 1 -> logits (batch, tags)."""
+        logits: Tensor = self.prepared((pixels.flip(1) + 1) * 127.5)[0]
+        return logits

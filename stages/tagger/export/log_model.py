@@ -1,0 +1,121 @@
+"""The export as a model that MLflow loads and serves."""
+
+import io
+import os
+import shutil
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from importlib import metadata
+from modulefinder import ModuleFinder
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import mlflow
+import pandas as pd
+from mlflow import MlflowClient
+from mlflow.entities import LoggedModelStatus
+from mlflow.models import Model
+from PIL import Image
+
+from tagger.core import files
+from tagger.models import exported
+from tagger.tracking import Run, store
+
+NAME = "export"  # of the model in its run
+FILES = (
+    exported.ONNX,
+    exported.SELECTED_TAGS,
+    exported.PREPROCESS,
+    exported.FITTED,
+    exported.CALIBRATION,
+)
+PACKAGES = (
+    "imagecodecs",
+    "mlflow",
+    "numpy",
+    "onnxruntime",
+    "onnxruntime-gpu",  # in the place of the other
+    "pandas",
+    "pillow",
+    "rich",
+    "simplejpeg",
+)
+
+_STAGES = Path(__file__).parents[2]
+_DIGEST = "digest"  # tag of the model
+
+
+def log(run: Run, folder: Path) -> None:
+    """Log an export as a model of a run, unless the same is its latest one already."""
+    if run.client and run.id:
+        run.try_to(_log, run.client, run.id, folder)
+
+
+def _log(client: MlflowClient, run: str, folder: Path) -> None:
+    from tagger.export import mlflow_model
+
+    kept = [folder / name for name in FILES if (folder / name).is_file()]
+    code, needed = _code(Path(mlflow_model.__file__)), requirements()
+    digest = _digest([*kept, *code], needed)
+    last = store.checkpoints(client, run).get(NAME)
+    if last and last.status == LoggedModelStatus.READY and last.tags.get(_DIGEST) == digest:
+        return
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    with TemporaryDirectory() as temporary, _without_bytecode():
+        for path in code:
+            copy = Path(temporary) / path.relative_to(_STAGES)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, copy)
+        Model.log(  # mlflow.pyfunc.log_model would open the run again
+            None,
+            mlflow.pyfunc,
+            name=NAME,
+            run_id=run,
+            python_model=mlflow_model.__file__,
+            artifacts={path.name: str(path) for path in kept},
+            code_paths=[f"{temporary}/tagger"],
+            signature=mlflow_model.SIGNATURE,
+            input_example=_example(),
+            pip_requirements=needed,
+            tags={_DIGEST: digest},
+        )
+
+
+@contextmanager
+def _without_bytecode() -> Iterator[None]:
+    """Keep Python from writing beside a program, where MLflow would take it for a part."""
+    before, sys.dont_write_bytecode = sys.dont_write_bytecode, True
+    try:
+        yield
+    finally:
+        sys.dont_write_bytecode = before
+
+
+def _code(program: Path) -> list[Path]:
+    """Return the files of the project that a program of its package is made of."""
+    finder = ModuleFinder(path=[str(_STAGES)])
+    finder.run_script(str(program))
+    modules: dict[str, Any] = finder.modules
+    return sorted({Path(one.__file__) for one in modules.values() if one.__file__})
+
+
+def requirements() -> list[str]:
+    """Return the packages that what is served imports, pinned to the versions that are here."""
+    found = []
+    for name in PACKAGES:
+        with suppress(metadata.PackageNotFoundError):
+            found.append(f"{name}=={metadata.version(name)}")
+    return found
+
+
+def _digest(paths: Iterable[Path], needed: Sequence[str]) -> str:
+    told = [*(f"{path.name} {files.sha256(path)}" for path in paths), *needed]
+    return files.digest("\n".join(told).encode()).hex()
+
+
+def _example() -> tuple[pd.DataFrame, dict[str, str]]:
+    picture = io.BytesIO()
+    Image.new("RGB", (8, 8), "white").save(picture, "PNG")
+    return pd.DataFrame({"image": [picture.getvalue()]}), {"threshold": "best"}

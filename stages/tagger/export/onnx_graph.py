@@ -1,0 +1,69 @@
+"""A model as an ONNX graph that every runtime of the last years loads."""
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+import onnx
+import onnxslim
+import torch
+from torch import Tensor, nn
+
+from tagger.core import files
+from tagger.core.errors import TaggerError, one_line
+from tagger.export import graphs
+
+OUTPUTS = ("prediction", "logits", "embedding")
+
+_MOST = 2**31  # bytes of a protobuf message
+
+
+def write(
+    graph: nn.Module, path: Path, example: Tensor, outputs: Sequence[str], *, opset: int
+) -> None:
+    """Write a graph with an input `input` and these outputs, of which the first axis is the batch.
+
+    example: what it takes, for a batch of two or more
+    Raises TaggerError where it cannot be written at this opset.
+    """
+    # The outermost module must be in eval mode: the exporter puts it back into the mode it found.
+    graph = graph.to(memory_format=torch.contiguous_format).cpu().eval()
+    size = sum(weights.nbytes for weights in graph.state_dict().values())
+    if size >= _MOST:
+        raise TaggerError(
+            f"The model has {size / 1e9:.1f} GB of weights, and an ONNX file can hold 2.1. "
+            "Use models/tagger, or take a smaller backbone."
+        )
+    with files.replacing(path) as partial, warnings.catch_warnings():
+        path.parent.mkdir(exist_ok=True)
+        warnings.simplefilter("ignore")  # of the exporter about itself, and of traced shapes
+        try:
+            # Asked for opset 17, the newer exporter (dynamo=True) silently gives 18.
+            torch.onnx.export(
+                graph,
+                (example,),
+                partial,
+                dynamo=False,
+                opset_version=opset,
+                input_names=["input"],
+                output_names=list(outputs),
+                dynamic_axes={name: {0: "batch"} for name in ("input", *outputs)},
+            )
+        except torch.onnx.errors.OnnxExporterError as error:
+            raise TaggerError(
+                f"The backbone cannot be written as ONNX: {one_line(error)}."
+            ) from error
+        written = onnxslim.slim(onnx.load(partial))
+        onnx.checker.check_model(written, full_check=True)
+        found = max(entry.version for entry in written.opset_import)
+        if found != opset:
+            raise TaggerError(
+                f"{path} has opset {found}, not {opset}: set export.opset to {found}."
+            )
+        onnx.save(written, partial)
+
+
+def plain(model: nn.Module, path: Path, *, size: int, opset: int) -> None:
+    """Write a model from normalised pixels to probabilities, logits and embeddings."""
+    example = torch.zeros(2, 3, size, size)
+    write(graphs.Plain(model), path, example, OUTPUTS, opset=opset)

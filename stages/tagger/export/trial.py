@@ -1,0 +1,106 @@
+"""Lighter weights of an export, each tried on the test part before it is shipped with it."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from tagger.evaluation import predictions, ranking, score_counts, tag_metrics
+from tagger.evaluation.predictions import Predictor
+from tagger.evaluation.tag_metrics import Figures
+from tagger.export import quantize
+from tagger.export.samples import readable
+from tagger.images.dataset import Part
+from tagger.models import exported
+from tagger.models.exported import ONNX
+from tagger.models.runtimes import Array
+from tagger.params import Export
+from tagger.system.world import world
+
+NAMES = {"fp16": "model_fp16.onnx", "int8": "model_int8.onnx"}
+
+_MEASURES = ("macro_ap", "macro_f1", "micro_f1")
+_CALIBRATING = 256  # pictures by which the ranges of int8 are found
+_TIMED = 64  # pictures by which speed is measured
+
+
+class Trial(NamedTuple):
+    """What lighter weights cost and gain."""
+
+    bytes: int
+    speed: float  # pictures per second over those of fp32, on a CPU
+    changes: dict[str, float]  # of figures on the test part, by name
+    shipped: bool
+    why_not: str  # empty where it is shipped
+
+    def __str__(self) -> str:
+        changes = ", ".join(
+            f"{tag_metrics.in_words(name)} {change:+.4f}" for name, change in self.changes.items()
+        )
+        told = f"{self.bytes / 1e6:.1f} MB, {self.speed:.1f} times as fast, {changes}"
+        return told if self.shipped else f"left out: {self.why_not} ({told})"
+
+
+@dataclass(frozen=True)
+class Trials:
+    """Tries weights on the same pictures, by the same thresholds."""
+
+    folder: Path  # the export
+    validation: Part
+    test: Part
+    predictor: Predictor
+    wanted: Export
+
+    def all(self) -> dict[str, Trial]:
+        """Write the weights wanted into the export, and take out those that do not do."""
+        if not self.wanted.lighter:
+            return {}
+        plain = self.folder / ONNX
+        paths: dict[str, Path] = {name: self.folder / NAMES[name] for name in self.wanted.lighter}
+        for name, path in paths.items():
+            if name == "fp16":
+                quantize.fp16(plain, path)
+            else:
+                quantize.int8(plain, path, self._batches(self.validation, _CALIBRATING))
+        timed = np.concatenate(list(self._batches(self.test, _TIMED)))
+        pace = quantize.pace({"fp32": plain, **paths}, timed, world().cores)
+        full = self._judged("fp32", plain)
+        found = {}
+        for name, path in paths.items():
+            judged = self._judged(name, path)
+            changes = {one: round(judged[one] - full[one], 4) + 0.0 for one in _MEASURES}
+            speed = round(pace[name] / pace["fp32"], 1)
+            why_not = self._why_not(name, speed, changes)
+            found[name] = Trial(path.stat().st_size, speed, changes, not why_not, why_not)
+            if why_not:
+                path.unlink()
+        return found
+
+    def _batches(self, part: Part, count: int) -> list[Array]:
+        tagger = exported.load(self.folder, "cpu")
+        pictures = readable(part.spread(count).places, tagger.preprocess.background)
+        squares = [tagger.preprocess.fit(picture) for _, picture in pictures]
+        return [
+            tagger.preprocess.normalise(np.stack(squares[start : start + quantize.BATCH]))
+            for start in range(0, len(squares), quantize.BATCH)
+        ]
+
+    def _judged(self, name: str, path: Path) -> Figures:
+        tagger = exported.load(path, "cpu")
+        compute = predictions.by_tagger(tagger)
+        part = self.test.spread(self.wanted.judge_on)
+        found = self.predictor(name, part, tagger.tags, compute, tagger.preprocess)
+        assert found  # as there is one process
+        marks, pools = score_counts.marks(tagger.thresholds), tag_metrics.pool_of(tagger.tags)
+        counted = score_counts.count(found.scored, pools, marks=marks)
+        return tag_metrics.summary(counted, tagger.tags, ranking.of(found.scored))
+
+    def _why_not(self, name: str, speed: float, changes: dict[str, float]) -> str:
+        worst = min(changes, key=lambda one: changes[one])
+        if changes[worst] < -self.wanted.max_loss:
+            falls = f"{tag_metrics.in_words(worst)} falls by {-changes[worst]:.4f}"
+            return f"{falls}, more than {self.wanted.max_loss:g}"
+        if name == "int8" and speed < self.wanted.min_speedup:
+            return f"{speed:.1f} times as fast, less than {self.wanted.min_speedup:g}"
+        return ""

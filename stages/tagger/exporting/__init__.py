@@ -1,1 +1,0 @@
-"""The model as people download it, in the layout of every tool."""

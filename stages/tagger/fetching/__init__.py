@@ -1,1 +1,0 @@
-"""Pictures and metadata from elsewhere: the hub, and tars that are read in place."""

@@ -1,0 +1,147 @@
+"""What a model is trained and judged on: pictures and labels of one part."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+from scipy.sparse import csr_array
+from torch.utils.data import Dataset
+
+from tagger.core import manifest, vocabulary
+from tagger.core.manifest import Places
+from tagger.core.vocabulary import Tag
+from tagger.images import decode
+from tagger.images.decode import Pixels
+from tagger.images.location import Place
+from tagger.images.preprocess import Preprocess
+
+_REPLACEMENTS = 100  # tried in a row for a picture that cannot be read
+
+
+class Key(NamedTuple):
+    """All that decides what a picture looks like, beside the seed."""
+
+    epoch: int
+    row: int  # of the part
+    size: int = 0  # pixels of the square; 0: that of the model
+
+
+# From a picture to one of the same tags, and how to resize it, for a key.
+Augment = Callable[[Pixels, Preprocess, Key], tuple[Pixels, Preprocess]]
+Failure = tuple[int, str]  # row of the part, and the reason
+
+
+@dataclass(frozen=True)
+class Part:
+    """The posts of one part of the split.
+
+    Neither places nor labels are Python objects, so that workers share them with this process.
+    """
+
+    places: Sequence[Place]
+    labels: csr_array  # boolean (posts, tags), in the order of the vocabulary
+    groups: npt.NDArray[np.int64] | None = None  # (posts,), of posts that belong together
+    ids: pa.ChunkedArray | None = None  # of strings, (posts,)
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def head(self, count: int) -> "Part":
+        groups = None if self.groups is None else self.groups[:count]
+        ids = None if self.ids is None else self.ids[:count]
+        return Part(self.places[:count], self.labels[:count], groups, ids)
+
+    def spread(self, count: int) -> "Part":
+        """Return at most so many posts, evenly from the whole part."""
+        if count >= len(self):
+            return self
+        return self._taken(np.linspace(0, len(self) - 1, count).astype(np.int64))
+
+    def _taken(self, rows: npt.NDArray[np.int64]) -> "Part":
+        return Part(
+            [self.places[row] for row in rows.tolist()],
+            self.labels[rows],
+            None if self.groups is None else self.groups[rows],
+            None if self.ids is None else self.ids.take(pa.array(rows)),
+        )
+
+    def counts(self) -> npt.NDArray[np.int64]:
+        """Return how many posts have each tag, (tags,)."""
+        return np.bincount(self.labels.indices, minlength=self.labels.shape[1])
+
+    def tags(self, row: int) -> npt.NDArray[np.int32]:
+        """Return the columns of the tags of a post."""
+        start, end = self.labels.indptr[row : row + 2]
+        return self.labels.indices[start:end]
+
+
+def read(
+    posts_file: Path, tags_file: Path, vocabulary_file: Path, split_file: Path
+) -> tuple[list[Tag], dict[str, Part]]:
+    """Return the vocabulary, and the parts of the split by name."""
+    tags = vocabulary.read(vocabulary_file)
+    seen = manifest.read_tags(tags_file)
+    posts = manifest.read(posts_file, len(seen))
+    labels = manifest.columns_of(posts.labels, seen, tags)
+    part_of = manifest.read_split(split_file, posts.ids)
+    parts = {}
+    for number, name in enumerate(manifest.PARTS):
+        rows = np.flatnonzero(part_of == number)
+        own = posts.table.take(rows)
+        parts[name] = Part(Places(own), labels[rows], posts.groups[rows], own["id"])
+    del posts, labels
+    pa.default_memory_pool().release_unused()
+    decode.release()
+    return tags, parts
+
+
+class Sample(NamedTuple):
+    row: int
+    pixels: Pixels | None  # (size, size, 3), None where unreadable
+    tags: npt.NDArray[np.int32]  # columns
+    failures: list[Failure]
+
+
+class Pictures(Dataset[Any]):
+    """The pictures of a part, decoded and fitted when asked for by key.
+
+    replacing: give the next picture, with its own tags, in place of one that cannot be read
+    """
+
+    def __init__(
+        self,
+        part: Part,
+        preprocess: Preprocess,
+        augment: Augment | None = None,
+        *,
+        replacing: bool = False,
+    ) -> None:
+        self.part = part
+        self.preprocess = preprocess.for_many()
+        self.augment = augment
+        self.tries = min(len(part), _REPLACEMENTS) if replacing else 1
+
+    def __len__(self) -> int:
+        return len(self.part)
+
+    def __getitem__(self, key: Key) -> Sample:
+        failures: list[Failure] = []
+        for _ in range(self.tries):
+            try:
+                return Sample(key.row, self._fitted(key), self.part.tags(key.row), failures)
+            except decode.Unreadable as error:
+                failures.append((key.row, str(error)))
+                key = key._replace(row=(key.row + 1) % len(self.part))
+        return Sample(key.row, None, np.empty(0, np.int32), failures)
+
+    def _fitted(self, key: Key) -> Pixels:
+        place, background = self.part.places[key.row], self.preprocess.background
+        pixels = decode.open_pixels(place, background)
+        prepared = replace(self.preprocess, size=key.size or self.preprocess.size)
+        if self.augment:
+            pixels, prepared = self.augment(pixels, prepared, key)
+        return prepared.fit(pixels)

@@ -1,0 +1,106 @@
+"""Tag the pictures that someone names: decoding, the model, and what follows at the same time."""
+
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import NamedTuple, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from tagger.core.errors import TaggerError
+from tagger.inference import decoders
+from tagger.inference.decoders import Square
+from tagger.inference.inputs import Found
+from tagger.models.exported import Tagger
+from tagger.system.prefetch import ahead
+
+BATCHES_AHEAD = 2
+BATCH_SIZES = {"cpu": 8, "cuda": 64}  # where none is asked for
+
+Row = npt.NDArray[np.float32]
+Decode: TypeAlias = Callable[..., Iterator[Square]]
+
+
+class Answer(NamedTuple):
+    """What the model says of a picture, or why it was not asked."""
+
+    found: Found
+    probabilities: Row  # (tags,), empty where the picture failed
+    embedding: Row | None  # (features,), if asked for
+    reason: str = ""  # of the failure
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How the work is done. It has no influence on what comes out."""
+
+    batch_size: int | None  # pictures; None: as suits the device
+    workers: int  # processes that decode
+    timeout: float  # seconds to decode a picture
+
+
+def tag(
+    tagger: Tagger,
+    found: Sequence[Found],
+    pace: Pace,
+    *,
+    embed: bool,
+    stop: threading.Event,
+    decode: Decode = decoders.squares,
+) -> Iterator[list[Answer]]:
+    """Yield the answers for all pictures, in their order, a batch at a time.
+
+    Only a few batches are held at a time. Once `stop` is set, no more come.
+    decode: `decoders.squares`, some of its arguments filled in
+    """
+    size = pace.batch_size or BATCH_SIZES[tagger.device]
+    batches = ahead(_batches(tagger, found, pace, size, stop, decode), BATCHES_AHEAD, stop)
+    return ahead((_ask(tagger, batch, embed) for batch in batches), BATCHES_AHEAD, stop)
+
+
+def _batches(
+    tagger: Tagger,
+    found: Sequence[Found],
+    pace: Pace,
+    size: int,
+    stop: threading.Event,
+    decode: Decode,
+) -> Iterator[list[tuple[Found, Square]]]:
+    squares = decode(
+        [one.file for one in found if not one.hindrance],
+        tagger.preprocess,
+        workers=pace.workers,
+        timeout=pace.timeout,
+        stop=stop,
+    )
+    pairs = _paired(found, squares)
+    while batch := list(islice(pairs, size)):
+        if not stop.is_set():  # else the last one may be cut short
+            yield batch
+
+
+def _paired(found: Iterable[Found], squares: Iterator[Square]) -> Iterator[tuple[Found, Square]]:
+    for one in found:
+        square = one.hindrance or next(squares, None)
+        if square is None:  # stopped
+            return
+        yield one, square
+
+
+def _ask(tagger: Tagger, batch: Sequence[tuple[Found, Square]], embed: bool) -> list[Answer]:
+    readable = [square for _, square in batch if not isinstance(square, str)]
+    nothing = np.empty(0, np.float32)
+    if not readable:
+        return [Answer(one, nothing, None, str(reason)) for one, reason in batch]
+    outputs = tagger.engine(np.stack(readable), embed)
+    if not np.isfinite(outputs.probabilities).all():
+        names = ", ".join(ascii(one.file.name) for one, _ in batch[:3])
+        raise TaggerError(f"The model gives what is no number for one of {names} ... Train again.")
+    embeddings = outputs.embeddings if outputs.embeddings is not None else [None] * len(readable)
+    rows = zip(outputs.probabilities, embeddings, strict=True)
+    return [
+        Answer(one, nothing, None, square) if isinstance(square, str) else Answer(one, *next(rows))
+        for one, square in batch
+    ]

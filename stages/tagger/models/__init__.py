@@ -1,0 +1,1 @@
+"""Backbones, heads, pretrained weights, and loading a tagger of any layout."""

@@ -1,0 +1,163 @@
+"""Preprocessing as other taggers have it: stages, as dghs-imgutils knows them, in a row."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from operator import index
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+from PIL import Image, ImageColor
+
+from tagger.core import files
+from tagger.core.errors import TaggerError
+from tagger.images import preprocess
+from tagger.images.decode import Pixels
+from tagger.images.location import WHITE, Colour
+from tagger.images.preprocess import Preprocess, Triple
+
+Stage: TypeAlias = Callable[[Image.Image], Image.Image]
+Settings: TypeAlias = Mapping[str, Any]
+
+_TRIED = ((8, 8), (9, 13), (13, 9))  # pixels, of pictures that must all become the same square
+
+
+@dataclass(frozen=True)
+class Staged(Preprocess):
+    """Brings a picture into a square by stages of its own, and normalises it."""
+
+    stages: tuple[Stage, ...] = ()
+
+    def fit(self, picture: Image.Image | Pixels) -> Pixels:
+        """Return an RGB picture as a square, (size, size, 3)."""
+        image = picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
+        for stage in self.stages:
+            image = stage(image)
+        return np.asarray(image)
+
+
+def read(path: Path) -> Preprocess:
+    """Return the preprocessing of a `preprocess.json`, ours or another.
+
+    Raises TaggerError for stages that are not known.
+    """
+    try:
+        return preprocess.read(path)
+    except TaggerError:
+        return _staged(path)
+
+
+def _staged(path: Path) -> Staged:
+    content = files.read_json(path)
+    try:
+        mean, std = (0.0,) * 3, (1.0,) * 3
+        stages = []
+        for settings in content["test"]:
+            kind = settings["type"]
+            if kind == "normalize":
+                mean, std = _constants(settings["mean"]), _constants(settings["std"])
+            elif kind in _KINDS:
+                stages.append(_KINDS[kind](settings))
+            elif kind not in _NOTHING:
+                raise ValueError(f"{kind!r} is none of {', '.join((*_KINDS, *_NOTHING))}")
+        found = Staged(1, mean, std, stages=tuple(stages))
+        sizes = {found.fit(Image.new("RGB", size)).shape[:2] for size in _TRIED}
+        if len(sizes) > 1 or len(set(*sizes)) > 1:
+            made = sorted(f"{width} x {height}" for height, width in sizes)
+            raise ValueError(f"they make pictures of {', '.join(made)} pixels, not one square")
+        return replace(found, size=sizes.pop()[0])
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        told = error if isinstance(error, ValueError) else repr(error)
+        raise TaggerError(f"{path} has stages that are not known here: {told}.") from None
+
+
+def _constants(given: float | list[float]) -> Triple:
+    """Return the constants of the channels, of which one may stand for all."""
+    red, green, blue = np.broadcast_to(np.asarray(given, np.float64), 3).tolist()
+    return red, green, blue
+
+
+def _pad(settings: Settings) -> Stage:
+    background = settings.get("background_color", WHITE)
+    if isinstance(background, str):
+        background = ImageColor.getrgb(background)
+    red, green, blue = background
+    colour = int(red), int(green), int(blue)
+    preprocess.check_colour(colour)
+    size = _sides(settings["size"])  # width first, unlike elsewhere
+    return partial(_padded, size=size, how=_filter(settings), background=colour)
+
+
+def _padded(
+    picture: Image.Image, size: tuple[int, int], how: Image.Resampling, background: Colour
+) -> Image.Image:
+    """Return the whole picture in the middle of a frame."""
+    scale = min(size[0] / picture.width, size[1] / picture.height)
+    width, height = (max(1, round(side * scale)) for side in picture.size)
+    frame = Image.new("RGB", size, background)
+    place = (size[0] - width) // 2, (size[1] - height) // 2
+    frame.paste(picture.resize((width, height), how), place)
+    return frame
+
+
+def _resize(settings: Settings) -> Stage:
+    size = settings["size"]
+    if settings.get("max_size") is not None:
+        raise ValueError("resize has a max_size")
+    if isinstance(size, list) and len(size) == 1:
+        (size,) = size
+    if isinstance(size, int):
+        preprocess.check_side(size)
+        return partial(_shortened, size=size, how=_filter(settings))
+    height, width = _sides(size)
+    return partial(_stretched, size=(width, height), how=_filter(settings))
+
+
+def _stretched(picture: Image.Image, size: tuple[int, int], how: Image.Resampling) -> Image.Image:
+    return picture.resize(size, how)
+
+
+def _shortened(picture: Image.Image, size: int, how: Image.Resampling) -> Image.Image:
+    """Return a picture whose shorter side has a length, as torchvision does."""
+    width, height = picture.size
+    longer = int(size * max(width, height) / min(width, height))
+    return picture.resize((size, longer) if width <= height else (longer, size), how)
+
+
+def _crop(settings: Settings) -> Stage:
+    height, width = _sides(settings["size"])
+    return partial(_cropped, width=width, height=height)
+
+
+def _cropped(picture: Image.Image, width: int, height: int) -> Image.Image:
+    """Return the middle of a picture, in black where there is none, as torchvision does."""
+    left, top = (
+        round(more / 2) if more > 0 else -(-more // 2)
+        for more in (picture.width - width, picture.height - height)
+    )
+    return picture.crop((left, top, left + width, top + height))
+
+
+_KINDS: Mapping[str, Callable[[Settings], Stage]] = {
+    "pad_to_size": _pad,
+    "resize": _resize,
+    "center_crop": _crop,
+}
+_NOTHING = ("to_tensor", "maybe_to_tensor", "convert_rgb")  # pictures are RGB, and become tensors
+
+
+def _sides(size: int | list[int]) -> tuple[int, int]:
+    """Return both sides that a size stands for, in their order."""
+    first, second = (size, size) if isinstance(size, int) else size * (3 - len(size))
+    sides = index(first), index(second)
+    for side in sides:
+        preprocess.check_side(side)
+    return sides
+
+
+def _filter(settings: Settings) -> Image.Resampling:
+    name = str(settings.get("interpolation", "bilinear"))
+    if name.upper() not in Image.Resampling.__members__:
+        raise ValueError(f"{name!r} is no interpolation")
+    return Image.Resampling[name.upper()]

@@ -1,0 +1,231 @@
+"""Pretrained weights put into a model, at whatever image size, and a report of what became of them.
+
+A model of another shape takes what fits. What does not is told, never passed over.
+"""
+
+import inspect
+import logging
+import math
+import sys
+import warnings
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from timm.models import model_entrypoint
+from torch import Tensor, nn
+
+from tagger.core.errors import TaggerError, one_line
+from tagger.models.checkpoints import UNREADABLE, Checkpoint
+from tagger.models.heads import QueryTagger
+
+_BACKBONE, _DECODER = "backbone.", "decoder"  # of a QueryTagger
+_COUNTER = ".num_batches_tracked"  # of batch norm, for nothing that we use; old files lack it
+_LEAST = 0.5  # share of a model's numbers below which the weights are of another network
+_MOST_PREFIXED = 10  # class, distillation and register tokens
+_log = logging.getLogger(__name__)
+
+
+class _Fit(NamedTuple):
+    """What of a checkpoint goes where, by the names of the model's entries; the head apart."""
+
+    taken: dict[str, Tensor]
+    missing: list[str]  # of the model, not in the checkpoint
+    unexpected: list[str]  # the other way round
+    misshapen: dict[str, str]  # "3 x 5 instead of 3 x 4"
+    share: float  # of the backbone's numbers that are taken
+
+
+def into(
+    model: nn.Module, checkpoint: Checkpoint, *, fresh: Collection[str] | None = None
+) -> dict[str, Tensor]:
+    """Load weights into a model; return the checkpoint's tensors of the head, by the model's names.
+
+    fresh: entries of the model that are left as they are; None: all of the head
+
+    Position embeddings and tables of relative positions are resampled to the model's image size.
+    The model also takes on how pictures were normalised for these weights, where that is known.
+    What happened goes to the log. Raises TaggerError where hardly anything fits.
+    """
+    prefix = _BACKBONE if isinstance(model, QueryTagger) else ""
+    bare = _bare(checkpoint.entries)
+    stored = _converted(model, bare, prefix, checkpoint.source)
+    heads = _heads(model, prefix)
+    if fresh is None:
+        fresh = {name for name in model.state_dict() if _within(name, heads)}
+    fit = _compare(model, stored, heads, fresh)
+    if fit.share < _LEAST:
+        raise TaggerError(_unfit(model, checkpoint, fit))
+    model.load_state_dict(fit.taken, strict=False)
+    _tell(model, checkpoint.source, fit)
+    _tell_resampled({prefix + name: value for name, value in bare.items()}, fit.taken)
+    _normalise_alike(model, checkpoint)
+    return {name: value for name, value in stored.items() if _within(name, heads)}
+
+
+def listed(names: Sequence[str], limit: int = 5) -> str:
+    """Return the first names, and how many more there are."""
+    more = f" and {len(names) - limit:,} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more
+
+
+def head_name(model: nn.Module) -> str:
+    """Return the name of the module that gives the logits; "" where it is not a single one."""
+    timms: Any = model
+    head = timms.get_classifier()
+    return next((name for name, module in model.named_modules() if module is head), "")
+
+
+def _heads(model: nn.Module, prefix: str) -> list[str]:
+    """Return the names of modules that are heads, in the model or in a checkpoint for it."""
+    config: Any = model.pretrained_cfg
+    named = config.get("classifier") or ()
+    timms = [named] if isinstance(named, str) else list(named)
+    return [name for name in (head_name(model), _DECODER, *(prefix + n for n in timms)) if name]
+
+
+def _within(name: str, modules: Iterable[str]) -> bool:
+    return any(name.startswith(f"{module}.") for module in modules)
+
+
+def _architecture(model: nn.Module) -> str:
+    config: Any = model.pretrained_cfg
+    return str(config.get("architecture", ""))
+
+
+def _bare(entries: Mapping[str, Any]) -> dict[str, Any]:
+    """Return entries by timm's names, also those of a query tagger, which wraps timm's model."""
+    ours = any(_within(name, [_DECODER]) for name in entries)
+    return {name.removeprefix(_BACKBONE if ours else ""): entries[name] for name in entries}
+
+
+def _converted(
+    model: nn.Module, bare: Mapping[str, Any], prefix: str, source: str
+) -> dict[str, Tensor]:
+    """Return a checkpoint under the model's names and at its sizes, by timm's own conversion.
+
+    timm has one for each family; they also know the forms that the original authors published.
+    """
+    decoder = {name: value for name, value in bare.items() if _within(name, [_DECODER])}
+    named = {name: value for name, value in bare.items() if name not in decoder}
+    body = model.get_submodule(prefix.rstrip("."))
+    try:
+        module = sys.modules[model_entrypoint(_architecture(model)).__module__]
+        convert = getattr(module, "checkpoint_filter_fn", getattr(module, "_filter_fn", None))
+        if convert:
+            takes_model = len(inspect.signature(convert).parameters) > 1
+            with (
+                warnings.catch_warnings()
+            ):  # timm 1.0.31 resamples by what torch 2.15 advises against
+                warnings.simplefilter("ignore", UserWarning)
+                named = convert(dict(named), body) if takes_model else convert(dict(named))
+    except UNREADABLE as error:  # of a network with other blocks, say; what fits still fits
+        reason = f"{type(error).__name__}: {one_line(error)}"
+        _log.warning("%s is taken as it is, timm cannot convert it (%s).", source, reason)
+    everything = {prefix + name: value for name, value in named.items()} | decoder
+    return {name: value for name, value in everything.items() if isinstance(value, Tensor)}
+
+
+def _compare(
+    model: nn.Module,
+    stored: Mapping[str, Tensor],
+    heads: Sequence[str],
+    fresh: Collection[str],
+) -> _Fit:
+    wanted = {name: value for name, value in model.state_dict().items() if name not in fresh}
+    taken, misshapen, missing = {}, {}, []
+    for name, value in wanted.items():
+        if name not in stored:
+            if not name.endswith(_COUNTER):
+                missing.append(name)
+        elif stored[name].shape == value.shape:
+            taken[name] = stored[name]
+        else:
+            misshapen[name] = f"{_shape(stored[name])} instead of {_shape(value)}"
+    unexpected = [name for name in stored if name not in wanted and not _within(name, heads)]
+    body = {name: value.numel() for name, value in wanted.items() if not _within(name, heads)}
+    share = sum(body[name] for name in taken if name in body) / max(1, sum(body.values()))
+    return _Fit(taken, missing, unexpected, misshapen, share)
+
+
+def _shape(value: Tensor) -> str:
+    return " x ".join(map(str, value.shape)) or "one number"
+
+
+def _unfit(model: nn.Module, checkpoint: Checkpoint, fit: _Fit) -> str:
+    """Return that the weights are those of another network, and how to tell."""
+    ours = _architecture(model)
+    theirs = checkpoint.architecture
+    of_another = f", but those of {theirs}" if theirs and theirs != ours else ""
+    seen = [f"{name} is {shapes}" for name, shapes in fit.misshapen.items()]
+    told = [
+        f"of another shape: {listed(seen, 2)}" if seen else "",
+        f"the model lacks {listed(fit.unexpected, 3)}" if fit.unexpected else "",
+        f"the weights lack {listed(fit.missing, 3)}" if fit.missing else "",
+    ]
+    return (
+        f"{checkpoint.source} holds no weights of {ours}{of_another}: {fit.share:.0%} of the model "
+        f"would be taken ({'; '.join(filter(None, told))}). "
+        f"Take weights of {ours}, or the backbone that these are of."
+    )
+
+
+def _tell(model: nn.Module, source: str, fit: _Fit) -> None:
+    total = len(fit.taken) + len(fit.missing) + len(fit.misshapen)
+    name = _architecture(model)
+    _log.info("%s: %d of %d tensors from %s", name, len(fit.taken), total, source)
+    if fit.missing:
+        _log.warning("%s lacks %s: these start anew.", source, listed(fit.missing))
+    if fit.misshapen:
+        shapes = [f"{entry} ({shapes})" for entry, shapes in fit.misshapen.items()]
+        _log.warning("%s has other shapes: %s. These start anew.", source, listed(shapes))
+    if fit.unexpected:
+        _log.warning("%s has what %s lacks: %s.", source, name, listed(fit.unexpected))
+
+
+def _tell_resampled(before: Mapping[str, Any], after: Mapping[str, Tensor]) -> None:
+    """Log which entries have another shape than they had, one line for all that are alike."""
+    changed: dict[str, list[str]] = {}
+    for name, value in after.items():
+        old = before.get(name)
+        if isinstance(old, Tensor) and old.numel() != value.numel():
+            changed.setdefault(_resampling(name, old.shape, value.shape), []).append(name)
+    for how, names in changed.items():
+        _log.info("%s: %s", how, listed(names, 2))
+
+
+def _resampling(name: str, old: Sequence[int], new: Sequence[int]) -> str:
+    """Return what an entry holds, and from which grid to which it was resampled."""
+    same_rank = len(old) == len(new)
+    sizes = [(a, b) for a, b in zip(old, new, strict=False) if a != b and same_rank]
+    if len(sizes) == 1:  # the places of a grid are in a row, after class and register tokens
+        for extra in range(_MOST_PREFIXED):
+            a, b = (math.isqrt(max(0, size - extra)) for size in sizes[0])
+            if (a * a + extra, b * b + extra) != sizes[0]:
+                continue
+            if "rel" not in name:
+                return f"position embeddings resampled from {a} x {a} to {b} x {b}"
+            a, b = (a + 1) // 2, (b + 1) // 2  # a window of w has 2 w - 1 offsets each way
+            return f"relative positions resampled from windows of {a} x {a} to {b} x {b}"
+    shapes = zip(*sizes, strict=True) if sizes else (old, new)
+    before, after = (" x ".join(map(str, shape)) for shape in shapes)
+    what = "patches" if "patch" in name else "positions"
+    return f"{what} resampled from {before} to {after}"
+
+
+def _normalise_alike(model: nn.Module, checkpoint: Checkpoint) -> None:
+    """Have `backbone.preprocessing` prepare pictures as they were for these weights."""
+    config: Any = model.pretrained_cfg
+    found = {key: _colour(checkpoint.pretrained.get(key)) for key in ("mean", "std")}
+    interpolation = checkpoint.pretrained.get("interpolation")
+    theirs = found | {"interpolation": interpolation if isinstance(interpolation, str) else None}
+    changed = {key: value for key, value in theirs.items() if value and value != config.get(key)}
+    config.update(changed)
+    if changed:
+        told = ", ".join(f"{key} {value}" for key, value in changed.items())
+        _log.info("pictures are prepared as for %s: %s", checkpoint.source, told)
+
+
+def _colour(values: Any) -> tuple[float, ...] | None:
+    if isinstance(values, list) and len(values) == 3:
+        return tuple(values) if all(isinstance(v, float | int) for v in values) else None
+    return None

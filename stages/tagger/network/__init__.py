@@ -1,1 +1,0 @@
-"""The model, and the weights that it starts from."""

@@ -1,1 +1,0 @@
-"""What is said of a judged model: tables, drawings, the page."""

@@ -1,0 +1,1 @@
+"""Split posts into training, validation and test."""

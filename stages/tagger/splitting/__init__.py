@@ -1,1 +1,0 @@
-"""Which posts a model learns from, and which it is judged on."""

@@ -1,0 +1,1 @@
+"""Processes and the machine: workers, signals, locks, devices."""

@@ -1,1 +1,0 @@
-"""A tagger in use: an export, a training's model, or another author's."""

@@ -1,1 +1,0 @@
-"""What is known of tags, and which of them a model learns."""

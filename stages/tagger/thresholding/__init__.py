@@ -1,1 +1,0 @@
-"""From which confidence on a tag is given, fitted."""

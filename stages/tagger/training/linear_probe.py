@@ -1,0 +1,49 @@
+"""Pictures seen once by a frozen backbone: a head learns from what it made of them."""
+
+import logging
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from torch import nn
+
+from tagger.images import loader
+from tagger.images.dataset import Key, Part, Pictures, Sample
+from tagger.images.loader import Order
+from tagger.images.preprocess import Preprocess
+from tagger.models import heads, predict
+from tagger.system import progress
+
+_log = logging.getLogger(__name__)
+
+
+class Embedded:
+    """The readable pictures of a part as embeddings, (pictures, features) float32."""
+
+    def __init__(self, part: Part, embeddings: npt.NDArray[np.float32]) -> None:
+        self.part = part
+        self.embeddings = embeddings
+
+    def __len__(self) -> int:
+        return len(self.part)
+
+    def __getitem__(self, key: Key) -> Sample:
+        return Sample(key.row, self.embeddings[key.row], self.part.tags(key.row), [])
+
+
+def embed(
+    model: nn.Module, part: Part, preprocess: Preprocess, *, batch_size: int, workers: int
+) -> Embedded:
+    """Return what the head sees of each picture; those unreadable are told, and left out."""
+    compute = predict.by_torch(model, preprocess, lambda pixels: heads.outputs(model, pixels)[1])
+    pictures = Pictures(part, preprocess)
+    batches: Any = loader.loader(pictures, Order(len(part), batch_size), workers=workers)
+    found, rows = [], []
+    for batch in progress.track(batches, "embedding"):
+        for row, reason in batch.failures:
+            _log.warning(f"left out {part.places[row].path}: {reason}")
+        if batch.rows:
+            found.append(compute(batch))
+            rows += batch.rows
+    readable = Part([part.places[row] for row in rows], part.labels[rows])
+    return Embedded(readable, np.concatenate(found) if found else np.empty((0, 1), np.float32))

@@ -1,0 +1,105 @@
+"""What a training leaves behind as it goes: weights, curves, a log, a run in MLflow."""
+
+import logging
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TextIO
+
+from tagger.core import files
+from tagger.models import backbone
+from tagger.tracking import Run
+from tagger.training.schedule import Figures
+from tagger.training.trainer import Judgement, Training
+
+BEST, LAST = backbone.WEIGHTS, "last.safetensors"
+LOG = "train.log"
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Keeper:
+    """Tells, tracks and saves every judgement of a training."""
+
+    training: Training
+    folder: Path  # of the model in the making
+    curve: Path  # CSV of all judgements
+    run: Run
+    names: Sequence[str]  # of the tags
+
+    def keep(self, judgement: Judgement) -> None:
+        _log.info(judgement.line)
+        wanted = {
+            BEST: judgement.best,
+            LAST: judgement.last,
+            _kept(judgement.figures): judgement.keep,
+        }
+        for name in (name for name, is_wanted in wanted.items() if is_wanted):
+            backbone.save_weights(judgement.weights, self.folder / name)
+        self._write_curve()
+        step = int(judgement.figures["step"])
+        self.run.log_metrics(judgement.figures | judgement.pace, step=step)
+        sheet = self.training.judge.sheet(judgement.predictions, self.names)
+        self.run.log_picture(sheet, "validation", step)
+
+    def finish(self, folder: Path) -> Figures:
+        """Track the weights, which will lie in a folder; return the best judgement."""
+        self._write_curve()  # which DVC has removed, where all but the end was done
+        position = self.training.position
+        for row, reason in position.failures.items():
+            _log.warning(f"left out {self.training.part.places[row].path}: {reason}")
+        for name, file, figures in self._checkpoints():
+            step, sha256 = int(figures["step"]), files.sha256(self.folder / file)
+            self.run.log_checkpoint(name, folder / file, figures, step, sha256)
+        return self._best()
+
+    def _write_curve(self) -> None:
+        history = self.training.position.history
+        files.write_csv(self.curve, tuple(history[0]), [tuple(one.values()) for one in history])
+
+    def _best(self) -> Figures:
+        return max(self.training.position.history, key=self.training.plan.score)
+
+    def _checkpoints(self) -> Iterator[tuple[str, str, Figures]]:
+        """Yield name, file and judgement of all weights that were kept."""
+        history = self.training.position.history
+        yield "best", BEST, self._best()
+        yield "last", LAST, history[-1]
+        for figures in history:
+            if self.training.plan.keeps(int(figures["step"])):
+                yield Path(_kept(figures)).stem, _kept(figures), figures
+
+
+def _kept(figures: Figures) -> str:
+    return f"epoch-{figures['epoch']:g}.safetensors"
+
+
+class _Out(logging.StreamHandler[TextIO]):
+    """Writes to standard output as it is at the time: a progress bar may stand in for it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.stream = sys.stdout
+        super().emit(record)
+
+
+class _File(logging.FileHandler):
+    """Writes what a full disk does not take once there is room; until then it says nothing."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handleError(record)
+
+
+def start_log(path: Path | None) -> None:
+    """Tell what happens, and write it to a file; without one, tell of warnings alone."""
+    handlers: list[logging.Handler] = [_Out()]
+    if path:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handlers.append(_File(path, "a", "utf-8"))
+    level = logging.INFO if path else logging.WARNING
+    logging.basicConfig(level=level, format="%(message)s", handlers=handlers, force=True)
+    logging.captureWarnings(True)
+    for library in ("timm", "httpx", "huggingface_hub", "torch"):
+        logging.getLogger(library).setLevel(logging.WARNING)

@@ -1,0 +1,162 @@
+"""What the page answers its visitors, each of whom has an album of their own."""
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+import numpy as np
+from PIL import Image
+
+from tagger.core.errors import TaggerError
+from tagger.core.vocabulary import CATEGORIES, count_categories
+from tagger.inference import limits, sidecars
+from tagger.inference.captions import Captioner
+from tagger.inference.given import Caption
+from tagger.inference.limits import BEST, CATEGORY, Limits
+from tagger.inference.naming import Naming
+from tagger.inference.pipeline import Pace
+from tagger.models.exported import Tagger
+from tagger.web import parts, saliency
+from tagger.web.album import Album, Opening, Upload
+from tagger.web.saliency import Lack, Saliency
+from tagger.web.words import Words
+
+OWN = "own"  # limits that the visitor sets
+
+Update = Any  # of a component, as Gradio makes it
+
+
+@dataclass(frozen=True)
+class Visits:
+    """What is the same for all visitors.
+
+    Its methods answer what a visitor does. `settings` are the kind of thresholds, the two switches
+    of captions, and the visitor's own limits, one for each category that the model has.
+    """
+
+    tagger: Tagger
+    pace: Pace
+    opening: Opening
+    words: Words
+    model: str  # which one it is, in words
+    folder: Path  # where albums lie
+    saliency: Saliency | Lack
+
+    @property
+    def hint(self) -> str:
+        """How a tag's place is seen, or why it is not."""
+        lacks = self.saliency if isinstance(self.saliency, str) else "how"
+        return parts.hint(self.words.look[lacks])
+
+    @property
+    def categories(self) -> list[str]:
+        return list(count_categories(self.tagger.tags))
+
+    @property
+    def kinds(self) -> list[str]:
+        """The kinds of thresholds that there are to choose from."""
+        return [BEST, CATEGORY, OWN] if self.tagger.fitted.is_file() else [BEST, OWN]
+
+    def starts(self) -> Mapping[str, float]:
+        """Return the limits that sliders begin at: what was fitted for their categories."""
+        found = limits.per_tag(Limits(self.kinds[-2]), self.tagger)
+        names = np.array([CATEGORIES[tag.category] for tag in self.tagger.tags])
+        return {n: round(float(np.median(found[names == n])), 2) for n in self.categories}
+
+    def drop(
+        self,
+        album: Album | None,
+        files: Sequence[Mapping[str, str]],
+        progress: Any = gr.Progress(),  # noqa: B008  # how Gradio is asked for it
+    ) -> list[Any]:
+        """Tag what was dropped, and show the first of it."""
+        known, album = album, album or Album(Path(tempfile.mkdtemp(dir=self.folder)))
+        uploads = [Upload(Path(file["path"]), file.get("orig_name") or "") for file in files]
+        first = len(album.pictures)
+        progress((0, len(uploads)), desc=self.words.tagging)
+        try:
+            for done in album.add(uploads, self.tagger, self.pace, self.opening):
+                progress((done, len(uploads)), desc=self.words.tagging)
+        except BaseException:
+            if not known:  # nobody else would remove it
+                album.close()
+            raise
+        if isinstance(self.saliency, Saliency):
+            self.saliency.begin()
+        index = max(0, min(first, len(album.pictures) - 1))
+        return [album, index, None, None, *self._all(album, index)]
+
+    def _all(self, album: Album, index: int) -> list[Update]:
+        """Return what is seen: what failed, pictures, picture, hint, whether there is more, zip."""
+        words, count = self.words, len(album.pictures)
+        failed = parts.failures(album.failures, count + len(album.failures), words)
+        views = [(str(picture.view), picture.name) for picture in album.pictures]
+        return [
+            failed,
+            gr.update(value=views, visible=count > 1, selected_index=index if count else None),
+            gr.update(value=views[index][0] if count else None, visible=count > 0),
+            self.hint if count else "",
+            gr.update(visible=count > 0),
+            gr.update(value=words.download.format(count)),
+        ]
+
+    def restart(self, album: Album | None) -> list[Any]:
+        self.end(album)
+        return [None, 0, None, None, *self._all(Album(self.folder), 0)]
+
+    def end(self, album: Album | None) -> None:
+        if album:
+            album.close()
+
+    def pick(self, event: gr.SelectData, album: Album) -> list[Any]:
+        """Show another picture."""
+        return [event.index, None, str(album.pictures[event.index].view), self.hint]
+
+    def say(
+        self, album: Album | None, index: int, chosen: str | None, *settings: Any
+    ) -> tuple[str, str]:
+        """Return the caption of a picture, and its tags."""
+        if not album or not album.pictures:
+            return "", ""
+        choose = self._captioner(*settings)
+        said = album.caption(index, choose)
+        line = sidecars.text(said, choose.naming, choose.known).rstrip("\n")
+        return line, self._tags(said, choose, chosen)
+
+    def _tags(self, said: Caption, choose: Captioner, chosen: str | None) -> str:
+        names = [tag.name for tag in self.tagger.tags]
+        by_tag = dict(zip(names, choose.limits.tolist(), strict=True))
+        look = isinstance(self.saliency, Saliency)
+        return parts.tags(said, by_tag, self.words, chosen, look=look)
+
+    def _captioner(self, kind: str, spaces: bool, escape: bool, *own: float) -> Captioner:
+        asked = Limits(kind)
+        if kind == OWN:
+            asked = Limits(categories=dict(zip(self.categories, own, strict=True)))
+        found = limits.per_tag(asked, self.tagger)
+        return Captioner(self.tagger.tags, found, naming=Naming(spaces=spaces, escape=escape))
+
+    def look(self, event: gr.EventData, album: Album, index: int, chosen: str | None) -> list[Any]:
+        """Show where the model looks for a tag, or the picture alone where it is shown already."""
+        picture, tag = album.pictures[index], str(event.tag)
+        columns = [c for c, known in enumerate(self.tagger.tags) if known.name == tag]
+        if isinstance(self.saliency, str) or tag == chosen or not columns:
+            return [None, str(picture.view), self.hint]
+        pixels = np.asarray(Image.open(picture.view))
+        try:
+            heat = self.saliency(pixels, columns[0])
+        except TaggerError as error:
+            raise gr.Error(str(error)) from None
+        for former in picture.view.parent.glob(f"{picture.view.stem}-*.jpg"):
+            former.unlink()
+        painted = picture.view.with_name(f"{picture.view.stem}-{columns[0]}.jpg")
+        Image.fromarray(saliency.painted(pixels, heat)).save(painted, quality=90)
+        told = self.words.looking if heat.any() else self.words.no_place
+        return [tag, str(painted), parts.hint(told.format(tag))]
+
+    def archive(self, album: Album, *settings: Any) -> str:
+        """Return the zip of sidecars."""
+        return str(album.archive(self._captioner(*settings)))

@@ -1,0 +1,150 @@
+"""A page of Gradio's on this machine: nothing leaves it, and nothing of it is to be had."""
+
+import os
+import signal
+import socket
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any, NoReturn
+from urllib.parse import urlsplit
+
+from tagger.core.errors import TaggerError
+
+if TYPE_CHECKING:
+    import gradio as gr
+    from starlette.types import ASGIApp, Receive, Scope, Send
+
+_LOCAL = ("127.0.0.1", "localhost", "::1")
+_SETTINGS = {"GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_SHARE": "False", "HF_HUB_OFFLINE": "1"}
+_TOLD_OF = 4  # times as large as allowed, a file is still told of by its name
+_REQUIREMENTS = "stages/app-requirements.txt"
+
+
+def listening(host: str, port: int) -> socket.socket:
+    """Return a socket that listens; port 0: any that is free. Raises TaggerError if it cannot."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    if port > 65535:
+        raise TaggerError(f"There is no port {port}: the last one is 65535.")
+    try:
+        return socket.create_server((host, port), family=family)
+    except OSError as error:
+        number = error.errno or 0  # below 0, it is about the name of the host
+        reason = os.strerror(number) if number > 0 else error.strerror
+        raise TaggerError(
+            f"{host}:{port}: {reason}. Name another --port, or another --host."
+        ) from None
+
+
+def address(at: socket.socket) -> str:
+    host, port = at.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+@contextmanager
+def own_folder() -> Iterator[Path]:
+    """Yield where Gradio keeps files; it is removed at the end, also if that comes by a signal.
+
+    Must be entered before Gradio is imported. Raises TaggerError where that is missing.
+    """
+    with tempfile.TemporaryDirectory(prefix="tagger-") as folder:
+        os.environ.update(_SETTINGS, GRADIO_TEMP_DIR=folder)
+        signal.signal(signal.SIGTERM, _stop)
+        try:
+            import gradio  # noqa: F401
+        except ModuleNotFoundError as error:
+            raise TaggerError(
+                f"The page needs {error.name}, which is missing: pip install -r {_REQUIREMENTS}"
+            ) from None
+        yield Path(folder)
+
+
+def _stop(number: int, frame: FrameType | None) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+def serve(
+    blocks: "gr.Blocks",
+    at: socket.socket,
+    megabytes: float,
+    css: str,
+    style: Path,
+    fonts: list[str],
+) -> None:
+    """Answer those who come to a socket, until a signal ends it.
+
+    megabytes: that a file may have; much larger ones are refused before they are whole
+    """
+    import gradio as gr
+    import uvicorn
+    from fastapi import FastAPI
+
+    gr.processing_utils.async_ssrf_protected_download = _fetch_nothing
+
+    host, port = at.getsockname()[:2]
+    nothing: dict[str, Any] = {"docs_url": None, "redoc_url": None, "openapi_url": None}
+    blocks.has_launched = True  # else Gradio does not check which files a visitor may name
+    app = gr.mount_gradio_app(
+        FastAPI(**nothing),
+        blocks,
+        path="/",
+        server_name=host,
+        server_port=port,
+        footer_links=[],
+        max_file_size=round(_TOLD_OF * megabytes * 1e6),
+        run_history=False,
+        enable_monitoring=False,
+        ssr_mode=False,
+        pwa=False,
+        mcp_server=False,
+        app_kwargs=dict(nothing),
+        theme=_theme(fonts),
+        css=css,
+        css_paths=style,
+    )
+    app.add_middleware(_Guard, local=host in _LOCAL)
+    settings = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1)
+    with suppress(KeyboardInterrupt):
+        uvicorn.Server(settings).run(sockets=[at])
+
+
+async def _fetch_nothing(url: str, cache_dir: str) -> NoReturn:
+    """Stand for Gradio's download: whatever takes a file takes an address, too."""
+    raise PermissionError(f"{url[:200]} is an address. Only files that were dropped are read.")
+
+
+def _theme(fonts: list[str]) -> "gr.themes.Base":
+    import gradio as gr
+
+    theme = gr.themes.Default(primary_hue="indigo", font=fonts, font_mono="monospace")
+    faint = {
+        "body_text_color_subdued": "*neutral_500",
+        "body_text_color_subdued_dark": "*neutral_400",
+    }
+    return theme.set(**faint)
+
+
+class _Guard:
+    """Refuses what the page never asks: addresses to be fetched, and to be known by another name.
+
+    Of a page on this machine alone, another site might take the name for its own, and read it.
+    """
+
+    def __init__(self, app: "ASGIApp", *, local: bool) -> None:
+        self._app = app
+        self._local = local
+
+    async def __call__(self, scope: "Scope", receive: "Receive", send: "Send") -> None:
+        if scope["type"] == "http" and self._refuses(scope):
+            from starlette.responses import PlainTextResponse
+
+            await PlainTextResponse("Forbidden", 403)(scope, receive, send)
+        else:
+            await self._app(scope, receive, send)
+
+    def _refuses(self, scope: "Scope") -> bool:
+        host = dict(scope["headers"]).get(b"host", b"").decode("latin-1")
+        known = not self._local or urlsplit(f"//{host}").hostname in _LOCAL
+        return "://" in scope["path"] or not known
