@@ -8,9 +8,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import clones
 import numpy as np
-import processes
 import pytest
 import torch
 from hypothesis import settings
@@ -18,6 +16,7 @@ from PIL import Image
 from torch import nn
 
 import infer
+from support import clones, processes
 from tagger import params
 from tagger.core import errors, files, manifest, thresholds, vocabulary
 from tagger.core.thresholds import ALL, Threshold

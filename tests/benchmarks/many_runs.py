@@ -26,11 +26,11 @@ from typing import Any
 
 import httpx2
 import measure
-from tracking import Clock
 from training_step import ROOT, target
 
 from tagger import params
 from tagger.training import setup
+from tracking import Clock
 
 _SLOWER = 2.0  # times as long as in a store with hardly any, at most
 _STEPS, _FIGURES = 12, 200  # of a run

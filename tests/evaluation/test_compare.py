@@ -1,0 +1,248 @@
+"""A comparison finds what differs, whatever the other tagger calls its tags and colours."""
+
+import logging
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+import evaluate
+from support import foreign
+from support.evaluations import evaluated, inside, read, told, with_model
+from support.trainings import TWO, Project
+from tagger import params
+from tagger.core import files
+from tagger.core.vocabulary import Tag
+from tagger.evaluation.metrics import dense
+from tagger.export import formats, onnx_graph
+from tagger.images import decode, loader, preprocess
+from tagger.images.dataset import Part
+from tagger.models import backbone, layouts
+from tagger.models.runtimes import Device
+from tagger.params import Params, Preset
+
+pytestmark = pytest.mark.timeout(300)
+
+Found = Mapping[str, Any]  # what against.json holds
+
+
+@pytest.fixture(scope="module")
+def taught(tmp_path_factory: pytest.TempPathFactory, model_folder: Path, part: Part) -> Path:
+    """A model that knows the pictures, as `train` leaves it."""
+    folder = Path(shutil.copytree(model_folder, tmp_path_factory.mktemp("taught") / "tagger"))
+    model, prepared = backbone.load(folder).train(), preprocess.read(folder / "preprocess.json")
+    squares = np.stack([prepared.fit(decode.open_rgb(place)) for place in part.places])
+    pixels = loader.normalised(torch.from_numpy(squares), torch.device("cpu"), prepared)
+    targets = torch.from_numpy(part.labels.toarray()).float()
+    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+    for _ in range(60):
+        optimizer.zero_grad()
+        nn.functional.binary_cross_entropy_with_logits(model(pixels), targets).backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+    backbone.save_weights(model.state_dict(), folder / backbone.WEIGHTS)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def made(
+    tmp_path_factory: pytest.TempPathFactory,
+    shipped: Params,
+    demo: Path,
+    preset: Preset,
+    taught: Path,
+) -> Project:
+    """A project with that model; `gasp` is an alias of `open_mouth` there."""
+    folder = tmp_path_factory.mktemp("projects") / "against"
+    project = with_model(folder, shipped, demo, preset, taught)
+    header = ("antecedent_name", "consequent_name")
+    files.write_csv(folder / "data/rules/tag_aliases.csv", header, [("gasp", "open_mouth")])
+    return project
+
+
+def compared(made: Project, other: Path) -> tuple[str, Found]:
+    """Return what is printed, and what is written."""
+    printed = evaluated(made, other)
+    found: Found = files.read_json(made.folder / evaluate.AGAINST)
+    return printed, found
+
+
+def close(one: object, other: object) -> bool:
+    """Tell whether figures are the same but for what the order of a sum leaves in them."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(close(one[key], other[key]) for key in one)
+    return bool(one == pytest.approx(other, abs=1e-5))
+
+
+def rearranged(folder: Path, rows: Sequence[int], negated: Sequence[int] = ()) -> None:
+    """Put the outputs of a model into another order; turn round what it says of some."""
+    weights = load_file(folder / backbone.WEIGHTS)
+    head = files.read_json(folder / backbone.CONFIG)["pretrained_cfg"]["classifier"]
+    for name in (f"{head}.weight", f"{head}.bias"):
+        weights[name][list(negated)] *= -1
+        weights[name] = weights[name][list(rows)].contiguous()
+    save_file(weights, folder / backbone.WEIGHTS)
+
+
+def test_the_same_model_is_neither_better_nor_worse_by_anything(
+    made: Project, taught: Path, tags: list[Tag], tmp_path: Path
+) -> None:
+    printed, found = compared(made, foreign.timms(taught, tags, tmp_path / "same"))
+    assert close(found["ours"], found["theirs"])
+    assert found["ours"]["macro_ap"] > 0.8
+    lines = [line for line in printed.splitlines() if "undecided" in line]
+    assert len(lines) == 4 * len(found["differences"]) >= 12
+    for differences in found["differences"].values():
+        assert list(differences.values()) == [[0, 0, 0]] * 4
+
+
+@pytest.mark.parametrize("layout", ["wd14", "ours"])
+def test_the_same_model_as_a_graph_is_as_good(
+    made: Project, taught: Path, tags: list[Tag], tmp_path: Path, layout: str
+) -> None:
+    other = tmp_path / layout
+    if layout == "wd14":
+        foreign.wd14(taught, tags, other)
+    else:
+        onnx_graph.plain(backbone.load(taught), other / "model.onnx", size=32, opset=17)
+        shutil.copyfile(taught / "preprocess.json", other / "preprocess.json")
+        formats.selected(tags, np.full(len(tags), 0.5), other / "selected_tags.csv")
+    printed, found = compared(made, other)
+    assert found["tags"] == len(tags)
+    assert "is better" not in printed
+    for differences in found["differences"].values():
+        assert np.ravel(list(differences.values())) == pytest.approx(0, abs=1e-3)
+
+
+def test_a_tagger_without_a_tag_in_common_is_told(
+    made: Project,
+    taught: Path,
+    tags: list[Tag],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    names = [tag._replace(name=f"no_{tag.name}") for tag in tags]
+    other = foreign.timms(taught, names, tmp_path / "other")
+    expected = f"{other}: none of its {len(tags)} tags, such as 'no_general', is among those of "
+    assert told(lambda: evaluated(made, other), capsys).startswith(expected)
+
+
+def test_a_model_that_has_some_tags_wrong_is_worse_beyond_doubt(
+    made: Project, taught: Path, tags: list[Tag], tmp_path: Path
+) -> None:
+    other = foreign.timms(taught, tags, tmp_path / "worse")
+    general = [row for row, tag in enumerate(tags) if tag.category == 0]
+    rearranged(other, range(len(tags)), negated=general)
+    printed, found = compared(made, other)
+    for place in ("all", "general"):
+        for measure in ("macro_ap", "micro_ap"):
+            difference, low, high = found["differences"][place][measure]
+            ours, theirs = (
+                (found[side] if place == "all" else found[side]["categories"][place])[measure]
+                for side in ("ours", "theirs")
+            )
+            assert difference == pytest.approx(ours - theirs, abs=2e-6)
+            assert 0 < low <= difference <= high
+    assert list(found["differences"]["copyright"].values()) == [[0, 0, 0]] * 4
+    (line,) = (line for line in printed.splitlines() if line.startswith("all macro AP"))
+    assert line.endswith("ours is better")
+
+
+def test_names_decide_and_not_their_order_number_or_age(
+    made: Project, taught: Path, tags: list[Tag], tmp_path: Path
+) -> None:
+    """Three of ours are not among theirs, three of theirs not among ours, one is an old name."""
+    shared = [tag.name for tag in tags[3:]]
+    assert "open_mouth" in shared
+    plain = [tag._replace(name=f"no_{tag.name}") for tag in tags[:3]] + tags[3:]
+    shuffled = np.random.default_rng(0).permutation(len(tags)).tolist()
+    old = [tag._replace(name="gasp") if tag.name == "open_mouth" else tag for tag in plain]
+    general = [row for row, tag in enumerate(tags) if tag.category == 0]
+    found = []
+    for name, order, names in (("plain", range(len(tags)), plain), ("other", shuffled, old)):
+        folder = foreign.timms(taught, [names[row] for row in order], tmp_path / name)
+        rearranged(folder, order, negated=general[::2])
+        found.append(compared(made, folder)[1])
+    assert found[0]["tags"] == len(shared)
+    assert any(row != [0, 0, 0] for row in found[0]["differences"]["general"].values())
+    assert found[1] == found[0]
+
+
+@pytest.mark.parametrize("bgr", [False, True])
+def test_the_order_of_colours_is_found_out_and_told(
+    made: Project,
+    taught: Path,
+    tags: list[Tag],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    bgr: bool,
+) -> None:
+    other = foreign.timms(taught, tags, tmp_path / "other", bgr=bgr)
+    with caplog.at_level(logging.WARNING):
+        _, found = compared(made, other)
+    (message,) = (message for message in caplog.messages if "colours" in message)
+    assert "on 9 validation pictures" in message
+    assert message.endswith("BGR it is." if bgr else "RGB it is.")
+    for differences in found["differences"].values():
+        assert np.ravel(list(differences.values())) == pytest.approx(0, abs=1e-3)
+
+
+def test_a_tagger_is_judged_by_its_own_preprocessing(
+    made: Project, export_folder: Path, tags: list[Tag], tmp_path: Path
+) -> None:
+    """imgutils' layout, whose stages are not ours; of another model, which knows nothing."""
+    folder = foreign.imgutils(export_folder, tags, tmp_path / "imgutils")
+    part = read(made)[1]["test"]
+    _, found = compared(made, folder)
+    tagger = layouts.load(folder, use=Device("cpu", cores=1))
+    scores = tagger([decode.open_rgb(place) for place in part.places])
+    expected = dense.macro_ap(scores, part.labels.toarray())
+    assert found["theirs"]["macro_ap"] == pytest.approx(expected, abs=1e-4)
+    plain = replace(tagger, preprocess=preprocess.read(export_folder / "preprocess.json"))
+    other = dense.macro_ap(
+        plain([decode.open_rgb(place) for place in part.places]), part.labels.toarray()
+    )
+    assert other != pytest.approx(expected, abs=1e-4)
+
+
+def test_two_processes_compare_as_one_does(
+    made: Project, taught: Path, tags: list[Tag], tmp_path: Path
+) -> None:
+    """Also where a test picture cannot be read, and what is to be told is told once."""
+    other = foreign.timms(taught, tags, tmp_path / "other")
+    rearranged(other, range(len(tags)), negated=range(5))
+    test = read(made)[1]["test"].places[3].path
+    whole = Path(test).read_bytes()
+    Path(test).write_bytes(whole[:40])
+    try:
+        printed, one = compared(made, other)
+        (made.folder / evaluate.AGAINST).unlink()
+        said = made.ended("--against", other, stage="evaluate", by=TWO).told
+    finally:
+        Path(test).write_bytes(whole)
+    two = files.read_json(made.folder / evaluate.AGAINST)
+    assert one["ours"]["images"] == two["ours"]["images"] == 10
+    assert two["differences"].keys() == one["differences"].keys()
+    for place, differences in one["differences"].items():
+        for measure, row in differences.items():
+            assert two["differences"][place][measure] == pytest.approx(row, abs=1e-6)
+    assert said.count("in which order it takes colours") == said.count("tags that both know") == 1
+    assert printed.splitlines()[0] in said
+
+
+def test_without_validation_pictures_colours_are_taken_for_rgb(
+    made: Project, shipped: Params, demo: Path, preset: Preset, taught: Path, tmp_path: Path
+) -> None:
+    project = with_model(tmp_path / "project", shipped, demo, preset, taught, (15, 0, 9))
+    other = foreign.timms(taught, read(project)[0], tmp_path / "other")
+    with inside(project):
+        evaluate.main(params.load(), other)
+    found = files.read_json(project.folder / evaluate.AGAINST)
+    assert found["ours"]["images"] == 9
+    assert close(found["ours"], found["theirs"])

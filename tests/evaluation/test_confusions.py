@@ -1,0 +1,101 @@
+"""Tags taken for one another are those missed and given on the same pictures, beyond chance."""
+
+from itertools import permutations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+
+from support.predictions import Drawn, Kept, draw, drawn, tags
+from tagger.core.vocabulary import Tag
+from tagger.evaluation import confusions, mistakes
+from tagger.evaluation.confusions import Pair
+
+LIMIT = 0.4
+
+
+def find(predictions: Drawn, listed: list[Tag], most: int = 500) -> list[Pair]:
+    with Kept(predictions) as part:
+        found = mistakes.of(part, np.full(part.tags, LIMIT))
+    return confusions.pairs(found, listed, predictions.truth.sum(axis=0), most)
+
+
+def by_hand(predictions: Drawn, listed: list[Tag]) -> list[Pair]:
+    """Go through all pairs of tags, one by one."""
+    high = 1 / (1 + np.exp(-predictions.logits.astype(float))) >= LIMIT
+    missed, wrong = predictions.truth & ~high, high & ~predictions.truth
+    found = []
+    for tag, other in permutations(range(len(listed)), 2):
+        both = int((missed[:, tag] & wrong[:, other]).sum())
+        times = int(missed[:, tag].sum())
+        surplus = both - times * int(wrong[:, other].sum()) / len(high)
+        if both >= 2 and surplus > 0 and listed[tag].category == listed[other].category:
+            support = int(predictions.truth[:, tag].sum())
+            found.append((-surplus, Pair(tag, other, both, support, both / times)))
+    return [pair for _, pair in sorted(found)]
+
+
+@settings(max_examples=100)
+@given(drawn())
+def test_pairs_are_those_counted_one_by_one(predictions: Drawn) -> None:
+    listed = tags(predictions.truth.shape[1])
+    assert find(predictions, listed) == by_hand(predictions, listed)
+
+
+@pytest.mark.parametrize("at_once", [1, 20, 10_000])
+def test_pairs_are_the_same_however_many_are_counted_at_once(
+    at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    predictions, listed = draw(400, 30), tags(30, (0, 4, 3))
+    everything = by_hand(predictions, listed)
+    assert len(everything) > 50
+    monkeypatch.setattr(confusions, "_AT_ONCE", at_once)
+    assert find(predictions, listed) == everything
+    for most in (0, 1, 20):
+        assert find(predictions, listed, most) == everything[:most]
+
+
+def test_tags_that_are_swapped_come_first() -> None:
+    predictions = draw(1000, 12)
+    logits = np.where(predictions.truth, 4, -4).astype(np.float32)
+    noise = np.random.default_rng(1).random(logits.shape) < 0.05
+    logits[noise] *= -1
+    swapped = predictions.truth[:, 2] & ~predictions.truth[:, 5] & (np.arange(1000) % 3 == 0)
+    logits[swapped, 2], logits[swapped, 5] = -4, 4
+    found = find(Drawn(logits, predictions.truth), tags(12))
+    first, second = found[:2]
+    assert (first.tag, first.taken_for) == (2, 5)
+    assert first.pictures >= swapped.sum()
+    assert first.support == predictions.truth[:, 2].sum()
+    assert first.share > 0.7
+    assert second.pictures < first.pictures / 5
+
+
+def test_a_tag_is_not_taken_for_one_of_another_category() -> None:
+    truth = np.tile([True, False], (10, 1))
+    swapped = Drawn(np.where(truth, -4, 4).astype(np.float32), truth)
+    swapped.logits[5:] *= -1
+    assert find(swapped, tags(2)) == []
+    assert find(swapped, tags(2, (0,))) == [Pair(0, 1, 5, 10, 1.0)]
+
+
+def test_what_happens_once_or_always_is_no_confusion() -> None:
+    truth = np.tile([True, False], (10, 1))
+    logits = np.where(truth, 4, -4).astype(np.float32)
+    logits[0] *= -1
+    assert find(Drawn(logits, truth), tags(2, (0,))) == []
+    assert find(Drawn(np.where(truth, -4, 4).astype(np.float32), truth), tags(2, (0,))) == []
+
+
+@pytest.mark.parametrize("pictures", [0, 6])
+def test_without_a_mistake_no_tags_are_confused(pictures: int) -> None:
+    truth = draw(pictures, 4).truth
+    assert find(Drawn(np.where(truth, 4, -4).astype(np.float32), truth), tags(4)) == []
+
+
+def test_rows_name_both_tags() -> None:
+    (row,) = confusions.rows([Pair(3, 2, 8, 40, 2 / 3)], tags(4))
+    assert dict(zip(confusions.HEADER, row, strict=True)) == {
+        **{"tag": "tag_3", "taken_for": "tag_2", "category": "character"},
+        **{"pictures": 8, "support": 40, "share": 0.666667},
+    }

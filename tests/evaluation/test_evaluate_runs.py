@@ -1,0 +1,107 @@
+"""What `evaluate` adds to MLflow, what it does without it, and which run it registers."""
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+import mlflow
+import pytest
+from mlflow import MlflowClient
+
+import evaluate
+from support.evaluations import evaluated, figures, inside, told, trained, with_model
+from support.trainings import Project
+from tagger import tracking
+from tagger.core import files
+from tagger.core.errors import TaggerError
+from tagger.models import backbone
+from tagger.params import Params, Preset
+
+WRITTEN = (evaluate.FIGURES, evaluate.REPORT, evaluate.SHEET, *evaluate.TABLES)
+
+
+@pytest.fixture
+def tracked(
+    tmp_path: Path,
+    shipped: Params,
+    demo: Path,
+    preset: Preset,
+    model_folder: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> Iterator[Project]:
+    """A project in which MLflow is used, with nothing left of that afterwards."""
+    with caplog.at_level(logging.WARNING):
+        yield with_model(tmp_path / "project", shipped, demo, preset, model_folder)
+    while mlflow.active_run():
+        mlflow.end_run()
+    mlflow.set_tracking_uri(None)  # type: ignore[arg-type]
+
+
+def client(made: Project) -> MlflowClient:
+    return MlflowClient(f"sqlite:///{made.folder / 'mlflow.db'}")
+
+
+def test_the_run_of_the_training_holds_what_the_evaluation_found(tracked: Project) -> None:
+    with inside(tracked):
+        with tracking.run("small", preset="small") as run:
+            run.log_checkpoint("best", evaluate.MODEL / backbone.WEIGHTS, {"macro_ap": 0.5}, 3)
+        trained(tracked, run.id)
+        evaluated(tracked)
+    here, found = client(tracked), figures(tracked)["test"]
+    kept = here.get_run(str(run.id))
+    assert kept.info.status == "FINISHED"
+    for name in ("macro_ap", "micro_f1"):
+        low, high = found["intervals"][name]
+        own = {"": found[name], ".low": low, ".high": high}
+        logged = {
+            end: kept.data.metrics[f"test.{f'intervals.{name}' if end else name}{end}"]
+            for end in own
+        }
+        assert logged == own
+    files_of = {file.path for file in here.list_artifacts(str(run.id))}
+    assert {path.name for path in WRITTEN} <= files_of
+    assert {"precision_recall.png", "f1_by_threshold.png", "by_category.png"} <= files_of
+
+
+def test_a_broken_store_is_told_once_and_every_number_is_written(
+    tracked: Project, caplog: pytest.LogCaptureFixture
+) -> None:
+    evaluated(tracked)
+    before = figures(tracked)
+    for path in WRITTEN:
+        (tracked.folder / path).unlink()
+    (tracked.folder / "mlflow.db").write_bytes(b"no database" * 1000)
+    trained(tracked, "0123456789abcdef")
+    assert "test: macro AP" in evaluated(tracked)
+    (warning,) = caplog.messages
+    assert warning.startswith("MLflow cannot be written, going on without it: ")
+    assert figures(tracked) == before
+    assert all((tracked.folder / path).is_file() for path in WRITTEN)
+
+
+def test_the_best_run_on_the_same_data_is_registered(
+    tracked: Project, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with inside(tracked):
+        refused = told(lambda: evaluate.register("tagger", "best"), capsys)
+        assert refused == "MLflow has no run that was judged on this data. Run `dvc repro`."
+        own = tracking.digest(files.read_json(evaluate.MODEL / "run.json")["data"])
+        for name, figure, data in (("fair", 0.5, own), ("good", 0.75, own), ("other", 0.9, "x")):
+            with tracking.run(name, data=data) as run:
+                run.log_checkpoint("best", evaluate.MODEL / backbone.WEIGHTS, {"macro_ap": 0.1}, 3)
+                run.log_metrics({"test": {"macro_ap": figure}})
+        evaluate.register("tagger", "champion")
+    printed = capsys.readouterr().out
+    assert printed.startswith("good, test.macro_ap 0.750: version 1 of tagger, alias champion")
+    here = client(tracked)
+    version = here.get_model_version_by_alias("tagger", "champion")
+    assert here.get_run(str(version.run_id)).info.run_name == "good"
+
+
+def test_comparing_and_registering_are_asked_for_one_at_a_time() -> None:
+    asked = evaluate.asked_for(["--register", "tagger"])
+    assert (asked.register, asked.alias, asked.against) == ("tagger", "best", None)
+    with pytest.raises(TaggerError, match="not allowed with"):
+        evaluate.asked_for(["--register", "tagger", "--against", "other"])
+    with pytest.raises(TaggerError, match="--alias goes with --register"):
+        evaluate.asked_for(["--alias", "best"])

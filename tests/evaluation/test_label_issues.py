@@ -1,0 +1,215 @@
+"""Labels in doubt are cleanlab's for each tag; planted errors are the first of them."""
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from cleanlab.filter import find_label_issues
+from hypothesis import given, settings
+from scipy.special import expit
+
+from support.predictions import Drawn, Kept, draw, drawn, tags
+from tagger.core.arrays import Truth
+from tagger.evaluation import columns, label_issues, quantized_logits
+from tagger.evaluation.counting import Ints
+from tagger.evaluation.label_issues import Doubt, Doubts
+
+ALL = 1_000_000
+
+
+def find(predictions: Drawn, *, unlabelled: list[Ints] | None = None, **limits: int) -> Doubts:
+    with Kept(predictions, unlabelled=unlabelled or []) as part:
+        return label_issues.find(part, **limits)
+
+
+def marked(found: Doubts, shape: tuple[int, ...]) -> Truth:
+    """Return the labels in doubt, (pictures, tags)."""
+    doubted = np.zeros(shape, np.bool_)
+    for one in found.surest:
+        doubted[one.picture, one.tag] = True
+    return doubted
+
+
+def by_cleanlab(logits: npt.NDArray[Any], labels: npt.NDArray[Any]) -> Truth:
+    """Return which labels of one tag are in doubt, (pictures,)."""
+    p = quantized_logits.sigmoid(logits)
+    both = np.column_stack([1 - p, p])
+    kinds = labels.astype(int)
+    return np.asarray(find_label_issues(kinds, both, filter_by="confident_learning", n_jobs=1))
+
+
+def flipped(predictions: Drawn, share: float) -> tuple[Drawn, Truth]:
+    """Return predictions with labels of which a share is false, and which they are."""
+    false = np.random.default_rng(9).random(predictions.truth.shape) < share
+    return Drawn(predictions.logits, predictions.truth ^ false), false
+
+
+def clear(pictures: int, count: int, apart: float = 9.0) -> Drawn:
+    """Predictions that tell true tags from others by so many logits more than `draw` does."""
+    logits, truth = draw(pictures, count, density=0.1)
+    moved = logits + apart * (truth - np.float32(0.4))
+    return Drawn(moved.astype(np.float16).astype(np.float32), truth)
+
+
+@settings(max_examples=150)
+@given(drawn())
+def test_labels_in_doubt_are_cleanlabs(predictions: Drawn) -> None:
+    found = find(predictions, most=ALL, least=1)
+    doubted = marked(found, predictions.truth.shape)
+    for tag, (logits, labels) in enumerate(zip(*(a.T for a in predictions), strict=True)):
+        both = 0 < labels.sum() < len(labels)
+        expected = by_cleanlab(logits, labels) if both else np.zeros(len(labels), np.bool_)
+        assert doubted[:, tag].tolist() == expected.tolist()
+        assert found.missing[tag] == (expected & ~labels).sum()
+        assert found.wrong[tag] == (expected & labels).sum()
+
+
+@pytest.mark.parametrize("apart", [-2.0, 0.0, 3.0, 12.0])
+def test_labels_of_many_pictures_in_doubt_are_cleanlabs(apart: float) -> None:
+    predictions, _ = flipped(clear(3000, 8, apart), 0.05)
+    doubted = marked(find(predictions, most=ALL), predictions.truth.shape)
+    assert doubted.any()
+    for tag, (logits, labels) in enumerate(zip(*(a.T for a in predictions), strict=True)):
+        assert np.array_equal(doubted[:, tag], by_cleanlab(logits, labels))
+
+
+@pytest.mark.parametrize("missing", [True, False])
+def test_who_is_as_sure_as_usual_but_for_rounding_is_in_doubt(missing: bool) -> None:
+    predictions = clear(1000, 4, 50.0)
+    planted = np.random.default_rng(9).random(predictions.truth.shape) < 0.05
+    planted &= predictions.truth == missing
+    labelled = Drawn(predictions.logits, predictions.truth ^ planted)
+    doubted = marked(find(labelled), planted.shape)
+    assert np.array_equal(doubted, planted)
+    for tag, (logits, labels) in enumerate(zip(*(a.T for a in labelled), strict=True)):
+        assert np.array_equal(doubted[:, tag], by_cleanlab(logits, labels))
+
+
+def test_a_doubt_says_what_the_label_says_not() -> None:
+    predictions, _ = flipped(clear(500, 6), 0.05)
+    found = find(predictions, most=ALL)
+    assert len(found.surest) == found.missing.sum() + found.wrong.sum()
+    for picture, tag, missing, confidence, _ in found.surest:
+        assert missing == (not predictions.truth[picture, tag])
+        assert missing == (confidence > 0.5)
+        assert confidence == pytest.approx(expit(predictions.logits[picture, tag]))
+
+
+def test_planted_errors_are_the_surest_doubts() -> None:
+    """By chance a twentieth would be, the share that is planted."""
+    predictions, planted = flipped(clear(2000, 20), 0.05)
+    surest = find(predictions).surest
+    hits = np.array([planted[one.picture, one.tag] for one in surest])
+    assert 1900 < planted.sum() < 2100
+    assert hits[:1000].mean() > 0.99
+    assert hits[: planted.sum()].mean() > 0.95
+    missing = np.array([one.missing for one in surest])
+    for kind, least in ((missing, 150), (~missing, 1000)):
+        assert hits[kind].mean() > 0.9
+        assert kind.sum() > least
+
+
+def test_tags_that_the_model_does_not_know_are_doubted_last() -> None:
+    """By self-confidence their labels, of which it thinks nothing, come before planted errors."""
+    known, labels = flipped(clear(2000, 10), 0.01)[0], draw(2000, 10, 1, density=0.02).truth
+    noise = np.random.default_rng(2).normal(-6, 1, labels.shape)
+    both = Drawn(*(np.hstack(pair) for pair in zip(known, (noise, labels), strict=True)))
+    found = find(both, most=ALL)
+    doubted = int(found.missing[:10].sum() + found.wrong[:10].sum())
+    assert found.wrong[10:].sum() > 150
+    assert {one.tag < 10 for one in found.surest[:doubted]} == {True}
+    sure = [one.confidence if one.missing else 1 - one.confidence for one in found.surest]
+    by_confidence = np.argsort(sure)[::-1][:100]
+    assert np.mean([found.surest[place].tag >= 10 for place in by_confidence]) > 0.5
+
+
+def test_of_errors_as_confident_that_of_the_tag_known_better_comes_first() -> None:
+    truth = np.arange(600)[:, None] < [20, 20]
+    logits = np.where(truth, [4, 0], [-4, -8]).astype(np.float32)
+    logits[50] = 4
+    first, second = find(Drawn(logits, truth)).surest
+    assert (first.tag, first.picture) == (0, 50)
+    assert (second.tag, second.picture) == (1, 50)
+
+
+def test_the_surest_are_the_first_of_all_however_the_tags_are_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    predictions, _ = flipped(draw(400, 9, steps=5), 0.1)
+    everything = find(predictions, most=ALL).surest
+    assert len(everything) > 100
+    for block in (1, 1 << 20):
+        monkeypatch.setattr(columns, "_BLOCK", block)
+        assert find(predictions, most=ALL).surest == everything
+        for most in (0, 1, 50):
+            assert find(predictions, most=most).surest == everything[:most]
+
+
+def test_doubts_that_are_as_sure_are_in_the_order_of_tags_and_pictures() -> None:
+    truth = np.zeros((40, 2), np.bool_)
+    truth[:20] = True
+    logits = np.where(truth, 3, -3).astype(np.float32)
+    labels = truth.copy()
+    labels[[25, 23, 30]] = True
+    found = find(Drawn(logits, labels)).surest
+    assert [(one.tag, one.picture) for one in found] == [
+        (tag, row) for tag in (0, 1) for row in (23, 25, 30)
+    ]
+
+
+def test_what_is_unknown_is_never_in_doubt() -> None:
+    predictions, _ = flipped(clear(600, 4), 0.05)
+    predictions.truth[::3, :2] = False
+    known = predictions.truth[:, :2].any(axis=1)
+    doubted = marked(find(predictions, unlabelled=[np.array([0, 1])]), predictions.truth.shape)
+    assert not doubted[~known, :2].any()
+    for tag in (0, 1):
+        expected = by_cleanlab(predictions.logits[known, tag], predictions.truth[known, tag])
+        assert np.array_equal(doubted[known, tag], expected)
+
+
+@pytest.mark.parametrize("few", [True, False])
+def test_tags_on_or_off_too_few_pictures_are_not_judged(few: bool) -> None:
+    truth = np.zeros((50, 3), np.bool_)
+    for tag, count in enumerate((4, 5, 25)):
+        truth[:count, tag] = True
+    labels = truth if few else ~truth
+    logits = np.where(labels, 4, -4).astype(np.float32)
+    logits[0] = -logits[0]
+    logits[-1] = -logits[-1]
+    found = find(Drawn(logits, labels))
+    assert (found.missing + found.wrong).tolist() == [0, 2, 2]
+    assert {one.tag for one in found.surest} == {1, 2}
+
+
+@pytest.mark.parametrize("density", [0.0, 1.0])
+@pytest.mark.parametrize("pictures", [0, 20])
+def test_a_tag_on_no_picture_or_on_all_is_in_doubt_nowhere(pictures: int, density: float) -> None:
+    found = find(draw(pictures, 3, density=density), least=0)
+    assert (found.missing.tolist(), found.wrong.tolist()) == ([0] * 3, [0] * 3)
+    assert found.surest == []
+
+
+def test_logits_as_large_as_they_may_be_are_judged() -> None:
+    truth = np.arange(40)[:, None] < [20]
+    logits = np.where(truth, 65504, -65504).astype(np.float32)
+    labels = truth.copy()
+    labels[[3, 35]] ^= True
+    found = find(Drawn(logits, labels)).surest
+    assert sorted((one.picture, one.missing) for one in found) == [(3, True), (35, False)]
+
+
+def test_rows_name_the_picture_the_tag_and_the_issue() -> None:
+    found = [Doubt(1, 0, True, 0.98765432, 9.0), Doubt(0, 3, False, 0.01, 8.0)]
+    listed = label_issues.rows("test", found, ["7", "9"], ["a.png", "b.png"], tags(4))
+    assert [dict(zip(label_issues.HEADER, row, strict=True)) for row in listed] == [
+        {
+            **{"part": "test", "id": "9", "file": "b.png", "category": "general"},
+            **{"tag": "tag_0", "issue": "missing", "confidence": 0.987654},
+        },
+        {
+            **{"part": "test", "id": "7", "file": "a.png", "category": "character"},
+            **{"tag": "tag_3", "issue": "wrong", "confidence": 0.01},
+        },
+    ]

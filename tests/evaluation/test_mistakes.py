@@ -1,0 +1,192 @@
+"""Right, wrong and missed are what the thresholds say; the worst tags show why they are."""
+
+from dataclasses import replace
+from random import Random
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.sparse import csr_array
+
+from support.predictions import Drawn, Kept, draw, drawn, tags
+from tagger.core.arrays import Floats
+from tagger.evaluation import (
+    mistakes,
+    prediction_store,
+    quantized_logits,
+    score_counts,
+    tag_metrics,
+)
+from tagger.evaluation.counting import Ints
+from tagger.evaluation.mistakes import Looked, Mistakes, Said, Seen, Worst
+from tagger.evaluation.quantized_logits import Codes
+
+LIMIT = 0.4
+
+
+@pytest.fixture(autouse=True)
+def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prediction_store, "_TILE", 1)
+    monkeypatch.setattr(prediction_store, "_LEAST", 10)
+
+
+def shares(predictions: Drawn) -> Floats:
+    return quantized_logits.sigmoid(predictions.logits)
+
+
+def judge(
+    predictions: Drawn, limits: Floats | None = None, unlabelled: list[Ints] | None = None
+) -> Mistakes:
+    limits = np.full(predictions.truth.shape[1], LIMIT) if limits is None else limits
+    with Kept(predictions, unlabelled=unlabelled or []) as part:
+        return mistakes.of(part, limits)
+
+
+def look(predictions: Drawn, pictures: list[int]) -> list[Looked]:
+    with Kept(predictions) as part:
+        found = mistakes.of(part, np.full(part.tags, LIMIT))
+        return mistakes.looked(part, found, pictures)
+
+
+def worst(predictions: Drawn, **most: int) -> list[Worst]:
+    listed = tags(predictions.truth.shape[1])
+    with Kept(predictions) as part:
+        return mistakes.worst(part, score_counts.count(part, tag_metrics.pool_of(listed)), **most)
+
+
+@settings(max_examples=60)
+@given(drawn(), st.integers(0, 2**32 - 1))
+def test_each_pair_is_what_its_tags_threshold_says(predictions: Drawn, seed: int) -> None:
+    limits = np.random.default_rng(seed).uniform(0.05, 0.95, predictions.truth.shape[1:])
+    found = judge(predictions, limits)
+    high, truth = shares(predictions) >= limits, predictions.truth
+    assert np.array_equal(found.right.toarray(), high & truth)
+    assert np.array_equal(found.wrong.toarray(), high & ~truth)
+    assert np.array_equal(found.missed.toarray(), ~high & truth)
+    assert {kind.dtype for kind in vars(found).values()} == {np.dtype(np.bool_)}
+
+
+def test_mistakes_are_those_that_figures_are_worked_out_from() -> None:
+    predictions, listed = draw(300, 8), tags(8)
+    limits: Floats = np.linspace(0.2, 0.8, 8)
+    found = judge(predictions, limits)
+    with Kept(predictions) as part:
+        marks = quantized_logits.at_least(limits)[:, None]
+        true, given_, support, _ = score_counts.count(
+            part, tag_metrics.pool_of(listed), marks=marks
+        ).decided(0)
+    right, wrong, missed = (kind.sum(axis=0) for kind in vars(found).values())
+    assert right.tolist() == true.tolist()
+    assert (right + wrong).tolist() == given_.tolist()
+    assert (right + missed).tolist() == support.tolist()
+
+
+@pytest.mark.parametrize("limit", [1e-9, 0.4, 0.999])
+def test_what_is_unknown_is_neither_right_nor_wrong_nor_missed(limit: float) -> None:
+    predictions = draw(60, 4)
+    predictions.truth[::3, :2] = False
+    unknown = ~predictions.truth[:, :2].any(axis=1)
+    found = judge(predictions, np.full(4, limit), [np.array([0, 1])])
+    for kind in vars(found).values():
+        assert not kind.toarray()[unknown, :2].any()
+    alone = judge(predictions, np.full(4, limit))
+    assert np.array_equal(found.wrong.toarray()[~unknown], alone.wrong.toarray()[~unknown])
+    assert np.array_equal(found.wrong.toarray()[:, 2:], alone.wrong.toarray()[:, 2:])
+
+
+def test_without_a_picture_there_is_no_mistake() -> None:
+    predictions = draw(0, 3)
+    assert {kind.shape for kind in vars(judge(predictions)).values()} == {(0, 3)}
+    assert look(predictions, []) == []
+    assert worst(predictions) == []
+
+
+@settings(max_examples=40)
+@given(drawn(), st.randoms(use_true_random=False))
+def test_pictures_are_looked_at_in_the_order_asked_for(predictions: Drawn, random: Random) -> None:
+    pictures = random.choices(range(len(predictions.truth)), k=5)
+    found = look(predictions, pictures)
+    assert [one.picture for one in found] == pictures
+    for one in found:
+        p, truth = shares(predictions)[one.picture], predictions.truth[one.picture]
+        high = p >= LIMIT
+        kinds = (one.right, high & truth), (one.wrong, high & ~truth), (one.missed, ~high & truth)
+        for said, inside in kinds:
+            expected = sorted(np.flatnonzero(inside).tolist(), key=lambda tag: (-p[tag], tag))
+            assert said == [Said(tag, float(p[tag])) for tag in expected]
+
+
+def test_no_more_is_read_than_holds_the_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    predictions = draw(95, 3)
+    read: list[Codes] = []
+    original = prediction_store._read
+
+    def noted(*place: Any) -> Codes:
+        read.append(original(*place))
+        return read[-1]
+
+    with Kept(predictions) as part:
+        found = mistakes.of(part, np.full(3, LIMIT))
+        monkeypatch.setattr(prediction_store, "_read", noted)
+        mistakes.looked(part, found, [12, 3])
+    assert len(read) == 2
+
+
+@settings(max_examples=60)
+@given(drawn())
+def test_the_worst_tags_are_those_of_lowest_average_precision(predictions: Drawn) -> None:
+    listed = tags(predictions.truth.shape[1])
+    with Kept(predictions) as part:
+        counted = score_counts.count(part, tag_metrics.pool_of(listed))
+        found = mistakes.worst(part, counted, tags=3, pictures=4, least=2)
+    enough = np.flatnonzero(predictions.truth.sum(axis=0) >= 2).tolist()
+    expected = sorted(enough, key=lambda tag: (counted.average_precision[tag], tag))[:3]
+    assert [one.tag for one in found] == expected
+    for tag, missed, wrong in found:
+        p, truth = shares(predictions)[:, tag], predictions.truth[:, tag]
+        rows = range(len(p))
+        lowest = sorted((row for row in rows if truth[row]), key=lambda row: (p[row], row))[:4]
+        highest = sorted((row for row in rows if not truth[row]), key=lambda row: (-p[row], row))
+        assert missed == [Seen(row, float(p[row])) for row in lowest]
+        assert wrong == [Seen(row, float(p[row])) for row in highest[:4]]
+
+
+def test_a_tag_that_the_model_has_wrong_is_the_worst() -> None:
+    predictions = draw(200, 10)
+    predictions.logits[:, 7] = np.where(predictions.truth[:, 7], -5, 5)
+    found = worst(predictions, tags=1)
+    assert [one.tag for one in found] == [7]
+    assert {seen.confidence < 0.01 for seen in found[0].missed} == {True}
+    assert {seen.confidence > 0.99 for seen in found[0].wrong} == {True}
+
+
+def test_a_tag_on_too_few_pictures_is_not_told_to_be_the_worst() -> None:
+    predictions = draw(100, 5)
+    predictions.truth[:, 2] = np.arange(100) < 4
+    predictions.truth[:, 3] = False
+    assert sorted(one.tag for one in worst(predictions)) == [0, 1, 4]
+
+
+def test_a_tag_on_every_picture_is_wrong_on_none() -> None:
+    predictions = draw(20, 1, density=1.0)
+    (found,) = worst(predictions)
+    assert (len(found.missed), found.wrong) == (4, [])
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+def test_pictures_on_which_a_tag_is_unknown_do_not_show_it(labelled: bool) -> None:
+    predictions, listed = draw(90, 2), tags(2)
+    predictions.truth[::3] = False
+    known = predictions.truth.sum(axis=1) > 0
+    with Kept(predictions, unlabelled=[np.array([0, 1])]) as part:
+        counted = score_counts.count(part, tag_metrics.pool_of(listed))
+        if labelled:
+            labels = predictions.truth | ~known[:, None]
+            part = replace(part, labels=csr_array(labels))
+        for one in mistakes.worst(part, counted, pictures=90):
+            shown = {seen.picture for seen in (*one.missed, *one.wrong)}
+            assert shown == set(np.flatnonzero(known).tolist())
+        missed = mistakes.of(part, np.full(2, LIMIT)).missed.toarray()
+        assert not missed[~known].any()

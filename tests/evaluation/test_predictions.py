@@ -1,0 +1,175 @@
+"""Predictions on disk are those of the model, of every picture that can be read, once each."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from scipy.sparse import csr_array
+from scipy.special import logit
+from torch import nn
+
+from support.predictions import of_model
+from support.trainings import ALONE
+from tagger.core import vocabulary
+from tagger.core.errors import TaggerError
+from tagger.core.vocabulary import Category, Tag
+from tagger.evaluation import predictions, quantized_logits
+from tagger.evaluation.prediction_store import Scored
+from tagger.evaluation.predictions import Predicted, Predictor
+from tagger.images.dataset import Part
+from tagger.images.preprocess import Preprocess
+from tagger.models import predict
+from tagger.system.world import cores
+
+Run = Callable[..., Predicted]
+
+
+@pytest.fixture
+def run(tags: list[Tag], model: nn.Module, prepared: Preprocess, tmp_path: Path) -> Run:
+    """Predict a part; return what is on disk."""
+
+    def run(
+        part: Part,
+        batch_size: int = 5,
+        workers: int = 0,
+        unlabelled: tuple[Category, ...] = (),
+        network: nn.Module = model,
+    ) -> Predicted:
+        predictor = Predictor(ALONE, tmp_path / "kept", unlabelled, batch_size, workers)
+        compute = predict.by_torch(network, prepared)
+        found = predictor("test", part, tags, compute, prepared)
+        assert found is not None
+        return found
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def expected(model: nn.Module, part: Part, prepared: Preprocess) -> npt.NDArray[np.float64]:
+    """The logits of the model, (pictures, tags)."""
+    scores = of_model(model, part, prepared, batch_size=7, workers=0).scores
+    return np.asarray(logit(scores.astype(np.float64)))
+
+
+def kept(scored: Scored) -> npt.NDArray[np.uint16]:
+    """Return the codes on disk, (pictures, tags)."""
+    return scored.columns(0, scored.tags).T
+
+
+def near(found: npt.NDArray[np.float64], expected: npt.NDArray[np.float64]) -> bool:
+    """Whether logits are the same up to what float16 holds of them."""
+    return np.allclose(found, expected, rtol=2.0**-10, atol=1e-5)
+
+
+def with_unreadable(part: Part, folder: Path, *rows: int) -> Part:
+    """Return the part with files in place of some pictures that are none."""
+    broken = folder / "broken.png"
+    broken.write_bytes(b"no picture")
+    places = list(part.places)
+    for row in rows:
+        places[row] = places[row]._replace(path=str(broken))
+    return replace(part, places=places)
+
+
+@pytest.mark.parametrize(("batch_size", "workers"), [(1, 0), (5, 2), (24, 0), (100, 1)])
+def test_rows_and_logits_are_those_of_the_model(
+    run: Run, part: Part, expected: npt.NDArray[np.float64], batch_size: int, workers: int
+) -> None:
+    scored, failures = run(part, batch_size, workers)
+    assert scored.rows.tolist() == list(range(len(part)))
+    assert failures == {}
+    assert near(quantized_logits.logits()[kept(scored)], expected)
+    assert np.array_equal(scored.labels.toarray(), part.labels.toarray())
+
+
+def test_unreadable_pictures_are_told_and_the_others_keep_their_rows(
+    run: Run, part: Part, tmp_path: Path, expected: npt.NDArray[np.float64]
+) -> None:
+    lost = [0, 5, 6, 7, 8, 9, 23]  # one batch of them whole
+    scored, failures = run(with_unreadable(part, tmp_path, *lost))
+    left = sorted(set(range(len(part))) - set(lost))
+    assert list(failures) == lost
+    assert {reason.count("\n") for reason in failures.values()} == {0}
+    assert scored.rows.tolist() == left
+    assert near(quantized_logits.logits()[kept(scored)], expected[left])
+    assert np.array_equal(scored.labels.toarray(), part.labels.toarray()[left])
+
+
+def test_tags_of_a_category_are_unknown_where_a_picture_has_none_of_them(
+    run: Run, part: Part, tags: list[Tag]
+) -> None:
+    labels = part.labels.toarray()
+    without = np.array([1, 4, 20])
+    names: tuple[Category, ...] = ("rating", "copyright")
+    for name in names:
+        labels[np.ix_(without, vocabulary.columns(tags, name))] = False
+    bare = replace(part, labels=csr_array(labels))
+    scored, _ = run(bare, unlabelled=names)
+    unknown = kept(scored) == quantized_logits.UNKNOWN
+    expected = np.zeros_like(unknown)
+    for name in names:
+        inside = vocabulary.columns(tags, name)
+        assert len(inside)
+        lacking = np.flatnonzero(~labels[:, inside].any(axis=1))
+        assert set(without.tolist()) <= set(lacking.tolist())
+        expected[np.ix_(lacking, inside)] = True
+    assert 0 < expected.sum() < expected.size
+    assert np.array_equal(unknown, expected)
+    assert not (kept(run(bare)[0]) == quantized_logits.UNKNOWN).any()
+
+
+def test_groups_are_those_of_the_pictures_that_are_left(
+    run: Run, part: Part, tmp_path: Path
+) -> None:
+    grouped = replace(part, groups=np.arange(len(part)) // 4 * 10)
+    scored, _ = run(with_unreadable(grouped, tmp_path, 0, 1, 2, 3, 9))
+    expected = [row // 4 - 1 for row in range(len(part)) if row not in (0, 1, 2, 3, 9)]
+    assert scored.groups.tolist() == expected
+
+
+def test_one_picture_is_enough(run: Run, part: Part, tmp_path: Path) -> None:
+    scored, failures = run(with_unreadable(part, tmp_path, *range(1, len(part))))
+    assert (len(scored), len(failures)) == (1, len(part) - 1)
+    assert kept(scored).shape == (1, part.labels.shape[1])
+
+
+def test_none_that_can_be_read_is_told(run: Run, part: Part, tmp_path: Path) -> None:
+    with pytest.raises(TaggerError, match=f"None of {len(part)} pictures can be read"):
+        run(with_unreadable(part, tmp_path, *range(len(part))))
+
+
+def test_a_model_without_numbers_leaves_nothing_on_disk(
+    run: Run, part: Part, model: nn.Module, tmp_path: Path
+) -> None:
+    class Broken(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.whole = model
+
+        def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+            logits: torch.Tensor = self.whole(pixels)
+            return logits.index_fill(1, torch.tensor([3]), torch.nan)
+
+    with pytest.raises(TaggerError, match=r"\AThe model says nan of picture 0 and tag 3, [^\n]*\Z"):
+        run(part, network=Broken())
+    assert list((tmp_path / "kept").iterdir()) == []
+
+
+def test_alone_is_alone_among_others_too(
+    tags: list[Tag],
+    model: nn.Module,
+    part: Part,
+    prepared: Preprocess,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name, value in {"RANK": 1, "WORLD_SIZE": 2, "LOCAL_RANK": 1, "LOCAL_WORLD_SIZE": 2}.items():
+        monkeypatch.setenv(name, str(value))
+    predictor = predictions.alone(tmp_path / "kept", (), batch_size=5, workers=0)
+    found = predictor("test", part, tags, predict.by_torch(model, prepared), prepared)
+    assert found is not None and len(found.scored) == len(part)
+    assert predictor.group.world.cores == max(1, cores() // 2)  # the other has its share

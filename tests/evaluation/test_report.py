@@ -1,0 +1,346 @@
+"""The page says what was measured, of any names, needs nothing from elsewhere, and can be used."""
+
+import base64
+import io
+import re
+import weakref
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from playwright.sync_api import Browser, Page
+
+from support import browser
+from support.browser import contrasts, opened
+from support.predictions import Kept, draw, tags
+from tagger.evaluation import result
+from tagger.evaluation.report import charts, html_page
+from tagger.evaluation.report.html_page import Content, Gallery, Shown, Table
+from tagger.images import decode
+from tagger.images.dataset import Part
+
+LIMITS = np.linspace(0.2, 0.6, 30)
+HOSTILE = (
+    "<script>alert(1)</script>",
+    "</noscript></table><img src=x onerror=alert(2)>",
+    "<!--<tr><td>",
+    "\"quoted\" & 'so' {{ 7 * 7 }}",
+    "$x^2$ 初音ミク \u202eright to left",
+    "a_name_without_end" * 60,
+    "two\nlines",
+    "bad\udcffbyte",
+)
+NOTHING = Content("none", {}, {"test": {"images": 0, "tags": 0}}, [], [], [], [], [], [])
+
+
+class Seen(HTMLParser):
+    """What a parser without scripts makes of a page."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str]]] = []
+        self.texts: list[str] = []
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, {name: value or "" for name, value in attrs}))
+
+    def handle_data(self, data: str) -> None:
+        self.texts.append(data.strip())
+
+    def values(self, *names: str) -> list[str]:
+        return [found[name] for _, found in self.elements for name in names if name in found]
+
+
+@pytest.fixture(scope="module")
+def content(part: Part, tmp_path_factory: pytest.TempPathFactory) -> Content:
+    """An evaluation of predictions as they were drawn, with real pictures."""
+    listed = tags(30, (9, 0, 4))
+    with Kept(draw(150, 30)) as test, Kept(draw(100, 30, seed=1)) as validation:
+        found = result.judge(test, listed, LIMITS, seed=0)
+        figures = {"test": found.figures}
+        figures["validation"] = result.judge(validation, listed, LIMITS, seed=0).figures
+    pictures = [
+        Shown(
+            decode.open_rgb(place),
+            Path(place.path).name,
+            [(f"tag_{n}", 0.9) for n in range(20)],
+            [("tag_1", 0.81), ("tag_2", 0.8)],
+            [("tag_3", 0.1)],
+            "loss 4.1",
+        )
+        for place in part.places[:12]
+    ]
+    return Content(
+        "small tagger",
+        {"Backbone": "test_efficientnet", "MLflow run": "0" * 32},
+        figures,
+        list(charts.tag_rows(found.tally, listed, LIMITS)),
+        charts.pr_rows(found.tally),
+        list(charts.f1_rows(found.tally)),
+        list(charts.reliability_rows(found.tally)),
+        [Table("Confused tags", "For one another.", ("tag", "share"), [("tag_1", 0.25)])],
+        [
+            Gallery("Predictions", "The first.", pictures),
+            Gallery("Lost", "Gone.", [Shown(None, "gone.png", [], [], [])]),
+        ],
+    )
+
+
+@pytest.fixture(scope="module")
+def file(content: Content, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("metrics") / "report.html"
+    html_page.write(path, content)
+    return path
+
+
+def hostile(content: Content) -> Content:
+    names = [*HOSTILE, *(str(row[0]) for row in content.tags[len(HOSTILE) :])]
+    rows = [[name, *row[1:]] for name, row in zip(names, content.tags, strict=True)]
+    said = [(name, 0.5) for name in HOSTILE]
+    shown = [Shown(None, name, said, said, said, name) for name in HOSTILE]
+    tables = [Table(name, name, (name,), [(name,), (None,)]) for name in HOSTILE]
+    galleries = [Gallery(name, name, shown) for name in HOSTILE]
+    facts = {name: name for name in HOSTILE}
+    changed = content._replace(title=HOSTILE[0], facts=facts, tags=rows)
+    return changed._replace(tables=tables, galleries=galleries)
+
+
+def test_the_page_says_what_was_measured(content: Content, file: Path) -> None:
+    texts = Seen(file.read_text()).texts
+    for part in content.figures.values():
+        for name in ("macro_ap", "micro_ap", "macro_f1", "micro_f1", "brier"):
+            assert html_page.number(part[name]) in texts
+        low, high = part["intervals"]["macro_ap"]
+        assert f"{low:.3f} to {high:.3f}" in texts
+    for group in ("categories", "bands"):
+        for name, found in content.figures["test"][group].items():
+            assert name in texts
+            assert html_page.number(found["micro_f1"]) in texts
+    assert {"small tagger", "Confused tags", "0.250", "gone.png", "cannot be read"} <= set(texts)
+    assert f"The mean distance (ECE) is {content.figures['test']['ece']:.3f}." in file.read_text()
+
+
+def test_each_tag_has_a_row_with_all_its_figures(content: Content, file: Path) -> None:
+    table = file.read_text().partition("<noscript>")[2].partition("</noscript>")[0]
+    rows = table.partition("<tbody>")[2].split("<tr>")[1:]
+    assert len(rows) == 30
+    for row, known in zip(rows, content.tags, strict=True):
+        cells = [cell.strip() for cell in re.split("<t[hd][^>]*>|</tbody>", row)[1:15]]
+        assert cells == [html_page.number(value) for value in known]
+
+
+def test_what_is_said_of_a_tag_is_marked_by_sign_and_in_words(file: Path) -> None:
+    seen = Seen(file.read_text())
+    assert seen.texts.count("given and true:") == 12 * 20
+    assert seen.texts.count("given, not true:") == 12 * 2
+    assert seen.texts.count("true, not given:") == 12
+    assert [seen.texts.count(sign) for sign in "✓✗○"] == [12 * 20, 12 * 2, 12]
+    assert seen.texts.count("8 more given and true") == 12
+
+
+def test_the_page_is_the_same_each_time(content: Content, file: Path) -> None:
+    assert html_page.page(content) == file.read_text()
+
+
+def test_nothing_is_loaded_from_elsewhere(file: Path) -> None:
+    seen, text = Seen(file.read_text()), file.read_text()
+    assert all(re.match("data:|#", value) for value in seen.values("src", "href", "srcset"))
+    assert set(re.findall(r"url\((.)", text)) == {"#"}
+    assert not re.search("https?:|@import|<link rel=.?style", text)
+    assert "default-src 'none'" in seen.values("content")[0]
+
+
+def test_the_page_is_well_made(file: Path) -> None:
+    seen = Seen(file.read_text())
+    ids = seen.values("id")
+    assert len(ids) == len(set(ids))
+    assert {value[1:] for value in seen.values("href") if value.startswith("#")} <= set(ids)
+    assert set(seen.values("aria-labelledby")) <= set(ids)
+    assert all(found.get("alt") for tag, found in seen.elements if tag == "img")
+    assert all("scope" in found for tag, found in seen.elements if tag == "th")
+    assert all("aria-label" in found for tag, found in seen.elements if tag == "svg")
+    levels = [int(tag[1]) for tag, _ in seen.elements if re.fullmatch("h[1-6]", tag)]
+    assert levels[0] == 1
+    assert levels.count(1) == 1
+
+
+def test_thumbnails_are_small_and_whole(file: Path) -> None:
+    sources = [source for source in Seen(file.read_text()).values("src") if source]
+    assert len(sources) == 12
+    for source in sources:
+        data = base64.b64decode(source.removeprefix("data:image/webp;base64,"), validate=True)
+        with Image.open(io.BytesIO(data)) as picture:
+            picture.load()
+            assert picture.size == (64, 64)
+    wide = Image.new("RGBA", (4000, 10))
+    text = html_page.page(
+        NOTHING._replace(galleries=[Gallery("", "", [Shown(wide, "", [], [], [])])])
+    )
+    assert 'width="192" height="1"' in text
+
+
+def test_names_are_text_whatever_they_are(content: Content) -> None:
+    plain, seen = Seen(html_page.page(content)), Seen(html_page.page(hostile(content)))
+    scripts = [tag for tag, _ in seen.elements if tag == "script"]
+    assert scripts == ["script"]
+    assert "onerror" not in {name for _, found in seen.elements for name in found}
+    assert [t for t, _ in plain.elements if t == "img"] == ["img"] * 12
+    assert not [t for t, _ in seen.elements if t == "img"]
+    for name in HOSTILE:
+        assert name.replace("\udcff", "\\udcff") in seen.texts
+
+
+def test_pictures_need_not_be_in_memory_together(content: Content) -> None:
+    painted: list[weakref.ref[Image.Image]] = []
+
+    def pictures() -> Iterator[Shown]:
+        for _ in range(5):
+            picture = Image.new("RGB", (8, 8))
+            painted.append(weakref.ref(picture))
+            yield Shown(picture, "", [], [], [])
+            del picture
+            assert sum(one() is not None for one in painted) == 1
+
+    text = html_page.page(content._replace(galleries=iter([Gallery("", "", pictures())])))
+    assert text.count("<img ") == 5
+
+
+@pytest.mark.parametrize("figures", [{}, {"test": {}}, NOTHING.figures])
+def test_without_pictures_and_tags_the_page_says_so(figures: dict[str, object]) -> None:
+    texts = Seen(html_page.page(NOTHING._replace(figures=figures))).texts
+    assert "Nothing could be judged: no picture of the test part has a tag of the vocabulary." in (
+        texts
+    )
+    assert {"There are no tags.", "There are none.", "no picture has a tag"} <= set(texts)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0.12345, "0.123"),
+        (np.float64(1), "1.000"),
+        (0.0, "0.000"),
+        (0.000234, "0.00023"),
+        (1.2e-7, "1e-07"),
+        (41.25, "41.250"),
+        (1234.56, "1,234.6"),
+        (np.int64(12345), "12,345"),
+        (float("nan"), ""),
+        (None, ""),
+        ("", ""),
+        ("1girl", "1girl"),
+        (True, "True"),
+    ],
+)
+def test_numbers_are_short_and_never_nothing(value: object, text: str) -> None:
+    assert html_page.number(value) == text
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Browser]:
+    with browser.chromium() as found:
+        yield found
+
+
+def test_the_page_opens_without_errors_and_asks_for_nothing(chromium: Browser, file: Path) -> None:
+    with opened(chromium, file.as_uri()) as (page, errors, requests):
+        assert page.title() == "small tagger: evaluation"
+        pictures = page.locator(".pictures img")
+        assert pictures.evaluate_all("all => all.map(one => one.naturalWidth)") == [64] * 12
+        assert not errors
+        assert requests == [file.as_uri()]
+
+
+def names(page: Page) -> list[str]:
+    return page.locator("#tag-table tbody th").all_inner_texts()
+
+
+def test_tags_are_sorted_by_a_column(chromium: Browser, content: Content, file: Path) -> None:
+    with opened(chromium, file.as_uri()) as (page, _, _):
+        assert names(page) == [row[0] for row in content.tags]
+        head = page.locator("#tag-table th", has_text="F1")
+        f1 = charts.TAG_HEADER.index("f1")
+        for direction, sign in (("descending", -1), ("ascending", 1)):
+            head.get_by_role("button").click()
+            assert head.get_attribute("aria-sort") == direction
+            by_f1 = sorted(content.tags, key=lambda row: sign * round(row[f1], 3))
+            assert names(page) == [row[0] for row in by_f1]
+        page.locator("#tag-table th button").first.press("Enter")
+        assert names(page) == [f"tag_{number}" for number in range(30)]
+        assert page.locator("[aria-sort]").all_inner_texts() == ["Tag"]
+
+
+def test_tags_are_found_by_name_and_category(chromium: Browser, file: Path) -> None:
+    with opened(chromium, file.as_uri()) as (page, _, _):
+        page.get_by_label("Find a tag").fill("Tag 1")
+        assert names(page) == ["tag_1", *(f"tag_{number}" for number in range(10, 20))]
+        assert page.get_by_role("status").inner_text() == "11 of 30 tags"
+        page.get_by_role("combobox").select_option("rating")
+        assert names(page) == ["tag_1"]
+        page.get_by_label("Find a tag").fill("no such tag")
+        assert names(page) == []
+
+
+def test_names_stay_text_when_scripts_sort_them(chromium: Browser, content: Content) -> None:
+    rows = hostile(content)
+    text = html_page.page(rows)
+    with opened(chromium, "about:blank") as (page, errors, requests):
+        page.on("dialog", lambda dialog: errors.append(dialog.message))
+        page.set_content(text)
+        page.locator("#tag-table th button").first.click()
+        shown = page.locator("#tag-table tbody th").evaluate_all("all => all.map(e => e.innerText)")
+        assert len(shown) == 30
+        assert {HOSTILE[0], HOSTILE[1], HOSTILE[2], HOSTILE[3]} <= set(shown)
+        page.get_by_label("Find a tag").fill("<SCRIPT>")
+        assert names(page) == [HOSTILE[0]]
+        assert page.locator("script").count() == 1
+        assert not errors
+        assert requests == []
+
+
+def test_without_scripts_all_tags_are_there(chromium: Browser, file: Path) -> None:
+    with opened(chromium, file.as_uri(), scripts=False) as (page, _, _):
+        assert len(names(page)) == 30
+        assert not page.get_by_label("Find a tag").is_visible()
+
+
+def test_of_ten_thousand_tags_rows_come_as_one_scrolls(
+    chromium: Browser, content: Content, tmp_path: Path
+) -> None:
+    rows = [[f"tag_{n}", *content.tags[n % 30][1:]] for n in range(10_000)]
+    html_page.write(tmp_path / "many.html", content._replace(tags=rows))
+    with opened(chromium, (tmp_path / "many.html").as_uri()) as (page, errors, _):
+        assert len(names(page)) == 200
+        assert "3,000 of 10,000 are drawn" in page.content()
+        page.locator("#tag-table").evaluate("box => box.scrollTop = box.scrollHeight")
+        page.wait_for_function("document.querySelectorAll('#tag-table tbody tr').length === 400")
+        page.get_by_label("Find a tag").fill("tag_9999")
+        assert names(page) == ["tag_9999"]
+        assert not errors
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_texts_stand_out_from_their_ground(
+    chromium: Browser, file: Path, theme: browser.Theme
+) -> None:
+    with opened(chromium, file.as_uri(), theme=theme) as (page, _, _):
+        ground = page.evaluate("getComputedStyle(document.body).backgroundColor")
+        assert ground == {"light": "rgb(255, 255, 255)", "dark": "rgb(20, 23, 27)"}[theme]
+        page.locator("details").evaluate_all("all => all.forEach(one => one.open = true)")
+        found = contrasts(page)
+        assert {"small tagger", "tag_3", "posts with the tag in training"} <= found.keys()
+        assert {text: ratio for text, ratio in found.items() if ratio < 4.5} == {}
+
+
+@pytest.mark.parametrize("width", [320, 390, 820, 1280])
+def test_a_page_is_as_wide_as_its_window(
+    chromium: Browser, content: Content, tmp_path: Path, width: int
+) -> None:
+    html_page.write(tmp_path / "long.html", hostile(content))
+    with opened(chromium, (tmp_path / "long.html").as_uri(), width=width) as (page, _, _):
+        assert browser.overflow(page) == 0

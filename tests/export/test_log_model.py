@@ -1,0 +1,142 @@
+"""A run keeps its export once, as a model that is registered and served."""
+
+import base64
+import json
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
+
+import mlflow
+import pytest
+from mlflow.entities import LoggedModelStatus
+
+from support.servings import asked, check, inferred, loaded, several
+from support.stores import client, project, stored
+from tagger import tracking
+from tagger.export import log_model
+from tagger.tracking import registry, store
+
+__all__ = ["project", "several"]
+
+
+@contextmanager
+def served(uri: str, folder: Path) -> Iterator[str]:
+    """Yield the address of `mlflow models serve`, once it answers."""
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        port = unused.getsockname()[1]
+    words = ["models", "serve", "-m", uri, "-p", str(port), "-h", "127.0.0.1"]
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    with (folder / "serve.log").open("w") as log:
+        server = subprocess.Popen(
+            [sys.executable, "-m", "mlflow", *words, "--env-manager", "local"],
+            env=os.environ | {"PATH": path, "MLFLOW_TRACKING_URI": mlflow.get_tracking_uri()},
+            cwd=folder,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+    try:
+        for _ in range(400):
+            assert server.poll() is None, (folder / "serve.log").read_text()
+            try:
+                with urlopen(f"http://127.0.0.1:{port}/ping"):
+                    break
+            except OSError:
+                time.sleep(0.1)
+        yield f"http://127.0.0.1:{port}/invocations"
+    finally:
+        os.killpg(server.pid, signal.SIGTERM)
+        server.wait()
+
+
+def posted(address: str, **content: Any) -> Any:
+    headers = {"Content-Type": "application/json"}
+    with urlopen(Request(address, json.dumps(content).encode(), headers)) as answer:
+        return json.load(answer)["predictions"]
+
+
+@pytest.mark.timeout(90)
+def test_a_registered_run_is_served(
+    project: Path, export_folder: Path, several: list[Path], run: Callable[..., int]
+) -> None:
+    wanted = inferred(run, *several)
+    with tracking.run("vit", data="abc") as trained:
+        trained.log_checkpoint("best", Path("models/tagger/model.safetensors"), {"ap": 0.5}, 3)
+    with tracking.run(run_id=trained.id) as again:
+        again.log_metrics({"test": {"macro_ap": 0.5}})
+        log_model.log(again, export_folder)
+    best = registry.best("test.macro_ap", "abc")
+    assert registry.register(best, "illustration-tagger", "best").file == ""
+    uri = "models:/illustration-tagger@best"
+    check(asked(loaded(uri), path=list(map(str, several))), wanted)
+    pictures = [[base64.b64encode(path.read_bytes()).decode()] for path in several]
+    pictures.append(["bm8gcGljdHVyZQ=="])
+    with served(uri, project) as address:
+        *told, lost = posted(address, dataframe_split={"columns": ["image"], "data": pictures})
+        check(told, wanted)
+        assert lost == {"rating": None, "tags": {}, "error": "is no picture of a known kind"}
+        rows = [{"path": str(path)} for path in several]
+        check(posted(address, dataframe_records=rows), wanted)
+        with pytest.raises(HTTPError) as refused:
+            posted(address, dataframe_records=rows, params={"threshold": "1.5"})
+        with refused.value as answer:
+            assert answer.code == 400
+            assert "threshold: 1.5 is not between 0 and 1" in json.load(answer)["message"]
+
+
+def test_an_export_is_logged_once_and_its_run_stays_as_it_was(
+    project: Path, export_folder: Path, write: Callable[[str, bytes], Path]
+) -> None:
+    with tracking.run("vit") as trained:
+        trained.log_metrics({"test": {"macro_ap": 0.5}})
+    before = stored(project, trained.id)
+    for _ in range(2):
+        with tracking.run(run_id=trained.id) as again:
+            log_model.log(again, export_folder)
+    after, here = stored(project, trained.id), client(project)
+    assert (dict(after.info), after.data.metrics) == (dict(before.info), before.data.metrics)
+    assert len(here.get_metric_history(str(trained.id), "test.macro_ap")) == 1
+    (first,) = here.search_logged_models([after.info.experiment_id])
+    assert (first.name, first.status) == (log_model.NAME, LoggedModelStatus.READY)
+    assert first.metrics and [(one.key, one.value) for one in first.metrics] == [
+        ("test.macro_ap", 0.5)
+    ]
+    for name in log_model.FILES:
+        write(f"other/{name}", (export_folder / name).read_bytes())
+    (project / "other" / "calibration.json").unlink()
+    with tracking.run(run_id=trained.id) as again:
+        log_model.log(again, project / "other")
+    assert len(here.search_logged_models([after.info.experiment_id])) == 2
+    assert store.checkpoints(here, str(trained.id))[log_model.NAME].model_id != first.model_id
+
+
+@pytest.mark.timeout(30)
+def test_a_broken_store_is_told_once(
+    project: Path, export_folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with tracking.run("vit") as run:
+        (project / "mlflow.db").write_bytes(b"this is no database, and never was one\n" * 40)
+        log_model.log(run, export_folder)
+        log_model.log(run, export_folder)
+    told = [one.getMessage() for one in caplog.records if one.levelno >= logging.WARNING]
+    assert len(told) == 1
+    assert "going on without it" in told[0]
+
+
+def test_logging_says_nothing(
+    project: Path, export_folder: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with tracking.run("vit") as run:
+        log_model.log(run, export_folder)
+    assert capfd.readouterr() == ("", "")

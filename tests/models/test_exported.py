@@ -1,0 +1,213 @@
+"""The exported graph is what older runtimes load, and says what the model says."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+import torch
+from torch import nn
+
+from support.predictions import of_model
+from tagger.core import files, thresholds, vocabulary
+from tagger.core.errors import TaggerError
+from tagger.core.vocabulary import CATEGORIES, Tag
+from tagger.export import onnx_graph
+from tagger.images import decode
+from tagger.images.dataset import Part
+from tagger.models import backbone, exported
+from tagger.models.exported import Tagger
+from tagger.params import Params
+
+# The smaller sizes at which each laptop preset is exported here.
+SIZES = {"mobilenetv4": 64, "convnext": 64, "vit": 32, "swin": 48, "eva02": 28} | {
+    "convnext_base": 64,
+    "vit_base": 32,
+    "swinv2_base": 96,
+    "eva02_large": 28,
+}
+SHRUNK: dict[str, dict[str, object]] = {  # as deep as it takes to have every operator
+    "swin": {
+        "embed_dim": 24,
+        "depths": [1, 1, 1, 1],
+        "num_heads": [1, 2, 4, 8],
+        "window_size": 3,
+    },
+    "eva02": {"head_init_scale": 1.0},
+    "convnext_base": {"depths": [1, 1, 2, 1], "dims": [16, 32, 64, 128]},
+    "vit_base": {"depth": 2, "embed_dim": 64, "num_heads": 4},
+    "swinv2_base": {
+        "embed_dim": 16,
+        "depths": [2, 2, 2, 2],
+        "num_heads": [1, 2, 4, 8],
+        "window_size": 3,
+    },
+    "eva02_large": {"depth": 2, "embed_dim": 64, "num_heads": 4},
+}
+
+
+@pytest.fixture(scope="module")
+def tagger(export_folder: Path) -> Tagger:
+    return exported.load(export_folder, "cpu")
+
+
+@pytest.fixture
+def broken(export_folder: Path, tmp_path: Path) -> Path:
+    """A copy of the export, to be damaged."""
+    return Path(shutil.copytree(export_folder, tmp_path / "export"))
+
+
+def random_pixels(size: int, pictures: int) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
+    shape = (pictures, 3, size, size)
+    return np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+
+
+def test_the_graph_has_the_opset_names_and_shapes_promised(
+    export_folder: Path, tags: list[Tag]
+) -> None:
+    model = onnx.load(export_folder / "model.onnx")
+    onnx.checker.check_model(model, full_check=True)
+    assert {(entry.domain, entry.version) for entry in model.opset_import} == {("", 17)}
+    session = ort.InferenceSession(export_folder / "model.onnx")
+    (given,) = session.get_inputs()
+    assert (given.name, given.type, given.shape) == ("input", "tensor(float)", ["batch", 3, 32, 32])
+    outputs = {output.name: output.shape for output in session.get_outputs()}
+    assert list(outputs) == ["prediction", "logits", "embedding"]
+    assert outputs["prediction"][0] == outputs["embedding"][0] == "batch"
+    for pictures in (1, 3, 8):
+        prediction, logits, embedding = session.run(None, {"input": random_pixels(32, pictures)})
+        assert prediction.shape == logits.shape == (pictures, len(tags))
+        assert embedding.shape[0] == pictures
+        assert prediction == pytest.approx(1 / (1 + np.exp(-logits)), abs=1e-6)
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_every_preset_becomes_a_graph_that_agrees_with_torch(
+    shipped: Params, tmp_path: Path, name: str
+) -> None:
+    size = SIZES[name]
+    changed = {"image_size": size, "pretrained": False, "model_args": SHRUNK.get(name, {})}
+    torch.manual_seed(0)
+    model = backbone.build(shipped.models[name].model_copy(update=changed), 5).eval()
+    onnx_graph.plain(model, tmp_path / "model.onnx", size=size, opset=17)
+    pixels = random_pixels(size, 3)
+    session = ort.InferenceSession(tmp_path / "model.onnx")
+    _, logits, embedding = session.run(None, {"input": pixels})
+    with torch.inference_mode():
+        expected = model(torch.from_numpy(pixels))
+        features = model.forward_head(  # type: ignore[operator]
+            model.forward_features(torch.from_numpy(pixels)),  # type: ignore[operator]
+            pre_logits=True,
+        )
+    assert logits == pytest.approx(expected.numpy(), rel=1e-5, abs=1e-4)
+    assert embedding == pytest.approx(features.numpy(), abs=1e-3)
+    assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
+
+
+def test_an_operator_that_onnx_lacks_is_told_in_one_line(tmp_path: Path) -> None:
+    class Odd(nn.Module):
+        def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+            found: torch.Tensor = torch.linalg.eigvalsh(pixels[:, 0])
+            return found
+
+    with pytest.raises(TaggerError, match=r"\A[^\n]*cannot be written as ONNX[^\n]*\Z"):
+        onnx_graph.write(Odd(), tmp_path / "a.onnx", torch.ones(2, 3, 4, 4), ["a"], opset=17)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_same_model_gives_the_same_graph(model_folder: Path, tmp_path: Path) -> None:
+    written = []
+    for name in ("first", "second"):
+        onnx_graph.plain(backbone.load(model_folder), tmp_path / name, size=32, opset=17)
+        written.append((tmp_path / name).read_bytes())
+    assert written[0] == written[1]
+
+
+def test_an_opset_that_the_backbone_cannot_have_is_refused(shipped: Params, tmp_path: Path) -> None:
+    swin = shipped.models["vit"].model_copy(update={"image_size": 32})
+    with pytest.raises(TaggerError, match=r"opset|ONNX"):
+        onnx_graph.plain(backbone.build(swin, 5), tmp_path / "model.onnx", size=32, opset=5)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_export_tags_as_the_model_does(
+    model_folder: Path, tagger: Tagger, part: Part, tags: list[Tag]
+) -> None:
+    model = backbone.load(model_folder)
+    judged = of_model(model, part, tagger.preprocess, batch_size=5, workers=0)
+    scores = tagger([decode.open_rgb(file) for file in part.places])
+    assert scores == pytest.approx(judged.scores, abs=1e-5)
+    assert np.array_equal(judged.truth, part.labels.toarray() > 0)
+    assert judged.scores.std() > 0.1
+    assert list(tagger.tags) == tags
+
+
+def test_a_batch_gives_what_single_pictures_give(tagger: Tagger, part: Part) -> None:
+    pictures = [decode.open_rgb(file) for file in part.places[:9]]
+    alone = np.concatenate([tagger([picture]) for picture in pictures])
+    assert tagger(pictures) == pytest.approx(alone, abs=1e-5)
+
+
+def test_thresholds_are_those_written(export_folder: Path, tagger: Tagger, tags: list[Tag]) -> None:
+    assert tagger.thresholds.tolist() == np.linspace(0.3, 0.7, len(tags)).tolist()
+    rows = files.read_csv(export_folder / "selected_tags.csv")
+    assert list(rows[0]) == ["tag_id", "name", "category", "count", "best_threshold"]
+    assert vocabulary.read(export_folder / "selected_tags.csv") == tags
+    of = thresholds.of_categories(export_folder / "thresholds.csv")
+    assert of == dict.fromkeys(CATEGORIES.values(), 0.5)
+
+
+def test_the_export_holds_all_that_timm_and_imgutils_need(export_folder: Path) -> None:
+    assert {path.name for path in export_folder.iterdir()} >= {
+        "config.json",
+        "model.safetensors",
+        "model.onnx",
+        "preprocess.json",
+        "selected_tags.csv",
+        "thresholds.csv",
+    }
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "selected_tags.csv", "preprocess.json"])
+def test_a_folder_that_lacks_a_file_is_refused(broken: Path, name: str) -> None:
+    (broken / name).unlink()
+    with pytest.raises(TaggerError, match=rf"is no export: it lacks {name}\. Run `dvc repro`"):
+        exported.load(broken, "cpu")
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("model.onnx", lambda data: b""),
+        ("model.onnx", lambda data: data[: len(data) // 2]),
+        ("model.onnx", lambda data: b"no graph at all"),
+        ("preprocess.json", lambda data: b"{}"),
+        ("selected_tags.csv", lambda data: data.replace(b"best_threshold", b"threshold")),
+        ("selected_tags.csv", lambda data: data.replace(b",0.3\n", b",low\n")),
+        ("selected_tags.csv", lambda data: data.replace(b",0.3\n", b",\n")),
+        ("selected_tags.csv", lambda data: data[: data.rindex(b"\n", 0, -1) + 1]),
+    ],
+)
+def test_a_damaged_export_is_refused_by_name(
+    broken: Path, name: str, change: Callable[[bytes], bytes]
+) -> None:
+    (broken / name).write_bytes(change((broken / name).read_bytes()))
+    with pytest.raises(TaggerError, match=rf"\A[^\n]*{name}[^\n]*\Z"):
+        exported.load(broken, "cpu")
+
+
+def test_cuda_that_is_not_there_is_told_and_the_cpu_used(
+    export_folder: Path,
+    part: Part,
+    tagger: Tagger,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    on_cpu = exported.load(export_folder, "cuda")
+    assert "CUDA is not available, going on with the CPU." in caplog.messages
+    picture = decode.open_rgb(part.places[0])
+    assert np.array_equal(on_cpu([picture]), tagger([picture]))

@@ -1,0 +1,119 @@
+"""Copies of the repository in which the whole pipeline takes seconds."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tagger import params
+
+ROOT = Path(__file__).parents[2]
+STAGES = ("demo", "prepare", "vocabulary", "split", "train", "evaluate", "export")
+TINY: dict[str, Any] = {
+    "demo": {"pictures": 80, "size": 32},
+    "vocabulary": {"min_count": 8},
+    "train": {"epochs": 2, "workers": 0},
+    "evaluate": {"workers": 0},
+    "export": {"lighter": ["fp16"], "samples": 2, "parity_pictures": 8},
+    "models": {
+        "mobilenetv4": {
+            "backbone": "test_efficientnet",
+            "image_size": 32,
+            "batch_size": 16,
+        }
+    },
+}
+
+# Of the pipeline that many tests have a copy of: it keeps all that a stage can keep on its way.
+FINISHED: dict[str, Any] = {
+    "demo": {"pictures": 64},
+    "prepare": {"copies": {"side": 24}},
+    "vocabulary": {"min_count": 6},
+    "train": {"workers": 1, "snapshot_every": "1 step"},
+    "evaluate": {"workers": 1},
+}
+
+# The number of a run in MLflow, and how fast this machine was.
+_DATED = (
+    rb"(?<![0-9a-f])[0-9a-f]{32}(?![0-9a-f])",
+    rb'"speed": [\d.]+',
+    rb"(?<=MB, )[\d.]+ times as fast|(?<=\| )[\d.]+ x(?= \|)",
+)
+
+
+def undated(content: bytes) -> bytes:
+    """Return a file without what no two runs have in common."""
+    for pattern in _DATED:
+        content = re.sub(pattern, b"", content)
+    return content
+
+
+def outputs(clone: Path, stages: Sequence[str] = STAGES) -> list[Path]:
+    """Return what stages write, by dvc.yaml."""
+    content: dict[str, Any] = {}
+    for path in ("dvc.yaml", "data/dvc.yaml"):
+        content |= yaml.safe_load((clone / path).read_text(encoding="utf-8"))["stages"]
+    listed = [
+        out
+        for stage in stages
+        for kind in ("outs", "metrics", "plots")
+        for out in content[stage].get(kind, ())
+    ]
+    return [clone / (next(iter(out)) if isinstance(out, dict) else out) for out in listed]
+
+
+def forget(clone: Path, stage: str) -> None:
+    """Remove what a stage writes, as dvc does before it runs."""
+    for path in outputs(clone, [stage]):
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def written(clone: Path, stages: Sequence[str] = STAGES) -> dict[str, bytes]:
+    """Return all that stages have written, but the log of the training."""
+    paths = [inner for path in outputs(clone, stages) for inner in (path, *path.rglob("*"))]
+    found = {str(path.relative_to(clone)): path for path in paths if path.is_file()}
+    found.pop("models/tagger/train.log", None)
+    return {name: undated(path.read_bytes()) for name, path in found.items()}
+
+
+def environment(**more: str) -> dict[str, str]:
+    """Return the variables for a command in a clone, in which `python` is that of the tests."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("MLFLOW_", "DVC_"))}
+    return kept | {"PATH": path, "OMP_NUM_THREADS": "1"} | more
+
+
+def git(folder: Path, *arguments: str) -> str:
+    """Return what git printed."""
+    command = ["git", *arguments]
+    ended = subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True)
+    return ended.stdout
+
+
+def made(clone: Path, changes: Mapping[str, Any]) -> Path:
+    """Return a repository with the files of this one, committed, and parameters for seconds."""
+    listed = git(ROOT, "ls-files", "--cached", "--others", "--exclude-standard")
+    for name in listed.splitlines():
+        if (ROOT / name).is_file():
+            (clone / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, clone / name)
+    content = yaml.safe_load((ROOT / params.PATH).read_text(encoding="utf-8"))
+    content = params.overlaid(params.overlaid(content, TINY), dict(changes))
+    (clone / params.PATH).write_text(yaml.safe_dump(content), encoding="utf-8")
+    with (clone / ".dvc/config").open("a", encoding="utf-8") as file:
+        file.write("    check_update = false\n")  # below [core]: it would start a process
+    git(clone, "init", "--quiet")
+    git(clone, "config", "user.name", "test")
+    git(clone, "config", "user.email", "test@localhost")
+    git(clone, "add", "--all")
+    git(clone, "commit", "--quiet", "--message", "test")
+    return clone

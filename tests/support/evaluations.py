@@ -1,0 +1,111 @@
+"""Projects with a model to be judged, and what judges it in this process."""
+
+import io
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stdout
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+import evaluate
+from support.trainings import Project, project
+from tagger import params
+from tagger.core import errors, files, manifest
+from tagger.core.vocabulary import Tag
+from tagger.images import dataset
+from tagger.images.dataset import Part
+from tagger.params import Params, Preset
+from tagger.training import setup
+
+SIZES = (4, 9, 11)  # pictures of each part
+LOADING = {"batch_size": 4, "workers": 0}  # neither part is a number of whole batches
+
+
+def with_model(
+    folder: Path,
+    shipped: Params,
+    demo: Path,
+    preset: Preset,
+    model: Path,
+    sizes: Sequence[int] = SIZES,
+) -> Project:
+    """Return a project that has a model as if it had trained it, out of MLflow's sight."""
+    made = project(folder, shipped, demo, preset, sizes)
+    made.change(evaluate=LOADING)
+    shutil.copytree(model, folder / "models" / "tagger")
+    trained(made, None)
+    return made
+
+
+def trained(made: Project, run_id: str | None) -> None:
+    """Say of the model of a project in which run of MLflow it was trained."""
+    data = [made.folder / "data" / name for name in ("posts.parquet", "split.parquet")]
+    hashes = {path.stem: files.sha256(path) for path in data} | {"vocabulary": "as of the model"}
+    settings = setup.settings(params.load(made.folder / "params.yaml"))
+    content = {"run_id": run_id, "params": settings, "data": hashes}
+    files.write_json(made.folder / "models" / "tagger" / "run.json", content)
+
+
+def relabel(made: Project, change: Callable[[int, set[str]], set[str]]) -> None:
+    """Change the tags of each post, known by its number."""
+    path = made.folder / "data" / "posts.parquet"
+    seen = manifest.read_tags(made.folder / "data" / "tags.parquet")
+    number = {tag.name: place for place, tag in enumerate(seen)}
+    table = pq.read_table(path)
+    lists = [
+        sorted(number[name] for name in change(post, {seen[place].name for place in own}))
+        for post, own in enumerate(table["tags"].to_pylist())
+    ]
+    column = table.schema.get_field_index("tags")
+    tags = pa.array(lists, table.schema.field("tags").type)
+    manifest.write(table.set_column(column, "tags", tags), path)
+
+
+@contextmanager
+def inside(made: Project) -> Iterator[None]:
+    """Be in a project as a stage is that DVC runs, and leave torch as it was."""
+    threads = torch.get_num_threads()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(made.folder)
+        patch.setenv("DVC_ROOT", str(made.folder))
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        yield
+    torch.set_num_threads(threads)
+
+
+def evaluated(made: Project, other: Path | None = None) -> str:
+    """Return what the stage printed, which ended well; or a comparison with another tagger."""
+    with inside(made), redirect_stdout(io.StringIO()) as printed:
+        evaluate.main(params.load(), other)
+    return printed.getvalue()
+
+
+def told(action: Callable[[], object], capsys: pytest.CaptureFixture[str]) -> str:
+    """Return the one line that a mistake of the user's ends in."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as ended, errors.reported():
+        action()
+    assert ended.value.code == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    (line,) = printed.err.splitlines()
+    assert line.startswith("error: ")
+    return line.removeprefix("error: ")
+
+
+def read(made: Project) -> tuple[list[Tag], dict[str, Part]]:
+    """Return the tags of the model, and the parts of the split."""
+    with inside(made):
+        return dataset.read(
+            evaluate.POSTS, evaluate.TAGS, evaluate.MODEL / "vocabulary.csv", evaluate.SPLIT
+        )
+
+
+def figures(made: Project) -> Mapping[str, Any]:
+    found: Mapping[str, Any] = files.read_json(made.folder / evaluate.FIGURES)
+    return found

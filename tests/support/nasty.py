@@ -1,0 +1,199 @@
+"""Files as the worst sets of pictures hold them: cut off, lying, huge, misnamed, or no files."""
+
+import io
+import os
+import struct
+import tarfile
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from support.nasty_pictures import (
+    Content,
+    Expected,
+    black,
+    chunk,
+    encoded,
+    odd_jpegs,
+    odd_pngs,
+    patched,
+    photo,
+    png,
+    rare,
+    tiff,
+)
+from tagger.images.location import Place
+
+FORMATS = ("PNG", "JPEG", "GIF", "WEBP", "BMP", "TIFF", "AVIF")
+# What lacks its last byte still holds every pixel; a JPEG that does is refused all the same.
+_TAILED = ("PNG", "GIF")
+FIFO = "pipe.png"
+SPIDER = "spider.png"
+
+
+class Nasty(NamedTuple):
+    name: str
+    path: Path
+    expected: Expected
+
+    @property
+    def place(self) -> Place:
+        exists = self.path.exists()
+        return Place(str(self.path), 0, self.path.stat().st_size if exists else 8)
+
+
+def build(folder: Path) -> list[Nasty]:
+    """Write every nasty file below a folder, the same bytes each time."""
+    folder.mkdir(parents=True, exist_ok=True)
+    contents = [*_cut_off(), *_no_pictures(), *_lying(), *_bombs(), *odd_pngs(), *odd_jpegs()]
+    written = []
+    for name, data, expected in [*contents, *rare(), *_misnamed()]:
+        path = folder / name
+        path.write_bytes(data)
+        written.append(Nasty(ascii(name), path, expected))
+    return written + list(_no_files(folder))
+
+
+def _cut_off() -> Iterator[Content]:
+    for form in FORMATS:
+        data = encoded(photo(), form)
+        suffix = form.lower()
+        yield f"cut_in_header.{suffix}", data[:12], "unreadable"
+        yield f"cut_after_header.{suffix}", data[:40], "unreadable"
+        yield f"cut_at_a_third.{suffix}", data[: len(data) // 3], "unreadable"
+        yield f"cut_in_the_middle.{suffix}", data[: len(data) // 2], "unreadable"
+        last: Expected = "picture" if form in _TAILED else "either"
+        yield f"cut_before_the_last_byte.{suffix}", data[:-1], last
+    progressive = encoded(photo(), "JPEG", progressive=True)
+    yield "cut_progressive.jpg", progressive[: len(progressive) // 2], "unreadable"
+
+
+def _no_pictures() -> Iterator[Content]:
+    noise = np.random.default_rng(1).bytes(5000)
+    yield "empty.png", b"", "unreadable"
+    yield "one_byte.jpg", b"\xff", "unreadable"
+    yield "noise.png", noise, "unreadable"
+    yield "zeros.webp", bytes(5000), "unreadable"
+    yield "text.jpg", b"1girl, solo, long hair\n" * 20, "unreadable"
+    yield "page.jpg", b"<!DOCTYPE html><html><body>404 Not Found</body></html>", "unreadable"
+    svg = b'<svg xmlns="http://www.w3.org/2000/svg" width="8" height="8"><path d="M0 0h8"/></svg>'
+    yield "drawing.png", svg, "unreadable"
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        data = encoded(photo(), "PNG")
+        member = tarfile.TarInfo("a.png")
+        member.size = len(data)
+        archive.addfile(member, io.BytesIO(data))
+    yield "archive.png", buffer.getvalue(), "unreadable"
+    yield "squeezed.png", zlib.compress(data), "unreadable"
+    yield "only_a_mark.jxl", b"\xff\x0a", "unreadable"
+    yield "noise.jxl", b"\xff\x0a" + noise, "unreadable"
+    yield "noise_in_a_box.jxl", b"\0\0\0\x0cJXL \r\n\x87\n" + noise, "unreadable"
+    postscript = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n"
+    sizes = {0: 1, 1: 48, 2: 48, 4: 1, 11: 64, 12: 4, 21: 1024, 22: 256, 26: 7}
+    header = struct.pack("<256f", *(sizes.get(place, 0) for place in range(256)))
+    yield SPIDER, header + bytes(4 * 64 * 48), "unreadable"  # says that it is one of a stack
+    yield "postscript.png", postscript, "either"  # Pillow runs Ghostscript where it is there
+
+
+def _lying() -> Iterator[Content]:
+    rows = zlib.compress(bytes((1 + 3 * 64) * 48))
+    yield (
+        "more_rows_than_data.png",
+        png(64, 4800, 8, 2, rows),
+        "either",
+    )  # Pillow leaves the rest black
+    yield "fewer_rows_than_data.png", png(64, 8, 8, 2, rows), "either"
+    yield "no_width.png", png(0, 48, 8, 2, rows), "unreadable"
+    yield "no_such_colour.png", png(64, 48, 8, 5, rows), "unreadable"
+    yield "no_palette.png", png(64, 48, 8, 3, zlib.compress(bytes(65 * 48))), "either"
+    bmp = encoded(photo(), "BMP")
+    for name, height in (
+        ("more", 4800),
+        ("fewer", 8),
+        ("upside_down", -48),
+        ("minus_all", -(2**31)),
+    ):
+        data = bmp[:22] + struct.pack("<i", height) + bmp[26:]
+        yield f"rows_{name}.bmp", data, "unreadable" if abs(height) > 48 else "picture"
+    jpeg = encoded(photo(), "JPEG")
+    start = jpeg.index(b"\xff\xc0") + 5  # height, then width
+    yield "more_rows.jpg", patched(jpeg, start, ">H", 4800), "either"
+    yield "no_rows.jpg", patched(jpeg, start, ">H", 0), "unreadable"
+    yield "fewer_rows.jpg", patched(jpeg, start, ">H", 8), "picture"
+    yield "12_bits_by_name_only.jpg", patched(jpeg, start - 1, ">B", 12), "unreadable"
+    gif = encoded(photo(), "GIF")
+    yield "screen_smaller_than_frame.gif", patched(gif, 6, "<HH", 8, 8), "picture"
+    frame = gif.index(b"\x2c\0\0\0\0") + 5
+    yield "frame_wider_than_data.gif", patched(gif, frame, "<HH", 640, 480), "either"
+    yield "no_screen.gif", patched(gif, 6, "<HH", 0, 0), "either"
+    yield "no_frame.gif", gif[: frame - 5] + b"\x3b", "unreadable"
+    webp = encoded(photo(), "WEBP")
+    yield "longer_than_it_is.webp", patched(webp, 4, "<I", 2**31), "either"
+    yield "shorter_than_it_is.webp", patched(webp, 4, "<I", 20), "unreadable"
+    avif = encoded(photo(), "AVIF")
+    yield "wider.avif", patched(avif, avif.index(b"ispe") + 8, ">II", 640, 480), "either"
+
+
+def _bombs() -> Iterator[Content]:
+    yield "bomb_header.png", png(60_000, 60_000, 8, 2, zlib.compress(bytes(1000))), "unreadable"
+    yield "bomb_real.png", black(20_000), "unreadable"
+    gif = encoded(photo(), "GIF")
+    frame = gif.index(b"\x2c\0\0\0\0") + 5
+    yield "bomb_frame.gif", patched(gif, frame, "<HH", 65535, 65535), "unreadable"
+    yield "bomb_screen.gif", patched(gif, 6, "<HH", 65535, 65535), "unreadable"
+    jpeg = encoded(photo(), "JPEG")
+    start = jpeg.index(b"\xff\xc0") + 5
+    yield "bomb.jpg", patched(jpeg, start, ">HH", 65000, 65000), "unreadable"
+    bmp = encoded(photo(), "BMP")
+    yield "bomb.bmp", patched(bmp, 18, "<ii", 60_000, 60_000), "unreadable"
+    avif = encoded(photo(), "AVIF")
+    data = patched(avif, avif.index(b"ispe") + 8, ">II", 60_000, 60_000)
+    yield "bomb.avif", data, "unreadable"
+    sizes = [(256, 4, 1, 60_000), (257, 4, 1, 60_000), (258, 3, 1, 8), (262, 3, 1, 1)]
+    yield "bomb.tif", tiff([*sizes, (273, 4, 1, 8), (279, 4, 1, 99)]) + bytes(99), "unreadable"
+    text = b"Comment\0\0" + zlib.compress(bytes(80_000_000))
+    rows = zlib.compress(bytes((1 + 3 * 64) * 48))
+    yield "bomb_text.png", png(64, 48, 8, 2, rows, chunk(b"zTXt", text)), "either"
+    texts = [chunk(b"zTXt", b"Comment\0\0" + zlib.compress(bytes(900_000)))] * 100
+    yield "bomb_texts.png", png(64, 48, 8, 2, rows, *texts), "either"
+    profile = b"icc\0\0" + zlib.compress(bytes(80_000_000))
+    yield "bomb_profile.png", png(64, 48, 8, 2, rows, chunk(b"iCCP", profile)), "either"
+    # 60,000 x 60,000: no small size, 18 bits of a height, as wide as high, all else by default
+    bits = 0 | 2 << 1 | 59_999 << 3 | 1 << 21 | 1 << 24
+    yield "bomb.jxl", b"\xff\x0a" + struct.pack("<I", bits) + bytes(200), "unreadable"
+
+
+def _misnamed() -> Iterator[Content]:
+    for form, suffix in (("PNG", "jpg"), ("JPEG", "gif"), ("WEBP", "tiff"), ("PNG", "jxl")):
+        yield f"{form.lower()}_inside.{suffix}", encoded(photo(), form), "picture"
+    data = encoded(photo(), "PNG")
+    names = ["new\nline.png", "-rf.png", "100%s %(a)d.png", "'\"`$(id).png", "😀.png", " .png"]
+    names += ["a" * 251 + ".png", "猫.png", "*?[a].png", "back\\slash.png"]
+    names.append(os.fsdecode(b"latin-\xe9\xff.png"))
+    for name in names:
+        yield name, data, "picture"
+
+
+def _no_files(folder: Path) -> Iterator[Nasty]:
+    """Yield what has a name like a picture and is no regular file of one's own."""
+    (folder / "folder.jpg").mkdir()
+    yield Nasty("folder.jpg", folder / "folder.jpg", "unreadable")
+    (folder / "dangling.png").symlink_to("nowhere.png")
+    yield Nasty("dangling.png", folder / "dangling.png", "unreadable")
+    (folder / "round.png").symlink_to("about.png")
+    (folder / "about.png").symlink_to("round.png")
+    yield Nasty("round.png", folder / "round.png", "unreadable")
+    (folder / "link.png").symlink_to("mode_l.png")
+    yield Nasty("link.png", folder / "link.png", "picture")
+    forbidden = folder / "forbidden.png"
+    forbidden.write_bytes(encoded(photo(), "PNG"))
+    forbidden.chmod(0)
+    yield Nasty("forbidden.png", forbidden, "either" if os.geteuid() == 0 else "unreadable")
+    os.mkfifo(folder / FIFO)
+    yield Nasty(FIFO, folder / FIFO, "unreadable")
+    yield Nasty("missing.png", folder / "missing.png", "unreadable")
+    yield Nasty("below_a_file", folder / "mode_l.png" / "a.png", "unreadable")

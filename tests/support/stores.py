@@ -1,0 +1,102 @@
+"""Stores of MLflow for tests: one for each test, or none that answers."""
+
+import socket
+import sqlite3
+import threading
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pytest
+from mlflow import MlflowClient
+from mlflow.entities import Run
+from scipy.sparse import csr_array
+
+from support.trainings import _empty_store
+from tagger.images.dataset import Part
+from tagger.images.location import Place
+from tagger.tracking import store
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A project of its own, as DVC announces it, with nothing left of it afterwards."""
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    for name in ("MLFLOW_TRACKING_URI", "DVC_EXP_NAME", "DVC_EXP_BASELINE_REV"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in store.PATIENCE.items():
+        monkeypatch.setenv(name, value)
+    (tmp_path / "mlflow.db").write_bytes(_empty_store())
+    yield tmp_path
+    while mlflow.active_run():
+        mlflow.end_run()
+    mlflow.set_tracking_uri(None)  # type: ignore[arg-type]
+
+
+def client(project: Path) -> MlflowClient:
+    return MlflowClient(f"sqlite:///{project / 'mlflow.db'}")
+
+
+def stored(project: Path, run_id: str | None) -> Run:
+    assert run_id is not None
+    return client(project).get_run(run_id)
+
+
+def every(project: Path) -> list[Run]:
+    """Return all runs, the earliest first."""
+    here = client(project)
+    experiment = here.get_experiment_by_name(store.EXPERIMENT)
+    assert experiment is not None
+    return list(here.search_runs([experiment.experiment_id], order_by=["attributes.start_time"]))
+
+
+def some(pictures: int, tags: int) -> Part:
+    """Return posts that all have all tags."""
+    places = [Place(f"{number}.png", 0, 0) for number in range(pictures)]
+    return Part(places, csr_array(np.ones((pictures, tags), bool)))
+
+
+@contextmanager
+def locked(project: Path) -> Iterator[None]:
+    """Hold the database as another process does that writes to it and does not come to an end."""
+    with closing(sqlite3.connect(project / "mlflow.db", isolation_level=None)) as connection:
+        connection.execute("begin exclusive")
+        yield
+        connection.execute("rollback")
+
+
+@contextmanager
+def refusing() -> Iterator[str]:
+    """Yield the address of a server that answers 500 to everything."""
+
+    class Refusal(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            self.send_error(500)
+
+        do_POST = do_PUT = do_PATCH = do_GET
+
+        def log_message(self, *_: object) -> None:
+            """Tell nothing."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Refusal) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+@contextmanager
+def silent() -> Iterator[str]:
+    """Yield the address of a server that takes connections and never answers."""
+    with socket.create_server(("127.0.0.1", 0), backlog=100) as listening:
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+
+
+def away() -> str:
+    """Return the address of a server that is not there."""
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        return f"http://127.0.0.1:{unused.getsockname()[1]}"

@@ -1,0 +1,219 @@
+"""Trainings small enough for seconds: in this process, or as the real stage in a small project."""
+
+import os
+import shutil
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import mlflow
+import numpy as np
+import torch
+import yaml
+from mlflow.entities import Run
+from torch import Tensor
+
+from support import processes
+from support.processes import Ended, Running
+from tagger import params
+from tagger.core import manifest, vocabulary
+from tagger.core.vocabulary import Tag
+from tagger.data import image_steps as pictures_of
+from tagger.data import ingest
+from tagger.data.rejected import Rejected
+from tagger.data.sources.folder import Folder
+from tagger.data.tags import rules
+from tagger.data.tags.lexicon import Lexicon
+from tagger.images.dataset import Part
+from tagger.params import Params, Preset, Train
+from tagger.system.distributed import Group
+from tagger.system.world import World
+from tagger.training import setup
+from tagger.training.trainer import Judgement, Training
+
+ROOT = Path(__file__).parents[2]
+ALONE = Group(World(0, 1, 0, 1), torch.device("cpu"))
+PLAIN: dict[str, Any] = {"epochs": 2, "workers": 0, "snapshot_every": "1 epoch"}
+
+# The launcher of two processes, each of which is begun as one that a test begins.
+TWO = (
+    *("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"),
+    *("--no-python", "python"),
+)
+
+Parts = Mapping[str, Part]
+
+
+def asked(shipped: Params, preset: Preset, seed: int = 0, **recipe: Any) -> Params:
+    """Return the parameters of the repository with a small preset and some keys of `train`."""
+    train = Train.model_validate(params.overlaid(shipped.train.model_dump(), PLAIN | recipe))
+    changed = {"seed": seed, "model": "small", "models": {"small": preset}, "train": train}
+    return shipped.model_copy(update=changed)
+
+
+def ended(training: Training) -> list[Judgement]:
+    """Return all judgements of a training, which is over then."""
+    return list(training.run())
+
+
+def weights(training: Training) -> dict[str, Tensor]:
+    """Return a copy of the weights that learn, and of the statistics beside them."""
+    return {name: value.clone() for name, value in training.learner.model.state_dict().items()}
+
+
+def same(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
+    """Whether two models are the same to the bit."""
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def changed(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> set[str]:
+    return {name for name in one if not torch.equal(one[name], other[name])}
+
+
+def start(p: Params, tags: Sequence[Tag], parts: Parts, folder: Path) -> Training:
+    return setup.training(p, tags, parts, ALONE, folder)
+
+
+@contextmanager
+def as_it_was() -> Iterator[None]:
+    """Leave the random generator and the settings of torch as they were."""
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    with torch.random.fork_rng():
+        yield
+    torch.use_deterministic_algorithms(deterministic)
+
+
+@dataclass(frozen=True)
+class Project:
+    """A folder in which stages run as DVC runs them."""
+
+    folder: Path
+
+    @property
+    def scratch(self) -> Path:
+        return self.folder / ".scratch" / "train"
+
+    def copy(self, folder: Path) -> "Project":
+        shutil.copytree(self.folder, folder)
+        return Project(folder)
+
+    def write(self, content: Mapping[str, Any]) -> None:
+        text = yaml.safe_dump(dict(content))
+        (self.folder / "params.yaml").write_text(text, encoding="utf-8")
+
+    def change(
+        self,
+        seed: int = 0,
+        preset: Mapping[str, Any] = {},
+        evaluate: Mapping[str, Any] = {},
+        **train: Any,
+    ) -> None:
+        """Change keys of params.yaml: of the preset, of `evaluate`, and of `train`."""
+        content = yaml.safe_load((self.folder / "params.yaml").read_text(encoding="utf-8"))
+        content["seed"] = seed
+        content["models"]["small"] |= preset
+        content["evaluate"] = params.overlaid(content["evaluate"], dict(evaluate))
+        content["train"] = params.overlaid(content["train"], train)
+        self.write(content)
+
+    def begin(self, *arguments: object, stage: str = "train", by: Sequence[str] = ()) -> Running:
+        """Start a stage, as `python` or by a launcher."""
+        script = ROOT / "stages" / f"{stage}.py"
+        return processes.start(self.folder, *by, script, *arguments, DVC_ROOT=str(self.folder))
+
+    def ended(self, *arguments: object, stage: str = "train", by: Sequence[str] = ()) -> Ended:
+        return self.begin(*arguments, stage=stage, by=by).ended(150)
+
+    def train(self, by: Sequence[str] = ()) -> str:
+        """Return what a training printed, which ended well."""
+        return self.ended(by=by).told
+
+    def step(self) -> int:
+        """Return the step of the newest snapshot."""
+        return max((int(path.stem) for path in self.scratch.glob("*/snapshots/*.pt")), default=0)
+
+    def killed(self, ready: Callable[[], bool], *, alone: bool = False) -> None:
+        """Start a training and kill it once something is so, with its workers unless `alone`."""
+        running = self.begin()
+        wait_until(ready, running)
+        kill = os.kill if alone else os.killpg
+        kill(running.pid, signal.SIGKILL)
+        ended = running.ended(60)
+        assert ended.code == -signal.SIGKILL, ended.output
+
+    def forget_outputs(self) -> None:
+        """Remove what the stage writes, as DVC does before it runs."""
+        shutil.rmtree(self.folder / "models", ignore_errors=True)
+        for path in (self.folder / "metrics").glob("*"):
+            path.unlink()
+
+    def results(self) -> dict[str, bytes]:
+        """Return what must be the same to the bit, by name."""
+        paths = [
+            *sorted((self.folder / "models" / "tagger").glob("*.safetensors")),
+            self.folder / "metrics" / "train.csv",
+            self.folder / "metrics" / "train.json",
+        ]
+        return {path.name: path.read_bytes() for path in paths}
+
+    def runs(self) -> list[Run]:
+        """Return what MLflow has of this project."""
+        client = mlflow.MlflowClient(f"sqlite:///{self.folder / 'mlflow.db'}")
+        experiments = [one.experiment_id for one in client.search_experiments()]
+        return list(client.search_runs(experiments))
+
+
+def wait_until(ready: Callable[[], bool], running: Running) -> None:
+    until = time.monotonic() + 120
+    while not ready():
+        assert running.wait(0.002) is None, running.ended().output
+        assert time.monotonic() < until
+
+
+def project(
+    folder: Path,
+    shipped: Params,
+    demo: Path,
+    preset: Preset,
+    sizes: Sequence[int] = (16, 7, 1),
+    **train: Any,
+) -> Project:
+    """Return a project with the drawn pictures.
+
+    sizes: how many to train on, to judge by and to test on
+    """
+    p, data = shipped.prepare, folder / "data"
+    (data / "rules").mkdir(parents=True)
+    lexicon = Lexicon(rules.read(demo))
+    found = ingest.gather(Folder([demo], p.separator), lexicon, p.filters, Rejected())
+    seen = ingest.tags_of(lexicon, ingest.count(found, len(lexicon)))
+    table = ingest.renumbered(pictures_of.grouped(found, p.groups), lexicon, seen)
+    manifest.write(table, data / "posts.parquet")
+    manifest.write_tags(seen, data / "tags.parquet")
+    vocabulary.write([tag for tag in seen if tag.count >= 3], data / "vocabulary.csv")
+    ids = manifest.read(data / "posts.parquet", len(seen)).ids
+    parts = np.repeat(np.array([0, 1, 2], np.int8), sizes)
+    manifest.write_split(ids, parts, data / "split.parquet")
+    content = yaml.safe_load((ROOT / params.PATH).read_text(encoding="utf-8"))
+    content["model"] = "small"
+    content["models"] = {"small": preset.model_dump()}
+    content["train"] = params.overlaid(content["train"], {"epochs": 2, "workers": 0} | train)
+    made = Project(folder)
+    made.write(content)
+    (folder / "mlflow.db").write_bytes(_empty_store())
+    return made
+
+
+@cache
+def _empty_store() -> bytes:
+    """Return a database of MLflow without experiments, which takes it seconds to make."""
+    with TemporaryDirectory() as folder:
+        database = Path(folder) / "mlflow.db"
+        mlflow.MlflowClient(f"sqlite:///{database}").search_experiments()
+        return database.read_bytes()

@@ -1,0 +1,118 @@
+"""The best run of those judged on the same data gets a name, a version and an alias."""
+
+import math
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+from mlflow.entities import LoggedModelStatus
+
+from support.stores import away, client, project, stored
+from tagger import tracking
+from tagger.core.errors import TaggerError
+from tagger.tracking import registry
+
+__all__ = ["project"]
+
+METRIC = "test.macro_ap"
+BEST = Path("models/tagger/model.safetensors")
+
+
+def trained(name: str, figure: float | None, data: str = "abc", *, kept: bool = True) -> str:
+    """Return the id of a run with a figure on the test part, and its checkpoints."""
+    with tracking.run(name, preset=name, data=data) as run:
+        run.log_metrics({"macro_ap": 0.5}, step=3)
+        if kept:
+            run.log_checkpoint("last", Path("models/tagger/last.safetensors"), {"macro_ap": 0.5}, 3)
+            run.log_checkpoint("best", BEST, {"macro_ap": 0.5}, 3, "ab12")
+    if figure is not None:
+        with tracking.run(run_id=run.id) as again:
+            again.log_metrics({"test": {"macro_ap": figure}})
+    return str(run.id)
+
+
+def versions(project: Path, name: str = "tagger") -> dict[str, list[str]]:
+    """Return the aliases of each version."""
+    here: MlflowClient = client(project)
+    found = here.search_model_versions(f"name = '{name}'")
+    aliases = here.get_registered_model(name).aliases
+    return {
+        str(one.version): [a for a, version in aliases.items() if str(version) == str(one.version)]
+        for one in found
+    }
+
+
+def test_the_best_run_is_the_highest_of_those_on_the_same_data(project: Path) -> None:
+    for name, figure, data in (
+        ("low", 0.5, "abc"),
+        ("high", 0.75, "abc"),
+        ("other", 0.9, "def"),
+        ("failed", math.nan, "abc"),
+        ("unjudged", None, "abc"),
+    ):
+        trained(name, figure, data, kept=False)
+    names = {data: registry.best(METRIC, data).info.run_name for data in ("abc", "def")}
+    assert names == {"abc": "high", "def": "other"}
+    for metric, data in ((METRIC, "ghi"), ("test.none", "abc")):
+        with pytest.raises(TaggerError, match="no run that was judged on this data"):
+            registry.best(metric, data)
+
+
+def test_a_model_is_registered_once_and_its_alias_moves(project: Path) -> None:
+    runs = [stored(project, trained(name, 0.5)) for name in ("vit", "swin")]
+    first = registry.register(runs[0], "tagger", "champion")
+    assert tuple(first) == ("tagger", "1", "champion", runs[0], str(BEST))
+    told = f"vit, {METRIC} 0.500: version 1 of tagger, alias champion, weights in {BEST}"
+    assert first.line(METRIC) == told
+    second = registry.register(runs[1], "tagger", "champion")
+    assert second.number == "2"
+    assert versions(project) == {"1": [], "2": ["champion"]}
+    assert registry.register(runs[0], "tagger", "champion") == first
+    assert versions(project) == {"1": ["champion"], "2": []}
+    registry.register(runs[0], "tagger", "challenger")
+    assert sorted(versions(project)["1"]) == ["challenger", "champion"]
+
+
+def test_a_version_tells_where_it_comes_from(project: Path) -> None:
+    run = stored(project, trained("vit", 0.5))
+    registry.register(run, "tagger", "champion")
+    version = client(project).get_model_version_by_alias("tagger", "champion")
+    assert version.run_id == run.info.run_id
+    assert str(version.description) == f"best of vit, {BEST}"
+    told = {"preset": "vit", "data": "abc", "file": str(BEST), "step": "3", "sha256": "ab12"}
+    assert version.tags.items() >= told.items()
+    assert version.tags["git_commit"] == run.data.tags["git_commit"]
+
+
+def test_a_model_that_mlflow_can_load_goes_before_a_checkpoint(project: Path) -> None:
+    run, here = stored(project, trained("vit", 0.5)), client(project)
+    model = here.create_logged_model(run.info.experiment_id, "export", run.info.run_id)
+    here.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
+    assert registry.register(run, "tagger", "champion").file == ""
+    version = here.get_model_version_by_alias("tagger", "champion")
+    assert version.source == f"models:/{model.model_id}"
+
+
+def test_a_run_without_a_model_is_refused(project: Path) -> None:
+    run = stored(project, trained("vit", 0.5, kept=False))
+    with pytest.raises(TaggerError, match=r"vit .* has no model .* train again"):
+        registry.register(run, "tagger", "champion")
+
+
+@pytest.mark.parametrize(("name", "alias"), [("a/b", "best"), ("tagger", "v1"), ("tagger", "a b")])
+def test_a_name_that_mlflow_does_not_take_is_told(project: Path, name: str, alias: str) -> None:
+    run = stored(project, trained("vit", 0.5))
+    with pytest.raises(TaggerError, match=r"^MLflow at sqlite:[^\n]*(Invalid|reserved)[^\n]*$"):
+        registry.register(run, name, alias)
+
+
+def test_a_store_that_cannot_be_read_is_told(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = stored(project, trained("vit", 0.5))
+    (project / "mlflow.db").write_bytes(b"this is no database, and never was one\n" * 40)
+    with pytest.raises(TaggerError, match=r"not a database[^\n]*MLFLOW_TRACKING_URI"):
+        registry.best(METRIC, "abc")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", away())
+    with pytest.raises(TaggerError, match=r"^MLflow at http://127\.0\.0\.1"):
+        registry.register(run, "tagger", "champion")

@@ -1,0 +1,975 @@
+"""Training learns, repeats itself to the bit, bears what goes wrong, and stops where it must."""
+
+import itertools
+import logging
+import math
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from sklearn.metrics import average_precision_score, log_loss
+from timm.utils import ModelEmaV3
+from torch import Tensor, nn
+
+from support.trainings import (
+    ALONE,
+    Parts,
+    as_it_was,
+    asked,
+    changed,
+    ended,
+    project,
+    same,
+    start,
+    weights,
+)
+from tagger.core import files, manifest, vocabulary
+from tagger.core.errors import TaggerError
+from tagger.core.vocabulary import Tag
+from tagger.images import decode, loader
+from tagger.images.dataset import Part
+from tagger.images.loader import Batch
+from tagger.images.location import Place
+from tagger.models import backbone
+from tagger.params import Params, Preset
+from tagger.system import distributed
+from tagger.system.distributed import Group
+from tagger.system.world import World
+from tagger.training import learner, setup, snapshots
+from tagger.training.learner import Portion
+from tagger.training.optimizer import share_of_peak
+from tagger.training.trainer import Judgement, Training
+
+Starter = Callable[..., Training]
+
+SUM = torch.nn.BCEWithLogitsLoss(reduction="none")
+
+
+@pytest.fixture(autouse=True)
+def torch_as_it_was() -> Iterator[None]:
+    with as_it_was():
+        yield
+
+
+@pytest.fixture
+def parts(part: Part) -> dict[str, Part]:
+    return {"train": part, "validation": part.head(8)}
+
+
+@pytest.fixture
+def vit(preset: Preset) -> Preset:
+    """The smallest network without batch norm: a picture does not feel the others."""
+    return preset.model_copy(update={"backbone": "test_vit", "learning_rate": 1e-3})
+
+
+@pytest.fixture
+def begin(
+    shipped: Params, preset: Preset, tags: list[Tag], parts: Parts, tmp_path: Path
+) -> Starter:
+    """Start a training: of `preset`, in a folder named `at`, with keys of `train`."""
+    default, given = preset, parts
+
+    def begin(
+        preset: Preset = default, parts: Parts = given, at: str = "a", seed: int = 0, **recipe: Any
+    ) -> Training:
+        return start(asked(shipped, preset, seed, **recipe), tags, parts, tmp_path / at)
+
+    return begin
+
+
+def curve(judgements: list[Judgement], name: str = "loss") -> list[float]:
+    return [judgement.figures[name] for judgement in judgements]
+
+
+def warned(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.message for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+# It learns
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        {"kind": "bce"},
+        {"kind": "bce", "reduction": "mean", "smoothing": 0.1, "tag_weights": "log_count"},
+        {"kind": "asymmetric"},
+        {"kind": "focal"},
+        {"kind": "two_way"},
+    ],
+    ids=lambda loss: " ".join(map(str, loss.values())),
+)
+def test_training_on_real_pictures_lowers_the_loss(begin: Starter, loss: dict[str, Any]) -> None:
+    history = ended(begin(epochs=8, loss=loss))
+    assert curve(history, "epoch") == [1, 2, 3, 4, 5, 6, 7, 8]
+    assert curve(history, "step") == [3, 6, 9, 12, 15, 18, 21, 24]
+    assert curve(history)[-1] < 0.9 * curve(history)[0]
+    # by chance, macro AP is the share of the positives
+    assert curve(history, "macro_ap")[-1] > curve(history, "macro_ap")[0] + 0.05
+    assert [judgement.last for judgement in history] == [False] * 7 + [True]
+
+
+def test_a_query_head_trains(begin: Starter, vit: Preset) -> None:
+    training = begin(vit, epochs=8, head="query")
+    before = weights(training)
+    history = ended(training)
+    assert curve(history)[-1] < 0.85 * curve(history)[0]
+    moved = changed(before, weights(training))
+    assert {"decoder.queries", "decoder.weight", "backbone.patch_embed.proj.weight"} <= moved
+
+
+# It repeats itself
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_the_same_seed_gives_the_same_model_to_the_bit(
+    begin: Starter, preset: Preset, workers: int
+) -> None:
+    dropping = preset.model_copy(update={"drop_path": 0.2})
+    random = {"ema": 0.9, "augment": {"mixup": 0.4, "cutmix": 1.0, "cutout": 0.2}}
+    one, other = (
+        ended(begin(dropping, at=at, workers=count, **random))
+        for at, count in (("one", 0), ("other", workers))
+    )
+    assert [judgement.figures for judgement in one] == [judgement.figures for judgement in other]
+    assert same(one[-1].weights, other[-1].weights)
+
+
+def test_what_torch_has_drawn_before_does_not_matter(begin: Starter, preset: Preset) -> None:
+    dropping = preset.model_copy(update={"drop_path": 0.2})
+    models = []
+    for seed in (1, 2):
+        training = begin(dropping, at=str(seed), epochs=1)
+        torch.manual_seed(seed)
+        models.append(ended(training)[-1].weights)
+    assert same(*models)
+
+
+def test_another_seed_gives_another_order_and_other_weights(begin: Starter) -> None:
+    one, other = (begin(seed=seed, at=str(seed)) for seed in (0, 1))
+    assert next(iter(one.batches)).rows != next(iter(other.batches)).rows
+    assert changed(weights(one), weights(other)) >= {"conv_stem.weight", "classifier.weight"}
+
+
+def test_every_step_drops_other_paths(begin: Starter, vit: Preset) -> None:
+    dropping = begin(vit.model_copy(update={"drop_path": 0.5}))
+    batch = first(dropping)
+    gradients = [gradient_of(dropping, batch, step=step) for step in (0, 0, 1)]
+    assert same(*gradients[:2])
+    assert not same(*gradients[1:])
+
+
+# The moving average
+
+
+def test_the_average_is_timms_and_is_what_is_judged_and_kept(begin: Starter) -> None:
+    training = begin(ema=0.9, validate_every="1 step", keep_every="1 step")
+    reference = ModelEmaV3(training.learner.model, 0.9, use_warmup=True)
+    for number, judgement in enumerate(training.run(), 1):
+        reference.update(training.learner.model, step=number)
+        assert same(judgement.weights, reference.module.state_dict())
+        figures, _ = training.judge(reference.module)
+        assert figures == pytest.approx(
+            {name: judgement.figures[name] for name in figures}, abs=1e-6
+        )
+    assert number == 6
+    assert not same(judgement.weights, weights(training))
+    kept = training.snapshots.newest()
+    assert kept is not None
+    assert same(kept["learner"]["average"], judgement.weights)
+    assert same(kept["learner"]["model"], weights(training))
+
+
+def test_without_an_average_the_weights_are_those_that_learn(begin: Starter) -> None:
+    training = begin()
+    assert same(ended(training)[-1].weights, weights(training))
+
+
+# One gradient, however it is computed
+
+
+def first(training: Training) -> Batch:
+    batch = next(iter(training.batches))
+    assert isinstance(batch, Batch)
+    return batch
+
+
+def gradient_of(training: Training, batch: Batch, *, step: int = 0) -> dict[str, Tensor]:
+    """Return the gradient of a batch, as training computes it."""
+    inputs, targets = loader.to_device(batch, ALONE.device, training.preprocess)
+    training.learner.model.train()
+    training.learner.wrap()
+    pictures = len(batch.rows)
+    portion = Portion(
+        pictures, pictures, lambda *rows: (inputs[slice(*rows)], targets[slice(*rows)])
+    )
+    loss, norm = training.learner.gradient(portion, step)
+    found = {
+        name: weights.grad.clone()
+        for name, weights in training.learner.model.named_parameters()
+        if weights.grad is not None
+    }
+    length = math.sqrt(sum(float(values.double().square().sum()) for values in found.values()))
+    assert float(norm) == pytest.approx(length, rel=1e-5)
+    return found | {"loss": loss.detach().clone(), "norm": norm.clone()}
+
+
+def near(one: dict[str, Tensor], other: dict[str, Tensor], share: float) -> bool:
+    """Whether no gradient is off by more than a share of the length of its tensor."""
+    return one.keys() == other.keys() and all(
+        float((one[name] - other[name]).norm()) <= share * max(1e-6, float(one[name].norm()))
+        for name in one
+    )
+
+
+def by_hand(training: Training, batch: Batch) -> dict[str, Tensor]:
+    """Return the gradient of the plain loss, by autograd alone."""
+    inputs, targets = loader.to_device(batch, ALONE.device, training.preprocess)
+    model = training.learner.model.train()
+    loss = (SUM(model(inputs), targets.clamp(min=0)) * (targets >= 0)).sum() / len(inputs)
+    named = dict(model.named_parameters())
+    gradients = torch.autograd.grad(loss, list(named.values()))
+    length = torch.cat([gradient.flatten() for gradient in gradients]).norm()
+    found = dict(zip(named, gradients, strict=True))
+    return found | {"loss": loss.detach(), "norm": length}
+
+
+@pytest.mark.parametrize("size", [None, 2, 3, 8])
+@pytest.mark.parametrize("kind", ["sum", "mean"])
+def test_a_batch_in_pieces_has_the_gradient_of_the_whole(
+    begin: Starter, vit: Preset, size: int | None, kind: str
+) -> None:
+    loss = {"reduction": kind}
+    whole = begin(vit, loss=loss, at="whole")
+    batch = first(whole)
+    expected = gradient_of(whole, batch)
+    if kind == "sum":
+        assert near(expected, by_hand(whole, batch), 1e-5)
+    in_pieces = begin(vit, loss=loss, micro_batch=size or "auto", at="pieces")
+    pieces: list[int] = []
+    in_pieces.learner.model.register_forward_pre_hook(lambda _, given: pieces.append(len(given[0])))
+    assert near(gradient_of(in_pieces, batch), expected, 1e-5)
+    assert sorted(pieces) == {None: [8], 2: [2] * 4, 3: [2, 3, 3], 8: [8]}[size]
+
+
+@pytest.mark.parametrize("head", ["linear", "query"])
+def test_computing_twice_to_save_memory_gives_the_same_gradient(
+    begin: Starter, vit: Preset, head: str
+) -> None:
+    dropping = vit.model_copy(update={"drop_path": 0.3})
+    plain = begin(dropping, at="plain", head=head)
+    twice = begin(dropping, at="twice", head=head, gradient_checkpointing=True)
+    passed = [0, 0]
+    for number, training in enumerate((plain, twice)):
+        for module in training.learner.model.modules():
+            if type(module).__name__ == "Mlp":
+
+                def count(*_: Any, number: int = number) -> None:
+                    passed[number] += 1
+
+                module.register_forward_pre_hook(count)
+    batch = first(plain)
+    assert near(gradient_of(twice, batch), gradient_of(plain, batch), 1e-6)
+    assert passed[1] == 2 * passed[0] > 0
+
+
+def test_a_longer_gradient_is_shortened(begin: Starter) -> None:
+    lengths, moves = [], []
+    for bound in (None, 0.5, 1e6):
+        training = begin(at=str(bound), max_norm=bound, optimizer="sgd", weight_decay=0, epochs=1)
+        before = [weights.detach().clone() for weights in training.model.parameters()]
+        batch = first(training)
+        norm = gradient_of(training, batch)["norm"]
+        training.learner.move(norm, 1.0, 0)
+        after = training.model.parameters()
+        differences = [a.detach() - b for a, b in zip(after, before, strict=True)]
+        lengths.append(float(norm))
+        moves.append(float(torch.cat([one.flatten() for one in differences]).norm()))
+    assert lengths[0] == lengths[1] == lengths[2] > 1
+    assert moves[2] == pytest.approx(moves[0], rel=1e-6)
+    assert moves[1] == pytest.approx(moves[0] * 0.5 / lengths[0], rel=1e-4)
+
+
+# Fewer bits
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_half_precision_trains_like_the_whole(begin: Starter, vit: Preset, precision: str) -> None:
+    whole = ended(begin(vit, at="whole", epochs=4))
+    training = begin(vit, at="half", epochs=4, precision=precision)
+    dtypes = set()
+    training.model.blocks[3].attn.qkv.register_forward_hook(  # type: ignore[index, union-attr]
+        lambda module, _, made: dtypes.add(made.dtype) if module.training else None
+    )
+    half = ended(training)
+    assert dtypes == {{"bf16": torch.bfloat16, "fp16": torch.float16}[precision]}
+    assert {values.dtype for values in weights(training).values()} == {torch.float32}
+    assert all(values.isfinite().all() for values in half[-1].weights.values())
+    assert curve(half) == pytest.approx(curve(whole), rel=0.02)
+    assert curve(half) != curve(whole)
+    assert training.position.bad_steps == 0
+
+
+def test_the_scale_of_the_loss_in_fp16_goes_on_where_it_was(begin: Starter) -> None:
+    training = begin(precision="fp16")
+    training.learner.scaler.load_state_dict(
+        training.learner.scaler.state_dict() | {"scale": 2.0**60}
+    )
+    ended(training)
+    scaler = training.learner.scaler.state_dict()
+    assert scaler["scale"] == 2.0**54  # six steps too large, none of them a bad one
+    assert training.position.bad_steps == 0
+    kept = training.snapshots.newest()
+    assert kept is not None and kept["learner"]["scaler"] == scaler
+    again = begin(precision="fp16")
+    assert again.learner.scaler.state_dict() == scaler
+
+
+@pytest.mark.parametrize(("real", "expected"), [(True, "bf16"), (False, "fp16")])
+def test_a_card_that_only_acts_as_if_it_knew_bf16_computes_in_fp16(
+    monkeypatch: pytest.MonkeyPatch, real: bool, expected: str
+) -> None:
+    def supported(including_emulation: bool = True) -> bool:
+        return including_emulation or real
+
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", supported)
+    assert learner._precision(None, torch.device("cuda")) == expected
+    assert learner._precision("bf16", torch.device("cuda")) == "bf16"
+    assert learner._precision(None, torch.device("cpu")) == "fp32"
+
+
+# Too little memory, known before the first step
+
+
+def cramped(training: Training, room: int) -> list[int]:
+    """Give a training room for so many pictures; return what will have been tried."""
+    tried: list[int] = []
+
+    def network(inputs: Tensor) -> Tensor:
+        tried.append(len(inputs))
+        if len(inputs) > room:
+            raise torch.OutOfMemoryError("no room")
+        logits: Tensor = training.model(inputs)
+        return logits
+
+    training.learner.network = network
+    return tried
+
+
+def test_a_rehearsal_finds_how_many_pictures_fit_unless_others_wait_for_them(
+    begin: Starter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for in_parts in (False, True):
+        training = begin(at=str(in_parts))
+        tried = cramped(training, 3)
+        before = weights(training)
+        inputs, targets = torch.zeros(8, 3, 32, 32), torch.zeros(8, training.part.labels.shape[1])
+        monkeypatch.setattr(distributed, "in_parts", lambda model, in_parts=in_parts: in_parts)
+        if in_parts:
+            with pytest.raises(
+                TaggerError, match=r"\A.* 8 pictures at a time\. Lower train\.micro_"
+            ):
+                training.learner.rehearse(inputs, targets, 8)
+            assert tried == [8]
+        else:
+            training.learner.rehearse(inputs, targets, 8)
+            assert (tried, training.learner.micro_batch) == ([8, 4, 2, 2, 2, 2], 2)
+            assert same(before, weights(training))
+
+
+def test_a_head_on_embeddings_needs_no_rehearsal(begin: Starter) -> None:
+    training = begin(**HEAD)
+    order: Any = training.batches.batch_sampler
+    training.learner.group = Group(World(0, 2, 0, 2), torch.device("cuda"))
+    setup._agree(training.learner, training.plan, order, 3)  # would take pictures to CUDA
+
+
+# What is no number
+
+
+def lasting(training: Training, bad: set[int]) -> None:
+    """Make the loss no number in some steps, counted from 1."""
+    usual = training.learner.loss
+
+    def loss(logits: Tensor, targets: Tensor) -> Tensor:
+        wrong = training.position.step + 1 in bad
+        return usual(logits, targets) * (math.nan if wrong else 1.0)
+
+    training.learner.loss = loss
+
+
+def test_a_step_whose_loss_is_no_number_is_told_and_changes_nothing(
+    begin: Starter, caplog: pytest.LogCaptureFixture
+) -> None:
+    training = begin(epochs=2, ema=0.9, keep_every="1 step")
+    lasting(training, {3})
+    states, losses, rows = [], [], [batch.rows for batch in training.batches]
+    for judgement in training.run():
+        states.append(weights(training))
+        losses.append(judgement.figures["loss"])
+        if judgement.figures["step"] == 2:
+            average = judgement.weights
+        if judgement.figures["step"] == 3:
+            assert same(judgement.weights, average)
+    assert same(states[1], states[2])
+    assert [not same(*pair) for pair in itertools.pairwise(states)] == [True, False] + [True] * 3
+    assert losses[2] == 0  # of no good step
+    assert training.position.bad_steps == 1
+    (told,) = warned(caplog)
+    assert told.startswith("step 3: the loss is nan, or its gradient no number; nothing is learned")
+    names = [training.part.places[row].path for row in rows[2]]
+    assert told.endswith(f"Pictures: {', '.join(names)}")
+
+
+def test_a_gradient_that_is_no_number_changes_nothing_either(
+    begin: Starter, caplog: pytest.LogCaptureFixture
+) -> None:
+    training = begin(epochs=1, keep_every="1 step")
+    some: Any = next(training.model.parameters())
+    handle = some.register_hook(lambda slope: slope * math.inf)
+    before = weights(training)
+    running = training.run()
+    next(running)
+    assert same(before, weights(training))
+    handle.remove()
+    next(running)
+    assert not same(before, weights(training))
+    assert len(warned(caplog)) == training.position.bad_steps == 1
+
+
+def test_of_a_large_bad_batch_a_few_pictures_are_told(
+    begin: Starter, preset: Preset, caplog: pytest.LogCaptureFixture
+) -> None:
+    training = begin(preset.model_copy(update={"batch_size": 12}), epochs=1)
+    lasting(training, {1})
+    ended(training)
+    (told,) = warned(caplog)
+    assert told.endswith(" and 4 more")
+    assert told.count(".png") == 8
+
+
+def test_too_many_bad_steps_stop_with_a_snapshot_to_go_on_from(
+    begin: Starter, preset: Preset
+) -> None:
+    training = begin(epochs=3, max_bad_steps=2)
+    lasting(training, {3, 4, 5})
+    with pytest.raises(
+        TaggerError, match=r"^In 3 steps .* no number, in more than .* \(2\)\. Lower"
+    ) as stopped:
+        ended(training)
+    assert training.position.step == 4  # the fifth is not done
+    path = Path(str(stopped.value).split("train.resume_from: ")[1])
+    content = snapshots.read(path)
+    assert content["position"]["step"] == 4
+    assert same(content["learner"]["model"], weights(training))
+    calmer = preset.model_copy(update={"learning_rate": 1e-3})
+    going_on = begin(calmer, at="b", epochs=3, resume_from=path)
+    assert going_on.position.step == 4
+    assert same(weights(going_on), weights(training))
+    assert ended(going_on)[-1].figures["epoch"] == 3
+
+
+def test_a_learning_rate_beyond_reason_ends_in_the_way_out(begin: Starter, preset: Preset) -> None:
+    wild = preset.model_copy(update={"learning_rate": 1e38})
+    with pytest.raises(TaggerError, match=r"Lower the preset's learning_rate"):
+        ended(begin(wild, epochs=3, optimizer="sgd", max_bad_steps=3))
+
+
+# Memory
+
+
+class Memory:
+    """A device that holds so many pictures and no more: the middle of the network fails."""
+
+    def __init__(self, training: Training, pictures: int) -> None:
+        self.tried: list[int] = []
+        self.pictures = pictures
+        model: Any = training.model
+        model.blocks[2].register_forward_hook(self)
+
+    def __call__(self, module: nn.Module, given: Any, made: Tensor) -> None:
+        if module.training:
+            self.tried.append(len(made))
+            if len(made) > self.pictures:
+                raise torch.OutOfMemoryError("CUDA out of memory.")
+
+
+def test_where_memory_does_not_suffice_the_same_batch_is_computed_in_pieces(
+    begin: Starter, preset: Preset, caplog: pytest.LogCaptureFixture
+) -> None:
+    dropping = preset.model_copy(update={"drop_path": 0.2})
+    by_itself = begin(dropping, at="a", ema=0.9, augment={"mixup": 0.4})
+    memory = Memory(by_itself, 3)
+    found = ended(by_itself)
+    assert memory.tried == [8, 4] + [2] * 4 * 6
+    assert [line.split(": ")[1][:20] for line in warned(caplog)] == [
+        "4 pictures at a time",
+        "2 pictures at a time",
+    ]
+    set_by_hand = begin(dropping, at="b", ema=0.9, augment={"mixup": 0.4}, micro_batch=2)
+    expected = ended(set_by_hand)
+    assert [one.figures for one in found] == [one.figures for one in expected]
+    assert same(found[-1].weights, expected[-1].weights)
+    assert same(weights(by_itself), weights(set_by_hand))
+    assert by_itself.learner.micro_batch == 2
+    again = begin(dropping, at="a", ema=0.9, augment={"mixup": 0.4})
+    assert again.learner.micro_batch == 2
+
+
+def test_a_device_too_small_for_two_pictures_stops_with_the_way_out(begin: Starter) -> None:
+    training = begin()
+    Memory(training, 1)
+    with pytest.raises(TaggerError, match=r"not suffice for 2 pictures .*gradient_checkpointing"):
+        ended(training)
+
+
+# What is judged, kept, and when it ends
+
+
+def test_patience_ends_a_training_that_gets_no_better_and_it_stays_ended(
+    begin: Starter, preset: Preset
+) -> None:
+    still = preset.model_copy(update={"backbone": "test_vit", "learning_rate": 1e-30})
+    history = ended(begin(still, epochs=9, patience=2))
+    assert curve(history, "epoch") == [1, 2, 3]
+    assert [judgement.best for judgement in history] == [True, False, False]
+    assert [judgement.last for judgement in history] == [False, False, True]
+    again = begin(still, epochs=9, patience=2)  # killed before the stage was done
+    assert again.position.step == 9
+    assert ended(again) == []
+
+
+@pytest.mark.parametrize("criterion", ["macro_ap", "micro_ap", "validation_loss"])
+def test_the_best_is_chosen_by_what_is_asked_for(begin: Starter, criterion: str) -> None:
+    history = ended(begin(epochs=3, validate_every="1 step", best=criterion))
+    values = np.array(curve(history, criterion))
+    if criterion == "validation_loss":
+        values = -values
+    new_heights = [
+        number == 0 or value > values[:number].max() for number, value in enumerate(values)
+    ]
+    assert [judgement.best for judgement in history] == new_heights
+    assert 1 < sum(new_heights) < 9
+    for judgement in history:
+        assert bool(judgement.weights) == (judgement.best or judgement.last)
+
+
+@pytest.mark.parametrize(
+    ("validate", "keep", "judged", "kept"),
+    [
+        ("1 epoch", None, [3, 6, 9, 12], []),
+        ("2 epochs", "4 steps", [4, 6, 8, 12], [4, 8, 12]),
+        ("0.5 epochs", "3 epochs", [2, 3, 5, 6, 8, 9, 11, 12], [9]),
+        ("5 steps", None, [5, 10, 12], []),
+        ("99 epochs", None, [12], []),
+    ],
+)
+def test_validations_and_kept_weights_come_when_asked_for(
+    begin: Starter, validate: str, keep: str | None, judged: list[int], kept: list[int]
+) -> None:
+    history = ended(begin(epochs=4, validate_every=validate, keep_every=keep))
+    assert curve(history, "step") == judged
+    assert [one.figures["step"] for one in history if one.keep] == kept
+    assert all(one.weights for one in history if one.keep)
+
+
+def test_validation_takes_pictures_from_the_whole_part(begin: Starter, part: Part) -> None:
+    training = begin(validate_on=3, epochs=1, parts={"train": part, "validation": part})
+    (judgement,) = training.run()
+    assert [place.path for place in training.judge.part.places] == [
+        part.places[row].path for row in (0, 11, 23)
+    ]
+    assert len(judgement.predictions.scores) == 3
+    sheet = training.judge.sheet(judgement.predictions, ["a"] * part.labels.shape[1])
+    assert min(sheet.size) > 32
+
+
+def test_a_judgement_is_told_as_a_person_would(begin: Starter) -> None:
+    one, two = ended(begin())
+    number = r"[\d,.]+"
+    told = rf"epoch {{}}/2  loss {number}  macro AP 0\.\d{{3}} \([+-]0\.\d{{3}}\)  "
+    rest = rf"{number} pictures/s  \d+% waiting for data  {number} s left"
+    for line, epoch in ((one.line, 1), (two.line, 2)):
+        assert re.fullmatch(told.replace("{}", str(epoch)).replace("{{", "{") + rest, line), line
+    gain = two.figures["macro_ap"] - one.figures["macro_ap"]
+    assert f"({gain:+.3f})" in two.line
+    assert two.line.endswith("  0 s left")
+
+
+# Pictures
+
+
+def missing(part: Part, rows: range | list[int], folder: Path) -> Part:
+    """Return a part of which some pictures are not there."""
+    places = list(part.places)
+    for row in rows:
+        places[row] = Place(str(folder / f"gone{row}.png"), 0, 8)
+    return Part(places, part.labels)
+
+
+def test_unreadable_pictures_are_replaced_and_told(
+    begin: Starter, parts: Parts, tmp_path: Path
+) -> None:
+    lacking = {"train": missing(parts["train"], [3], tmp_path), "validation": parts["validation"]}
+    training = begin(parts=lacking, max_unreadable=1 / 24)
+    batches = list(training.batches)
+    rows = sorted(row for batch in batches[:3] for row in batch.rows)
+    assert rows == sorted([*range(3), 4, *range(4, 24)])
+    (judgement, _) = training.run()
+    assert judgement.figures["step"] == 3
+    assert training.position.failures.keys() == {3}
+    assert "No such file" in training.position.failures[3]
+    kept = training.snapshots.newest()
+    assert kept is not None and kept["position"]["failures"] == training.position.failures
+
+
+@pytest.mark.parametrize("gone", [2, 24])
+def test_more_unreadable_pictures_than_allowed_stop_the_training(
+    begin: Starter, parts: Parts, tmp_path: Path, gone: int
+) -> None:
+    lacking = {
+        "train": missing(parts["train"], range(gone), tmp_path),
+        "validation": parts["validation"],
+    }
+    with pytest.raises(
+        TaggerError,
+        match=r"of 24 training pictures cannot be read, .*gone\d+\.png first: .*No such",
+    ):
+        ended(begin(parts=lacking, max_unreadable=1 / 24))
+
+
+@pytest.mark.parametrize("gone", [1, 8])
+def test_unreadable_validation_pictures_are_left_out(
+    begin: Starter, parts: Parts, tmp_path: Path, gone: int
+) -> None:
+    lacking = {
+        "train": parts["train"],
+        "validation": missing(parts["validation"], range(gone), tmp_path),
+    }
+    (judgement,) = ended(begin(parts=lacking, epochs=1))
+    assert judgement.predictions.rows == list(range(gone, 8))
+    assert math.isfinite(judgement.figures["validation_loss"])
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_too_few_pictures_are_refused(begin: Starter, parts: Parts, count: int) -> None:
+    few = {"train": parts["train"].head(count), "validation": parts["validation"]}
+    with pytest.raises(TaggerError, match=rf"at least 2 pictures, the split gives {count}\."):
+        begin(parts=few)
+
+
+@pytest.mark.parametrize(("size", "steps"), [(2, 12), (5, 4), (24, 1), (1000, 1)])
+def test_any_batch_size_trains_and_a_last_batch_that_is_not_full_is_left_out(
+    begin: Starter, preset: Preset, size: int, steps: int
+) -> None:
+    training = begin(preset.model_copy(update={"batch_size": size}), epochs=1)
+    assert [len(batch.rows) for batch in training.batches] == [min(size, 24)] * steps
+    before = weights(training)
+    (judgement,) = ended(training)
+    assert judgement.figures["step"] == steps
+    assert 0 < judgement.figures["loss"] < 2 * len(before["classifier.bias"])
+    assert not same(before, weights(training))
+
+
+def test_no_validation_pictures_are_no_obstacle(begin: Starter, parts: Parts) -> None:
+    empty = {"train": parts["train"], "validation": parts["validation"].head(0)}
+    (judgement,) = ended(begin(parts=empty, epochs=1))
+    assert judgement.figures["macro_ap"] == 0
+    assert judgement.weights
+
+
+# Unlabelled ratings
+
+
+def without(part: Part, columns: list[int], rows: slice) -> Part:
+    labels = part.labels.toarray()
+    labels[rows, columns] = False
+    return Part(part.places, type(part.labels)(labels))
+
+
+@pytest.fixture
+def rating(tags: list[Tag]) -> list[int]:
+    columns = [column for column, tag in enumerate(tags) if tag.category == 9]
+    assert columns
+    return columns
+
+
+def test_pictures_without_a_rating_are_unlabelled_in_it_alone(
+    begin: Starter, parts: Parts, rating: list[int]
+) -> None:
+    some = {**parts, "train": without(parts["train"], rating, slice(10))}
+    for batch in begin(parts=some).batches:
+        for row, targets in zip(batch.rows, batch.targets.tolist(), strict=True):
+            expected = some["train"].labels.toarray()[row].astype(int)
+            if row < 10:
+                expected[rating] = -1
+            assert targets == expected.tolist()
+
+
+@pytest.mark.parametrize("kind", ["bce", "asymmetric", "two_way"])
+@pytest.mark.parametrize("unlabelled", [["rating"], []])
+def test_what_is_unlabelled_moves_nothing(
+    begin: Starter, parts: Parts, rating: list[int], unlabelled: list[str], kind: str
+) -> None:
+    none = {**parts, "train": without(parts["train"], rating, slice(None))}
+    training = begin(
+        parts=none, unlabelled=unlabelled, weight_decay=0, epochs=1, loss={"kind": kind}
+    )
+    before = weights(training)["classifier.weight"]
+    ended(training)
+    moved = (weights(training)["classifier.weight"] != before).any(dim=1)
+    assert moved[rating].any() == (not unlabelled)
+    assert moved.sum() > len(rating)
+
+
+def test_what_is_unlabelled_is_not_judged(
+    begin: Starter, parts: Parts, rating: list[int], part: Part
+) -> None:
+    """A rating said of a picture that has none makes no difference, as in the evaluation."""
+    some = {**parts, "validation": without(part, rating, slice(10))}
+    training = begin(parts=some, epochs=1)
+    figures, told = training.judge(training.learner.judged)
+    known = np.ones(told.truth.shape, np.bool_)
+    known[np.ix_(range(10), rating)] = False
+    assert np.array_equal(told.known, known)
+    has = (told.truth & known).any(axis=0)
+    precisions = [
+        average_precision_score(told.truth[known[:, tag], tag], told.scores[known[:, tag], tag])
+        for tag in np.flatnonzero(has)
+    ]
+    assert figures["macro_ap"] == pytest.approx(np.mean(precisions))
+    micro = average_precision_score(told.truth[known], told.scores[known])
+    assert figures["micro_ap"] == pytest.approx(micro)
+    loss = log_loss(told.truth[known], told.scores[known], normalize=False, labels=[False, True])
+    assert figures["validation_loss"] == pytest.approx(loss / len(part), rel=1e-5)
+
+
+# What learns
+
+
+STAGES = ["conv_stem.|bn1.", "blocks.0.", "blocks.1.", "blocks.2.", "blocks.3."]
+STAGES += ["blocks.4.|conv_head.|bn2."]
+
+
+def moving(one: dict[str, Tensor], other: dict[str, Tensor]) -> list[int]:
+    """Return which stages of `test_efficientnet` differ anywhere; the head is stage 6."""
+    places = [tuple(stage.split("|")) for stage in STAGES] + [("classifier.",)]
+    names = changed(one, other)
+    assert all(any(name.startswith(place) for place in places) for name in one)
+    return [n for n, place in enumerate(places) if any(name.startswith(place) for name in names)]
+
+
+@pytest.mark.parametrize(
+    ("freeze", "every", "by_epoch"),
+    [
+        (0, None, [[0, 1, 2, 3, 4, 5, 6]] * 3),
+        (2, None, [[2, 3, 4, 5, 6]] * 3),
+        ("all", None, [[6]] * 3),
+        (99, None, [[6]] * 3),
+        ("all", 1, [[6], [5, 6], [4, 5, 6]]),
+        (2, 2, [[2, 3, 4, 5, 6], [2, 3, 4, 5, 6], [1, 2, 3, 4, 5, 6]]),
+    ],
+)
+def test_what_is_frozen_keeps_weights_and_statistics(
+    begin: Starter, freeze: str | int, every: int | None, by_epoch: list[list[int]]
+) -> None:
+    training = begin(epochs=3, freeze=freeze, unfreeze_every=every)
+    states = [weights(training)]
+    states += [weights(training) for _ in training.run()]
+    assert [moving(*pair) for pair in itertools.pairwise(states)] == by_epoch
+
+
+def test_what_is_frozen_drops_nothing_out(begin: Starter, vit: Preset) -> None:
+    training = begin(vit.model_copy(update={"drop_path": 0.5}), freeze="all", epochs=1)
+    given: list[Tensor] = []
+    made: list[Tensor] = []
+    model: Any = training.model
+    handles = [
+        model.register_forward_pre_hook(lambda _, inputs: given.append(inputs[0])),
+        model.blocks.register_forward_hook(lambda *called: made.append(called[2].detach())),
+    ]
+    ended(training)
+    assert len(given) == 3 + 1  # steps, and a validation
+    for handle in handles[:1]:
+        handle.remove()
+    model.eval()
+    with torch.no_grad():
+        for inputs, expected in zip(given, list(made), strict=True):
+            model.forward_features(inputs)
+            assert torch.equal(made.pop(), expected)
+
+
+def embeddings(model: Any, part: Part, training: Training) -> Tensor:
+    """Return what the head sees of each picture, (pictures, features)."""
+    prepared = training.preprocess
+    squares = np.stack([prepared.fit(decode.open_rgb(place)) for place in part.places])
+    with torch.inference_mode():
+        inputs = torch.from_numpy(prepared.normalise(squares))
+        made: Tensor = model.eval().forward_head(model.forward_features(inputs), pre_logits=True)
+    return made.clone()
+
+
+HEAD = {"freeze": "all", "cache_embeddings": True}
+
+
+def test_a_head_on_kept_embeddings_is_one_trained_by_hand(
+    begin: Starter, preset: Preset, part: Part, tags: list[Tag]
+) -> None:
+    training = begin(epochs=3, optimizer="adamw", **HEAD, augment={"mixup": 0.5})
+    before = {name: value.clone() for name, value in training.model.state_dict().items()}
+    seen = embeddings(training.model, part, training)
+    head = nn.Linear(seen.shape[1], len(tags))
+    head.load_state_dict({kind: before[f"classifier.{kind}"] for kind in ("weight", "bias")})
+    groups: list[dict[str, Any]] = [
+        {"params": [head.bias], "weight_decay": 0.0},
+        {"params": [head.weight]},
+    ]
+    adamw: Any = torch.optim.AdamW(groups, weight_decay=0.05)
+    truth = torch.from_numpy(part.labels.toarray()).float()
+    order = loader.Order(24, 8, 0, whole=True, batches=range(9))
+    for step, keys in enumerate(order):
+        rows = [key.row for key in keys]
+        loss = SUM(head(seen[rows]), truth[rows]).sum() / len(rows)
+        adamw.zero_grad()
+        loss.backward()
+        for group in adamw.param_groups:
+            group["lr"] = 1e-2 * share_of_peak("cosine", step, 9, 0.15)
+        adamw.step()
+    history = ended(training)
+    after = history[-1].weights
+    assert changed(before, after) == {"classifier.weight", "classifier.bias"}
+    assert torch.allclose(after["classifier.weight"], head.weight, atol=1e-5)
+    assert torch.allclose(after["classifier.bias"], head.bias, atol=1e-5)
+    assert curve(history)[-1] < curve(history)[0]
+    whole: Any = backbone.build(preset, len(tags))
+    whole.load_state_dict(after)
+    scores = whole.get_classifier()(embeddings(whole, part.head(8), training)).sigmoid()
+    assert np.allclose(scores.detach(), history[-1].predictions.scores, atol=1e-5)
+
+
+def test_pictures_without_embeddings_are_counted_and_no_stages_are_told(
+    begin: Starter, parts: Parts, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    lacking = {**parts, "train": missing(parts["train"], [3, 5], tmp_path)}
+    with caplog.at_level(logging.INFO):
+        training = begin(parts=lacking, max_unreadable=0.1, epochs=1, **HEAD)
+        ended(training)
+    assert training.left_out == 2
+    assert training.position.failures == {}
+    assert not [one for one in caplog.messages if "stages of the backbone" in one]
+
+
+def test_a_backbone_that_cannot_compute_twice_is_told(begin: Starter, preset: Preset) -> None:
+    other = preset.model_copy(update={"backbone": "dla46_c"})
+    with pytest.raises(TaggerError, match=r"\Atrain\.gradient_checkpointing: [^\n]*\Z"):
+        begin(other, gradient_checkpointing=True)
+    begin(other)
+
+
+def drawn_otherwise(folder: Path, preset: Preset, tags: list[Tag]) -> Path:
+    """Write a weights file of a backbone that no training of these tests begins with."""
+    torch.manual_seed(99)
+    backbone.save_weights(
+        backbone.build(preset, len(tags)).state_dict(), folder / "old.safetensors"
+    )
+    return folder / "old.safetensors"
+
+
+def test_a_head_on_embeddings_goes_on_with_the_backbone_it_began_with(
+    begin: Starter, preset: Preset, tags: list[Tag], tmp_path: Path
+) -> None:
+    file = drawn_otherwise(tmp_path, preset, tags)
+    pretrained = preset.model_copy(update={"pretrained": str(file)})
+    recipe = {**HEAD, "snapshot_every": "1 step"}
+    whole_training = begin(pretrained, at="whole", **recipe)
+    whole = ended(whole_training)
+    assert torch.equal(whole[-1].weights["conv_stem.weight"], load_file(file)["conv_stem.weight"])
+    killed = begin(pretrained, at="killed", **recipe)
+    running = killed.run()
+    next(running), next(running)
+    killed.snapshots.wait()
+    again = begin(pretrained, at="killed", **recipe)
+    assert again.position.step == 5
+    rest = ended(again)
+    assert [one.figures for one in rest] == [whole[-1].figures]
+    assert same(rest[-1].weights, whole[-1].weights)
+    assert whole_training.snapshots.last is not None
+    longer = recipe | {"epochs": 3, "resume_from": whole_training.snapshots.last}
+    later = ended(begin(pretrained, at="later", **longer))
+    assert changed(later[-1].weights, whole[-1].weights) == {
+        "classifier.weight",
+        "classifier.bias",
+    }
+
+
+@pytest.mark.timeout(200)
+def test_the_stage_starts_from_a_tagger_with_other_tags(
+    shipped: Params,
+    demo: Path,
+    preset: Preset,
+    model_folder: Path,
+    tags: list[Tag],
+    tmp_path: Path,
+) -> None:
+    """With a rate that moves nothing, what the old and the new model share is the same."""
+    still = preset.model_copy(update={"learning_rate": 1e-30})
+    made = project(
+        tmp_path / "project", shipped, demo, still, init_from=str(model_folder), epochs=1
+    )
+    tags_file = made.folder / "data" / "vocabulary.csv"
+    kept = [tag for tag in vocabulary.read(tags_file) if tag.name != tags[0].name]
+    rare = [tag for tag in manifest.read_tags(made.folder / "data/tags.parquet") if tag.count < 3]
+    vocabulary.write([*rare[:2], *kept], tags_file)
+    told = f"carried {len(kept)} of {len(kept) + 2} tags, 2 new, 1 dropped"
+    assert told in made.train().splitlines()
+    old = load_file(model_folder / backbone.WEIGHTS)
+    new = load_file(made.folder / "models/tagger/last.safetensors")
+    rows = [[tag.name for tag in tags].index(tag.name) for tag in kept]
+    for entry in ("classifier.weight", "classifier.bias"):
+        assert torch.equal(new[entry][2:], old[entry][rows])
+    assert torch.equal(new["conv_stem.weight"], old["conv_stem.weight"])
+    table = files.read_csv(made.folder / "models/tagger/carried_tags.csv")
+    outcomes = {row["name"]: row["outcome"] for row in table}
+    assert outcomes == (
+        {tag.name: "carried" for tag in kept}
+        | {tag.name: "new" for tag in rare[:2]}
+        | {tags[0].name: "dropped"}
+    )
+
+
+def test_a_backbone_that_takes_other_sizes_trains_on_them(begin: Starter) -> None:
+    training = begin(epochs=2, augment={"sizes": [48, 64]})
+    sizes = {batch.pixels.shape[1] for batch in training.batches}
+    assert sizes <= {32, 48, 64}
+    assert len(sizes) > 1
+    assert len(ended(training)) == 2
+
+
+def test_sizes_that_a_backbone_does_not_take_are_refused(begin: Starter, vit: Preset) -> None:
+    fixed = {"dynamic_img_size": False}
+    with pytest.raises(TaggerError, match=r"takes no pictures of 48 px.*dynamic_img_size"):
+        begin(vit.model_copy(update={"model_args": fixed}), augment={"sizes": [48]})
+
+
+# A compiler
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a compiler")
+def test_compiled_it_learns_the_same(begin: Starter, vit: Preset) -> None:
+    args = {"depth": 1, "embed_dim": 32, "num_heads": 1}
+    small = vit.model_copy(update={"model_args": args})  # each operation takes its time
+    plain = begin(small, at="plain", epochs=1)
+    compiled = begin(small, at="compiled", epochs=1, compile=True)
+    one, other = ended(plain)[-1], ended(compiled)[-1]
+    assert other.figures["loss"] == pytest.approx(one.figures["loss"], rel=1e-4)
+    assert other.figures["gradient_norm"] == pytest.approx(one.figures["gradient_norm"], rel=1e-3)
+    assert one.weights.keys() == other.weights.keys()
+    for name, values in one.weights.items():
+        assert torch.allclose(values, other.weights[name], atol=1e-3), name
+    assert type(compiled.learner.network).__name__ == "OptimizedModule"
