@@ -58,7 +58,7 @@ def main(p: params.Params, other: Path | None = None) -> None:
     prepared = preprocess.read(MODEL / "preprocess.json")
     with (
         distributed.group() as group,
-        scratch.borrowed("evaluate") if group.leads else nullcontext(Path()) as folder,
+        scratch.borrowed("evaluate") if group.is_main else nullcontext(Path()) as folder,
     ):
         unlabelled, loading = trained["params"]["train"]["unlabelled"], p.evaluate.loading
         predictor = Predictor(group, folder, unlabelled, **loading)
@@ -72,7 +72,7 @@ def main(p: params.Params, other: Path | None = None) -> None:
             return
         every = {name: predictor(name, parts[name], tags, compute, prepared) for name in PARTS}
         found = {name: one for name, one in every.items() if one}
-        if group.leads:
+        if group.is_main:
             judged = summary.judge(
                 found, parts, tags, p.evaluate.threshold, p.seed, prepared.background
             )

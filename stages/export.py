@@ -19,7 +19,7 @@ from tagger.export.compatibility import Examination
 from tagger.export.package import Names
 from tagger.export.trial import Trial, Trials
 from tagger.images import dataset, decode
-from tagger.images.dataset import Part
+from tagger.images.dataset import Split
 from tagger.inference import inputs
 from tagger.models import training_folder
 from tagger.system import scratch
@@ -47,7 +47,7 @@ def main(p: params.Params) -> None:
         package.write(folder, MODEL, CALIBRATION, names, p.export.opset)
         trials = lighten(folder, parts, run["params"]["train"]["unlabelled"], p)
         samples.write(folder, parts["test"], p.export.samples)
-        tried = parts["test"].spread(p.export.parity_pictures).places
+        tried = parts["test"].evenly_spaced(p.export.parity_pictures).locations
         pictures = samples.readable(tried, model.preprocess.background)
         found = compatibility.examine(folder, pictures, model, p.export.tolerance)
         figures = files.read_json(FIGURES)
@@ -62,7 +62,7 @@ def main(p: params.Params) -> None:
 
 
 def lighten(
-    folder: Path, parts: Mapping[str, Part], unlabelled: Sequence[Any], p: params.Params
+    folder: Path, parts: Mapping[str, Split], unlabelled: Sequence[Any], p: params.Params
 ) -> dict[str, Trial]:
     """Add lighter weights to the export, as far as they do as well."""
     with scratch.borrowed("export") as room:

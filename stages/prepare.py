@@ -8,7 +8,7 @@ from tagger import params
 from tagger.core import errors, files, manifest
 from tagger.core.vocabulary import Tag
 from tagger.data import image_steps, ingest
-from tagger.data.rejected import Rejected
+from tagger.data.rejected import RejectedPosts
 from tagger.data.sources import Source
 from tagger.data.sources.danbooru import Danbooru
 from tagger.data.sources.folder import Folder
@@ -43,7 +43,7 @@ def main(p: params.Prepare) -> None:
 
 def prepare(p: params.Prepare, memory: Path) -> None:
     """Prepare the posts. What was found out of pictures lies in the memory for the next run."""
-    left_out = Rejected()
+    left_out = RejectedPosts()
     source = source_of(p)
     lexicon = Lexicon(rules.read(*p.rule_folders))
     found = ingest.gather(source, lexicon, p.filters, left_out)
@@ -73,7 +73,7 @@ def report(
     found: pa.Table,
     tags: list[Tag],
     lexicon: Lexicon,
-    left_out: Rejected,
+    left_out: RejectedPosts,
     notes: list[str],
     folders: list[Path],
 ) -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from tagger import params
 from tagger.core import errors, files, manifest, vocabulary
-from tagger.core.manifest import PARTS, Posts
+from tagger.core.manifest import SPLITS, Posts
 from tagger.core.vocabulary import Tag
 from tagger.split import balance, deterministic, methods
 from tagger.split.methods import Labels, Parts
@@ -25,7 +25,7 @@ def main(p: params.Split, seed: int) -> None:
     found = manifest.read(POSTS, len(seen))
     labels = manifest.columns_of(found.labels, seen, tags)
     parts = allot(found, labels, p, seed)
-    methods.check(parts, labels, PARTS)
+    methods.check(parts, labels, SPLITS)
     manifest.write_split(found.ids, parts, SPLIT)
     report(found, labels, tags, parts, p, seed)
 
@@ -48,27 +48,27 @@ def allot(found: Posts, labels: Labels, p: params.Split, seed: int) -> Parts:
             dates = found.table["created_at"]
             return deterministic.by_time(dates, found.ids, shares, groups=groups)
         case "given":
-            return deterministic.given(p.given, p.id_column, p.split_column, found.ids, PARTS)
+            return deterministic.given(p.given, p.id_column, p.split_column, found.ids, SPLITS)
 
 
 def report(
     found: Posts, labels: Labels, tags: list[Tag], parts: Parts, p: params.Split, seed: int
 ) -> None:
     """Write and tell how even the parts are, beside parts drawn at random."""
-    sizes = balance.sizes(parts, len(PARTS))
+    sizes = balance.sizes(parts, len(SPLITS))
     wanted = sizes / sizes.sum() if p.method == "given" else p.proportions
     kept = None if p.method == "given" else found.groups
     by_chance = methods.random(labels, wanted, groups=kept, seed=seed)
     even, chance = (balance.measure(some, labels, wanted) for some in (parts, by_chance))
-    numbers = balance.numbers(even, chance, tags, PARTS)
+    numbers = balance.numbers(even, chance, tags, SPLITS)
     groups = balance.of_groups(parts, found.groups)
     files.write_json(REPORT, {"posts": len(parts), **numbers, "groups": groups})
-    files.write_csv(PER_TAG, (*balance.TAGS, *PARTS), balance.tag_rows(even, tags))
-    files.write_csv(PER_BAND, balance.BANDS, balance.band_rows(even, chance, PARTS))
+    files.write_csv(PER_TAG, (*balance.TAGS, *SPLITS), balance.tag_rows(even, tags))
+    files.write_csv(PER_BAND, balance.BANDS, balance.band_rows(even, chance, SPLITS))
     with files.replacing(DRAWING) as partial:
-        balance.figure(even, chance, PARTS).savefig(partial, format="png")
-    print(f"{', '.join(f'{n:,} {part}' for n, part in zip(sizes, PARTS, strict=True))} -> {SPLIT}")
-    for part in PARTS:
+        balance.figure(even, chance, SPLITS).savefig(partial, format="png")
+    print(f"{', '.join(f'{n:,} {part}' for n, part in zip(sizes, SPLITS, strict=True))} -> {SPLIT}")
+    for part in SPLITS:
         if missing := numbers[part]["tags_without_post"]:
             print(f"tags without a post in {part}: {missing:,} of {len(tags):,}, see {PER_TAG}")
     if groups["parted"]:

@@ -34,13 +34,13 @@ def main(p: params.Params) -> None:
     read = {path.stem: path for path in (POSTS, VOCABULARY, SPLIT)} | setup.starting_points(p)
     hashes = {name: files.sha256(files.require(path)) for name, path in read.items()}
     folder = scratch.of("train") / setup.fingerprint(p, hashes)
-    with distributed.group() as group, scratch.alone(folder) if group.leads else nullcontext():
-        run_logger.start_log(folder / MODEL.name / run_logger.LOG if group.leads else None)
+    with distributed.group() as group, scratch.alone(folder) if group.is_main else nullcontext():
+        run_logger.start_log(folder / MODEL.name / run_logger.LOG if group.is_main else None)
         tags, parts = dataset.read(POSTS, TAGS, VOCABULARY, SPLIT)
         pictures = len(parts["train"])
         log.info(f"{p.model}: {p.preset.backbone}, {pictures:,} pictures, {len(tags)} tags")
         training = setup.training(p, tags, parts, group, folder)
-        if group.leads:
+        if group.is_main:
             lead(p, training, tags, hashes, folder)
         else:
             deque(training.run(), maxlen=0)

@@ -23,14 +23,14 @@ from tagger.core.thresholds import ALL, Threshold
 from tagger.core.vocabulary import CATEGORIES, Tag
 from tagger.data import image_steps as pictures_of
 from tagger.data import ingest
-from tagger.data.rejected import Rejected
+from tagger.data.rejected import RejectedPosts
 from tagger.data.sources.folder import Folder
 from tagger.data.tags import rules
 from tagger.data.tags.lexicon import Lexicon
 from tagger.demo import draw
 from tagger.evaluation import calibration
 from tagger.images import preprocess
-from tagger.images.dataset import Part
+from tagger.images.dataset import Split
 from tagger.images.preprocess import Preprocess
 from tagger.models import backbone
 from tagger.params import Params, Preset
@@ -68,28 +68,28 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def labelled(demo: Path, shipped: Params) -> tuple[list[Tag], Part]:
+def labelled(demo: Path, shipped: Params) -> tuple[list[Tag], Split]:
     """The tags on at least three of the drawn pictures, and all pictures with these labels."""
     p = shipped.prepare
     lexicon = Lexicon(rules.read(demo))
-    found = ingest.gather(Folder([demo], p.separator), lexicon, p.filters, Rejected())
+    found = ingest.gather(Folder([demo], p.separator), lexicon, p.filters, RejectedPosts())
     seen = ingest.tags_of(lexicon, ingest.count(found, len(lexicon)))
     file = demo.parent / "posts.parquet"
     manifest.write(ingest.renumbered(pictures_of.grouped(found, p.groups), lexicon, seen), file)
     posts = manifest.read(file, len(seen))
     tags = [tag for tag in seen if tag.count >= 3]
-    return tags, Part(
-        list(manifest.places(posts.table)), manifest.columns_of(posts.labels, seen, tags)
+    return tags, Split(
+        list(manifest.locations(posts.table)), manifest.columns_of(posts.labels, seen, tags)
     )
 
 
 @pytest.fixture(scope="session")
-def tags(labelled: tuple[list[Tag], Part]) -> list[Tag]:
+def tags(labelled: tuple[list[Tag], Split]) -> list[Tag]:
     return labelled[0]
 
 
 @pytest.fixture(scope="session")
-def part(labelled: tuple[list[Tag], Part]) -> Part:
+def part(labelled: tuple[list[Tag], Split]) -> Split:
     return labelled[1]
 
 
@@ -219,11 +219,13 @@ def noise(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def pictures(part: Part, tmp_path: Path) -> Path:
+def pictures(part: Split, tmp_path: Path) -> Path:
     """A folder of three pictures without sidecars, and one more in a subfolder."""
     folder = tmp_path / "pictures"
     (folder / "inner").mkdir(parents=True)
-    for place, name in zip(part.places, ["a.png", "b.png", "c.png", "inner/d.png"], strict=False):
+    for place, name in zip(
+        part.locations, ["a.png", "b.png", "c.png", "inner/d.png"], strict=False
+    ):
         shutil.copyfile(place.path, folder / name)
     return folder
 

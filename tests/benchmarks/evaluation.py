@@ -35,10 +35,10 @@ from tagger.evaluation import (
     tag_metrics,
 )
 from tagger.evaluation.inspection import Inspection
-from tagger.evaluation.prediction_store import Block, Scored, Truth
+from tagger.evaluation.prediction_store import Block, PredictionStore, Truth
 from tagger.evaluation.result import Judged
-from tagger.images.dataset import Part
-from tagger.images.location import WHITE, Place
+from tagger.images.dataset import Split
+from tagger.images.location import WHITE, Location
 
 T = TypeVar("T")
 
@@ -95,7 +95,7 @@ def _drawn(labels: csr_array) -> Iterator[tuple[range, None]]:
         yield range(len(rows)), None
 
 
-def judge(part: Scored, tags: list[Tag], took: dict[str, float]) -> dict[str, Any]:
+def judge(part: PredictionStore, tags: list[Tag], took: dict[str, float]) -> dict[str, Any]:
     rows = timed(took, "thresholds", lambda: fit_thresholds.fit(part, tags, Aim()))
     limits = np.array([row.threshold for row in rows if row.name])
     pools, marks = tag_metrics.pool_of(tags), score_counts.marks(limits)
@@ -108,7 +108,7 @@ def judge(part: Scored, tags: list[Tag], took: dict[str, float]) -> dict[str, An
     look = Inspection(
         name="test",
         scored=part,
-        part=Part([Place("", 0, 0)] * len(part), part.labels),
+        part=Split([Location("", 0, 0)] * len(part), part.labels),
         tags=tags,
         limits=limits,
         judged=Judged(counted, ranked, moved, summed),

@@ -34,7 +34,7 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "stages"))
 
-from tagger.images.location import Place
+from tagger.images.location import Location
 
 SIZE = 448
 KINDS = {  # format, side in pixels, times the pictures are read, times as fast as timm
@@ -83,11 +83,11 @@ def ours(files: list[Path]) -> float:
     from tagger.images.preprocess import Preprocess
 
     decode.begin()
-    places = [Place(str(file), 0, file.stat().st_size) for file in files]
-    part = dataset.Part(places, csr_array((len(files), 10), dtype=np.bool_))
+    places = [Location(str(file), 0, file.stat().st_size) for file in files]
+    part = dataset.Split(places, csr_array((len(files), 10), dtype=np.bool_))
     prepared = Preprocess(SIZE, (0.5,) * 3, (0.5,) * 3)
     order = loader.Order(len(files), _BATCH)
-    batches = loader.loader(dataset.Pictures(part, prepared), order, workers=_WORKERS)
+    batches = loader.loader(dataset.ImageDataset(part, prepared), order, workers=_WORKERS)
     cpu = torch.device("cpu")
     return rate((loader.to_device(one, cpu, prepared)[0] for one in batches), len)
 

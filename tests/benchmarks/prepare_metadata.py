@@ -28,7 +28,7 @@ def ours(posts: Path, folder: Path) -> int:
     from tagger import params
     from tagger.core import manifest
     from tagger.data import image_steps, ingest
-    from tagger.data.rejected import Rejected
+    from tagger.data.rejected import RejectedPosts
     from tagger.data.tags import rules
     from tagger.data.tags.lexicon import Lexicon
 
@@ -36,7 +36,7 @@ def ours(posts: Path, folder: Path) -> int:
     wanted = {"min_tags": 10, "min_score": 0, "excluded": ["*_sword_9*"], "keep_deleted": False}
     filters = shipped.filters.model_copy(update=wanted)
     source = prepare.source_of(shipped.model_copy(update={"source": "danbooru", "path": posts}))
-    left_out = Rejected()
+    left_out = RejectedPosts()
     lexicon = Lexicon(rules.read(folder / "rules"))
     found = ingest.gather(source, lexicon, filters, left_out)
     found = ingest.choose(found, lexicon, filters, left_out)

@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "stages"))
 import prepare
 from tagger import params
 from tagger.data import image_steps, ingest
-from tagger.data.rejected import Rejected
+from tagger.data.rejected import RejectedPosts
 from tagger.data.tags import rules
 from tagger.data.tags.lexicon import Lexicon
 
@@ -51,7 +51,7 @@ def ours(folder: Path, parts: int | None) -> dict[str, float]:
     shipped = params.load(_ROOT / params.PATH).prepare
     chosen = {"path": below[0], "more_folders": below[1:], "verify": "header"}
     p = shipped.model_copy(update=chosen)
-    left_out = Rejected()
+    left_out = RejectedPosts()
     lexicon = Lexicon(rules.read())
     source = prepare.source_of(p)
     start = time.perf_counter()

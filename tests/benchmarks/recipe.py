@@ -17,7 +17,7 @@ from tagger import params
 from tagger.core import thresholds
 from tagger.core.thresholds import Aim
 from tagger.evaluation import fit_thresholds, result
-from tagger.evaluation.prediction_store import Scored
+from tagger.evaluation.prediction_store import PredictionStore
 from tagger.evaluation.predictions import Predictor
 from tagger.images import dataset
 from tagger.models import backbone, predict
@@ -83,7 +83,7 @@ def train(p: Params) -> dict[str, float]:
         compute = predict.by_torch(model, training.preprocess)
         predictor = Predictor(group, Path(folder), (), 64, p.recipe.workers)
 
-        def predicted(name: str) -> Scored:
+        def predicted(name: str) -> PredictionStore:
             found = predictor(name, parts[name], tags, compute, training.preprocess)
             assert found is not None
             return found.scored

@@ -27,9 +27,9 @@ from tagger.core.vocabulary import Tag
 from tagger.demo import draw
 from tagger.evaluation import fit_thresholds, prediction_store, quantized_logits
 from tagger.images import loader, preprocess
-from tagger.images.dataset import Part, Pictures
+from tagger.images.dataset import ImageDataset, Split
 from tagger.images.loader import Order
-from tagger.images.location import Place
+from tagger.images.location import Location
 from tagger.models import backbone, predict
 
 Whole = npt.NDArray[np.int64]
@@ -212,9 +212,11 @@ def demonstration() -> tuple[Judged, list[Tag]]:
         for row, file in enumerate(files):
             names = file.with_suffix(".txt").read_text(encoding="utf-8").split(",")
             truth[row, [column[name.strip()] for name in names if name.strip() in column]] = True
-        part = Part([Place(str(file), 0, file.stat().st_size) for file in files], csr_array(truth))
+        part = Split(
+            [Location(str(file), 0, file.stat().st_size) for file in files], csr_array(truth)
+        )
         prepared = preprocess.read(model / "preprocess.json")
-        pictures, order = Pictures(part, prepared), Order(len(part), 64)
+        pictures, order = ImageDataset(part, prepared), Order(len(part), 64)
         batches = loader.loader(pictures, order, workers=0)
         found = predict.predict_batches(backbone.load(model), batches, prepared, len(tags))
     return Judged(quantized_logits.finite_logit(found.scores), found.truth), tags

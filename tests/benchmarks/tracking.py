@@ -51,7 +51,7 @@ def training(folder: Path, minutes: float) -> dict[str, float]:
     os.chdir(ROOT)  # the pictures are named from there
     tags, parts = dataset.read(tables[0], tables[1], known, tables[2])
     part = parts["validation"]
-    pictures = [decode.open_rgb(part.places[row], (255, 255, 255)) for row in range(8)]
+    pictures = [decode.open_rgb(part.locations[row], (255, 255, 255)) for row in range(8)]
     scores = np.random.default_rng(0).random((8, len(tags)), np.float32)
     truth, names = part.labels[:8].toarray(), [tag.name for tag in tags]
     os.environ["DVC_ROOT"] = str(folder)

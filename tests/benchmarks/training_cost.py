@@ -62,8 +62,8 @@ def whole(asked: argparse.Namespace) -> list[list[float]]:
     p = wanted(asked, asked.model, validate_every=f"{asked.steps} steps", epochs=1_000_000)
     paths = [path for path in asked.pictures.rglob("*") if path.suffix.lower() in decode.SUFFIXES]
     rows = [{"file": str(path), "offset": 0, "size": path.stat().st_size} for path in paths]
-    places = manifest.Places(pa.Table.from_pylist(rows, manifest.SCHEMA))
-    part = dataset.Part(places, manifest.labels_of(drawn(len(rows), asked.tags), asked.tags))
+    places = manifest.Locations(pa.Table.from_pylist(rows, manifest.SCHEMA))
+    part = dataset.Split(places, manifest.labels_of(drawn(len(rows), asked.tags), asked.tags))
     parts = {"train": part, "validation": part.head(2 * p.preset.batch_size)}
     batch, told = training_step.portion(p, asked.tags, asked.device), []
     with tempfile.TemporaryDirectory() as kept:
@@ -164,7 +164,7 @@ def held(folder: Path, batches: int, workers: int) -> dict[str, float]:
     next(iter(order))
     ordered = time.perf_counter()
     order.batches = range(batches)
-    pictures = dataset.Pictures(part, Preprocess(4, (0.5,) * 3, (0.5,) * 3))
+    pictures = dataset.ImageDataset(part, Preprocess(4, (0.5,) * 3, (0.5,) * 3))
     with patch.object(decode, "open_pixels", lambda *_: np.zeros((4, 4, 3), np.uint8)):
         most = max(
             sum(map(measure._proportional, measure._family(os.getpid())))

@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "stages"))
 from tagger import params
 from tagger.models import backbone, freezing
 from tagger.params import Params
-from tagger.system.distributed import Group
+from tagger.system.distributed import ProcessGroup
 from tagger.system.world import World
 from tagger.training import losses, setup
 from tagger.training.learner import Learner, Portion
@@ -62,9 +62,9 @@ def wanted(asked: argparse.Namespace, model: str, **train: Any) -> Params:
     return p.model_copy(update={"model": model, "models": {model: preset}})
 
 
-def group(device: str) -> Group:
+def group(device: str) -> ProcessGroup:
     """Return this process alone, on a device."""
-    return Group(World(0, 1, 0, 1), torch.device(device))
+    return ProcessGroup(World(0, 1, 0, 1), torch.device(device))
 
 
 def portion(p: Params, tags: int, device: str) -> Portion:

@@ -11,7 +11,7 @@ from scipy.sparse import csr_array
 from tagger.core import manifest
 from tagger.core.errors import TaggerError
 from tagger.core.vocabulary import Tag
-from tagger.images.location import Place
+from tagger.images.location import Location
 
 POSTS = {
     "id": pa.string(),
@@ -57,7 +57,9 @@ def test_labels_are_those_written(tmp_path: Path) -> None:
     write([row("a", 5, [2, 0]), row("b", 5, []), row("c", 9, [1])], path)
     read = manifest.read(path, 4)
     assert read.ids.to_pylist() == ["a", "b", "c"]
-    assert list(manifest.places(read.table)) == [Place(f"data/{name}", 0, 8) for name in "abc"]
+    assert list(manifest.locations(read.table)) == [
+        Location(f"data/{name}", 0, 8) for name in "abc"
+    ]
     assert read.groups.tolist() == [5, 5, 9]
     assert read.labels.toarray().tolist() == [[1, 0, 1, 0], [0, 0, 0, 0], [0, 1, 0, 0]]
 

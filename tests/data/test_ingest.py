@@ -17,7 +17,7 @@ from tagger.core import files
 from tagger.core.errors import TaggerError
 from tagger.core.vocabulary import RATINGS, Tag, ordered
 from tagger.data import ingest
-from tagger.data.rejected import Rejected
+from tagger.data.rejected import RejectedPosts
 from tagger.data.sources import COLUMNS, REJECTED, Batch, Source
 from tagger.data.tags.lexicon import Lexicon
 from tagger.data.tags.rules import Rules
@@ -78,8 +78,8 @@ def want(shipped: Params) -> Want:
 
 def taken(
     source: Posts, p: params.Filters, known: Rules = RULES
-) -> tuple[pa.Table, Lexicon, Rejected]:
-    lexicon, left_out = Lexicon(known), Rejected()
+) -> tuple[pa.Table, Lexicon, RejectedPosts]:
+    lexicon, left_out = Lexicon(known), RejectedPosts()
     found = ingest.gather(source, lexicon, p, left_out)
     return ingest.choose(found, lexicon, p, left_out), lexicon, left_out
 

@@ -13,7 +13,7 @@ from PIL import Image, ImageFont
 
 from tagger.core.vocabulary import Tag
 from tagger.data import overview
-from tagger.data.rejected import Rejected
+from tagger.data.rejected import RejectedPosts
 from tagger.data.sources import REJECTED
 from tagger.data.tags.lexicon import Lexicon
 from tagger.data.tags.rules import Rules
@@ -78,7 +78,7 @@ def lexicon() -> Lexicon:
 
 
 def test_numbers_add_up(lexicon: Lexicon) -> None:
-    rejected = Rejected()
+    rejected = RejectedPosts()
     rejected.add(left_out(("a", "no tags", None), ("b", "score", "1"), ("c", "no tags", None)))
     numbers = overview.numbers(posts_of(), TAGS, lexicon, rejected, ["a note"])
     assert numbers == {

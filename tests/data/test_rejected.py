@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from tagger.core import files
 from tagger.data.filters import Verdict
-from tagger.data.rejected import Rejected
+from tagger.data.rejected import RejectedPosts
 from tagger.data.sources import REJECTED
 
 # surrogates cannot be written as UTF-8; names that hold them are given by their ASCII form
@@ -25,8 +25,8 @@ def rows_of(path: Path) -> list[list[str]]:
         return list(csv.reader(file, strict=True))
 
 
-def left_out(*rows: tuple[str | None, str, str | None]) -> Rejected:
-    rejected = Rejected()
+def left_out(*rows: tuple[str | None, str, str | None]) -> RejectedPosts:
+    rejected = RejectedPosts()
     for row in rows:
         rejected.add(pa.table([[value] for value in row], schema=REJECTED))
     return rejected
@@ -45,7 +45,7 @@ def test_what_is_written_is_read_back(rows: list[tuple[str, str, str]]) -> None:
 
 
 def test_nothing_left_out_is_a_header_alone(tmp_path: Path) -> None:
-    rejected = Rejected()
+    rejected = RejectedPosts()
     rejected.add(REJECTED.empty_table())
     rejected.write(tmp_path / "metrics" / "rejected.csv")
     assert (tmp_path / "metrics" / "rejected.csv").read_bytes() == b"id,reason,detail\n"
@@ -61,7 +61,7 @@ def test_what_is_not_known_is_empty(tmp_path: Path) -> None:
 
 
 def test_the_posts_that_a_verdict_leaves_out_are_kept_with_its_reason() -> None:
-    rejected = Rejected()
+    rejected = RejectedPosts()
     ids = pa.chunked_array([["1", "2"], ["3"]])
     details = pa.array(["one", "two", None])
     rejected.judge(ids, Verdict("score", np.array([True, False, True]), details))
@@ -81,7 +81,7 @@ def test_reasons_are_counted_the_most_frequent_first() -> None:
 
 
 def test_rows_come_in_any_order_of_columns_but_with_all_of_them() -> None:
-    rejected = Rejected()
+    rejected = RejectedPosts()
     rejected.add(pa.table({"detail": ["d"], "more": [1], "reason": ["r"], "id": ["1"]}))
     assert rejected.table().to_pylist() == [{"id": "1", "reason": "r", "detail": "d"}]
     with pytest.raises(KeyError, match="detail"):

@@ -25,7 +25,7 @@ from tagger.core.errors import TaggerError
 from tagger.data import resized_copies
 from tagger.data.hub import shards
 from tagger.images import decode
-from tagger.images.location import Place
+from tagger.images.location import Location
 
 STAGES = Path(__file__).parents[2] / "stages"
 _PICTURES = 10  # of the runs that are broken off
@@ -53,7 +53,7 @@ def copied(files: dict[str, Path], folder: Path, **settings: Any) -> list[Row]:
 
 
 def opened(row: Row) -> Image.Image:
-    return decode.open_rgb(Place(row["shard"], row["offset"], row["size"]))
+    return decode.open_rgb(Location(row["shard"], row["offset"], row["size"]))
 
 
 @pytest.fixture
@@ -88,7 +88,7 @@ def test_the_shorter_side_is_limited_and_the_aspect_kept(
 
 
 def member(row: Row) -> bytes:
-    return decode.read(Place(row["shard"], row["offset"], row["size"]))
+    return decode.read(Location(row["shard"], row["offset"], row["size"]))
 
 
 def test_a_copy_looks_like_its_picture_upright_and_on_white(tmp_path: Path, demo: Path) -> None:

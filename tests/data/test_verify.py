@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
 from tagger.data import verify
-from tagger.images.location import Place
+from tagger.images.location import Location
 
 Write = Callable[[str, str | bytes], Path]
 
@@ -47,7 +47,7 @@ def moving(form: str, frames: int = 3) -> bytes:
     return encoded(colours[0], form, save_all=True, append_images=colours[1:frames])
 
 
-def table(places: Iterable[Place]) -> pa.Table:
+def table(places: Iterable[Location]) -> pa.Table:
     columns = [list(column) for column in zip(*places, strict=True)]
     rows = dict(zip(("file", "offset", "size"), columns, strict=True))
     return pa.table({**rows, "shard": pa.nulls(len(columns[0]), pa.string())})
@@ -55,7 +55,7 @@ def table(places: Iterable[Place]) -> pa.Table:
 
 def verified(path: Path, level: verify.Level, animated: Any = "first", **place: int) -> Any:
     """Return what is said of one picture."""
-    whole = Place(str(path), place.get("offset", 0), place.get("size", path.stat().st_size))
+    whole = Location(str(path), place.get("offset", 0), place.get("size", path.stat().st_size))
     (row,) = verify.verify(table([whole]), level=level, animated=animated).to_pylist()
     return verify.Checked(**row)
 
@@ -215,8 +215,8 @@ def test_files_that_are_not_there_or_too_short_are_refused(
     path = write("a.png", data)
     short = verified(path, level, size=len(data) + 1)
     assert short.detail == f"{len(data) + 1} bytes expected, {len(data)} are there"
-    places = [Place(str(tmp_path / "none.png"), 0, 9), Place(str(tmp_path), 0, 9)]
-    places.append(Place(str(path), -1, 9))
+    places = [Location(str(tmp_path / "none.png"), 0, 9), Location(str(tmp_path), 0, 9)]
+    places.append(Location(str(path), -1, 9))
     rows = verify.verify(table(places), level=level, animated="first").to_pylist()
     assert [row["reason"] for row in rows] == ["unreadable picture"] * 3
     assert rows[0]["detail"] == "No such file or directory"
@@ -276,7 +276,7 @@ def mutated(data: bytes, mutations: list[tuple[tuple[str, int], bytes]]) -> byte
 def test_a_result_has_the_rows_of_its_pictures_in_their_order(write: Write) -> None:
     paths = [write(f"{n}.png", encoded(Image.new("L", (n, 1)), "PNG")) for n in range(1, 9)]
     write("3.png", b"broken")
-    places = [Place(str(path), 0, path.stat().st_size) for path in paths]
+    places = [Location(str(path), 0, path.stat().st_size) for path in paths]
     found = verify.verify(table(places), level="header", animated="first")
     assert found.schema == verify.SCHEMA
     assert found["width"].to_pylist() == [1, 2, None, 4, 5, 6, 7, 8]

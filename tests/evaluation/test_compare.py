@@ -23,7 +23,7 @@ from tagger.core.vocabulary import Tag
 from tagger.evaluation.metrics import dense
 from tagger.export import formats, onnx_graph
 from tagger.images import decode, loader, preprocess
-from tagger.images.dataset import Part
+from tagger.images.dataset import Split
 from tagger.models import backbone, layouts
 from tagger.models.runtimes import Device
 from tagger.params import Params, Preset
@@ -34,11 +34,11 @@ Found = Mapping[str, Any]  # what against.json holds
 
 
 @pytest.fixture(scope="module")
-def taught(tmp_path_factory: pytest.TempPathFactory, model_folder: Path, part: Part) -> Path:
+def taught(tmp_path_factory: pytest.TempPathFactory, model_folder: Path, part: Split) -> Path:
     """A model that knows the pictures, as `train` leaves it."""
     folder = Path(shutil.copytree(model_folder, tmp_path_factory.mktemp("taught") / "tagger"))
     model, prepared = backbone.load(folder).train(), preprocess.read(folder / "preprocess.json")
-    squares = np.stack([prepared.fit(decode.open_rgb(place)) for place in part.places])
+    squares = np.stack([prepared.fit(decode.open_rgb(place)) for place in part.locations])
     pixels = loader.normalised(torch.from_numpy(squares), torch.device("cpu"), prepared)
     targets = torch.from_numpy(part.labels.toarray()).float()
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
@@ -201,12 +201,12 @@ def test_a_tagger_is_judged_by_its_own_preprocessing(
     part = read(made)[1]["test"]
     _, found = compared(made, folder)
     tagger = layouts.load(folder, use=Device("cpu", cores=1))
-    scores = tagger([decode.open_rgb(place) for place in part.places])
+    scores = tagger([decode.open_rgb(place) for place in part.locations])
     expected = dense.macro_ap(scores, part.labels.toarray())
     assert found["theirs"]["macro_ap"] == pytest.approx(expected, abs=1e-4)
     plain = replace(tagger, preprocess=preprocess.read(export_folder / "preprocess.json"))
     other = dense.macro_ap(
-        plain([decode.open_rgb(place) for place in part.places]), part.labels.toarray()
+        plain([decode.open_rgb(place) for place in part.locations]), part.labels.toarray()
     )
     assert other != pytest.approx(expected, abs=1e-4)
 
@@ -217,7 +217,7 @@ def test_two_processes_compare_as_one_does(
     """Also where a test picture cannot be read, and what is to be told is told once."""
     other = foreign.timms(taught, tags, tmp_path / "other")
     rearranged(other, range(len(tags)), negated=range(5))
-    test = read(made)[1]["test"].places[3].path
+    test = read(made)[1]["test"].locations[3].path
     whole = Path(test).read_bytes()
     Path(test).write_bytes(whole[:40])
     try:

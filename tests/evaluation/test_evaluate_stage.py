@@ -108,15 +108,15 @@ def test_thresholds_follow_the_policy(
 def test_a_picture_that_cannot_be_read_is_left_out_counted_and_told(copied: Project) -> None:
     part = read(copied)[1]["test"]
     before = figures(copied)["test"]["images"]
-    original = Path(part.places[0].path).read_bytes()
+    original = Path(part.locations[0].path).read_bytes()
     try:
-        Path(part.places[0].path).write_bytes(b"no picture")
+        Path(part.locations[0].path).write_bytes(b"no picture")
         printed = evaluated(copied)
     finally:
-        Path(part.places[0].path).write_bytes(original)
+        Path(part.locations[0].path).write_bytes(original)
     assert figures(copied)["test"]["images"] == before - 1
     assert figures(copied)["test"]["unreadable"] == 1
-    assert f"left out of test: {part.places[0].path}: " in printed
+    assert f"left out of test: {part.locations[0].path}: " in printed
     page = (copied.folder / evaluate.REPORT).read_text(encoding="utf-8")
     assert "Unreadable pictures" in page
 

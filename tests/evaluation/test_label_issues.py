@@ -13,17 +13,17 @@ from support.predictions import Drawn, Kept, draw, drawn, tags
 from tagger.core.arrays import Truth
 from tagger.evaluation import columns, label_issues, quantized_logits
 from tagger.evaluation.counting import Ints
-from tagger.evaluation.label_issues import Doubt, Doubts
+from tagger.evaluation.label_issues import Doubt, LabelIssues
 
 ALL = 1_000_000
 
 
-def find(predictions: Drawn, *, unlabelled: list[Ints] | None = None, **limits: int) -> Doubts:
+def find(predictions: Drawn, *, unlabelled: list[Ints] | None = None, **limits: int) -> LabelIssues:
     with Kept(predictions, unlabelled=unlabelled or []) as part:
         return label_issues.find(part, **limits)
 
 
-def marked(found: Doubts, shape: tuple[int, ...]) -> Truth:
+def marked(found: LabelIssues, shape: tuple[int, ...]) -> Truth:
     """Return the labels in doubt, (pictures, tags)."""
     doubted = np.zeros(shape, np.bool_)
     for one in found.surest:

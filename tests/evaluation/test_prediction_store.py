@@ -13,7 +13,7 @@ from tagger.core.arrays import Scores
 from tagger.core.errors import TaggerError
 from tagger.evaluation import columns, prediction_store, quantized_logits
 from tagger.evaluation.counting import Ints
-from tagger.evaluation.prediction_store import Block, Scored, Truth
+from tagger.evaluation.prediction_store import Block, PredictionStore, Truth
 
 
 def draw(pictures: int, tags: int, seed: int = 0) -> tuple[Scores, csr_array]:
@@ -68,7 +68,7 @@ def test_pictures_that_were_not_predicted_are_left_out(tmp_path: Path) -> None:
         assert part.groups.tolist() == [1, 0, 3, 2]
 
 
-def write(folder: Path, some: Iterator[Block], truth: Truth) -> Scored:
+def write(folder: Path, some: Iterator[Block], truth: Truth) -> PredictionStore:
     return prediction_store.write(folder / "part.logits", truth, some)
 
 

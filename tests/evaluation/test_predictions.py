@@ -18,9 +18,9 @@ from tagger.core import vocabulary
 from tagger.core.errors import TaggerError
 from tagger.core.vocabulary import Category, Tag
 from tagger.evaluation import predictions, quantized_logits
-from tagger.evaluation.prediction_store import Scored
+from tagger.evaluation.prediction_store import PredictionStore
 from tagger.evaluation.predictions import Predicted, Predictor
-from tagger.images.dataset import Part
+from tagger.images.dataset import Split
 from tagger.images.preprocess import Preprocess
 from tagger.models import predict
 from tagger.system.world import cores
@@ -33,7 +33,7 @@ def run(tags: list[Tag], model: nn.Module, prepared: Preprocess, tmp_path: Path)
     """Predict a part; return what is on disk."""
 
     def run(
-        part: Part,
+        part: Split,
         batch_size: int = 5,
         workers: int = 0,
         unlabelled: tuple[Category, ...] = (),
@@ -49,13 +49,13 @@ def run(tags: list[Tag], model: nn.Module, prepared: Preprocess, tmp_path: Path)
 
 
 @pytest.fixture(scope="module")
-def expected(model: nn.Module, part: Part, prepared: Preprocess) -> npt.NDArray[np.float64]:
+def expected(model: nn.Module, part: Split, prepared: Preprocess) -> npt.NDArray[np.float64]:
     """The logits of the model, (pictures, tags)."""
     scores = of_model(model, part, prepared, batch_size=7, workers=0).scores
     return np.asarray(logit(scores.astype(np.float64)))
 
 
-def kept(scored: Scored) -> npt.NDArray[np.uint16]:
+def kept(scored: PredictionStore) -> npt.NDArray[np.uint16]:
     """Return the codes on disk, (pictures, tags)."""
     return scored.columns(0, scored.tags).T
 
@@ -65,19 +65,19 @@ def near(found: npt.NDArray[np.float64], expected: npt.NDArray[np.float64]) -> b
     return np.allclose(found, expected, rtol=2.0**-10, atol=1e-5)
 
 
-def with_unreadable(part: Part, folder: Path, *rows: int) -> Part:
+def with_unreadable(part: Split, folder: Path, *rows: int) -> Split:
     """Return the part with files in place of some pictures that are none."""
     broken = folder / "broken.png"
     broken.write_bytes(b"no picture")
-    places = list(part.places)
+    places = list(part.locations)
     for row in rows:
         places[row] = places[row]._replace(path=str(broken))
-    return replace(part, places=places)
+    return replace(part, locations=places)
 
 
 @pytest.mark.parametrize(("batch_size", "workers"), [(1, 0), (5, 2), (24, 0), (100, 1)])
 def test_rows_and_logits_are_those_of_the_model(
-    run: Run, part: Part, expected: npt.NDArray[np.float64], batch_size: int, workers: int
+    run: Run, part: Split, expected: npt.NDArray[np.float64], batch_size: int, workers: int
 ) -> None:
     scored, failures = run(part, batch_size, workers)
     assert scored.rows.tolist() == list(range(len(part)))
@@ -87,7 +87,7 @@ def test_rows_and_logits_are_those_of_the_model(
 
 
 def test_unreadable_pictures_are_told_and_the_others_keep_their_rows(
-    run: Run, part: Part, tmp_path: Path, expected: npt.NDArray[np.float64]
+    run: Run, part: Split, tmp_path: Path, expected: npt.NDArray[np.float64]
 ) -> None:
     lost = [0, 5, 6, 7, 8, 9, 23]  # one batch of them whole
     scored, failures = run(with_unreadable(part, tmp_path, *lost))
@@ -100,7 +100,7 @@ def test_unreadable_pictures_are_told_and_the_others_keep_their_rows(
 
 
 def test_tags_of_a_category_are_unknown_where_a_picture_has_none_of_them(
-    run: Run, part: Part, tags: list[Tag]
+    run: Run, part: Split, tags: list[Tag]
 ) -> None:
     labels = part.labels.toarray()
     without = np.array([1, 4, 20])
@@ -123,7 +123,7 @@ def test_tags_of_a_category_are_unknown_where_a_picture_has_none_of_them(
 
 
 def test_groups_are_those_of_the_pictures_that_are_left(
-    run: Run, part: Part, tmp_path: Path
+    run: Run, part: Split, tmp_path: Path
 ) -> None:
     grouped = replace(part, groups=np.arange(len(part)) // 4 * 10)
     scored, _ = run(with_unreadable(grouped, tmp_path, 0, 1, 2, 3, 9))
@@ -131,19 +131,19 @@ def test_groups_are_those_of_the_pictures_that_are_left(
     assert scored.groups.tolist() == expected
 
 
-def test_one_picture_is_enough(run: Run, part: Part, tmp_path: Path) -> None:
+def test_one_picture_is_enough(run: Run, part: Split, tmp_path: Path) -> None:
     scored, failures = run(with_unreadable(part, tmp_path, *range(1, len(part))))
     assert (len(scored), len(failures)) == (1, len(part) - 1)
     assert kept(scored).shape == (1, part.labels.shape[1])
 
 
-def test_none_that_can_be_read_is_told(run: Run, part: Part, tmp_path: Path) -> None:
+def test_none_that_can_be_read_is_told(run: Run, part: Split, tmp_path: Path) -> None:
     with pytest.raises(TaggerError, match=f"None of {len(part)} pictures can be read"):
         run(with_unreadable(part, tmp_path, *range(len(part))))
 
 
 def test_a_model_without_numbers_leaves_nothing_on_disk(
-    run: Run, part: Part, model: nn.Module, tmp_path: Path
+    run: Run, part: Split, model: nn.Module, tmp_path: Path
 ) -> None:
     class Broken(nn.Module):
         def __init__(self) -> None:
@@ -162,7 +162,7 @@ def test_a_model_without_numbers_leaves_nothing_on_disk(
 def test_alone_is_alone_among_others_too(
     tags: list[Tag],
     model: nn.Module,
-    part: Part,
+    part: Split,
     prepared: Preprocess,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,

@@ -27,13 +27,13 @@ from tagger.evaluation import counting, quantized_logits, ranking, score_counts,
 from tagger.evaluation.counting import Ints
 from tagger.evaluation.ranking import Ranking
 from tagger.evaluation.report import charts
-from tagger.evaluation.score_counts import Tally
-from tagger.evaluation.tag_metrics import Figures
+from tagger.evaluation.score_counts import ScoreCounts
+from tagger.evaluation.tag_metrics import MetricTree
 
 
 def measure(
     predictions: Drawn, limit: float = 0.4, unlabelled: list[Ints] | None = None
-) -> tuple[Tally, Ranking, Figures]:
+) -> tuple[ScoreCounts, Ranking, MetricTree]:
     listed = tags(predictions.truth.shape[1])
     limits = np.full(len(listed), limit)
     with Kept(predictions, unlabelled=unlabelled or []) as scored:
@@ -131,7 +131,7 @@ def test_the_compiled_loop_counts_as_numpy_does(predictions: Drawn) -> None:
     with pytest.MonkeyPatch.context() as patch:
         compile_always(patch)
         compiled, also, _ = measure(predictions)
-    for name in score_counts.Tally.__dataclass_fields__:
+    for name in score_counts.ScoreCounts.__dataclass_fields__:
         assert np.allclose(getattr(compiled, name), getattr(plain, name)), name
     for one, other in zip(ranked, also, strict=True):
         assert one == pytest.approx(other)

@@ -19,7 +19,7 @@ from tagger.export import checksums, clients, compatibility, formats, graphs, pa
 from tagger.export.compatibility import Named
 from tagger.export.formats import KOHYA, MAPPING, WD14
 from tagger.images import decode, preprocess
-from tagger.images.dataset import Part
+from tagger.images.dataset import Split
 from tagger.images.preprocess import Preprocess
 from tagger.images.resize import FILTERS
 from tagger.inference import limits
@@ -28,8 +28,8 @@ from tagger.models.runtimes import Device
 
 
 @pytest.fixture
-def some(part: Part) -> list[Named]:
-    return [(place.path, decode.open_rgb(place)) for place in part.places[:10]]
+def some(part: Split) -> list[Named]:
+    return [(place.path, decode.open_rgb(place)) for place in part.locations[:10]]
 
 
 @pytest.fixture

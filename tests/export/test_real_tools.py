@@ -15,7 +15,7 @@ from tagger.core import files
 from tagger.core.vocabulary import CATEGORIES
 from tagger.export import clients
 from tagger.images import decode
-from tagger.images.dataset import Part
+from tagger.images.dataset import Split
 from tagger.models import exported, runtimes
 from tagger.models.exported import Tagger
 
@@ -42,8 +42,8 @@ def python(root: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def said(python: Path, root: Path, export_folder: Path, part: Part) -> Any:
-    pictures = [place.path for place in part.places[:8]]
+def said(python: Path, root: Path, export_folder: Path, part: Split) -> Any:
+    pictures = [place.path for place in part.locations[:8]]
     program = root / "tests/tag_as_others.py"
     command = [python, program, export_folder, GENERAL, CHARACTER, *pictures]
     ended = subprocess.run(

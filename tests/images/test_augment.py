@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from tagger.core.errors import TaggerError
 from tagger.images import loader
 from tagger.images.augment import Augmentation, BatchAugmentation
-from tagger.images.dataset import Key, Part, Pictures
+from tagger.images.dataset import ImageDataset, Key, Split
 from tagger.images.decode import Pixels
 from tagger.images.loader import Order
 from tagger.images.preprocess import Preprocess
@@ -71,9 +71,9 @@ def test_random_resize_takes_each_filter_about_as_often() -> None:
     assert {drawn(Augmentation(0), Key(1, row))[1] for row in range(20)} == {"bicubic"}
 
 
-def test_the_filter_drawn_is_the_one_used(part: Part) -> None:
+def test_the_filter_drawn_is_the_one_used(part: Split) -> None:
     augment = Augmentation(0, random_resize=True)
-    pictures, plain = Pictures(part, PREPARED, augment), Pictures(part, PREPARED)
+    pictures, plain = ImageDataset(part, PREPARED, augment), ImageDataset(part, PREPARED)
     same = 0
     for row in range(len(part)):
         drawn_pixels, usual = pictures[Key(1, row)].pixels, plain[Key(1, row)].pixels
@@ -261,7 +261,7 @@ def test_mixup_and_cutmix_together_take_turns_by_chance() -> None:
 
 
 def test_training_batches_with_everything_at_once_repeat_themselves_at_every_size(
-    part: Part, preset: Preset
+    part: Split, preset: Preset
 ) -> None:
     """From files to the loss: what every augmentation makes together is what a model takes."""
     model = backbone.build(preset, part.labels.shape[1])
@@ -270,7 +270,7 @@ def test_training_batches_with_everything_at_once_repeat_themselves_at_every_siz
     order = Order(len(part), 3, seed=0, sizes=(32, 48, 64))
     made = []
     for _ in range(2):
-        batches = loader.loader(Pictures(part, prepared, EVERYTHING), order, workers=0)
+        batches = loader.loader(ImageDataset(part, prepared, EVERYTHING), order, workers=0)
         inputs = [loader.to_device(batch, torch.device("cpu"), prepared) for batch in batches]
         made.append([mixing(*given, number, 0, 0) for number, given in enumerate(inputs)])
     for (pixels, targets), (again, same) in zip(*made, strict=True):

@@ -15,21 +15,21 @@ from tagger.core import manifest, vocabulary
 from tagger.core.vocabulary import Tag
 from tagger.images import dataset, decode, loader
 from tagger.images.augment import Augmentation
-from tagger.images.dataset import Key, Part, Pictures
+from tagger.images.dataset import ImageDataset, Key, Split
 from tagger.images.loader import Collate, Order
-from tagger.images.location import Place
+from tagger.images.location import Location
 from tagger.images.preprocess import Preprocess
 
 PREPROCESS = Preprocess(16, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
 
-def broken(part: Part, tmp_path: Path) -> Part:
+def broken(part: Split, tmp_path: Path) -> Split:
     """Return eight of the pictures, the third of them unreadable, the sixth missing."""
     (tmp_path / "bad.png").write_bytes(b"\x89PNG\r\n\x1a\n")
-    places = list(part.places[:8])
-    places[2] = Place(str(tmp_path / "bad.png"), 0, 8)
-    places[5] = Place(str(tmp_path / "none.png"), 0, 8)
-    return Part(places, part.labels[:8])
+    places = list(part.locations[:8])
+    places[2] = Location(str(tmp_path / "bad.png"), 0, 8)
+    places[5] = Location(str(tmp_path / "none.png"), 0, 8)
+    return Split(places, part.labels[:8])
 
 
 def changed(augment: Augmentation, image: Image.Image, epoch: int, row: int) -> Image.Image:
@@ -37,34 +37,34 @@ def changed(augment: Augmentation, image: Image.Image, epoch: int, row: int) -> 
     return Image.fromarray(pixels)
 
 
-def test_labels_match_the_sidecars(part: Part, tags: list[Tag]) -> None:
-    batches = loader.loader(Pictures(part, PREPROCESS), Order(len(part), 5, 1), workers=0)
+def test_labels_match_the_sidecars(part: Split, tags: list[Tag]) -> None:
+    batches = loader.loader(ImageDataset(part, PREPROCESS), Order(len(part), 5, 1), workers=0)
     names = {tag.name for tag in tags}
     for batch in batches:
         for row, targets in zip(batch.rows, batch.targets, strict=True):
-            sidecar = Path(part.places[row].path).with_suffix(".txt").read_text(encoding="utf-8")
+            sidecar = Path(part.locations[row].path).with_suffix(".txt").read_text(encoding="utf-8")
             wanted = names & set(sidecar.strip().split(", "))
             assert {tags[i].name for i in torch.nonzero(targets).flatten()} == wanted
             assert wanted
 
 
-def test_pixels_are_those_of_the_picture_preprocessed(part: Part) -> None:
-    sample = Pictures(part, PREPROCESS)[Key(0, 4)]
+def test_pixels_are_those_of_the_picture_preprocessed(part: Split) -> None:
+    sample = ImageDataset(part, PREPROCESS)[Key(0, 4)]
     assert sample.row == 4
     assert sample.pixels is not None
-    assert np.array_equal(sample.pixels, PREPROCESS.fit(decode.open_rgb(part.places[4])))
+    assert np.array_equal(sample.pixels, PREPROCESS.fit(decode.open_rgb(part.locations[4])))
     batch = Collate(part.labels.shape[1])([sample])
     pixels, targets = loader.to_device(batch, torch.device("cpu"), PREPROCESS)
-    assert np.array_equal(pixels[0], PREPROCESS(decode.open_rgb(part.places[4])))
+    assert np.array_equal(pixels[0], PREPROCESS(decode.open_rgb(part.locations[4])))
     assert np.array_equal(targets, part.labels[[4]].toarray())
 
 
 def test_an_unreadable_picture_is_replaced_by_the_next_with_its_own_tags(
-    part: Part, tmp_path: Path
+    part: Split, tmp_path: Path
 ) -> None:
     some = broken(part, tmp_path)
     batches = list(
-        loader.loader(Pictures(some, PREPROCESS, replacing=True), Order(8, 4), workers=0)
+        loader.loader(ImageDataset(some, PREPROCESS, replacing=True), Order(8, 4), workers=0)
     )
     assert [batch.rows for batch in batches] == [[0, 1, 3, 3], [4, 6, 6, 7]]
     assert [[row for row, _ in batch.failures] for batch in batches] == [[2], [5]]
@@ -72,8 +72,8 @@ def test_an_unreadable_picture_is_replaced_by_the_next_with_its_own_tags(
         assert np.array_equal(batch.targets, some.labels[batch.rows].toarray())
 
 
-def test_an_unreadable_picture_is_left_out_and_reported(part: Part, tmp_path: Path) -> None:
-    pictures = Pictures(broken(part, tmp_path), PREPROCESS)
+def test_an_unreadable_picture_is_left_out_and_reported(part: Split, tmp_path: Path) -> None:
+    pictures = ImageDataset(broken(part, tmp_path), PREPROCESS)
     batches = list(loader.loader(pictures, Order(8, 3), workers=0))
     assert [batch.rows for batch in batches] == [[0, 1], [3, 4], [6, 7]]
     assert [batch.pixels.shape[0] for batch in batches] == [2, 2, 2]
@@ -82,14 +82,14 @@ def test_an_unreadable_picture_is_left_out_and_reported(part: Part, tmp_path: Pa
     assert all(reason for _, reason in failures)
 
 
-def test_a_batch_of_unreadable_pictures_is_empty(part: Part, tmp_path: Path) -> None:
-    pictures = Pictures(broken(part, tmp_path), PREPROCESS)
+def test_a_batch_of_unreadable_pictures_is_empty(part: Split, tmp_path: Path) -> None:
+    pictures = ImageDataset(broken(part, tmp_path), PREPROCESS)
     batch = Collate(part.labels.shape[1])([pictures[Key(0, 2)], pictures[Key(0, 5)]])
     assert (batch.rows, [row for row, _ in batch.failures]) == ([], [2, 5])
 
 
-def test_a_picture_looks_the_same_for_the_same_seed_epoch_and_row_only(part: Part) -> None:
-    image = decode.open_rgb(part.places[0])
+def test_a_picture_looks_the_same_for_the_same_seed_epoch_and_row_only(part: Split) -> None:
+    image = decode.open_rgb(part.locations[0])
     looks = {
         (seed, epoch, row): changed(Augmentation(seed, 0.3, 0.5), image, epoch, row).tobytes()
         for seed in (0, 1)
@@ -129,9 +129,9 @@ def test_crops_do_not_darken_the_border_or_leave_the_picture() -> None:
 @given(st.integers(0, 60), st.integers(1, 80))
 def test_posts_spread_over_a_part_are_in_order_and_from_end_to_end(length: int, count: int) -> None:
     labels = csr_array(np.eye(length, 60, dtype=bool))
-    part = Part([Place(str(row), 0, 8) for row in range(length)], labels)
-    some = part.spread(count)
-    rows = [int(place.path) for place in some.places]
+    part = Split([Location(str(row), 0, 8) for row in range(length)], labels)
+    some = part.evenly_spaced(count)
+    rows = [int(place.path) for place in some.locations]
     assert len(some) == len(rows) == min(count, length)
     assert rows == sorted(set(rows))
     assert some.labels.indices.tolist() == rows
@@ -140,9 +140,9 @@ def test_posts_spread_over_a_part_are_in_order_and_from_end_to_end(length: int, 
         assert np.ptp(np.diff(rows) if len(rows) > 1 else [1]) <= 1
 
 
-def test_counts_are_those_of_the_labels(part: Part) -> None:
+def test_counts_are_those_of_the_labels(part: Split) -> None:
     assert np.array_equal(part.counts(), part.labels.toarray().sum(axis=0))
-    absent = Part(part.places, csr_array((len(part), 7), dtype=bool))
+    absent = Split(part.locations, csr_array((len(part), 7), dtype=bool))
     assert absent.counts().tolist() == [0] * 7
 
 
@@ -162,10 +162,10 @@ def test_parts_of_the_split_are_read_with_their_own_rows(tmp_path: Path) -> None
         *(tmp_path / name for name in ("posts", "tags", "vocabulary.csv", "split"))
     )
     assert read == tags[::-1]
-    assert list(by_name["train"].places) == [
-        Place("0.png", 0, 8),
-        Place("2.png", 0, 8),
-        Place("a.tar", 9, 7),
+    assert list(by_name["train"].locations) == [
+        Location("0.png", 0, 8),
+        Location("2.png", 0, 8),
+        Location("a.tar", 9, 7),
     ]
     assert by_name["validation"].labels.toarray().tolist() == [[1, 0]]
     assert by_name["test"].labels.toarray().tolist() == [[1, 0]]

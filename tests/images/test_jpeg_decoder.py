@@ -10,7 +10,7 @@ from PIL import Image
 from support.colour_profiles import P3
 from tagger.images import decode
 from tagger.images.decode import Pixels
-from tagger.images.location import Place
+from tagger.images.location import Location
 from tagger.images.preprocess import Preprocess
 
 BACKGROUND = 10, 200, 30
@@ -32,7 +32,7 @@ def pixels_of(data: bytes, tmp_path: Any) -> Pixels:
     """Return a picture as training sees it before it is resized."""
     path = tmp_path / "picture"
     path.write_bytes(data)
-    place = Place(str(path), 0, len(data))
+    place = Location(str(path), 0, len(data))
     return decode.open_pixels(place, BACKGROUND)
 
 

@@ -12,7 +12,7 @@ from PIL import Image
 from tagger.data import verify
 from tagger.images import decode
 from tagger.images.decode import Pixels
-from tagger.images.location import Place
+from tagger.images.location import Location
 
 Samples = npt.NDArray[Any]  # (height, width) or (height, width, channels)
 
@@ -37,7 +37,7 @@ def test_rgb_opens_bit_for_bit(tmp_path: Path, container: bool) -> None:
     assert np.array_equal(opened(data), noise(31, 50, 3))
     for name in ("a.jxl", "a.JXL", "a.png"):
         (tmp_path / name).write_bytes(data)
-        place = Place(str(tmp_path / name), 0, len(data))
+        place = Location(str(tmp_path / name), 0, len(data))
         assert np.array_equal(np.asarray(decode.open_rgb(place)), noise(31, 50, 3))
     assert np.array_equal(np.asarray(decode.open_rgb(tmp_path / "a.jxl")), noise(31, 50, 3))
     assert np.array_equal(np.asarray(decode.open_rgb(tmp_path / "a.JXL")), noise(31, 50, 3))

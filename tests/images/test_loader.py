@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tagger.core.vocabulary import CATEGORIES, Tag
 from tagger.images import loader
 from tagger.images.augment import Augmentation
-from tagger.images.dataset import Key, Part, Pictures, Sample
+from tagger.images.dataset import ImageDataset, Key, Sample, Split
 from tagger.images.loader import Batch, Collate, Order
 from tagger.images.preprocess import Preprocess
 
@@ -113,7 +113,7 @@ def test_no_pictures_make_no_batches() -> None:
     assert list(Order(0, 4, 0)) == list(Order(0, 4, whole=True)) == []
 
 
-def test_every_size_is_drawn_and_each_batch_has_one_on_all_processes(part: Part) -> None:
+def test_every_size_is_drawn_and_each_batch_has_one_on_all_processes(part: Split) -> None:
     def order(batches: range, rank: int = 0) -> list[list[Key]]:
         sizes = (16, 24, 32)
         return list(Order(200, 8, seed=0, sizes=sizes, batches=batches, share=(rank, 2)))
@@ -126,14 +126,14 @@ def test_every_size_is_drawn_and_each_batch_has_one_on_all_processes(part: Part)
     assert [batch[0].size for batch in order(range(25, 50))] != drawn
 
     some = Order(len(part), 3, seed=0, sizes=(16, 24, 32))
-    loaded = loader.loader(Pictures(part, PREPROCESS), some, workers=0)
+    loaded = loader.loader(ImageDataset(part, PREPROCESS), some, workers=0)
     for batch, keys in zip(loaded, some, strict=True):
         assert batch.pixels.shape == (3, keys[0].size, keys[0].size, 3)
 
 
 @pytest.mark.parametrize("batches", [range(8), range(3, 11)])
-def test_batches_are_the_same_with_and_without_workers(part: Part, batches: range) -> None:
-    pictures = Pictures(part, PREPROCESS, Augmentation(3, 0.5, 0.5))
+def test_batches_are_the_same_with_and_without_workers(part: Split, batches: range) -> None:
+    pictures = ImageDataset(part, PREPROCESS, Augmentation(3, 0.5, 0.5))
     groups = [np.arange(3), np.array([], dtype=np.int64)]
     made = []
     for workers in (0, 2):
@@ -144,8 +144,8 @@ def test_batches_are_the_same_with_and_without_workers(part: Part, batches: rang
     assert len({tuple(batch.rows) for batch in made[0]}) == 8  # of two epochs
 
 
-def test_a_loader_that_starts_late_gives_the_rest_to_the_bit(part: Part) -> None:
-    pictures = Pictures(part, PREPROCESS, Augmentation(3, 0.5, 0.5))
+def test_a_loader_that_starts_late_gives_the_rest_to_the_bit(part: Split) -> None:
+    pictures = ImageDataset(part, PREPROCESS, Augmentation(3, 0.5, 0.5))
 
     def made(batches: range) -> list[Batch]:
         order = Order(len(part), 7, seed=3, whole=True, batches=batches)
@@ -158,9 +158,9 @@ def test_a_loader_that_starts_late_gives_the_rest_to_the_bit(part: Part) -> None
     ("size", "whole", "batches"), [(7, False, 4), (7, True, 3), (100, True, 1), (24, True, 1)]
 )
 def test_only_a_last_batch_that_is_not_full_is_left_out(
-    part: Part, size: int, whole: bool, batches: int
+    part: Split, size: int, whole: bool, batches: int
 ) -> None:
-    pictures = Pictures(part, PREPROCESS)
+    pictures = ImageDataset(part, PREPROCESS)
     loaded = loader.loader(pictures, Order(24, size, whole=whole), workers=0)
     assert len(list(loaded)) == len(loaded) == batches
 
@@ -187,12 +187,12 @@ def test_a_group_of_which_a_picture_has_no_tag_is_unknown_and_nothing_else(
         assert {tag for tag in range(TAGS) if row[tag] == -1} == unknown
 
 
-def test_pictures_without_a_tag_of_a_category_leave_it_open(part: Part, tags: list[Tag]) -> None:
+def test_pictures_without_a_tag_of_a_category_leave_it_open(part: Split, tags: list[Tag]) -> None:
     groups = {
         category: np.flatnonzero([CATEGORIES[tag.category] == category for tag in tags])
         for category in ("rating", "artist")
     }
-    pictures, order = Pictures(part, PREPROCESS), Order(len(part), len(part))
+    pictures, order = ImageDataset(part, PREPROCESS), Order(len(part), len(part))
     batches = loader.loader(pictures, order, workers=0, unlabelled=list(groups.values()))
     (batch,) = batches
     truth = torch.from_numpy(part.labels.toarray())

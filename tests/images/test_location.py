@@ -9,11 +9,11 @@ import pyarrow as pa
 import pytest
 
 from tagger.core import manifest, vocabulary
-from tagger.core.manifest import Places
+from tagger.core.manifest import Locations
 from tagger.core.vocabulary import Tag
 from tagger.images import dataset
-from tagger.images.dataset import Part
-from tagger.images.location import Place
+from tagger.images.dataset import Split
+from tagger.images.location import Location
 
 MANY = 100_000
 FEW_OBJECTS = MANY // 20
@@ -39,9 +39,9 @@ def table(count: int) -> pa.Table:
     )
 
 
-def expected(row: int) -> Place:
+def expected(row: int) -> Location:
     file = f"{row % 7}.tar" if row % 3 == 0 else f"folder/{row}.png"
-    return Place(file, row * 512, row + 8)
+    return Location(file, row * 512, row + 8)
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +61,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 def test_places_of_many_posts_are_no_objects() -> None:
     content = table(MANY)
     before = sys.getallocatedblocks()
-    places = Places(content)
+    places = Locations(content)
     some = places[::2]
     assert sys.getallocatedblocks() - before < FEW_OBJECTS
     assert (len(places), len(some)) == (MANY, MANY // 2)
@@ -84,18 +84,18 @@ def test_a_part_of_many_posts_holds_few_objects(written: list[Path]) -> None:
     numbers = np.arange(MANY)
     of = {"train": numbers[numbers % 10 != 9], "validation": numbers[9::10]}
     for name, rows in of.items():
-        part: Part = parts[name]
+        part: Split = parts[name]
         for place in (0, 1, 777, len(part) - 1):
-            assert part.places[place] == expected(int(rows[place]))
+            assert part.locations[place] == expected(int(rows[place]))
             assert part.tags(place).tolist() == [rows[place] % 2]
     head = parts["train"].head(1000)
-    assert isinstance(head.places, Places)
-    assert len(head) == len(head.places) == head.labels.shape[0] == 1000
-    assert len(pickle.dumps(head.places)) < len(pickle.dumps(warm["train"].places)) / 50
+    assert isinstance(head.locations, Locations)
+    assert len(head) == len(head.locations) == head.labels.shape[0] == 1000
+    assert len(pickle.dumps(head.locations)) < len(pickle.dumps(warm["train"].locations)) / 50
 
 
 def test_places_are_taken_as_from_a_list() -> None:
-    places, plain = Places(table(50)), [expected(row) for row in range(50)]
+    places, plain = Locations(table(50)), [expected(row) for row in range(50)]
     assert list(places) == plain
     assert [places[row] for row in range(-50, 50)] == [plain[row] for row in range(-50, 50)]
     for some in (
@@ -112,4 +112,4 @@ def test_places_are_taken_as_from_a_list() -> None:
         with pytest.raises(IndexError):
             places[outside]
     assert list(pickle.loads(pickle.dumps(places))) == plain
-    assert list(Places(table(0))) == []
+    assert list(Locations(table(0))) == []

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from support.predictions import of_model
 from tagger.data.hub import shards
 from tagger.images import decode, loader, preprocess, resize
-from tagger.images.dataset import Key, Part, Pictures
+from tagger.images.dataset import ImageDataset, Key, Split
 from tagger.images.decode import Pixels
 from tagger.images.loader import Collate, Order
-from tagger.images.location import WHITE, Place
+from tagger.images.location import WHITE, Location
 from tagger.images.preprocess import Preprocess
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -144,14 +144,14 @@ def test_every_level_is_normalised_as_by_hand() -> None:
         assert np.array_equal(made[0], expected.transpose(2, 0, 1))
 
 
-def batch_of(part: Part, by: Preprocess, rows: range) -> loader.Batch:
-    pictures = Pictures(part, by)
+def batch_of(part: Split, by: Preprocess, rows: range) -> loader.Batch:
+    pictures = ImageDataset(part, by)
     return Collate(part.labels.shape[1])([pictures[Key(0, row)] for row in rows])
 
 
 @pytest.mark.parametrize("fitting", FITTINGS)
 def test_what_reaches_the_device_is_what_preprocess_makes_alone_and_in_a_batch(
-    part: Part, fitting: str
+    part: Split, fitting: str
 ) -> None:
     by = prepared(fitting)
     together, targets = loader.to_device(batch_of(part, by, range(9)), CPU, by)
@@ -159,39 +159,39 @@ def test_what_reaches_the_device_is_what_preprocess_makes_alone_and_in_a_batch(
     assert together.dtype == targets.dtype == torch.float32
     for row in range(9):
         single, _ = loader.to_device(batch_of(part, by, range(row, row + 1)), CPU, by)
-        alone = by(decode.open_rgb(part.places[row]))
+        alone = by(decode.open_rgb(part.locations[row]))
         assert np.array_equal(together[row].numpy(), alone)
         assert np.array_equal(single[0].numpy(), alone)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
-def test_cuda_normalises_to_the_same_bits(part: Part) -> None:
+def test_cuda_normalises_to_the_same_bits(part: Split) -> None:
     by = prepared("pad")
     batch = batch_of(part, by, range(9))
     pixels, _ = loader.to_device(batch, torch.device("cuda"), by)
     assert torch.equal(pixels.cpu(), loader.to_device(batch, CPU, by)[0])
 
 
-def in_a_tar(part: Part, folder: Path) -> Part:
+def in_a_tar(part: Split, folder: Path) -> Split:
     """Return the same pictures as members of a tar."""
     members = [
-        (f"{row}.png", Path(place.path).read_bytes()) for row, place in enumerate(part.places)
+        (f"{row}.png", Path(place.path).read_bytes()) for row, place in enumerate(part.locations)
     ]
     tar = folder / "0000.tar"
     shards.write(tar, members)
     index, _ = shards.open_index(tar)
     where = {
-        name: Place(str(tar), offset, size)
+        name: Location(str(tar), offset, size)
         for name, offset, size in zip(
             index.names, index.offsets.tolist(), index.sizes.tolist(), strict=True
         )
     }
-    return Part([where[name] for name, _ in members], part.labels)
+    return Split([where[name] for name, _ in members], part.labels)
 
 
-def test_a_folder_and_a_tar_give_the_same_bits(part: Part, tmp_path: Path) -> None:
+def test_a_folder_and_a_tar_give_the_same_bits(part: Split, tmp_path: Path) -> None:
     packed = in_a_tar(part, tmp_path)
-    assert all(place.offset > 0 for place in packed.places)
+    assert all(place.offset > 0 for place in packed.locations)
     one, other = (batch_of(some, prepared("pad"), range(len(part))) for some in (part, packed))
     assert torch.equal(one.pixels, other.pixels)
     assert torch.equal(one.targets, other.targets)
@@ -213,20 +213,20 @@ class Listening(nn.Module):
 
 
 @pytest.mark.parametrize("fitting", FITTINGS)
-def test_predict_shows_the_model_the_same_bits(part: Part, fitting: str) -> None:
+def test_predict_shows_the_model_the_same_bits(part: Split, fitting: str) -> None:
     by = prepared(fitting)
     model = Listening(part.labels.shape[1])
     judged = of_model(model, part, by, batch_size=7, workers=0)
     heard = torch.cat(model.heard).numpy()
     assert judged.rows == list(range(len(part)))
     assert [len(pixels) for pixels in model.heard] == [7, 7, 7, 3]
-    for row, place in enumerate(part.places):
+    for row, place in enumerate(part.locations):
         assert np.array_equal(heard[row], by(decode.open_rgb(place)))
 
 
-def test_batches_that_end_anywhere_show_the_same_bits(part: Part) -> None:
+def test_batches_that_end_anywhere_show_the_same_bits(part: Split) -> None:
     by = prepared("pad")
     for size in (1, 5, 24):
-        batches = loader.loader(Pictures(part, by), Order(len(part), size), workers=0)
+        batches = loader.loader(ImageDataset(part, by), Order(len(part), size), workers=0)
         together = torch.cat([batch.pixels for batch in batches])
         assert torch.equal(together, batch_of(part, by, range(len(part))).pixels)

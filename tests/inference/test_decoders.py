@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tagger.images import decode
-from tagger.images.dataset import Part
+from tagger.images.dataset import Split
 from tagger.images.preprocess import Preprocess
 from tagger.inference import decoders
 from tagger.inference.decoders import Square
@@ -27,9 +27,9 @@ def decode_all(
 
 
 @pytest.fixture
-def paths(part: Part) -> list[Path]:
+def paths(part: Split) -> list[Path]:
     """More pictures than are decoded without other processes."""
-    return [Path(place.path) for place in part.places]
+    return [Path(place.path) for place in part.locations]
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import pytest
 
 from tagger.core.errors import TaggerError
 from tagger.images import decode
-from tagger.images.dataset import Part
+from tagger.images.dataset import Split
 from tagger.inference import embeddings, tables
 from tagger.inference.inputs import Found
 from tagger.inference.pipeline import Answer, Row
@@ -92,11 +92,11 @@ def test_what_holds_no_embeddings_is_told(path: Path, content: bytes) -> None:
 
 
 def test_infer_writes_what_the_graph_says(
-    run: Callable[..., int], pictures: Path, export_folder: Path, part: Part
+    run: Callable[..., int], pictures: Path, export_folder: Path, part: Split
 ) -> None:
     assert run(pictures, "--embeddings", "seen.npz") == 0
     tagger = exported.load(export_folder, "cpu")
-    square = tagger.preprocess.fit(decode.open_rgb(part.places[0]))
+    square = tagger.preprocess.fit(decode.open_rgb(part.locations[0]))
     expected: Row | None = tagger.engine(square[None], True).embeddings
     assert expected is not None
     found = read(Path("seen.npz"))

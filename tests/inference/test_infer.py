@@ -12,17 +12,17 @@ import pytest
 
 from tagger.core.vocabulary import CATEGORIES, Tag
 from tagger.images import decode
-from tagger.images.dataset import Part
+from tagger.images.dataset import Split
 from tagger.models import exported
 
 Infer = Callable[..., int]
 
 
 @pytest.fixture
-def expected(export_folder: Path, part: Part, tags: list[Tag]) -> dict[str, float]:
+def expected(export_folder: Path, part: Split, tags: list[Tag]) -> dict[str, float]:
     """What the model gives for picture a.png, by falling confidence."""
     tagger = exported.load(export_folder, "cpu")
-    scores = tagger([decode.open_rgb(part.places[0])])[0]
+    scores = tagger([decode.open_rgb(part.locations[0])])[0]
     given = sorted(zip(scores.tolist(), range(len(tags)), strict=True), key=lambda s: (-s[0], s[1]))
     return {tags[column].name: score for score, column in given}
 

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tagger.core import files
-from tagger.images.dataset import Part
+from tagger.images.dataset import Split
 from tagger.inference import captions
 
 Infer = Callable[..., int]
@@ -29,20 +29,20 @@ NAMES = [
 
 
 @pytest.fixture
-def folder(part: Part, tmp_path: Path) -> Path:
+def folder(part: Split, tmp_path: Path) -> Path:
     folder = tmp_path / "named"
     folder.mkdir()
-    for place, name in zip(part.places, NAMES, strict=False):
+    for place, name in zip(part.locations, NAMES, strict=False):
         shutil.copyfile(place.path, folder / name)
     return folder
 
 
 @pytest.fixture
-def latin(part: Part, tmp_path: Path) -> Path:
+def latin(part: Split, tmp_path: Path) -> Path:
     """A picture whose name is no UTF-8."""
     path = os.fsencode(tmp_path / "latin") + b"/\xc4\xe3.png"
     (tmp_path / "latin").mkdir()
-    shutil.copyfile(part.places[0].path, path)
+    shutil.copyfile(part.locations[0].path, path)
     return Path(os.fsdecode(path))
 
 

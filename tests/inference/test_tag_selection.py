@@ -14,7 +14,7 @@ from tagger.core import files, thresholds
 from tagger.core.vocabulary import CATEGORIES
 from tagger.evaluation import calibration
 from tagger.images import decode
-from tagger.images.dataset import Part
+from tagger.images.dataset import Split
 from tagger.models import exported
 from tagger.models.exported import Tagger
 
@@ -27,9 +27,9 @@ def tagger(export_folder: Path) -> Tagger:
 
 
 @pytest.fixture
-def scores(tagger: Tagger, part: Part) -> dict[str, float]:
+def scores(tagger: Tagger, part: Split) -> dict[str, float]:
     """What the model says of picture a.png, by tag."""
-    row = tagger([decode.open_rgb(part.places[0])])[0]
+    row = tagger([decode.open_rgb(part.locations[0])])[0]
     return {tag.name: float(score) for tag, score in zip(tagger.tags, row, strict=True)}
 
 
@@ -180,10 +180,10 @@ def test_another_name_is_written_everywhere_and_no_name_leaves_a_tag_out(
 
 
 def test_a_batch_gives_what_single_pictures_give(
-    run: Callable[..., int], part: Part, tmp_path: Path
+    run: Callable[..., int], part: Split, tmp_path: Path
 ) -> None:
     """Whatever the batch size, the order and the number of processes: the same to 1e-5."""
-    paths = [place.path for place in part.places]
+    paths = [place.path for place in part.locations]
     tables = []
     for number, (size, workers, order) in enumerate(((1, 0, 1), (7, 2, 1), (24, 1, -1))):
         out = tmp_path / f"out{number}"

@@ -17,7 +17,7 @@ from tagger.core.errors import TaggerError
 from tagger.core.vocabulary import CATEGORIES, Tag
 from tagger.export import onnx_graph
 from tagger.images import decode
-from tagger.images.dataset import Part
+from tagger.images.dataset import Split
 from tagger.models import backbone, exported
 from tagger.models.exported import Tagger
 from tagger.params import Params
@@ -134,19 +134,19 @@ def test_an_opset_that_the_backbone_cannot_have_is_refused(shipped: Params, tmp_
 
 
 def test_the_export_tags_as_the_model_does(
-    model_folder: Path, tagger: Tagger, part: Part, tags: list[Tag]
+    model_folder: Path, tagger: Tagger, part: Split, tags: list[Tag]
 ) -> None:
     model = backbone.load(model_folder)
     judged = of_model(model, part, tagger.preprocess, batch_size=5, workers=0)
-    scores = tagger([decode.open_rgb(file) for file in part.places])
+    scores = tagger([decode.open_rgb(file) for file in part.locations])
     assert scores == pytest.approx(judged.scores, abs=1e-5)
     assert np.array_equal(judged.truth, part.labels.toarray() > 0)
     assert judged.scores.std() > 0.1
     assert list(tagger.tags) == tags
 
 
-def test_a_batch_gives_what_single_pictures_give(tagger: Tagger, part: Part) -> None:
-    pictures = [decode.open_rgb(file) for file in part.places[:9]]
+def test_a_batch_gives_what_single_pictures_give(tagger: Tagger, part: Split) -> None:
+    pictures = [decode.open_rgb(file) for file in part.locations[:9]]
     alone = np.concatenate([tagger([picture]) for picture in pictures])
     assert tagger(pictures) == pytest.approx(alone, abs=1e-5)
 
@@ -201,7 +201,7 @@ def test_a_damaged_export_is_refused_by_name(
 
 def test_cuda_that_is_not_there_is_told_and_the_cpu_used(
     export_folder: Path,
-    part: Part,
+    part: Split,
     tagger: Tagger,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
@@ -209,5 +209,5 @@ def test_cuda_that_is_not_there_is_told_and_the_cpu_used(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     on_cpu = exported.load(export_folder, "cuda")
     assert "CUDA is not available, going on with the CPU." in caplog.messages
-    picture = decode.open_rgb(part.places[0])
+    picture = decode.open_rgb(part.locations[0])
     assert np.array_equal(on_cpu([picture]), tagger([picture]))

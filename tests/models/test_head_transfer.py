@@ -21,7 +21,7 @@ from tagger.core.vocabulary import UNKNOWN, Tag
 from tagger.data.tags import match, taglists
 from tagger.data.tags.match import New
 from tagger.images import decode
-from tagger.images.dataset import Part
+from tagger.images.dataset import Split
 from tagger.models import backbone, head_transfer
 from tagger.models.head_transfer import Carried
 from tagger.models.heads import Head, QueryTagger
@@ -32,10 +32,10 @@ def general(*names: str, category: int = 0) -> list[Tag]:
     return [Tag(-1, name, category, 10) for name in names]
 
 
-def outputs(model: nn.Module, part: Part, preset: Preset) -> Tensor:
+def outputs(model: nn.Module, part: Split, preset: Preset) -> Tensor:
     """Return the logits of real pictures, (8, tags)."""
     prepared = backbone.preprocessing(model, preset)
-    squares = np.stack([prepared.fit(decode.open_rgb(place)) for place in part.places[:8]])
+    squares = np.stack([prepared.fit(decode.open_rgb(place)) for place in part.locations[:8]])
     with torch.inference_mode():
         logits: Tensor = model.eval()(torch.from_numpy(prepared.normalise(squares)))
     return logits
@@ -111,7 +111,7 @@ def test_predictions_for_tags_that_stay_are_those_of_the_old_model_on_real_pictu
     export_folder: Path,
     preset: Preset,
     tags: list[Tag],
-    part: Part,
+    part: Split,
     tmp_path: Path,
     kind: str,
 ) -> None:
@@ -168,7 +168,7 @@ def test_a_query_head_stays_as_it_is_with_the_same_tags(
 def test_tags_that_stay_under_a_query_head_keep_their_predictions(
     trained: Callable[..., Path],
     preset: Preset,
-    part: Part,
+    part: Split,
     count: int,
     dropped: int,
     added: int,

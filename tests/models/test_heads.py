@@ -20,7 +20,7 @@ from tagger.core.vocabulary import CATEGORIES, Tag
 from tagger.evaluation import calibration
 from tagger.export import compatibility, onnx_graph, package
 from tagger.images import decode
-from tagger.images.dataset import Part
+from tagger.images.dataset import Split
 from tagger.models import backbone, heads, load
 from tagger.models.heads import QueryHead, QueryTagger
 from tagger.models.runtimes import Device
@@ -180,13 +180,13 @@ def test_a_backbone_without_a_single_map_is_refused_in_one_line(preset: Preset) 
             model(torch.empty(1, 3, 224, 224))
 
 
-def squares(part: Part, size: int) -> Tensor:
-    pictures = [decode.open_rgb(place).resize((size, size)) for place in part.places]
+def squares(part: Split, size: int) -> Tensor:
+    pictures = [decode.open_rgb(place).resize((size, size)) for place in part.locations]
     pixels = torch.from_numpy(np.stack([np.asarray(picture) for picture in pictures]))
     return pixels.permute(0, 3, 1, 2) / 127.5 - 1
 
 
-def trained(preset: Preset, part: Part, steps: int) -> tuple[QueryTagger, Tensor]:
+def trained(preset: Preset, part: Split, steps: int) -> tuple[QueryTagger, Tensor]:
     """Return a model after some steps on all pictures, and the logits of the last of them."""
     model = query(preset, part.labels.shape[1]).train()
     pixels = squares(part, preset.image_size)
@@ -200,14 +200,14 @@ def trained(preset: Preset, part: Part, steps: int) -> tuple[QueryTagger, Tensor
     return model, logits.detach()
 
 
-def test_it_learns_two_dozen_pictures_by_heart(preset: Preset, part: Part) -> None:
+def test_it_learns_two_dozen_pictures_by_heart(preset: Preset, part: Split) -> None:
     _, logits = trained(preset, part, steps=60)
     truth = part.labels.toarray() > 0
     assert ((logits.numpy() > 0) == truth).mean() > 0.995
 
 
 @pytest.mark.usefixtures("deterministic")
-def test_training_again_gives_the_same_bits(preset: Preset, part: Part) -> None:
+def test_training_again_gives_the_same_bits(preset: Preset, part: Split) -> None:
     (one, _), (again, _) = (trained(preset, part, steps=3) for _ in range(2))
     for name, weights in one.state_dict().items():
         assert torch.equal(weights, again.state_dict()[name]), name
@@ -348,7 +348,7 @@ def test_it_compiles_as_one_graph(preset: Preset) -> None:
 
 
 def test_the_export_has_no_files_for_timm_and_all_for_the_other_tools(
-    preset: Preset, part: Part, tags: list[Tag], tmp_path: Path
+    preset: Preset, part: Split, tags: list[Tag], tmp_path: Path
 ) -> None:
     source, target = tmp_path / "tagger", tmp_path / "export"
     model = query(preset, len(tags))
@@ -370,10 +370,10 @@ def test_the_export_has_no_files_for_timm_and_all_for_the_other_tools(
         "wd14",
         "kohya",
     }
-    shown = [(place.path, decode.open_rgb(place)) for place in part.places[:8]]
+    shown = [(place.path, decode.open_rgb(place)) for place in part.locations[:8]]
     found = compatibility.examine(target, shown, load.load(source, "cpu", CPU), 1e-4)
     assert found.tools["infer"].largest_difference < 1e-5
     assert "timm" not in found.tools
-    pictures = [decode.open_rgb(place) for place in part.places[:3]]
+    pictures = [decode.open_rgb(place) for place in part.locations[:3]]
     ours, theirs = (load.load(folder, "cpu", CPU) for folder in (source, target))
     assert ours(pictures) == pytest.approx(theirs(pictures), abs=1e-5)

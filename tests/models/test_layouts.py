@@ -17,7 +17,7 @@ from tagger.core import files
 from tagger.core.errors import TaggerError
 from tagger.core.vocabulary import UNKNOWN, Tag
 from tagger.images import decode, loader
-from tagger.images.dataset import Part
+from tagger.images.dataset import Split
 from tagger.images.decode import Pixels
 from tagger.images.preprocess import Preprocess
 from tagger.models import external_preprocess, layouts, load
@@ -36,8 +36,8 @@ def threads() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def opened(part: Part) -> list[Image.Image]:
-    return [decode.open_rgb(place) for place in part.places[:5]]
+def opened(part: Split) -> list[Image.Image]:
+    return [decode.open_rgb(place) for place in part.locations[:5]]
 
 
 @pytest.fixture(scope="module")

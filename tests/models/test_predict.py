@@ -12,7 +12,7 @@ from torch.backends import cudnn
 
 from support.predictions import of_model
 from tagger.core.errors import TaggerError
-from tagger.images.dataset import Part
+from tagger.images.dataset import Split
 from tagger.images.loader import Batch
 from tagger.images.preprocess import Preprocess
 from tagger.models import backbone, predict, runtimes
@@ -40,7 +40,7 @@ class Cramped(nn.Module):
 
 
 @pytest.fixture
-def cramped(part: Part) -> Cramped:
+def cramped(part: Split) -> Cramped:
     torch.manual_seed(0)
     return Cramped(part.labels.shape[1], 1000)
 
@@ -53,7 +53,7 @@ def blank(pictures: int) -> Batch:
 @pytest.mark.parametrize(("room", "given"), [(11, [11, 11, 2]), (3, [11, 6, 3, 3, 3, 2, 3])])
 def test_without_room_pictures_are_judged_fewer_at_a_time(
     cramped: Cramped,
-    part: Part,
+    part: Split,
     prepared: Preprocess,
     caplog: pytest.LogCaptureFixture,
     room: int,
@@ -76,7 +76,7 @@ def test_without_room_pictures_are_judged_fewer_at_a_time(
 
 
 def test_a_model_without_room_for_one_picture_is_told_in_one_line_and_left_as_it_was(
-    cramped: Cramped, part: Part, prepared: Preprocess
+    cramped: Cramped, part: Split, prepared: Preprocess
 ) -> None:
     cramped.room = 0
     with pytest.raises(TaggerError, match=r"\AThe memory of the device does not suffice .*\Z"):
@@ -86,7 +86,7 @@ def test_a_model_without_room_for_one_picture_is_told_in_one_line_and_left_as_it
 
 
 def test_where_others_wait_in_the_middle_of_the_model_too_many_pictures_are_refused(
-    cramped: Cramped, part: Part, prepared: Preprocess, monkeypatch: pytest.MonkeyPatch
+    cramped: Cramped, part: Split, prepared: Preprocess, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cramped.room = 3
     monkeypatch.setattr(distributed, "in_parts", lambda model: True)

@@ -12,7 +12,7 @@ from tagger.core import thresholds
 from tagger.core.errors import TaggerError
 from tagger.core.vocabulary import CATEGORIES, Tag
 from tagger.images import decode
-from tagger.images.dataset import Part
+from tagger.images.dataset import Split
 from tagger.images.decode import Pixels
 from tagger.models import backbone, exported, load, runtimes, training_folder
 from tagger.models.runtimes import Device, Outputs
@@ -21,9 +21,9 @@ CPU = Device("cpu", cores=1)
 
 
 @pytest.fixture
-def squares(part: Part, export_folder: Path) -> Pixels:
+def squares(part: Split, export_folder: Path) -> Pixels:
     prepared = exported.load(export_folder, "cpu").preprocess
-    return np.stack([prepared.fit(decode.open_rgb(place)) for place in part.places[:7]])
+    return np.stack([prepared.fit(decode.open_rgb(place)) for place in part.locations[:7]])
 
 
 @pytest.mark.parametrize("embed", [False, True])

@@ -26,7 +26,7 @@ from support.harms import (
     stage,
     swollen,
 )
-from tagger.images.dataset import Part
+from tagger.images.dataset import Split
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -53,10 +53,18 @@ print(code, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss >> 10)
 """
 
 
-def tagged(model: Path, part: Part, work: Path) -> Ended:
+def tagged(model: Path, part: Split, work: Path) -> Ended:
     """Tag a picture by infer.py in an empty folder of its own."""
     work.mkdir()
-    words = (part.places[0].path, "--model", model, "--output", "txt", "--output-dir", work / "out")
+    words = (
+        part.locations[0].path,
+        "--model",
+        model,
+        "--output",
+        "txt",
+        "--output-dir",
+        work / "out",
+    )
     ended = subprocess.run(
         [sys.executable, "-IS", "-c", MEASURED, sys.executable, INFER, *map(str, words)],
         cwd=work,
@@ -106,7 +114,7 @@ REFUSED: dict[str, tuple[Change, str]] = {
 
 @pytest.mark.parametrize("harm", REFUSED)
 def test_a_folder_that_means_harm_is_one_line_and_little_memory(
-    hostile: Path, part: Part, tmp_path: Path, harm: str
+    hostile: Path, part: Split, tmp_path: Path, harm: str
 ) -> None:
     change, told = REFUSED[harm]
     change(hostile)
@@ -120,7 +128,7 @@ def test_a_folder_that_means_harm_is_one_line_and_little_memory(
 
 @pytest.mark.parametrize("name", ["../../x", "/etc/x", "=cmd|' /C calc'!A1", "a" * 1000])
 def test_a_name_of_a_tag_is_a_text_and_no_path(
-    hostile: Path, part: Part, tmp_path: Path, name: str
+    hostile: Path, part: Split, tmp_path: Path, name: str
 ) -> None:
     row(name)(hostile)
     before = {path for path in tmp_path.rglob("*") if path.is_file()}
@@ -133,7 +141,7 @@ def test_a_name_of_a_tag_is_a_text_and_no_path(
 
 
 def test_links_to_files_of_a_cache_are_followed(
-    hostile: Path, export_folder: Path, part: Part, tmp_path: Path
+    hostile: Path, export_folder: Path, part: Split, tmp_path: Path
 ) -> None:
     for name in ("model.onnx", "selected_tags.csv", "preprocess.json"):
         link(name, str(export_folder / name))(hostile)
@@ -141,7 +149,7 @@ def test_links_to_files_of_a_cache_are_followed(
 
 
 def test_no_numbers_for_a_picture_end_the_tagging_in_one_line(
-    hostile: Path, part: Part, tmp_path: Path
+    hostile: Path, part: Split, tmp_path: Path
 ) -> None:
     """The square that a model is tried with is black; where there is light, this one overflows."""
     graph(value=3e38, end="Identity")(hostile)
@@ -153,7 +161,7 @@ def test_no_numbers_for_a_picture_end_the_tagging_in_one_line(
     assert not list((tmp_path / "work").rglob("*.txt"))
 
 
-def test_a_pickle_beside_a_graph_is_never_run(hostile: Path, part: Part, tmp_path: Path) -> None:
+def test_a_pickle_beside_a_graph_is_never_run(hostile: Path, part: Split, tmp_path: Path) -> None:
     proof = tmp_path / "proof"
     evil = pickle.dumps({"state_dict": Evil(proof)}) + bytes(BULK)
     for name in ("model.safetensors", "pytorch_model.bin", "model.pth", "preprocess.pkl"):

@@ -14,7 +14,7 @@ import pytest
 from support import nasty
 from support.nasty import Nasty
 from tagger.images import decode, find_images
-from tagger.images.location import Place
+from tagger.images.location import Location
 from tagger.images.preprocess import Preprocess
 
 pytestmark = pytest.mark.timeout(60)
@@ -40,7 +40,7 @@ def ready() -> None:
     decode.begin()
 
 
-def opened(file: Path | Place) -> tuple[int, int] | str:
+def opened(file: Path | Location) -> tuple[int, int] | str:
     """Return the size of a picture, or the reason that there is none."""
     try:
         picture = decode.open_rgb(file)
@@ -129,7 +129,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before, time.monotoni
     assert seconds < 10
 
 
-def open_in_a_thread(file: Path | Place, writer: Path) -> list[object]:
+def open_in_a_thread(file: Path | Location, writer: Path) -> list[object]:
     """Return what opening a file gave within two seconds; nothing where it still waits."""
     found: list[object] = []
     thread = threading.Thread(target=lambda: found.append(opened(file)), daemon=True)
@@ -147,7 +147,7 @@ def open_in_a_thread(file: Path | Place, writer: Path) -> list[object]:
 @pytest.mark.parametrize("by_place", [False, True])
 def test_a_named_pipe_is_unreadable(everything: list[Nasty], by_place: bool) -> None:
     (pipe,) = [file.path for file in everything if file.name == nasty.FIFO]
-    assert open_in_a_thread(Place(str(pipe), 0, 8) if by_place else pipe, pipe)
+    assert open_in_a_thread(Location(str(pipe), 0, 8) if by_place else pipe, pipe)
 
 
 def test_a_named_pipe_is_never_found_among_pictures(everything: list[Nasty]) -> None:

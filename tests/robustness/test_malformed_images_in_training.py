@@ -12,9 +12,9 @@ from support import nasty
 from support.nasty import Nasty
 from tagger.data import verify
 from tagger.images import decode, loader
-from tagger.images.dataset import Key, Part, Pictures
+from tagger.images.dataset import ImageDataset, Key, Split
 from tagger.images.loader import Batch, Order
-from tagger.images.location import Place
+from tagger.images.location import Location
 from tagger.images.preprocess import Preprocess
 
 pytestmark = [
@@ -46,28 +46,28 @@ def readable(fed: list[Nasty]) -> list[bool]:
 
 
 @pytest.fixture(scope="module")
-def part(fed: list[Nasty]) -> Part:
+def part(fed: list[Nasty]) -> Split:
     """Each file a post, with a tag of its own."""
     labels = csr_array(np.eye(len(fed), dtype=np.bool_))
-    return Part([file.place for file in fed], labels)
+    return Split([file.place for file in fed], labels)
 
 
-def is_picture(place: Place) -> bool:
+def is_picture(place: Location) -> bool:
     try:
         return decode.open_rgb(place).mode == "RGB"
     except decode.Unreadable:
         return False
 
 
-def batches(part: Part, *, workers: int = 0, replacing: bool = False) -> list[Batch]:
-    pictures = Pictures(part, PREPARED, replacing=replacing)
+def batches(part: Split, *, workers: int = 0, replacing: bool = False) -> list[Batch]:
+    pictures = ImageDataset(part, PREPARED, replacing=replacing)
     return list(loader.loader(pictures, Order(len(part), 32), workers=workers))
 
 
 @pytest.mark.usefixtures("ready")
 @pytest.mark.parametrize("workers", [0, 2])
 def test_only_what_is_unreadable_is_left_out_and_told(
-    part: Part, readable: list[bool], workers: int
+    part: Split, readable: list[bool], workers: int
 ) -> None:
     made = batches(part, workers=workers)
     rows = [row for batch in made for row in batch.rows]
@@ -82,7 +82,7 @@ def test_only_what_is_unreadable_is_left_out_and_told(
 @pytest.mark.usefixtures("ready")
 @pytest.mark.parametrize("workers", [0, 2])
 def test_the_next_picture_stands_for_one_that_is_unreadable(
-    part: Part, readable: list[bool], fed: list[Nasty], workers: int
+    part: Split, readable: list[bool], fed: list[Nasty], workers: int
 ) -> None:
     made = batches(part, workers=workers, replacing=True)
     good = np.flatnonzero(readable)
@@ -101,18 +101,20 @@ def test_the_next_picture_stands_for_one_that_is_unreadable(
 
 @pytest.mark.usefixtures("ready")
 def test_a_hundred_unreadable_pictures_in_a_row_are_given_up(tmp_path: Path) -> None:
-    gone = Part([Place(str(tmp_path / "none"), 0, 8)] * 120, csr_array((120, 1), dtype=np.bool_))
-    sample = Pictures(gone, PREPARED, replacing=True)[Key(0, 50)]
+    gone = Split(
+        [Location(str(tmp_path / "none"), 0, 8)] * 120, csr_array((120, 1), dtype=np.bool_)
+    )
+    sample = ImageDataset(gone, PREPARED, replacing=True)[Key(0, 50)]
     assert sample.pixels is None
     assert [row for row, _ in sample.failures] == [*range(50, 120), *range(30)]
 
 
 @pytest.mark.usefixtures("ready")
 def test_prepare_judges_as_training_does(
-    part: Part, fed: list[Nasty], readable: list[bool]
+    part: Split, fed: list[Nasty], readable: list[bool]
 ) -> None:
     utf8 = [row for row, file in enumerate(fed) if "\udcff" not in str(file.path)]
-    places = [part.places[row] for row in utf8]
+    places = [part.locations[row] for row in utf8]
     columns = {
         "file": [place.path for place in places],
         "shard": pa.nulls(len(places), pa.string()),

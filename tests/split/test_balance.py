@@ -12,7 +12,7 @@ from PIL import Image
 from scipy.sparse import csr_array
 
 from tagger.core import manifest
-from tagger.core.manifest import PARTS
+from tagger.core.manifest import SPLITS
 from tagger.core.vocabulary import Tag
 from tagger.split import balance
 from tagger.split.balance import Balance
@@ -80,11 +80,11 @@ def test_counted_by_a_few_posts_at_a_time_it_is_the_same(case: Case, at_a_time: 
 @settings(max_examples=60)
 @given(cases())
 def test_the_report_sums_up_each_part(case: Case) -> None:
-    report = balance.numbers(case.measured(), case.by_chance(), case.tags(), PARTS)
+    report = balance.numbers(case.measured(), case.by_chance(), case.tags(), SPLITS)
     used = [tag for tag in range(case.labels.shape[1]) if case.labels[:, tag].any()]
-    assert list(report) == list(PARTS)
+    assert list(report) == list(SPLITS)
     for way, of in ((case, ""), (case._replace(parts=case.chance), "_of_random")):
-        for part, name in enumerate(PARTS):
+        for part, name in enumerate(SPLITS):
             deviations = [way.deviation(part, tag) for tag in used] or [0.0]
             mean = pytest.approx(np.mean(deviations), abs=1e-6)
             missing = sum(not way.posts_in(part, tag) for tag in range(case.labels.shape[1]))
@@ -103,7 +103,7 @@ def test_the_report_tells_sizes_and_deviations_by_hand() -> None:
     found = balance.measure(np.array([0, 0, 1, 2], dtype=np.int8), labels, (0.5, 0.25, 0.25))
     chance = balance.measure(np.array([1, 0, 0, 0], dtype=np.int8), labels, (0.5, 0.25, 0.25))
     tags = [Tag(1, "a", 0, 4), Tag(2, "b", 4, 1)]
-    assert balance.numbers(found, chance, tags, PARTS)["train"] == {
+    assert balance.numbers(found, chance, tags, SPLITS)["train"] == {
         "posts": 2,
         "share": 0.5,
         "wanted": 0.5,
@@ -117,7 +117,7 @@ def test_the_report_tells_sizes_and_deviations_by_hand() -> None:
         ("a", "general", 4, 0.0, 2, 1, 1),
         ("b", "character", 1, 0.75, 0, 1, 0),
     ]
-    assert list(balance.band_rows(found, chance, PARTS)) == [
+    assert list(balance.band_rows(found, chance, SPLITS)) == [
         ("train", 1, 1, 0.5, 0.5, 1),
         ("train", 3, 1, 0.0, 0.25, 0),
         ("validation", 1, 1, 0.75, 0.25, 0),
@@ -143,8 +143,8 @@ def test_rows_of_tags_add_up(case: Case) -> None:
 @given(cases())
 def test_each_tag_in_use_is_in_one_band_of_each_part(case: Case) -> None:
     totals = case.labels.sum(axis=0)
-    rows = list(balance.band_rows(case.measured(), case.by_chance(), PARTS))
-    for part, name in enumerate(PARTS):
+    rows = list(balance.band_rows(case.measured(), case.by_chance(), SPLITS))
+    for part, name in enumerate(SPLITS):
         mine = [row for row in rows if row[0] == name]
         starts = [row[1] for row in mine]
         assert starts == sorted(set(starts))
@@ -201,7 +201,7 @@ def test_any_balance_can_be_drawn(name: str) -> None:
         np.array(parts, dtype=np.int8), csr_array(np.array(labels, dtype=np.bool_)), SHARES
     )
     drawn = io.BytesIO()
-    balance.figure(found, found, PARTS).savefig(drawn, format="png")
+    balance.figure(found, found, SPLITS).savefig(drawn, format="png")
     with Image.open(drawn) as image:
         assert image.size == (1300, 400)
         assert len(set(image.convert("L").tobytes())) > 10

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tagger.core.errors import TaggerError
-from tagger.core.manifest import PARTS
+from tagger.core.manifest import SPLITS
 from tagger.split import deterministic
 from tagger.split.methods import Groups, Parts
 
@@ -190,7 +190,7 @@ def test_a_table_names_the_parts_in_any_order_and_may_have_more(
     ids: list[Any] = [30, 10, 99, 20] if numeric else ["30", "10", "99", "20"]
     parts = ["test", "train", "validation", "validation"]
     path = table(tmp_path / f"split{suffix}", ids, parts, names)
-    given = deterministic.given(path, *names, texts([10, 20, 30]), PARTS)
+    given = deterministic.given(path, *names, texts([10, 20, 30]), SPLITS)
     assert given.tolist() == [0, 1, 2]
 
 
@@ -220,10 +220,10 @@ def test_a_table_that_cannot_be_is_refused_in_one_line(
 ) -> None:
     path = write(name, content)
     with pytest.raises(TaggerError, match=reason) as told:
-        deterministic.given(path, "id", "split", texts([1, 2, 3]), PARTS)
+        deterministic.given(path, "id", "split", texts([1, 2, 3]), SPLITS)
     assert "\n" not in str(told.value)
 
 
 def test_a_table_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(TaggerError, match=r"none\.csv cannot be read: .*No such file"):
-        deterministic.given(tmp_path / "none.csv", "id", "split", texts([1]), PARTS)
+        deterministic.given(tmp_path / "none.csv", "id", "split", texts([1]), SPLITS)

@@ -12,7 +12,7 @@ from iterstrat.ml_stratifiers import MultilabelStratifiedShuffleSplit
 from scipy.sparse import csr_array
 
 from tagger.core.errors import TaggerError
-from tagger.core.manifest import PARTS
+from tagger.core.manifest import SPLITS
 from tagger.split import methods
 from tagger.split.methods import Labels, Parts
 
@@ -223,8 +223,8 @@ def assert_refused(call: Callable[[], Any], reason: str) -> None:
 
 def test_a_part_without_posts_or_without_tags_is_refused() -> None:
     labels = csr_array(np.array([[1], [1], [0]], dtype=np.float32))
-    methods.check(np.array([0, 1, 1], dtype=np.int8), labels, PARTS[:2])
+    methods.check(np.array([0, 1, 1], dtype=np.int8), labels, SPLITS[:2])
     with pytest.raises(TaggerError, match=r"No post falls to test.*split\.test"):
-        methods.check(np.array([0, 1, 1], dtype=np.int8), labels, PARTS)
+        methods.check(np.array([0, 1, 1], dtype=np.int8), labels, SPLITS)
     with pytest.raises(TaggerError, match="No post of test has a tag"):
-        methods.check(np.array([0, 1, 2], dtype=np.int8), labels, PARTS)
+        methods.check(np.array([0, 1, 2], dtype=np.int8), labels, SPLITS)

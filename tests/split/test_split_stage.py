@@ -15,7 +15,7 @@ from PIL import Image
 
 import split
 from tagger.core import errors, manifest, vocabulary
-from tagger.core.manifest import PARTS, Posts
+from tagger.core.manifest import SPLITS, Posts
 from tagger.core.vocabulary import Tag
 from tagger.params import Params, Split
 from tagger.split import deterministic
@@ -48,7 +48,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     write([row(number) for number in range(POSTS)])
     manifest.write_tags(SEEN, split.TAGS)
     vocabulary.write(TAGS, split.VOCABULARY)
-    named = [f"{row(n)['id']},{PARTS[(n % 5 == 0) + (n % 10 == 0)]}\n" for n in range(POSTS)]
+    named = [f"{row(n)['id']},{SPLITS[(n % 5 == 0) + (n % 10 == 0)]}\n" for n in range(POSTS)]
     Path("mine.csv").write_text("id,split\n" + "".join(named), encoding="utf-8")
     return tmp_path
 
@@ -151,10 +151,10 @@ def test_reports_and_what_is_printed_agree_with_the_parts(
     printed = capsys.readouterr()
     sizes = np.bincount(written()).tolist()
     report = json.loads(split.REPORT.read_text(encoding="utf-8"))
-    assert list(report) == ["posts", *PARTS, "groups"]
+    assert list(report) == ["posts", *SPLITS, "groups"]
     assert report["posts"] == POSTS
-    assert [report[part]["posts"] for part in PARTS] == sizes
-    assert [report[part]["wanted"] for part in PARTS] == [0.8, 0.1, 0.1]
+    assert [report[part]["posts"] for part in SPLITS] == sizes
+    assert [report[part]["wanted"] for part in SPLITS] == [0.8, 0.1, 0.1]
     assert report["groups"]["of_several"] == POSTS // 3
     assert (report["groups"]["parted"] > 0) == (method == "given")
 
@@ -163,10 +163,10 @@ def test_reports_and_what_is_printed_agree_with_the_parts(
     assert [row["tag"] for row in rows] == [tag.name for tag in TAGS]
     totals = read()[1].sum(axis=0).tolist()
     assert [int(row["posts"]) for row in rows] == totals
-    assert [sum(int(row[part]) for part in PARTS) for row in rows] == totals
+    assert [sum(int(row[part]) for part in SPLITS) for row in rows] == totals
     with split.PER_BAND.open(encoding="utf-8") as file:
         bands = list(csv.DictReader(file))
-    for part in PARTS:
+    for part in SPLITS:
         assert sum(int(band["tags"]) for band in bands if band["part"] == part) == len(TAGS)
     with Image.open(split.DRAWING) as drawn:
         assert drawn.format == "PNG"
@@ -177,7 +177,7 @@ def test_reports_and_what_is_printed_agree_with_the_parts(
     train, validation, test = sizes
     told = f"{train} train, {validation} validation, {test} test -> data/split.parquet"
     assert lines[0] == told
-    missing = [part for part in PARTS if report[part]["tags_without_post"]]
+    missing = [part for part in SPLITS if report[part]["tags_without_post"]]
     starts = [f"tags without a post in {part}: " for part in missing]
     starts += ["groups in several parts: "] * (method == "given")
     assert all(line.startswith(start) for line, start in zip(lines[1:], starts, strict=True))
@@ -199,7 +199,7 @@ def test_a_tag_that_a_part_lacks_and_a_parted_group_are_told(
 
 
 def test_a_table_of_other_columns_and_more_posts_is_taken(run: Run) -> None:
-    table = {"post": range(0, 3571 * 200, 3571), "fold": [PARTS[n % 3] for n in range(200)]}
+    table = {"post": range(0, 3571 * 200, 3571), "fold": [SPLITS[n % 3] for n in range(200)]}
     pq.write_table(pa.table({key: list(value) for key, value in table.items()}), "folds.parquet")
     run(method="given", given="folds.parquet", id_column="post", split_column="fold")
     assert written() == [n % 3 for n in range(POSTS)]

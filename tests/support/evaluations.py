@@ -18,7 +18,7 @@ from tagger import params
 from tagger.core import errors, files, manifest
 from tagger.core.vocabulary import Tag
 from tagger.images import dataset
-from tagger.images.dataset import Part
+from tagger.images.dataset import Split
 from tagger.params import Params, Preset
 from tagger.training import setup
 
@@ -98,7 +98,7 @@ def told(action: Callable[[], object], capsys: pytest.CaptureFixture[str]) -> st
     return line.removeprefix("error: ")
 
 
-def read(made: Project) -> tuple[list[Tag], dict[str, Part]]:
+def read(made: Project) -> tuple[list[Tag], dict[str, Split]]:
     """Return the tags of the model, and the parts of the split."""
     with inside(made):
         return dataset.read(

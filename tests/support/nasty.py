@@ -25,7 +25,7 @@ from support.nasty_pictures import (
     rare,
     tiff,
 )
-from tagger.images.location import Place
+from tagger.images.location import Location
 
 FORMATS = ("PNG", "JPEG", "GIF", "WEBP", "BMP", "TIFF", "AVIF")
 # What lacks its last byte still holds every pixel; a JPEG that does is refused all the same.
@@ -40,9 +40,9 @@ class Nasty(NamedTuple):
     expected: Expected
 
     @property
-    def place(self) -> Place:
+    def place(self) -> Location:
         exists = self.path.exists()
-        return Place(str(self.path), 0, self.path.stat().st_size if exists else 8)
+        return Location(str(self.path), 0, self.path.stat().st_size if exists else 8)
 
 
 def build(folder: Path) -> list[Nasty]:

@@ -16,9 +16,9 @@ from tagger.core.arrays import Scores, Truth
 from tagger.core.vocabulary import Tag
 from tagger.evaluation import counting, prediction_store, ranking
 from tagger.evaluation.counting import Ints
-from tagger.evaluation.prediction_store import Scored
+from tagger.evaluation.prediction_store import PredictionStore
 from tagger.images import loader
-from tagger.images.dataset import Part, Pictures
+from tagger.images.dataset import ImageDataset, Split
 from tagger.images.loader import Order
 from tagger.images.preprocess import Preprocess
 from tagger.models import predict
@@ -33,10 +33,10 @@ class Drawn(NamedTuple):
 
 
 def of_model(
-    model: nn.Module, part: Part, preprocess: Preprocess, *, batch_size: int, workers: int = 0
+    model: nn.Module, part: Split, preprocess: Preprocess, *, batch_size: int, workers: int = 0
 ) -> Predictions:
     """Return the model's probabilities for every readable picture of a part, in its order."""
-    pictures = Pictures(part, preprocess)
+    pictures = ImageDataset(part, preprocess)
     batches = loader.loader(pictures, Order(len(part), batch_size), workers=workers)
     return predict.predict_batches(model, batches, preprocess, part.labels.shape[1])
 
@@ -69,7 +69,7 @@ def tags(count: int, categories: Sequence[int] = (0, 4)) -> list[Tag]:
 
 def keep(
     predictions: Drawn, folder: Path, groups: Ints | None = None, unlabelled: Sequence[Ints] = ()
-) -> Scored:
+) -> PredictionStore:
     """Write predictions as a model's, some pictures at a time."""
 
     def blocks() -> Iterator[prediction_store.Block]:
@@ -90,7 +90,7 @@ class Kept:
         self._folder = TemporaryDirectory()
         self._scored = keep(predictions, Path(self._folder.name), groups, unlabelled)
 
-    def __enter__(self) -> Scored:
+    def __enter__(self) -> PredictionStore:
         return self._scored
 
     def __exit__(self, *_: object) -> None:

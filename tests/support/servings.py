@@ -14,7 +14,7 @@ from PIL import Image
 from support.trainings import _empty_store
 from tagger import tracking
 from tagger.export import log_model
-from tagger.images.dataset import Part
+from tagger.images.dataset import Split
 
 
 @pytest.fixture(scope="module")
@@ -49,10 +49,10 @@ def loaded(uri: str) -> Any:
 
 
 @pytest.fixture
-def several(part: Part, tmp_path: Path) -> list[Path]:
+def several(part: Split, tmp_path: Path) -> list[Path]:
     """Pictures of three kinds, more than are tagged at a time."""
     paths = [tmp_path / f"{row:02}.{('png', 'jpg', 'webp')[row % 3]}" for row in range(10)]
-    for place, path in zip(part.places, paths, strict=False):
+    for place, path in zip(part.locations, paths, strict=False):
         with Image.open(place.path) as image:
             image.convert("RGB").save(path)
     return paths

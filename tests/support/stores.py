@@ -16,8 +16,8 @@ from mlflow.entities import Run
 from scipy.sparse import csr_array
 
 from support.trainings import _empty_store
-from tagger.images.dataset import Part
-from tagger.images.location import Place
+from tagger.images.dataset import Split
+from tagger.images.location import Location
 from tagger.tracking import store
 
 
@@ -53,10 +53,10 @@ def every(project: Path) -> list[Run]:
     return list(here.search_runs([experiment.experiment_id], order_by=["attributes.start_time"]))
 
 
-def some(pictures: int, tags: int) -> Part:
+def some(pictures: int, tags: int) -> Split:
     """Return posts that all have all tags."""
-    places = [Place(f"{number}.png", 0, 0) for number in range(pictures)]
-    return Part(places, csr_array(np.ones((pictures, tags), bool)))
+    places = [Location(f"{number}.png", 0, 0) for number in range(pictures)]
+    return Split(places, csr_array(np.ones((pictures, tags), bool)))
 
 
 @contextmanager

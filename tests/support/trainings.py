@@ -26,19 +26,19 @@ from tagger.core import manifest, vocabulary
 from tagger.core.vocabulary import Tag
 from tagger.data import image_steps as pictures_of
 from tagger.data import ingest
-from tagger.data.rejected import Rejected
+from tagger.data.rejected import RejectedPosts
 from tagger.data.sources.folder import Folder
 from tagger.data.tags import rules
 from tagger.data.tags.lexicon import Lexicon
-from tagger.images.dataset import Part
+from tagger.images.dataset import Split
 from tagger.params import Params, Preset, Train
-from tagger.system.distributed import Group
+from tagger.system.distributed import ProcessGroup
 from tagger.system.world import World
 from tagger.training import setup
 from tagger.training.trainer import Judgement, Training
 
 ROOT = Path(__file__).parents[2]
-ALONE = Group(World(0, 1, 0, 1), torch.device("cpu"))
+ALONE = ProcessGroup(World(0, 1, 0, 1), torch.device("cpu"))
 PLAIN: dict[str, Any] = {"epochs": 2, "workers": 0, "snapshot_every": "1 epoch"}
 
 # The launcher of two processes, each of which is begun as one that a test begins.
@@ -47,7 +47,7 @@ TWO = (
     *("--no-python", "python"),
 )
 
-Parts = Mapping[str, Part]
+Parts = Mapping[str, Split]
 
 
 def asked(shipped: Params, preset: Preset, seed: int = 0, **recipe: Any) -> Params:
@@ -191,7 +191,7 @@ def project(
     p, data = shipped.prepare, folder / "data"
     (data / "rules").mkdir(parents=True)
     lexicon = Lexicon(rules.read(demo))
-    found = ingest.gather(Folder([demo], p.separator), lexicon, p.filters, Rejected())
+    found = ingest.gather(Folder([demo], p.separator), lexicon, p.filters, RejectedPosts())
     seen = ingest.tags_of(lexicon, ingest.count(found, len(lexicon)))
     table = ingest.renumbered(pictures_of.grouped(found, p.groups), lexicon, seen)
     manifest.write(table, data / "posts.parquet")

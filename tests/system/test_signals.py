@@ -11,7 +11,7 @@ import pytest
 from llvmlite.binding import ExecutionEngine
 
 from tagger.images import loader
-from tagger.images.dataset import Part, Pictures
+from tagger.images.dataset import ImageDataset, Split
 from tagger.images.loader import Order
 from tagger.images.preprocess import Preprocess
 from tagger.system.jit import always
@@ -48,9 +48,9 @@ def test_ctrl_c_while_a_loop_is_compiled_is_heard_after(monkeypatch: pytest.Monk
 
 
 @pytest.fixture
-def reading(part: Part) -> Iterator[tuple[Any, list[Any]]]:
+def reading(part: Split) -> Iterator[tuple[Any, list[Any]]]:
     """Batches read by two processes that have just been started, and these processes."""
-    pictures = Pictures(part, Preprocess(16, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)))
+    pictures = ImageDataset(part, Preprocess(16, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)))
     batches: Any = iter(loader.loader(pictures, Order(len(part), 1), workers=2))
     yield batches, batches._workers
     batches._shutdown_workers()
@@ -58,7 +58,7 @@ def reading(part: Part) -> Iterator[tuple[Any, list[Any]]]:
 
 @pytest.mark.parametrize("number", NUMBERS)
 def test_a_signal_to_all_does_not_end_those_that_read_pictures(
-    reading: tuple[Any, list[Any]], part: Part, number: signal.Signals
+    reading: tuple[Any, list[Any]], part: Split, number: signal.Signals
 ) -> None:
     batches, workers = reading
     for worker in workers:
@@ -79,8 +79,8 @@ def test_those_that_read_pictures_end_by_the_signal_of_their_parent(
     assert [worker.exitcode for worker in workers] == [0, 0]
 
 
-def test_those_that_read_pictures_end_at_once_when_all_are_read(part: Part) -> None:
-    pictures = Pictures(part, Preprocess(16, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)))
+def test_those_that_read_pictures_end_at_once_when_all_are_read(part: Split) -> None:
+    pictures = ImageDataset(part, Preprocess(16, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)))
     batches: Any = iter(loader.loader(pictures, Order(len(part), 8), workers=2))
     assert len(list(batches)) == 3
     begun = time.monotonic()

@@ -22,10 +22,10 @@ from support.trainings import PLAIN, ROOT, TWO, Project, as_it_was, asked, proje
 from tagger.core import manifest
 from tagger.core.errors import TaggerError
 from tagger.core.vocabulary import Tag
-from tagger.images.dataset import Part
+from tagger.images.dataset import Split
 from tagger.params import Params, Preset
 from tagger.system import distributed
-from tagger.system.distributed import Group
+from tagger.system.distributed import ProcessGroup
 from tagger.system.world import World
 from tagger.training import setup
 
@@ -166,9 +166,9 @@ def test_where_one_is_killed_all_go_on_from_the_last_snapshot(
 
 @pytest.mark.parametrize("processes", [5, 100])
 def test_a_batch_too_small_for_the_processes_is_told(
-    shipped: Params, preset: Preset, tags: list[Tag], part: Part, tmp_path: Path, processes: int
+    shipped: Params, preset: Preset, tags: list[Tag], part: Split, tmp_path: Path, processes: int
 ) -> None:
-    group = Group(World(0, processes, 0, processes), torch.device("cpu"))
+    group = ProcessGroup(World(0, processes, 0, processes), torch.device("cpu"))
     parts = {"train": part, "validation": part}
     with (
         as_it_was(),
@@ -191,7 +191,7 @@ def test_a_process_without_a_readable_picture_keeps_nobody_waiting(
     recipe: dict[str, Any] = {"parallel": "fsdp", "validate_on": 5, "epochs": 1, "optimizer": "sgd"}
     made = project(tmp_path / "project", shipped, drawn, vit, **recipe)
     posts = manifest.read(made.folder / "data/posts.parquet", 10_000)
-    places = list(manifest.places(posts.table))[16:23]
+    places = list(manifest.locations(posts.table))[16:23]
     for row in (1, 4):  # the second and fourth of five that are spread over seven
         Path(places[row].path).unlink()
     made.train(by=TWO)
@@ -255,9 +255,9 @@ def test_all_put_parts_together_and_one_keeps_them(monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.parametrize("rank", [0, 1])
 def test_only_the_leading_process_holds_copies(
-    shipped: Params, preset: Preset, tags: list[Tag], part: Part, tmp_path: Path, rank: int
+    shipped: Params, preset: Preset, tags: list[Tag], part: Split, tmp_path: Path, rank: int
 ) -> None:
-    group = Group(World(rank, 2, rank, 2), torch.device("cpu"))
+    group = ProcessGroup(World(rank, 2, rank, 2), torch.device("cpu"))
     with as_it_was():
         p = asked(shipped, preset, ema=0.9)
         training = setup.training(p, tags, {"train": part, "validation": part}, group, tmp_path)

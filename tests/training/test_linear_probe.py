@@ -10,33 +10,33 @@ import torch
 from torch import nn
 
 from tagger.images import decode, loader
-from tagger.images.dataset import Key, Part
+from tagger.images.dataset import Key, Split
 from tagger.images.loader import Order
-from tagger.images.location import Place
+from tagger.images.location import Location
 from tagger.images.preprocess import Preprocess
 from tagger.training import linear_probe
 from tagger.training.linear_probe import Embedded
 
 
 @pytest.fixture(scope="module")
-def made(model: nn.Module, part: Part, prepared: Preprocess) -> Embedded:
+def made(model: nn.Module, part: Split, prepared: Preprocess) -> Embedded:
     return linear_probe.embed(model, part, prepared, batch_size=7, workers=0)
 
 
 def test_the_head_makes_of_an_embedding_what_the_model_makes_of_the_picture(
-    model: Any, part: Part, prepared: Preprocess, made: Embedded
+    model: Any, part: Split, prepared: Preprocess, made: Embedded
 ) -> None:
     assert made.embeddings.dtype == np.float32
     assert len(made) == len(part) == len(made.embeddings)
     with torch.inference_mode():
-        for row, place in enumerate(part.places):
+        for row, place in enumerate(part.locations):
             pixels = torch.from_numpy(prepared(decode.open_rgb(place)))[None]
             logits = model.get_classifier()(torch.from_numpy(made.embeddings[row]))
             torch.testing.assert_close(logits, model(pixels)[0], rtol=1e-4, atol=1e-4)
 
 
 def test_a_model_in_training_mode_gives_the_same_embeddings_and_keeps_its_statistics(
-    model: nn.Module, part: Part, prepared: Preprocess, made: Embedded
+    model: nn.Module, part: Split, prepared: Preprocess, made: Embedded
 ) -> None:
     before = {name: value.clone() for name, value in model.state_dict().items()}
     again = linear_probe.embed(model.train(), part, prepared, batch_size=7, workers=0)
@@ -45,7 +45,7 @@ def test_a_model_in_training_mode_gives_the_same_embeddings_and_keeps_its_statis
 
 
 def test_a_loader_gives_embeddings_in_its_order_with_their_tags(
-    part: Part, prepared: Preprocess, made: Embedded
+    part: Split, prepared: Preprocess, made: Embedded
 ) -> None:
     order = Order(len(part), 5, seed=1, batches=range(7))
     cpu = torch.device("cpu")
@@ -60,24 +60,24 @@ def test_a_loader_gives_embeddings_in_its_order_with_their_tags(
 
 def test_an_unreadable_picture_is_left_out_with_its_tags_and_told(
     model: nn.Module,
-    part: Part,
+    part: Split,
     prepared: Preprocess,
     made: Embedded,
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    places = list(part.places)
-    places[3] = places[10] = Place(str(tmp_path / "gone.png"), 0, 8)
+    places = list(part.locations)
+    places[3] = places[10] = Location(str(tmp_path / "gone.png"), 0, 8)
     with caplog.at_level(logging.WARNING):
         some = linear_probe.embed(
-            model, Part(places, part.labels), prepared, batch_size=7, workers=0
+            model, Split(places, part.labels), prepared, batch_size=7, workers=0
         )
     rows = [row for row in range(len(part)) if row not in (3, 10)]
     assert [record.message.partition(": ")[0] for record in caplog.records] == [
         f"left out {tmp_path / 'gone.png'}"
     ] * 2
     assert len(some) == len(some.part) == len(rows)
-    assert some.part.places == [part.places[row] for row in rows]
+    assert some.part.locations == [part.locations[row] for row in rows]
     assert np.array_equal(some.part.labels.toarray(), part.labels[rows].toarray())
     np.testing.assert_allclose(some.embeddings, made.embeddings[rows], rtol=1e-4, atol=1e-5)
     for new, old in enumerate(rows):
@@ -85,9 +85,9 @@ def test_an_unreadable_picture_is_left_out_with_its_tags_and_told(
 
 
 def test_nothing_readable_is_nothing_embedded(
-    model: nn.Module, part: Part, prepared: Preprocess, tmp_path: Path
+    model: nn.Module, part: Split, prepared: Preprocess, tmp_path: Path
 ) -> None:
-    gone = Part([Place(str(tmp_path / "gone.png"), 0, 8)] * 3, part.labels[:3])
+    gone = Split([Location(str(tmp_path / "gone.png"), 0, 8)] * 3, part.labels[:3])
     none = linear_probe.embed(model, gone, prepared, batch_size=2, workers=0)
     assert len(none) == len(none.embeddings) == 0
     assert none.part.labels.shape == (0, part.labels.shape[1])

@@ -26,7 +26,7 @@ from support.trainings import (
 )
 from tagger.core.errors import TaggerError
 from tagger.core.vocabulary import Tag
-from tagger.images.dataset import Part
+from tagger.images.dataset import Split
 from tagger.params import Params, Preset
 from tagger.training import setup
 from tagger.training.optimizer import share_of_peak
@@ -197,12 +197,12 @@ def test_more_epochs_go_on_from_a_finished_training_by_the_new_schedule(
 
 
 @pytest.fixture
-def parts(part: Part) -> dict[str, Part]:
+def parts(part: Split) -> dict[str, Split]:
     return {"train": part, "validation": part.head(8)}
 
 
 def test_a_changed_learning_rate_starts_anew_and_changed_workers_go_on(
-    shipped: Params, preset: Preset, tags: list[Tag], parts: dict[str, Part], tmp_path: Path
+    shipped: Params, preset: Preset, tags: list[Tag], parts: dict[str, Split], tmp_path: Path
 ) -> None:
     faster = preset.model_copy(update={"learning_rate": 2e-2})
     reached = []
@@ -222,7 +222,7 @@ def test_a_changed_learning_rate_starts_anew_and_changed_workers_go_on(
 
 
 def test_fewer_epochs_than_are_behind_it_are_told(
-    shipped: Params, preset: Preset, tags: list[Tag], parts: dict[str, Part], tmp_path: Path
+    shipped: Params, preset: Preset, tags: list[Tag], parts: dict[str, Split], tmp_path: Path
 ) -> None:
     def begin(at: str, **recipe: Any) -> Any:
         return start(asked(shipped, preset, **recipe), tags, parts, tmp_path / at)
@@ -239,7 +239,7 @@ def test_fewer_epochs_than_are_behind_it_are_told(
 
 
 def test_a_training_with_other_settings_that_is_killed_goes_on_as_well(
-    shipped: Params, preset: Preset, tags: list[Tag], parts: dict[str, Part], tmp_path: Path
+    shipped: Params, preset: Preset, tags: list[Tag], parts: dict[str, Split], tmp_path: Path
 ) -> None:
     def begin(at: str, **recipe: Any) -> Any:
         p = asked(shipped, preset, snapshot_every="1 step", ema=0.9, **recipe)

@@ -16,7 +16,7 @@ from support.trainings import Parts, as_it_was, asked, ended, same, start, weigh
 from tagger.core import files
 from tagger.core.errors import TaggerError
 from tagger.core.vocabulary import Tag
-from tagger.images.dataset import Part
+from tagger.images.dataset import Split
 from tagger.params import Params, Preset
 from tagger.training import setup, snapshots
 from tagger.training.snapshots import Snapshots
@@ -47,7 +47,7 @@ def kept(tmp_path: Path) -> Snapshots:
 
 
 @pytest.fixture
-def parts(part: Part) -> dict[str, Part]:
+def parts(part: Split) -> dict[str, Split]:
     return {"train": part, "validation": part.head(8)}
 
 
@@ -61,7 +61,9 @@ def begin(
     def begin(
         preset: Preset = default, at: str = "a", tags: list[Tag] = tags, **recipe: Any
     ) -> Training:
-        few = {name: Part(part.places, part.labels[:, : len(tags)]) for name, part in parts.items()}
+        few = {
+            name: Split(part.locations, part.labels[:, : len(tags)]) for name, part in parts.items()
+        }
         return start(asked(shipped, preset, **recipe), tags, few, tmp_path / at)
 
     return begin

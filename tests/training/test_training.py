@@ -33,13 +33,13 @@ from tagger.core import files, manifest, vocabulary
 from tagger.core.errors import TaggerError
 from tagger.core.vocabulary import Tag
 from tagger.images import decode, loader
-from tagger.images.dataset import Part
+from tagger.images.dataset import Split
 from tagger.images.loader import Batch
-from tagger.images.location import Place
+from tagger.images.location import Location
 from tagger.models import backbone
 from tagger.params import Params, Preset
 from tagger.system import distributed
-from tagger.system.distributed import Group
+from tagger.system.distributed import ProcessGroup
 from tagger.system.world import World
 from tagger.training import learner, setup, snapshots
 from tagger.training.learner import Portion
@@ -58,7 +58,7 @@ def torch_as_it_was() -> Iterator[None]:
 
 
 @pytest.fixture
-def parts(part: Part) -> dict[str, Part]:
+def parts(part: Split) -> dict[str, Split]:
     return {"train": part, "validation": part.head(8)}
 
 
@@ -386,7 +386,7 @@ def test_a_rehearsal_finds_how_many_pictures_fit_unless_others_wait_for_them(
 def test_a_head_on_embeddings_needs_no_rehearsal(begin: Starter) -> None:
     training = begin(**HEAD)
     order: Any = training.batches.batch_sampler
-    training.learner.group = Group(World(0, 2, 0, 2), torch.device("cuda"))
+    training.learner.group = ProcessGroup(World(0, 2, 0, 2), torch.device("cuda"))
     setup._agree(training.learner, training.plan, order, 3)  # would take pictures to CUDA
 
 
@@ -423,7 +423,7 @@ def test_a_step_whose_loss_is_no_number_is_told_and_changes_nothing(
     assert training.position.bad_steps == 1
     (told,) = warned(caplog)
     assert told.startswith("step 3: the loss is nan, or its gradient no number; nothing is learned")
-    names = [training.part.places[row].path for row in rows[2]]
+    names = [training.part.locations[row].path for row in rows[2]]
     assert told.endswith(f"Pictures: {', '.join(names)}")
 
 
@@ -579,11 +579,11 @@ def test_validations_and_kept_weights_come_when_asked_for(
     assert all(one.weights for one in history if one.keep)
 
 
-def test_validation_takes_pictures_from_the_whole_part(begin: Starter, part: Part) -> None:
+def test_validation_takes_pictures_from_the_whole_part(begin: Starter, part: Split) -> None:
     training = begin(validate_on=3, epochs=1, parts={"train": part, "validation": part})
     (judgement,) = training.run()
-    assert [place.path for place in training.judge.part.places] == [
-        part.places[row].path for row in (0, 11, 23)
+    assert [place.path for place in training.judge.part.locations] == [
+        part.locations[row].path for row in (0, 11, 23)
     ]
     assert len(judgement.predictions.scores) == 3
     sheet = training.judge.sheet(judgement.predictions, ["a"] * part.labels.shape[1])
@@ -605,12 +605,12 @@ def test_a_judgement_is_told_as_a_person_would(begin: Starter) -> None:
 # Pictures
 
 
-def missing(part: Part, rows: range | list[int], folder: Path) -> Part:
+def missing(part: Split, rows: range | list[int], folder: Path) -> Split:
     """Return a part of which some pictures are not there."""
-    places = list(part.places)
+    places = list(part.locations)
     for row in rows:
-        places[row] = Place(str(folder / f"gone{row}.png"), 0, 8)
-    return Part(places, part.labels)
+        places[row] = Location(str(folder / f"gone{row}.png"), 0, 8)
+    return Split(places, part.labels)
 
 
 def test_unreadable_pictures_are_replaced_and_told(
@@ -687,10 +687,10 @@ def test_no_validation_pictures_are_no_obstacle(begin: Starter, parts: Parts) ->
 # Unlabelled ratings
 
 
-def without(part: Part, columns: list[int], rows: slice) -> Part:
+def without(part: Split, columns: list[int], rows: slice) -> Split:
     labels = part.labels.toarray()
     labels[rows, columns] = False
-    return Part(part.places, type(part.labels)(labels))
+    return Split(part.locations, type(part.labels)(labels))
 
 
 @pytest.fixture
@@ -729,7 +729,7 @@ def test_what_is_unlabelled_moves_nothing(
 
 
 def test_what_is_unlabelled_is_not_judged(
-    begin: Starter, parts: Parts, rating: list[int], part: Part
+    begin: Starter, parts: Parts, rating: list[int], part: Split
 ) -> None:
     """A rating said of a picture that has none makes no difference, as in the evaluation."""
     some = {**parts, "validation": without(part, rating, slice(10))}
@@ -805,10 +805,10 @@ def test_what_is_frozen_drops_nothing_out(begin: Starter, vit: Preset) -> None:
             assert torch.equal(made.pop(), expected)
 
 
-def embeddings(model: Any, part: Part, training: Training) -> Tensor:
+def embeddings(model: Any, part: Split, training: Training) -> Tensor:
     """Return what the head sees of each picture, (pictures, features)."""
     prepared = training.preprocess
-    squares = np.stack([prepared.fit(decode.open_rgb(place)) for place in part.places])
+    squares = np.stack([prepared.fit(decode.open_rgb(place)) for place in part.locations])
     with torch.inference_mode():
         inputs = torch.from_numpy(prepared.normalise(squares))
         made: Tensor = model.eval().forward_head(model.forward_features(inputs), pre_logits=True)
@@ -819,7 +819,7 @@ HEAD = {"freeze": "all", "cache_embeddings": True}
 
 
 def test_a_head_on_kept_embeddings_is_one_trained_by_hand(
-    begin: Starter, preset: Preset, part: Part, tags: list[Tag]
+    begin: Starter, preset: Preset, part: Split, tags: list[Tag]
 ) -> None:
     training = begin(epochs=3, optimizer="adamw", **HEAD, augment={"mixup": 0.5})
     before = {name: value.clone() for name, value in training.model.state_dict().items()}

@@ -15,23 +15,23 @@ from support.predictions import of_model
 from tagger.core.vocabulary import Tag
 from tagger.evaluation.metrics import dense
 from tagger.images import contact_sheet, decode, loader
-from tagger.images.dataset import Part, Pictures
+from tagger.images.dataset import ImageDataset, Split
 from tagger.images.loader import Order
-from tagger.images.location import Place
+from tagger.images.location import Location
 from tagger.images.preprocess import Preprocess
 from tagger.models import predict
 from tagger.models.predict import Predictions
-from tagger.system.distributed import Group
+from tagger.system.distributed import ProcessGroup
 from tagger.system.world import World
 from tagger.training import validation
 from tagger.training.validation import Judge
 
 CPU = torch.device("cpu")
-ALONE = Group(World(0, 1, 0, 1), CPU)
+ALONE = ProcessGroup(World(0, 1, 0, 1), CPU)
 
 
 @dataclass(frozen=True)
-class Told(Group):
+class Told(ProcessGroup):
     """A process of several, to which the others have said already what they have."""
 
     others: list[Any]  # by rank; its own in its place
@@ -41,14 +41,16 @@ class Told(Group):
         return [self.figures or mine]
 
     def collected(self, mine: Any) -> list[Any] | None:
-        if not self.leads:
+        if not self.is_main:
             return None
         return [mine, *self.others[1:]]
 
 
-def judge_of(part: Part, prepared: Preprocess, group: Group = ALONE, batch_size: int = 7) -> Judge:
-    order = Order(len(part), batch_size, share=group.share)
-    batches = loader.loader(Pictures(part, prepared), order, workers=0)
+def judge_of(
+    part: Split, prepared: Preprocess, group: ProcessGroup = ALONE, batch_size: int = 7
+) -> Judge:
+    order = Order(len(part), batch_size, share=group.rank_and_size)
+    batches = loader.loader(ImageDataset(part, prepared), order, workers=0)
     return Judge(part, batches, prepared, group)
 
 
@@ -61,7 +63,7 @@ def equal(some: Predictions, others: Predictions) -> bool:
     )
 
 
-def test_figures_are_those_of_predict(model: nn.Module, part: Part, prepared: Preprocess) -> None:
+def test_figures_are_those_of_predict(model: nn.Module, part: Split, prepared: Preprocess) -> None:
     model.train()
     figures, predictions = judge_of(part, prepared)(model)
     assert model.training
@@ -75,10 +77,10 @@ def test_figures_are_those_of_predict(model: nn.Module, part: Part, prepared: Pr
 
 
 def test_the_loss_is_torchs_cross_entropy_summed_over_tags(
-    model: nn.Module, part: Part, prepared: Preprocess
+    model: nn.Module, part: Split, prepared: Preprocess
 ) -> None:
     figures, _ = judge_of(part, prepared)(model)
-    inputs = [torch.from_numpy(prepared(decode.open_rgb(place))) for place in part.places]
+    inputs = [torch.from_numpy(prepared(decode.open_rgb(place))) for place in part.locations]
     truth = torch.from_numpy(part.labels.toarray()).float()
     with torch.inference_mode():
         logits = model.eval()(torch.stack(inputs))
@@ -86,18 +88,18 @@ def test_the_loss_is_torchs_cross_entropy_summed_over_tags(
     assert figures["validation_loss"] == pytest.approx(float(expected), rel=1e-4)
 
 
-def broken(part: Part, folder: Path) -> Part:
+def broken(part: Split, folder: Path) -> Split:
     """Return the part with two pictures that are not there."""
-    places = list(part.places)
-    places[4] = places[23] = Place(str(folder / "gone.png"), 0, 8)
-    return Part(places, part.labels)
+    places = list(part.locations)
+    places[4] = places[23] = Location(str(folder / "gone.png"), 0, 8)
+    return Split(places, part.labels)
 
 
 @pytest.mark.parametrize("ranks", [2, 3, 5])
 @pytest.mark.parametrize("batch_size", [7, 23])  # of the last, some processes have no part
 def test_several_processes_come_to_what_one_comes_to(
     model: nn.Module,
-    part: Part,
+    part: Split,
     prepared: Preprocess,
     tmp_path: Path,
     ranks: int,
@@ -106,7 +108,7 @@ def test_several_processes_come_to_what_one_comes_to(
     some = broken(part, tmp_path)
     figures, predictions = judge_of(some, prepared, batch_size=batch_size)(model)
     assert [row for row, _ in predictions.failures] == [4, 23]
-    groups = [Group(World(rank, ranks, rank, ranks), CPU) for rank in range(ranks)]
+    groups = [ProcessGroup(World(rank, ranks, rank, ranks), CPU) for rank in range(ranks)]
     shares: list[Any] = [
         predict.predict_batches(
             model,
@@ -126,9 +128,9 @@ def test_several_processes_come_to_what_one_comes_to(
 
 
 def test_without_a_readable_picture_every_figure_is_0(
-    model: nn.Module, part: Part, prepared: Preprocess, tmp_path: Path
+    model: nn.Module, part: Split, prepared: Preprocess, tmp_path: Path
 ) -> None:
-    gone = Part([Place(str(tmp_path / "gone.png"), 0, 8)] * 3, part.labels[:3])
+    gone = Split([Location(str(tmp_path / "gone.png"), 0, 8)] * 3, part.labels[:3])
     figures, predictions = judge_of(gone, prepared)(model)
     assert figures == {"macro_ap": 0, "micro_ap": 0, "validation_loss": 0}
     assert (predictions.rows, len(predictions.failures)) == ([], 3)
@@ -141,7 +143,7 @@ def test_probabilities_of_0_and_1_that_are_wrong_cost_much_and_not_without_end()
 
 
 def test_the_sheet_shows_each_picture_with_its_likeliest_tags(
-    model: nn.Module, part: Part, prepared: Preprocess, tags: list[Tag]
+    model: nn.Module, part: Split, prepared: Preprocess, tags: list[Tag]
 ) -> None:
     """As if each were drawn alone, with a threshold that lets eight tags pass."""
     judge = judge_of(part, prepared)
@@ -152,7 +154,7 @@ def test_the_sheet_shows_each_picture_with_its_likeliest_tags(
     for number, row in enumerate(predictions.rows[: validation.SHOWN]):
         scores, truth = predictions.scores[[number]], predictions.truth[[number]]
         eighth = np.sort(scores[0])[-8].astype(np.float64)
-        picture = decode.open_rgb(part.places[row])
+        picture = decode.open_rgb(part.locations[row])
         alone = contact_sheet.draw([picture], scores, truth, names, np.full(len(tags), eighth))
         tile = alone.crop((12, 34, alone.width // 3, alone.height - 12))
         across, down = number % 4 * 344, number // 4 * 180
@@ -162,7 +164,7 @@ def test_the_sheet_shows_each_picture_with_its_likeliest_tags(
 
 
 def test_the_sheet_of_few_pictures_leaves_out_those_unreadable(
-    model: nn.Module, part: Part, prepared: Preprocess, tags: list[Tag], tmp_path: Path
+    model: nn.Module, part: Split, prepared: Preprocess, tags: list[Tag], tmp_path: Path
 ) -> None:
     judge = judge_of(broken(part, tmp_path).head(6), prepared)
     _, predictions = judge(model)
@@ -175,7 +177,7 @@ def test_the_sheet_of_few_pictures_leaves_out_those_unreadable(
 
 
 def test_the_sheet_is_grey_where_a_picture_has_gone_since(
-    model: nn.Module, part: Part, prepared: Preprocess, tags: list[Tag], tmp_path: Path
+    model: nn.Module, part: Split, prepared: Preprocess, tags: list[Tag], tmp_path: Path
 ) -> None:
     judge, names = judge_of(part, prepared), [tag.name for tag in tags]
     _, predictions = judge(model)

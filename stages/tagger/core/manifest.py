@@ -19,7 +19,7 @@ from scipy.sparse import csr_array
 from tagger.core import files
 from tagger.core.errors import TaggerError
 from tagger.core.vocabulary import Tag
-from tagger.images.location import Place
+from tagger.images.location import Location
 
 SCHEMA = pa.schema(
     {
@@ -39,7 +39,7 @@ TAGS_SCHEMA = pa.schema(
     {"tag_id": pa.int64(), "name": pa.string(), "category": pa.int8(), "count": pa.int64()}
 )
 Numbers = npt.NDArray[np.integer[Any]]
-PARTS = ("train", "validation", "test")
+SPLITS = ("train", "validation", "test")
 
 _ROWS = 100_000  # of a row group
 _AT_A_TIME = 1_000_000  # posts whose labels are looked at
@@ -87,7 +87,7 @@ def write_tags(tags: Sequence[Tag], path: Path) -> None:
 
 def write_split(ids: pa.ChunkedArray, parts: npt.NDArray[np.int8], path: Path) -> None:
     """Write which part each post belongs to: `parts` holds numbers of PARTS, (posts,)."""
-    names = pa.DictionaryArray.from_arrays(pa.array(parts), pa.array(PARTS))
+    names = pa.DictionaryArray.from_arrays(pa.array(parts), pa.array(SPLITS))
     _write_table(pa.table({"id": ids, "split": names.cast(pa.string())}), path)
 
 
@@ -96,14 +96,14 @@ def _write_table(table: pa.Table, path: Path) -> None:
         pq.write_table(table, partial, **_STORED)
 
 
-def places(posts: pa.Table) -> Iterator[Place]:
+def locations(posts: pa.Table) -> Iterator[Location]:
     """Yield where each picture lies, by the columns file, shard, offset and size."""
     columns = (posts[name].to_pylist() for name in ("file", "shard", "offset", "size"))
     for file, shard, offset, size in zip(*columns, strict=True):
-        yield Place(shard or file, offset, size)
+        yield Location(shard or file, offset, size)
 
 
-class Places(Sequence[Place]):
+class Locations(Sequence[Location]):
     """Where pictures lie, by the columns file, shard, offset and size, made when asked for."""
 
     def __init__(self, posts: pa.Table) -> None:
@@ -113,13 +113,13 @@ class Places(Sequence[Place]):
         return len(self._posts)
 
     @overload
-    def __getitem__(self, key: int) -> Place: ...
+    def __getitem__(self, key: int) -> Location: ...
     @overload
-    def __getitem__(self, key: slice) -> "Places": ...
-    def __getitem__(self, key: int | slice) -> "Place | Places":
+    def __getitem__(self, key: slice) -> "Locations": ...
+    def __getitem__(self, key: int | slice) -> "Location | Locations":
         if isinstance(key, slice):
-            return Places(self._posts.take(np.arange(len(self))[key]))
-        return next(places(self._posts.slice(range(len(self))[key], 1)))
+            return Locations(self._posts.take(np.arange(len(self))[key]))
+        return next(locations(self._posts.slice(range(len(self))[key], 1)))
 
 
 def read(path: Path, tags: int) -> Posts:
@@ -171,7 +171,7 @@ def read_tags(path: Path) -> list[Tag]:
 def read_split(path: Path, ids: pa.ChunkedArray) -> npt.NDArray[np.int8]:
     """Return the part of each post, (posts,), numbers of PARTS. Raises TaggerError for others."""
     table = pq.read_table(files.require(path))
-    parts = pc.index_in(table["split"], value_set=pa.array(PARTS))
+    parts = pc.index_in(table["split"], value_set=pa.array(SPLITS))
     if not table["id"].equals(ids) or parts.null_count:
         raise TaggerError(f"{path} splits other posts than these. Run `dvc repro`.")
     return np.asarray(parts.to_numpy(), dtype=np.int8)

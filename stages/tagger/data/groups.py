@@ -65,7 +65,7 @@ def hash_content(pictures: pa.Table) -> pa.Table:
 def each_hash(pictures: pa.Table, function: Callable[[bytes], bytes | None]) -> list[bytes | None]:
     """Return a hash of the bytes of each picture, None where it cannot be read or has none."""
     hashes: list[bytes | None] = []
-    for place in manifest.places(pictures):
+    for place in manifest.locations(pictures):
         try:
             hashes.append(function(decode.read(place)))
         except decode.Unreadable:

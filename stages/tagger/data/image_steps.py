@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from tagger import params
 from tagger.data import filters, groups, ingest, resized_copies, verify
 from tagger.data.filters import Verdict
-from tagger.data.rejected import Rejected
+from tagger.data.rejected import RejectedPosts
 from tagger.data.sources import Source, with_column
 from tagger.system import progress, workers
 
@@ -22,7 +22,7 @@ _CHUNK = 2_000  # pictures
 _PLACE = ["file", "shard", "offset", "size", "modified"]
 
 
-def located(posts: pa.Table, source: Source, left_out: Rejected) -> pa.Table:
+def located(posts: pa.Table, source: Source, left_out: RejectedPosts) -> pa.Table:
     """Return the posts that have a picture."""
     posts = source.locate(posts)
     missing = pc.is_null(posts["file"]).to_numpy()
@@ -35,7 +35,7 @@ def located(posts: pa.Table, source: Source, left_out: Rejected) -> pa.Table:
 
 
 def verified(
-    posts: pa.Table, p: params.Prepare, left_out: Rejected, memory: Path | None = None
+    posts: pa.Table, p: params.Prepare, left_out: RejectedPosts, memory: Path | None = None
 ) -> pa.Table:
     """Return the posts whose picture can be used, with `content` and the true width and height."""
     if p.verify == "none":
@@ -63,7 +63,7 @@ def judge_reasons(found: pa.Table) -> list[Verdict]:
     ]
 
 
-def copied(posts: pa.Table, p: params.Copies, left_out: Rejected) -> pa.Table:
+def copied(posts: pa.Table, p: params.Copies, left_out: RejectedPosts) -> pa.Table:
     """Return the posts with the place and size of a smaller copy, where copies are wanted."""
     if p.side is None:
         return posts

@@ -20,7 +20,7 @@ from tagger.core.errors import TaggerError
 from tagger.core.vocabulary import CATEGORIES, Tag, ordered
 from tagger.data import filters
 from tagger.data.filters import TagFilter, Verdict
-from tagger.data.rejected import Rejected
+from tagger.data.rejected import RejectedPosts
 from tagger.data.sources import COLUMNS, Source, with_column
 from tagger.data.tags.lexicon import Lexicon
 from tagger.system import workers
@@ -28,7 +28,9 @@ from tagger.system import workers
 KEPT = [name for name in COLUMNS if name not in ("score", "deleted", "banned")]
 
 
-def gather(source: Source, lexicon: Lexicon, p: params.Filters, left_out: Rejected) -> pa.Table:
+def gather(
+    source: Source, lexicon: Lexicon, p: params.Filters, left_out: RejectedPosts
+) -> pa.Table:
     """Return the posts of a source that pass the filters, in its order."""
     by_tags = TagFilter(lexicon, p)
     tables = [_conform(pa.table({"id": pa.array([], pa.string()), "tags": _lists([0], [])}))]
@@ -48,7 +50,7 @@ def gather(source: Source, lexicon: Lexicon, p: params.Filters, left_out: Reject
 
 
 def judge(
-    posts: pa.Table, verdicts: Iterable[Verdict], left_out: Rejected
+    posts: pa.Table, verdicts: Iterable[Verdict], left_out: RejectedPosts
 ) -> tuple[pa.Table, pa.Array]:
     """Return the posts that no verdict leaves out, and which these are; the first reason counts."""
     kept = np.ones(len(posts), dtype=np.bool_)
@@ -75,7 +77,9 @@ def _lists(starts: npt.ArrayLike, numbers: npt.ArrayLike) -> pa.Array:
     )
 
 
-def choose(posts: pa.Table, lexicon: Lexicon, p: params.Filters, left_out: Rejected) -> pa.Table:
+def choose(
+    posts: pa.Table, lexicon: Lexicon, p: params.Filters, left_out: RejectedPosts
+) -> pa.Table:
     """Return the posts less those of an id seen before, and what cap and sample leave out."""
     nameless = filters.plain("no id", pc.is_null(posts["id"]).to_numpy(), "the source names none")
     posts, _ = judge(posts, [nameless, repeated(posts)], left_out)
@@ -86,7 +90,7 @@ def choose(posts: pa.Table, lexicon: Lexicon, p: params.Filters, left_out: Rejec
     return posts
 
 
-def require(posts: pa.Table, left_out: Rejected, report: Path) -> pa.Table:
+def require(posts: pa.Table, left_out: RejectedPosts, report: Path) -> pa.Table:
     """Return the posts. Raises TaggerError where there are none, and leaves the reasons."""
     if not len(posts):
         left_out.write(report)

@@ -16,10 +16,10 @@ from PIL import Image
 
 from tagger.core import manifest
 from tagger.core.vocabulary import RATING, RATINGS, Tag, count_categories
-from tagger.data.rejected import Rejected
+from tagger.data.rejected import RejectedPosts
 from tagger.data.tags.lexicon import Lexicon
 from tagger.images import decode
-from tagger.images.location import Place
+from tagger.images.location import Location
 
 CHANGES = ("rule", "before", "after", "labels")
 FREQUENCY = ("rank", "posts")
@@ -36,7 +36,11 @@ Rows = list[tuple[Any, ...]]
 
 
 def numbers(
-    found: pa.Table, tags: Sequence[Tag], lexicon: Lexicon, left_out: Rejected, notes: Sequence[str]
+    found: pa.Table,
+    tags: Sequence[Tag],
+    lexicon: Lexicon,
+    left_out: RejectedPosts,
+    notes: Sequence[str],
 ) -> dict[str, Any]:
     """Return what the report of `prepare` says. Labels are pairs of a post and a tag."""
     sizes = np.unique(found["group"].to_numpy(), return_counts=True)[1]
@@ -165,7 +169,7 @@ def accepted(found: pa.Table, tags: Sequence[Tag]) -> Iterator[tuple[Image.Image
     """Yield some of the posts, evenly spread, each with its id and tags."""
     rows = np.unique(np.linspace(0, len(found) - 1, _SHOWN).astype(int))
     some = found.take(pa.array(rows))
-    for place, post in zip(manifest.places(some), some.to_pylist(), strict=True):
+    for place, post in zip(manifest.locations(some), some.to_pylist(), strict=True):
         names = ", ".join(tags[tag].name for tag in post["tags"])
         yield decode.open_if_there(place), f"{post['id']}: {names}"
 
@@ -190,5 +194,5 @@ def _found(name: str | None, folders: Sequence[Path]) -> Image.Image | None:
     paths = [str(folder / (name or "")) for folder in folders[:1]]
     paths += [name for folder in folders[1:] if name and name.startswith(f"{folder}/")]
     path = next(filter(os.path.isfile, paths), None)  # which is false for names too long, too
-    place = Place(path, 0, Path(path).stat().st_size) if path else None
+    place = Location(path, 0, Path(path).stat().st_size) if path else None
     return decode.open_if_there(place) if place else None

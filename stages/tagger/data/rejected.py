@@ -12,7 +12,7 @@ from tagger.data.filters import Verdict
 from tagger.data.sources import REJECTED
 
 
-class Rejected:
+class RejectedPosts:
     """Rows of id, reason and detail. Memory grows with what is left out, not with the rest."""
 
     def __init__(self) -> None:

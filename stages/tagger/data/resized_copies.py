@@ -19,7 +19,7 @@ from tagger.core import files, manifest
 from tagger.data.hub import shards
 from tagger.data.sources import table_of
 from tagger.images import decode
-from tagger.images.location import Place
+from tagger.images.location import Location
 from tagger.system import workers
 
 SCHEMA = pa.schema(
@@ -57,7 +57,7 @@ def copies(
         return
     encode = partial(encoded, side=side, form=form, quality=quality)
     picked = np.unique(np.linspace(0, len(pictures) - 1, _SAMPLE).astype(int))
-    sizes = [_size(encode, place) for place in manifest.places(pictures.take(picked))]
+    sizes = [_size(encode, place) for place in manifest.locations(pictures.take(picked))]
     mean = sum(sizes) / max(1, sum(size > 0 for size in sizes)) or 1.0
     make = partial(shard, folder=str(folder), side=side, form=form, quality=quality)
     chunks = workers.chunked(pictures, max(1, int(shard_size / mean)))
@@ -82,7 +82,7 @@ def _is_whole(tar: Path) -> bool:
     return tar.exists() and tar.with_suffix(".json").exists()
 
 
-def _size(encode: Any, place: Place) -> int:
+def _size(encode: Any, place: Location) -> int:
     try:
         return len(encode(decode.read(place))[0])
     except decode.Unreadable:
@@ -114,7 +114,7 @@ def shard(pictures: pa.Table, *, folder: str, side: int, form: str, quality: int
         failed: dict[str, str] = {}
 
         def members() -> Iterator[tuple[str, bytes]]:
-            for name, place in zip(names, manifest.places(pictures), strict=True):
+            for name, place in zip(names, manifest.locations(pictures), strict=True):
                 try:
                     data, sizes[name] = encoded(
                         decode.read(place), side=side, form=form, quality=quality

@@ -15,7 +15,7 @@ from PIL import Image
 from tagger.core import files, manifest
 from tagger.data.sources import table_of
 from tagger.images import decode
-from tagger.images.location import Place
+from tagger.images.location import Location
 
 Level = Literal["none", "header", "decode"]
 SCHEMA = pa.schema(
@@ -43,11 +43,11 @@ def verify(pictures: pa.Table, *, level: Level, animated: Literal["first", "drop
 
     pictures: columns file, shard, offset and size, as in the manifest
     """
-    rows = [_verify(place, level, animated == "drop") for place in manifest.places(pictures)]
+    rows = [_verify(place, level, animated == "drop") for place in manifest.locations(pictures)]
     return table_of(rows, SCHEMA)
 
 
-def _verify(place: Place, level: Level, drop_animated: bool) -> Checked:
+def _verify(place: Location, level: Level, drop_animated: bool) -> Checked:
     try:
         whole = level == "decode" or place.size <= _HEAD
         data = decode.read(place if whole else place._replace(size=_HEAD))
@@ -68,7 +68,7 @@ def _decode(data: bytes, drop_animated: bool) -> tuple[int, int]:
     return decode.open_rgb(data).size
 
 
-def _header(data: bytes, place: Place, drop_animated: bool) -> tuple[int, int]:
+def _header(data: bytes, place: Location, drop_animated: bool) -> tuple[int, int]:
     width, height = imagesize.get(io.BytesIO(data)) if _is_plain(data) else (0, 0)
     if width <= 0 or height <= 0:  # Pillow tells; a header beyond _HEAD is among these
         with suppress(decode.Unreadable):

@@ -18,7 +18,7 @@ from tagger.core.vocabulary import CATEGORIES, Tag
 from tagger.evaluation import quantized_logits, tag_metrics
 from tagger.evaluation.counting import Ints
 from tagger.evaluation.quantized_logits import Floats, Numbers
-from tagger.evaluation.score_counts import Tally
+from tagger.evaluation.score_counts import ScoreCounts
 
 Kind = Literal["global", "category"]
 Temperatures = Mapping[str, float]  # of each category, and of ALL
@@ -27,7 +27,7 @@ _LIMITS = (0.2, 5.0)  # where scores part all tags rightly, ever lower ones woul
 _DIGITS = 6
 
 
-def fit(tally: Tally, tags: Sequence[Tag]) -> Temperatures:
+def fit(tally: ScoreCounts, tags: Sequence[Tag]) -> Temperatures:
     """Return the temperature over all tags and of each category.
 
     A category whose pairs of picture and tag are all true, or all false, has that over all.

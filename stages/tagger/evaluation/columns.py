@@ -11,7 +11,7 @@ from scipy.sparse import csc_array
 
 from tagger.evaluation import quantized_logits
 from tagger.evaluation.counting import Ints
-from tagger.evaluation.prediction_store import Scored
+from tagger.evaluation.prediction_store import PredictionStore
 from tagger.evaluation.quantized_logits import Codes
 from tagger.system import world
 
@@ -37,7 +37,7 @@ class Columns:
         return scores, rows[scores[rows] != quantized_logits.UNKNOWN]
 
 
-def each(scored: Scored, function: Callable[[Columns], T]) -> Iterator[T]:
+def each(scored: PredictionStore, function: Callable[[Columns], T]) -> Iterator[T]:
     """Yield what a function returns of each block of tags, in their order.
 
     The function runs in several threads, and may change the scores it is given.
@@ -60,7 +60,7 @@ def each(scored: Scored, function: Callable[[Columns], T]) -> Iterator[T]:
             yield waiting.popleft().result()
 
 
-def _read(scored: Scored, truth: csc_array, start: int, end: int) -> Columns:
+def _read(scored: PredictionStore, truth: csc_array, start: int, end: int) -> Columns:
     first, last = truth.indptr[start], truth.indptr[end]
     return Columns(
         slice(start, end),

@@ -20,7 +20,7 @@ from tagger.evaluation.metrics import dense
 from tagger.evaluation.predictions import Predictor
 from tagger.evaluation.result import Judged
 from tagger.images import loader
-from tagger.images.dataset import Part, Pictures
+from tagger.images.dataset import ImageDataset, Split
 from tagger.images.loader import Batch, Order
 from tagger.images.preprocess import Preprocess
 from tagger.models import layouts
@@ -52,7 +52,7 @@ class Ground:
     """What both are judged on."""
 
     tags: Sequence[Tag]  # the shared ones
-    parts: Mapping[str, Part]  # with these tags alone
+    parts: Mapping[str, Split]  # with these tags alone
     predictor: Predictor
     policy: Policy
     seed: int
@@ -159,12 +159,15 @@ def compare(
 
 def _with_channels(side: Side, tagger: Tagger, ground: Ground) -> Side:
     """Return the side given BGR, if that is what it is better at."""
-    part = ground.parts["validation"].spread(_TRIED)
-    order, pictures = Order(len(part), ground.predictor.batch_size), Pictures(part, side.preprocess)
+    part = ground.parts["validation"].evenly_spaced(_TRIED)
+    order, pictures = (
+        Order(len(part), ground.predictor.batch_size),
+        ImageDataset(part, side.preprocess),
+    )
     batches = list(loader.loader(pictures, order, workers=ground.predictor.workers))
     reverse = replace(side, compute=predictions.by_tagger(layouts.with_channels_reversed(tagger)))
     rgb, bgr = (_macro_ap(one, batches) for one in (side, reverse))
-    if ground.predictor.group.leads:
+    if ground.predictor.group.is_main:
         _log.warning(
             "Its files do not say in which order it takes colours: macro AP %.3f as RGB, %.3f as "
             "BGR, on %d validation pictures. %s it is.",

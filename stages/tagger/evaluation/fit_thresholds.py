@@ -8,13 +8,13 @@ from tagger.core.thresholds import Aim, Threshold
 from tagger.core.vocabulary import CATEGORIES, Tag
 from tagger.evaluation import quantized_logits, score_counts, shrinkage, tag_metrics
 from tagger.evaluation.counting import Ints
-from tagger.evaluation.prediction_store import Scored
+from tagger.evaluation.prediction_store import PredictionStore
 from tagger.evaluation.quantized_logits import Floats
 
 _DIGITS = 9  # that are written of a threshold
 
 
-def fit(scored: Scored, tags: Sequence[Tag], aim: Aim, seed: int = 0) -> list[Threshold]:
+def fit(scored: PredictionStore, tags: Sequence[Tag], aim: Aim, seed: int = 0) -> list[Threshold]:
     """Return the thresholds over all tags, of each category and of each tag, in this order.
 
     seed: of the halves by which it is found out how far to draw those of tags to their category's

@@ -11,14 +11,14 @@ from PIL import Image
 from tagger.core.vocabulary import Tag
 from tagger.evaluation import confusions, label_issues, mistakes, quantized_logits
 from tagger.evaluation.confusions import Pair
-from tagger.evaluation.label_issues import Doubts
+from tagger.evaluation.label_issues import LabelIssues
 from tagger.evaluation.mistakes import Mistakes, Said, Worst
-from tagger.evaluation.prediction_store import Scored
+from tagger.evaluation.prediction_store import PredictionStore
 from tagger.evaluation.quantized_logits import Floats
 from tagger.evaluation.report.html_page import Gallery, Shown
 from tagger.evaluation.result import Judged
 from tagger.images import contact_sheet, decode
-from tagger.images.dataset import Part
+from tagger.images.dataset import Split
 from tagger.images.location import Colour
 
 SHOWN = 12  # pictures of a gallery
@@ -29,8 +29,8 @@ class Inspection:
     """The predictions of a part, and where to find what they are of."""
 
     name: str  # of the part
-    scored: Scored
-    part: Part
+    scored: PredictionStore
+    part: Split
     tags: Sequence[Tag]
     limits: Floats  # (tags,), the thresholds
     judged: Judged
@@ -45,13 +45,13 @@ class Inspection:
         return confusions.pairs(self.mistakes, self.tags, self.judged.tally.support)
 
     @cached_property
-    def doubts(self) -> Doubts:
+    def doubts(self) -> LabelIssues:
         return label_issues.find(self.scored)
 
     def doubted(self) -> Iterator[tuple[Any, ...]]:
         """Yield the surest labels in doubt, as `doubts.HEADER` names them."""
         everything = range(len(self.scored))
-        files = [self.part.places[row].path for row in self.scored.rows.tolist()]
+        files = [self.part.locations[row].path for row in self.scored.rows.tolist()]
         ids = self.ids(everything)
         return label_issues.rows(self.name, self.doubts.surest, ids, files, self.tags)
 
@@ -63,7 +63,7 @@ class Inspection:
         scores = quantized_logits.probabilities()[first[:, :count].T].astype(np.float32)
         truth = self.scored.labels[:count].toarray()
         pictures = [
-            decode.open_if_there(self.part.places[row], self.background) for row in rows.tolist()
+            decode.open_if_there(self.part.locations[row], self.background) for row in rows.tolist()
         ]
         return contact_sheet.draw(
             pictures, scores, truth, [tag.name for tag in self.tags], self.limits
@@ -86,7 +86,7 @@ class Inspection:
         """Return the ids of pictures, or where they lie if the part has no ids."""
         rows = self.scored.rows[np.fromiter(pictures, np.int64)]
         if self.part.ids is None:
-            return [self.part.places[row].path for row in rows.tolist()]
+            return [self.part.locations[row].path for row in rows.tolist()]
         return [str(name) for name in self.part.ids.take(rows).to_pylist()]
 
     def _shown(self, pictures: Sequence[int], notes: Sequence[str] | None = None) -> list[Shown]:
@@ -110,7 +110,7 @@ class Inspection:
         return [(self.tags[one.tag].name, one.confidence) for one in said]
 
     def _picture(self, picture: int) -> Image.Image | None:
-        place = self.part.places[int(self.scored.rows[picture])]
+        place = self.part.locations[int(self.scored.rows[picture])]
         return decode.open_if_there(place, self.background)
 
     def _of_tag(self, worst: Worst) -> Gallery:

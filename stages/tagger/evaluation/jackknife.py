@@ -16,9 +16,9 @@ from tagger.core.vocabulary import Tag
 from tagger.evaluation import columns, quantized_logits, tag_metrics
 from tagger.evaluation.columns import Columns
 from tagger.evaluation.counting import Counts, Ints
-from tagger.evaluation.prediction_store import Scored
+from tagger.evaluation.prediction_store import PredictionStore
 from tagger.evaluation.quantized_logits import Codes, Floats
-from tagger.evaluation.score_counts import Tally
+from tagger.evaluation.score_counts import ScoreCounts
 
 RARE = 50  # positives: of tags with fewer the scores are kept
 _OUTNUMBERED = 10  # false positives for each true one, beyond which the false are not weighed
@@ -54,10 +54,12 @@ class Influence:
     true: Floats  # (categories, groups), tags given rightly
     decided: Floats  # (categories, groups), tags given, and again tags there are
     micro_ap: Floats  # (categories + 1, groups), the last over all
-    figures: Sequence[tag_metrics.Figures]  # (categories + 1,), as they are
+    figures: Sequence[tag_metrics.MetricTree]  # (categories + 1,), as they are
 
 
-def of(scored: Scored, tally: Tally, tags: Sequence[Tag], limits: Floats) -> Influence:
+def of(
+    scored: PredictionStore, tally: ScoreCounts, tags: Sequence[Tag], limits: Floats
+) -> Influence:
     """Return the influence of the groups; the first mark of the tally must be the thresholds.
 
     limits: (tags,), the thresholds
@@ -135,7 +137,7 @@ class Slopes(NamedTuple):
 class _Look:
     """Goes through a block of columns."""
 
-    tally: Tally
+    tally: ScoreCounts
     number: Ints  # (tags,), of the category
     limits: Codes  # (tags,)
     pools: Sequence[Slopes]  # (categories + 1,)

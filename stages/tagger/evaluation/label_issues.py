@@ -15,7 +15,7 @@ from tagger.core.vocabulary import CATEGORIES, Tag
 from tagger.evaluation import columns, quantized_logits
 from tagger.evaluation.columns import Columns
 from tagger.evaluation.counting import Ints
-from tagger.evaluation.prediction_store import Scored
+from tagger.evaluation.prediction_store import PredictionStore
 from tagger.evaluation.quantized_logits import Codes, Floats
 
 HEADER = ("part", "id", "file", "category", "tag", "issue", "confidence")
@@ -41,13 +41,13 @@ class Doubt(NamedTuple):
     sureness: float  # nats, as `_sureness` weighs them
 
 
-class Doubts(NamedTuple):
+class LabelIssues(NamedTuple):
     missing: Ints  # (tags,), labels of each that are likely missing
     wrong: Ints  # (tags,), labels of each that are likely wrong
     surest: list[Doubt]  # the surest first, by what `_sureness` says
 
 
-def find(scored: Scored, most: int = 10_000, least: int = 5) -> Doubts:
+def find(scored: PredictionStore, most: int = 10_000, least: int = 5) -> LabelIssues:
     """Return the labels in doubt, as cleanlab finds them by `confident_learning`.
 
     most: how many are returned one by one
@@ -69,7 +69,7 @@ def find(scored: Scored, most: int = 10_000, least: int = 5) -> Doubts:
         counts.append(counted)
         surest = _surest(np.concatenate([surest, found]), most)
     missing, wrong = np.concatenate(counts).T
-    return Doubts(missing, wrong, list(_listed(surest)))
+    return LabelIssues(missing, wrong, list(_listed(surest)))
 
 
 def _of_tag(tag: int, scores: Codes, rows: Ints, least: int) -> _Found:

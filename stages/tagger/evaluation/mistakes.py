@@ -10,9 +10,9 @@ from scipy.sparse import csc_array, csr_array
 
 from tagger.evaluation import quantized_logits
 from tagger.evaluation.counting import Ints
-from tagger.evaluation.prediction_store import Scored
+from tagger.evaluation.prediction_store import PredictionStore
 from tagger.evaluation.quantized_logits import Codes, Floats
-from tagger.evaluation.score_counts import Tally
+from tagger.evaluation.score_counts import ScoreCounts
 
 Pairs = npt.NDArray[np.int32]  # (2, pairs), pictures and tags
 
@@ -57,7 +57,7 @@ class Worst(NamedTuple):
     wrong: list[Seen]  # pictures that do not, by falling confidence
 
 
-def of(scored: Scored, limits: Floats) -> Mistakes:
+def of(scored: PredictionStore, limits: Floats) -> Mistakes:
     """Return what is right and wrong in one pass. Memory: that of what is given or true.
 
     limits: (tags,), the thresholds
@@ -99,7 +99,7 @@ def _joined(parts: Iterable[Pairs], shape: tuple[int, int]) -> csr_array:
     return csr_array((np.ones(len(tags), np.bool_), (pictures, tags)), shape)
 
 
-def looked(scored: Scored, found: Mistakes, pictures: Sequence[int]) -> list[Looked]:
+def looked(scored: PredictionStore, found: Mistakes, pictures: Sequence[int]) -> list[Looked]:
     """Return what is said of a few pictures, in the order they are asked for."""
     confidences = _confidences(scored, pictures)
     return [
@@ -114,7 +114,7 @@ def looked(scored: Scored, found: Mistakes, pictures: Sequence[int]) -> list[Loo
     ]
 
 
-def _confidences(scored: Scored, pictures: Iterable[int]) -> dict[int, Floats]:
+def _confidences(scored: PredictionStore, pictures: Iterable[int]) -> dict[int, Floats]:
     """Return the confidence of every tag, (tags,), on each of some pictures."""
     found: dict[int, Floats] = {}
     left = sorted(set(pictures), reverse=True)
@@ -133,7 +133,12 @@ def _said(tags: npt.NDArray[np.int32], confidences: Floats) -> list[Said]:
 
 
 def worst(
-    scored: Scored, tally: Tally, *, tags: int = 12, pictures: int = 4, least: int = 5
+    scored: PredictionStore,
+    tally: ScoreCounts,
+    *,
+    tags: int = 12,
+    pictures: int = 4,
+    least: int = 5,
 ) -> list[Worst]:
     """Return the tags of lowest average precision, the worst first, with pictures that show why.
 
@@ -150,7 +155,7 @@ def worst(
     ]
 
 
-def _worst(scored: Scored, tag: int, rows: npt.NDArray[np.int32], pictures: int) -> Worst:
+def _worst(scored: PredictionStore, tag: int, rows: npt.NDArray[np.int32], pictures: int) -> Worst:
     """rows: (positives,), pictures that have the tag"""
     (scores,) = scored.columns(tag, tag + 1)
     known = scores != quantized_logits.UNKNOWN

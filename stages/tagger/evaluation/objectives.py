@@ -9,7 +9,7 @@ from tagger.core.thresholds import Aim
 from tagger.evaluation import quantized_logits
 from tagger.evaluation.counting import Ints
 from tagger.evaluation.quantized_logits import Codes, Floats
-from tagger.evaluation.score_counts import Tally
+from tagger.evaluation.score_counts import ScoreCounts
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Curves:
     even: Codes  # (owners, 2), the score from which no more are given than there are; that below
 
     @classmethod
-    def of_tags(cls, tally: Tally) -> "Curves":
+    def of_tags(cls, tally: ScoreCounts) -> "Curves":
         steps = tally.true.astype(np.int64), tally.given.astype(np.int64)
         own = tally.tag_of, tally.codes, tally.below
         return cls(*own, *steps, tally.support, tally.even)

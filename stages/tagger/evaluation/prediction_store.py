@@ -37,7 +37,7 @@ class Truth(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Scored:
+class PredictionStore:
     """Predictions, with the truth of the pictures they are of. Its file is removed on leaving."""
 
     path: Path
@@ -92,7 +92,7 @@ def _read(file: int, offset: int, shape: tuple[int, int]) -> Codes:
     return found
 
 
-def write(path: Path, truth: Truth, blocks: Iterable[Block]) -> Scored:
+def write(path: Path, truth: Truth, blocks: Iterable[Block]) -> PredictionStore:
     """Write logits as they come, in any order of rows, each row at most once.
 
     Raises TaggerError for a logit that is no number, telling its row and column.
@@ -138,8 +138,8 @@ def _coded(logits: npt.NDArray[np.floating[Any]], rows: Ints, truth: Truth) -> C
     return coded
 
 
-def _of(path: Path, rows: Ints, truth: Truth, tile: int) -> Scored:
+def _of(path: Path, rows: Ints, truth: Truth, tile: int) -> PredictionStore:
     labels = csr_array(truth.labels[rows])
     groups = np.arange(len(rows)) if truth.groups is None else truth.groups[rows]
     _, numbered = np.unique(groups, return_inverse=True)
-    return Scored(path, rows, labels, numbered.astype(np.int64), tile)
+    return PredictionStore(path, rows, labels, numbered.astype(np.int64), tile)

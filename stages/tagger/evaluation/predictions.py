@@ -13,22 +13,22 @@ from tagger.core import vocabulary
 from tagger.core.errors import TaggerError
 from tagger.core.vocabulary import Category, Tag
 from tagger.evaluation import prediction_store, quantized_logits
-from tagger.evaluation.prediction_store import Block, Scored
+from tagger.evaluation.prediction_store import Block, PredictionStore
 from tagger.images import loader
-from tagger.images.dataset import Part, Pictures
+from tagger.images.dataset import ImageDataset, Split
 from tagger.images.loader import Batch, Order
 from tagger.images.preprocess import Preprocess
 from tagger.models.exported import Tagger
 from tagger.models.predict import Array, Compute
 from tagger.system import progress
-from tagger.system.distributed import Group
+from tagger.system.distributed import ProcessGroup
 from tagger.system.world import world
 
 PARTS = ("validation", "test")  # of the split, which no model is trained on
 
 
 class Predicted(NamedTuple):
-    scored: Scored
+    scored: PredictionStore
     failures: dict[int, str]  # row and reason of each picture that could not be read
 
 
@@ -36,14 +36,14 @@ class Predicted(NamedTuple):
 class Predictor:
     """Predicts parts onto the disk. Each process of the group computes its share."""
 
-    group: Group
+    group: ProcessGroup
     folder: Path
     unlabelled: Sequence[Category]  # whose tags are unknown where a picture has none of them
     batch_size: int  # pictures at a time, over all processes
     workers: int  # for each process
 
     def __call__(
-        self, name: str, part: Part, tags: Sequence[Tag], compute: Compute, preprocess: Preprocess
+        self, name: str, part: Split, tags: Sequence[Tag], compute: Compute, preprocess: Preprocess
     ) -> Predicted | None:
         """Return the predictions of a part, on the leading process; their file lies in the folder.
 
@@ -54,7 +54,7 @@ class Predictor:
         """
         failures: dict[int, str] = {}
         blocks = self._blocks(part, compute, preprocess, failures)
-        if not self.group.leads:
+        if not self.group.is_main:
             deque(blocks, maxlen=0)
             return None
         unknown = [vocabulary.columns(tags, category) for category in self.unlabelled]
@@ -62,19 +62,19 @@ class Predictor:
         kept = prediction_store.write(self.folder / f"{name}.logits", truth, blocks)
         if failures and not len(kept):
             raise TaggerError(
-                f"None of {len(part):,} pictures can be read, such as {part.places[0].path}: "
+                f"None of {len(part):,} pictures can be read, such as {part.locations[0].path}: "
                 f"{failures[0]}. Run prepare again."
             )
         return Predicted(kept, dict(sorted(failures.items())))
 
     def _blocks(
-        self, part: Part, compute: Compute, preprocess: Preprocess, failures: dict[int, str]
+        self, part: Split, compute: Compute, preprocess: Preprocess, failures: dict[int, str]
     ) -> Iterator[Block]:
-        order = Order(len(part), self.batch_size, share=self.group.share)
-        batches: Any = loader.loader(Pictures(part, preprocess), order, workers=self.workers)
-        for batch in progress.track(batches, "predicting") if self.group.leads else batches:
+        order = Order(len(part), self.batch_size, share=self.group.rank_and_size)
+        batches: Any = loader.loader(ImageDataset(part, preprocess), order, workers=self.workers)
+        for batch in progress.track(batches, "predicting") if self.group.is_main else batches:
             found = compute(batch) if batch.rows else np.empty((0, part.labels.shape[1]))
-            every = self.group.collected((batch.rows, found, batch.failures)) or []
+            every = self.group.gather_on_main((batch.rows, found, batch.failures)) or []
             together: dict[int, Any] = {}  # as a last batch may have a picture twice
             for rows, logits, failed in every:
                 failures.update(failed)
@@ -98,5 +98,5 @@ def alone(
     folder: Path, unlabelled: Sequence[Category], *, batch_size: int, workers: int
 ) -> Predictor:
     """Return what predicts in this process alone, for models that do not lie on a GPU."""
-    group = Group(world()._replace(rank=0, size=1), torch.device("cpu"))
+    group = ProcessGroup(world()._replace(rank=0, size=1), torch.device("cpu"))
     return Predictor(group, folder, unlabelled, batch_size, workers)

@@ -7,7 +7,7 @@ from numba.extending import register_jitable
 
 from tagger.evaluation import quantized_logits
 from tagger.evaluation.counting import Ints
-from tagger.evaluation.prediction_store import Scored
+from tagger.evaluation.prediction_store import PredictionStore
 from tagger.evaluation.quantized_logits import Codes, Floats
 from tagger.system.jit import always
 
@@ -24,7 +24,7 @@ class Ranking(NamedTuple):
     loss: Floats  # (pictures,), binary cross-entropy summed over tags, in nats
 
 
-def of(scored: Scored) -> Ranking:
+def of(scored: PredictionStore) -> Ranking:
     """Return the measures of each picture."""
     found = Ranking(*(np.zeros(len(scored)) for _ in Ranking._fields))
     tables = quantized_logits.softplus(), quantized_logits.logits()

@@ -6,22 +6,22 @@ from dataclasses import dataclass
 from tagger.core.vocabulary import Tag
 from tagger.evaluation import bootstrap, jackknife, ranking, score_counts, tag_metrics
 from tagger.evaluation.jackknife import Influence
-from tagger.evaluation.prediction_store import Scored
+from tagger.evaluation.prediction_store import PredictionStore
 from tagger.evaluation.quantized_logits import Floats
 from tagger.evaluation.ranking import Ranking
-from tagger.evaluation.score_counts import Tally
-from tagger.evaluation.tag_metrics import Figures
+from tagger.evaluation.score_counts import ScoreCounts
+from tagger.evaluation.tag_metrics import MetricTree
 
 
 @dataclass(frozen=True)
 class Judged:
-    tally: Tally  # its marks are `tally.marks` of the thresholds
+    tally: ScoreCounts  # its marks are `tally.marks` of the thresholds
     ranking: Ranking
     influence: Influence
-    figures: Figures  # as evaluate.json has them
+    figures: MetricTree  # as evaluate.json has them
 
 
-def judge(scored: Scored, tags: Sequence[Tag], limits: Floats, seed: int) -> Judged:
+def judge(scored: PredictionStore, tags: Sequence[Tag], limits: Floats, seed: int) -> Judged:
     """Return how good predictions are at some thresholds, with 95 % intervals.
 
     limits: (tags,), the thresholds

@@ -12,14 +12,14 @@ import numpy.typing as npt
 from tagger.evaluation import columns, counting, quantized_logits
 from tagger.evaluation.columns import Columns
 from tagger.evaluation.counting import Counts, Found, Ints
-from tagger.evaluation.prediction_store import Scored
+from tagger.evaluation.prediction_store import PredictionStore
 from tagger.evaluation.quantized_logits import Codes, Floats
 
 GRID = np.round(np.arange(0.01, 1.0, 0.01), 2)  # thresholds of the curve of F1
 
 
 @dataclass(frozen=True)
-class Tally:
+class ScoreCounts:
     """As `counting.Found`, over all tags; the steps of a tag begin at its entry of `starts`."""
 
     pictures: int
@@ -73,12 +73,12 @@ class Tally:
 
 
 def count(
-    scored: Scored,
+    scored: PredictionStore,
     pool_of: Ints,
     *,
     marks: Codes | None = None,
     left_out: npt.NDArray[np.bool_] | None = None,
-) -> Tally:
+) -> ScoreCounts:
     """Count all scores.
 
     pool_of: (tags,), numbers from 0 of the categories, or the like, to pool
@@ -113,7 +113,9 @@ def _packed(block: Found) -> Found:
     return block._replace(pools=block.pools[:0], **steps)
 
 
-def _joined(scored: Scored, found: list[Found], pools: Ints, pool_of: Ints, order: Ints) -> Tally:
+def _joined(
+    scored: PredictionStore, found: list[Found], pools: Ints, pool_of: Ints, order: Ints
+) -> ScoreCounts:
     found = found or [counting.empty(np.zeros(1, np.int64), order.shape[1], 0)]
     together = {
         name: np.concatenate([getattr(block, name) for block in found])
@@ -124,7 +126,7 @@ def _joined(scored: Scored, found: list[Found], pools: Ints, pool_of: Ints, orde
     falling = np.concatenate([block.marked for block in found])
     np.put_along_axis(marked, order[:, :, None], falling, axis=1)
     starts = np.concatenate([[0], np.cumsum(steps)])
-    return Tally(len(scored), starts, marked=marked, pools=pools, pool_of=pool_of, **together)
+    return ScoreCounts(len(scored), starts, marked=marked, pools=pools, pool_of=pool_of, **together)
 
 
 def marks(limits: Floats) -> Codes:

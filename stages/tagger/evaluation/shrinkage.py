@@ -15,9 +15,9 @@ from tagger.core.thresholds import ALL, Aim
 from tagger.core.vocabulary import Tag
 from tagger.evaluation import objectives, quantized_logits, score_counts, tag_metrics
 from tagger.evaluation.objectives import Curves
-from tagger.evaluation.prediction_store import Scored
+from tagger.evaluation.prediction_store import PredictionStore
 from tagger.evaluation.quantized_logits import Floats
-from tagger.evaluation.score_counts import Tally
+from tagger.evaluation.score_counts import ScoreCounts
 
 Mask = npt.NDArray[np.bool_]
 
@@ -33,7 +33,9 @@ class Common(NamedTuple):
     threshold: float  # in logits
 
 
-def count(scored: Scored, tags: Sequence[Tag], left_out: Mask | None = None) -> Tally:
+def count(
+    scored: PredictionStore, tags: Sequence[Tag], left_out: Mask | None = None
+) -> ScoreCounts:
     """Return the tally that thresholds are found by.
 
     left_out: (pictures,), those not to look at
@@ -43,7 +45,7 @@ def count(scored: Scored, tags: Sequence[Tag], left_out: Mask | None = None) -> 
     return score_counts.count(scored, tag_metrics.pool_of(tags), marks=marks, left_out=left_out)
 
 
-def common(counted: Tally, tags: Sequence[Tag], aim: Aim) -> list[Common]:
+def common(counted: ScoreCounts, tags: Sequence[Tag], aim: Aim) -> list[Common]:
     """Return the thresholds over all tags and of each category, of their pairs taken together.
 
     A category that no picture shows has that over all, which is a half where there is none.
@@ -56,7 +58,7 @@ def common(counted: Tally, tags: Sequence[Tag], aim: Aim) -> list[Common]:
     return found
 
 
-def strength(scored: Scored, tags: Sequence[Tag], aim: Aim, seed: int) -> float:
+def strength(scored: PredictionStore, tags: Sequence[Tag], aim: Aim, seed: int) -> float:
     """Return the best k: judge each half of the groups by thresholds from the other."""
     random = np.random.default_rng(seed)
     groups = int(scored.groups.max(initial=-1)) + 1
@@ -81,7 +83,7 @@ def _score(reached: dict[str, Floats], has: Mask, aim: Aim) -> float:
     return float(reached["f1"][has].mean())
 
 
-def shrunk(counted: Tally, tags: Sequence[Tag], aim: Aim, strengths: Floats) -> Floats:
+def shrunk(counted: ScoreCounts, tags: Sequence[Tag], aim: Aim, strengths: Floats) -> Floats:
     """Return the threshold of each tag for each k, (tags, strengths), in logits."""
     toward = np.empty(len(tags))
     for one in common(counted, tags, aim)[1:]:
@@ -94,7 +96,7 @@ def shrunk(counted: Tally, tags: Sequence[Tag], aim: Aim, strengths: Floats) -> 
     return weight * own[:, None] + (1 - weight) * toward[:, None]
 
 
-def _typical(counted: Tally, one: Common, aim: Aim) -> float:
+def _typical(counted: ScoreCounts, one: Common, aim: Aim) -> float:
     """Return the threshold, in logits, that suits the tags of a category, each counting the same.
 
     For F1 it is that of the best mean over tags: that of all pairs suits the frequent ones.

@@ -16,7 +16,7 @@ from tagger.evaluation.inspection import Inspection
 from tagger.evaluation.predictions import Predicted
 from tagger.evaluation.report import charts
 from tagger.evaluation.report.html_page import Content, Table
-from tagger.images.dataset import Part
+from tagger.images.dataset import Split
 from tagger.images.location import Colour
 
 Row: TypeAlias = Sequence[Any]
@@ -154,7 +154,7 @@ class Evaluation:
 
 def judge(
     found: Mapping[str, Predicted],
-    parts: Mapping[str, Part],
+    parts: Mapping[str, Split],
     tags: Sequence[Tag],
     policy: Policy,
     seed: int,
@@ -169,7 +169,7 @@ def judge(
         figures = result.judge(kept, tags, limits, seed)
         looked[name] = Inspection(name, kept, parts[name], tags, limits, figures, background)
     unreadable = {
-        name: {parts[name].places[row].path: reason for row, reason in failures.items()}
+        name: {parts[name].locations[row].path: reason for row, reason in failures.items()}
         for name, (_, failures) in found.items()
     }
     return Evaluation(looked, unreadable, fitted)

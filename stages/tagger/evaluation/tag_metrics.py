@@ -10,10 +10,10 @@ from tagger.core.vocabulary import CATEGORIES, Tag
 from tagger.evaluation.counting import Ints
 from tagger.evaluation.quantized_logits import Floats
 from tagger.evaluation.ranking import Ranking
-from tagger.evaluation.score_counts import Tally
+from tagger.evaluation.score_counts import ScoreCounts
 
 Mask = npt.NDArray[np.bool_]  # (tags,)
-Figures = dict[str, Any]
+MetricTree = dict[str, Any]
 
 BANDS = ("head", "middle", "tail")
 _HEAD, _TAIL = 0.1, 0.5  # shares of the tags
@@ -37,7 +37,7 @@ def pool_of(tags: Sequence[Tag]) -> Ints:
     return categories * len(BANDS) + bands([tag.count for tag in tags])
 
 
-def summary(tally: Tally, tags: Sequence[Tag], ranking: Ranking, mark: int = 0) -> Figures:
+def summary(tally: ScoreCounts, tags: Sequence[Tag], ranking: Ranking, mark: int = 0) -> MetricTree:
     """Return the figures over all tags, under `categories` and `bands` those of each.
 
     mark: which of the tally's marks are the thresholds
@@ -65,7 +65,7 @@ def by_category(tags: Sequence[Tag]) -> Iterator[tuple[str, Mask]]:
             yield name, own == code
 
 
-def of(tally: Tally, inside: Mask, mark: int) -> Figures:
+def of(tally: ScoreCounts, inside: Mask, mark: int) -> MetricTree:
     """Return the figures of some tags. Those without support count in micro figures alone."""
     has = inside & (tally.support > 0)
     each = decisions(*tally.decided(mark))
@@ -93,7 +93,7 @@ def of(tally: Tally, inside: Mask, mark: int) -> Figures:
     return {name: round(float(share), 6) for name, share in shares.items()} | sizes
 
 
-def _ranked(ranking: Ranking) -> Figures:
+def _ranked(ranking: Ranking) -> MetricTree:
     """Return the means over pictures of the measures of ranking."""
     if not len(ranking.coverage):
         return {"coverage": 0.0, "label_ranking_ap": 0.0}

@@ -9,8 +9,8 @@ from PIL import Image
 from tagger.core import files
 from tagger.core.vocabulary import CATEGORIES
 from tagger.images import decode
-from tagger.images.dataset import Part
-from tagger.images.location import WHITE, Colour, Place
+from tagger.images.dataset import Split
+from tagger.images.location import WHITE, Colour, Location
 from tagger.models import exported
 from tagger.models.exported import Tagger
 
@@ -24,25 +24,25 @@ _log = logging.getLogger(__name__)
 
 
 def readable(
-    places: Iterable[Place | Path], background: Colour = WHITE
+    places: Iterable[Location | Path], background: Colour = WHITE
 ) -> Iterator[tuple[str, Image.Image]]:
     """Yield pictures with their paths; tell of those that cannot be read, and leave them out."""
     for place in places:
-        path = place.path if isinstance(place, Place) else str(place)
+        path = place.path if isinstance(place, Location) else str(place)
         try:
             yield path, decode.open_rgb(place, background)
         except decode.Unreadable as error:
             _log.warning("left out: %s: %s", path, error)
 
 
-def write(folder: Path, part: Part, count: int) -> None:
+def write(folder: Path, part: Split, count: int) -> None:
     """Add pictures spread over a part to an export, each with its tags, `1.jpg` and `1.txt`.
 
     Where the model knows ratings, only such as it takes for fit to be shown.
     """
     written, tagger = 0, exported.load(folder, "cpu")
-    spread = part.spread(_TRIED * count)
-    for _, picture in readable(spread.places, tagger.preprocess.background):
+    spread = part.evenly_spaced(_TRIED * count)
+    for _, picture in readable(spread.locations, tagger.preprocess.background):
         if written == count:
             return
         picture.thumbnail((_SIDE, _SIDE))

@@ -8,10 +8,10 @@ import numpy as np
 
 from tagger.evaluation import predictions, ranking, score_counts, tag_metrics
 from tagger.evaluation.predictions import Predictor
-from tagger.evaluation.tag_metrics import Figures
+from tagger.evaluation.tag_metrics import MetricTree
 from tagger.export import quantize
 from tagger.export.samples import readable
-from tagger.images.dataset import Part
+from tagger.images.dataset import Split
 from tagger.models import exported
 from tagger.models.exported import ONNX
 from tagger.models.runtimes import Array
@@ -47,8 +47,8 @@ class Trials:
     """Tries weights on the same pictures, by the same thresholds."""
 
     folder: Path  # the export
-    validation: Part
-    test: Part
+    validation: Split
+    test: Split
     predictor: Predictor
     wanted: Export
 
@@ -77,19 +77,19 @@ class Trials:
                 path.unlink()
         return found
 
-    def _batches(self, part: Part, count: int) -> list[Array]:
+    def _batches(self, part: Split, count: int) -> list[Array]:
         tagger = exported.load(self.folder, "cpu")
-        pictures = readable(part.spread(count).places, tagger.preprocess.background)
+        pictures = readable(part.evenly_spaced(count).locations, tagger.preprocess.background)
         squares = [tagger.preprocess.fit(picture) for _, picture in pictures]
         return [
             tagger.preprocess.normalise(np.stack(squares[start : start + quantize.BATCH]))
             for start in range(0, len(squares), quantize.BATCH)
         ]
 
-    def _judged(self, name: str, path: Path) -> Figures:
+    def _judged(self, name: str, path: Path) -> MetricTree:
         tagger = exported.load(path, "cpu")
         compute = predictions.by_tagger(tagger)
-        part = self.test.spread(self.wanted.judge_on)
+        part = self.test.evenly_spaced(self.wanted.judge_on)
         found = self.predictor(name, part, tagger.tags, compute, tagger.preprocess)
         assert found  # as there is one process
         marks, pools = score_counts.marks(tagger.thresholds), tag_metrics.pool_of(tagger.tags)

@@ -12,11 +12,11 @@ from scipy.sparse import csr_array
 from torch.utils.data import Dataset
 
 from tagger.core import manifest, vocabulary
-from tagger.core.manifest import Places
+from tagger.core.manifest import Locations
 from tagger.core.vocabulary import Tag
 from tagger.images import decode
 from tagger.images.decode import Pixels
-from tagger.images.location import Place
+from tagger.images.location import Location
 from tagger.images.preprocess import Preprocess
 
 _REPLACEMENTS = 100  # tried in a row for a picture that cannot be read
@@ -36,34 +36,34 @@ Failure = tuple[int, str]  # row of the part, and the reason
 
 
 @dataclass(frozen=True)
-class Part:
+class Split:
     """The posts of one part of the split.
 
     Neither places nor labels are Python objects, so that workers share them with this process.
     """
 
-    places: Sequence[Place]
+    locations: Sequence[Location]
     labels: csr_array  # boolean (posts, tags), in the order of the vocabulary
     groups: npt.NDArray[np.int64] | None = None  # (posts,), of posts that belong together
     ids: pa.ChunkedArray | None = None  # of strings, (posts,)
 
     def __len__(self) -> int:
-        return len(self.places)
+        return len(self.locations)
 
-    def head(self, count: int) -> "Part":
+    def head(self, count: int) -> "Split":
         groups = None if self.groups is None else self.groups[:count]
         ids = None if self.ids is None else self.ids[:count]
-        return Part(self.places[:count], self.labels[:count], groups, ids)
+        return Split(self.locations[:count], self.labels[:count], groups, ids)
 
-    def spread(self, count: int) -> "Part":
+    def evenly_spaced(self, count: int) -> "Split":
         """Return at most so many posts, evenly from the whole part."""
         if count >= len(self):
             return self
         return self._taken(np.linspace(0, len(self) - 1, count).astype(np.int64))
 
-    def _taken(self, rows: npt.NDArray[np.int64]) -> "Part":
-        return Part(
-            [self.places[row] for row in rows.tolist()],
+    def _taken(self, rows: npt.NDArray[np.int64]) -> "Split":
+        return Split(
+            [self.locations[row] for row in rows.tolist()],
             self.labels[rows],
             None if self.groups is None else self.groups[rows],
             None if self.ids is None else self.ids.take(pa.array(rows)),
@@ -81,7 +81,7 @@ class Part:
 
 def read(
     posts_file: Path, tags_file: Path, vocabulary_file: Path, split_file: Path
-) -> tuple[list[Tag], dict[str, Part]]:
+) -> tuple[list[Tag], dict[str, Split]]:
     """Return the vocabulary, and the parts of the split by name."""
     tags = vocabulary.read(vocabulary_file)
     seen = manifest.read_tags(tags_file)
@@ -89,10 +89,10 @@ def read(
     labels = manifest.columns_of(posts.labels, seen, tags)
     part_of = manifest.read_split(split_file, posts.ids)
     parts = {}
-    for number, name in enumerate(manifest.PARTS):
+    for number, name in enumerate(manifest.SPLITS):
         rows = np.flatnonzero(part_of == number)
         own = posts.table.take(rows)
-        parts[name] = Part(Places(own), labels[rows], posts.groups[rows], own["id"])
+        parts[name] = Split(Locations(own), labels[rows], posts.groups[rows], own["id"])
     del posts, labels
     pa.default_memory_pool().release_unused()
     decode.release()
@@ -106,7 +106,7 @@ class Sample(NamedTuple):
     failures: list[Failure]
 
 
-class Pictures(Dataset[Any]):
+class ImageDataset(Dataset[Any]):
     """The pictures of a part, decoded and fitted when asked for by key.
 
     replacing: give the next picture, with its own tags, in place of one that cannot be read
@@ -114,7 +114,7 @@ class Pictures(Dataset[Any]):
 
     def __init__(
         self,
-        part: Part,
+        part: Split,
         preprocess: Preprocess,
         augment: Augment | None = None,
         *,
@@ -139,7 +139,7 @@ class Pictures(Dataset[Any]):
         return Sample(key.row, None, np.empty(0, np.int32), failures)
 
     def _fitted(self, key: Key) -> Pixels:
-        place, background = self.part.places[key.row], self.preprocess.background
+        place, background = self.part.locations[key.row], self.preprocess.background
         pixels = decode.open_pixels(place, background)
         prepared = replace(self.preprocess, size=key.size or self.preprocess.size)
         if self.augment:

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from PIL import ExifTags, Image, ImageCms, ImageOps, UnidentifiedImageError
 
 from tagger.images import jpegxl
-from tagger.images.location import WHITE, Colour, Place
+from tagger.images.location import WHITE, Colour, Location
 
 Pixels = npt.NDArray[np.uint8]  # (height, width, 3), R, G, B
 
@@ -82,7 +82,7 @@ def release() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
-def read(place: Place) -> bytes:
+def read(place: Location) -> bytes:
     """Return the bytes of a picture. Raises Unreadable where they are not all there."""
     data = _bytes(place.path, place.offset, place.size)
     if len(data) < place.size:
@@ -105,7 +105,7 @@ def _bytes(path: str, offset: int = 0, size: int | None = None) -> bytes:
         raise Unreadable(reason or str(error)) from None
 
 
-def open_rgb(file: Path | Place | bytes, background: Colour = WHITE) -> Image.Image:
+def open_rgb(file: Path | Location | bytes, background: Colour = WHITE) -> Image.Image:
     """Return the picture upright, decoded, in sRGB, transparency laid on the background.
 
     Raises Unreadable for anything that cannot be decoded whole.
@@ -115,7 +115,7 @@ def open_rgb(file: Path | Place | bytes, background: Colour = WHITE) -> Image.Im
         return _flatten(ImageOps.exif_transpose(image), background)
 
 
-def open_if_there(place: Place, background: Colour = WHITE) -> Image.Image | None:
+def open_if_there(place: Location, background: Colour = WHITE) -> Image.Image | None:
     """Return what `open_rgb` does, or None for a picture that has gone since it was read."""
     try:
         return open_rgb(place, background)
@@ -123,7 +123,7 @@ def open_if_there(place: Place, background: Colour = WHITE) -> Image.Image | Non
         return None
 
 
-def open_pixels(file: Path | Place | bytes, background: Colour = WHITE) -> Pixels:
+def open_pixels(file: Path | Location | bytes, background: Colour = WHITE) -> Pixels:
     """Return what `open_rgb` does, as (height, width, 3), by a faster decoder where it serves.
 
     Raises Unreadable as `open_rgb` does.
@@ -194,14 +194,14 @@ def refuse_animated(file: Path | bytes) -> None:
             raise Animated(f"{image.info.get('frames') or getattr(image, 'n_frames', 2)} frames")
 
 
-def _content(file: Path | Place | bytes) -> bytes:
+def _content(file: Path | Location | bytes) -> bytes:
     if isinstance(file, bytes):
         return file
-    return read(file) if isinstance(file, Place) else _bytes(str(file))
+    return read(file) if isinstance(file, Location) else _bytes(str(file))
 
 
 @contextmanager
-def _opened(file: Path | Place | bytes) -> Iterator[Image.Image]:
+def _opened(file: Path | Location | bytes) -> Iterator[Image.Image]:
     data = _content(file)
     try:
         if data.startswith(jpegxl.SIGNATURES):

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from tagger.images import decode
-from tagger.images.dataset import Failure, Key, Part, Sample
+from tagger.images.dataset import Failure, Key, Sample, Split
 from tagger.images.preprocess import Preprocess
 from tagger.system import signals
 
@@ -22,7 +22,7 @@ _AHEAD = 4  # batches that each worker prepares
 class Labelled(Protocol):
     """What gives a sample for a key."""
 
-    part: Part
+    part: Split
 
     def __getitem__(self, key: Key, /) -> Sample: ...
 

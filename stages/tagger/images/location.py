@@ -6,7 +6,7 @@ Colour: TypeAlias = tuple[int, int, int]  # R, G, B, 0 to 255
 WHITE: Colour = (255, 255, 255)
 
 
-class Place(NamedTuple):
+class Location(NamedTuple):
     """Where the bytes of a picture lie: a file of its own, or a part of a tar."""
 
     path: str

@@ -25,28 +25,28 @@ _BACKENDS = "cpu:gloo,cuda:nccl"  # NCCL alone would take what is told through G
 
 
 @dataclass(frozen=True)
-class Group:
+class ProcessGroup:
     """The processes that train together, and what they tell each other."""
 
     world: World
     device: torch.device
 
     @property
-    def leads(self) -> bool:
+    def is_main(self) -> bool:
         """Whether this process is the one that writes and tells."""
         return self.world.rank == 0
 
     @property
-    def share(self) -> tuple[int, int]:
+    def rank_and_size(self) -> tuple[int, int]:
         return self.world.rank, self.world.size
 
-    def total(self, values: Tensor) -> Tensor:
+    def all_reduce(self, values: Tensor) -> Tensor:
         """Return the sum of all processes' values."""
         if self.world.size > 1:
             dist.all_reduce(values)
         return values
 
-    def gathered(self, mine: T) -> list[T]:
+    def all_gather(self, mine: T) -> list[T]:
         """Return what each process has, by rank."""
         if self.world.size == 1:
             return [mine]
@@ -54,19 +54,19 @@ class Group:
         dist.all_gather_object(every, mine)
         return every
 
-    def collected(self, mine: T) -> list[T] | None:
+    def gather_on_main(self, mine: T) -> list[T] | None:
         """Return what each process has, by rank, on the leading one."""
         if self.world.size == 1:
             return [mine]
-        every: list[Any] | None = [None] * self.world.size if self.leads else None
+        every: list[Any] | None = [None] * self.world.size if self.is_main else None
         dist.gather_object(mine, every)
         return every
 
-    def first(self, mine: T) -> T:
+    def broadcast_from_main(self, mine: T) -> T:
         """Return what the leading process has."""
-        return self.gathered(mine)[0]
+        return self.all_gather(mine)[0]
 
-    def wrapped(self, model: nn.Module, how: str) -> nn.Module:
+    def wrap(self, model: nn.Module, how: str) -> nn.Module:
         """Return what computes as the model does, and brings gradients together.
 
         how: `ddp`, every process holds all weights; `fsdp`, each a part of them, see `part`
@@ -89,7 +89,7 @@ def without_exchange(network: nn.Module) -> AbstractContextManager[Any]:
     return nullcontext()
 
 
-def part(model: nn.Module, group: Group) -> None:
+def part(model: nn.Module, group: ProcessGroup) -> None:
     """Part the weights of each block, and of what is around the blocks, among the processes."""
     if group.world.size == 1:
         return
@@ -160,7 +160,7 @@ def _like(own: Tensor | None, value: Any) -> Any:
 
 
 @contextmanager
-def group() -> Iterator[Group]:
+def group() -> Iterator[ProcessGroup]:
     """Yield the processes that `torchrun` started, joined; or this one alone."""
     place = world()
     cuda = torch.cuda.is_available()
@@ -168,14 +168,14 @@ def group() -> Iterator[Group]:
     if cuda:
         torch.cuda.set_device(device)
     if place.size == 1:
-        yield Group(place, device)
+        yield ProcessGroup(place, device)
         return
     os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "1")
     dist.init_process_group(
         _BACKENDS if cuda else "gloo", store=_store(place), rank=place.rank, world_size=place.size
     )
     try:
-        yield Group(place, device)
+        yield ProcessGroup(place, device)
     finally:
         dist.destroy_process_group()
 

@@ -14,7 +14,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, LoggedModelOutput, Param, RunTag
 from PIL import Image
 
-from tagger.images.dataset import Part
+from tagger.images.dataset import Split
 from tagger.tracking import machine, store
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ class Run:
 
         self._write(write)
 
-    def log_data(self, name: str, digest: str, source: Path, **parts: Part) -> None:
+    def log_data(self, name: str, digest: str, source: Path, **parts: Split) -> None:
         """Log what is trained or judged on, by part: its name, where it is from, and its counts."""
         self._data |= {
             part: store.dataset(f"{name}-{part}", digest, source, content)

@@ -20,7 +20,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Dataset, LoggedModel, LoggedModelStatus, Metric
 from mlflow.exceptions import MlflowException
 
-from tagger.images.dataset import Part
+from tagger.images.dataset import Split
 from tagger.system import scratch
 
 EXPERIMENT = "tagger"
@@ -111,7 +111,7 @@ def checkpoints(client: MlflowClient, run: str) -> dict[str, LoggedModel]:
     return {model.name: model for model in sorted(whole, key=lambda one: one.creation_timestamp)}
 
 
-def dataset(name: str, digest: str, source: Path, part: Part) -> Dataset:
+def dataset(name: str, digest: str, source: Path, part: Split) -> Dataset:
     """Return a part of the data as MLflow knows it."""
     counts = {"pictures": len(part), "tags": part.labels.shape[1], "labels": part.labels.nnz}
     return Dataset(

@@ -15,7 +15,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from tagger.core.errors import TaggerError, one_line
 from tagger.params import Preset, Train
 from tagger.system import distributed
-from tagger.system.distributed import Group
+from tagger.system.distributed import ProcessGroup
 from tagger.training import optimizer
 from tagger.training.losses import Loss
 
@@ -48,7 +48,13 @@ class Learner:
     """
 
     def __init__(
-        self, model: nn.Module, loss: Loss, preset: Preset, recipe: Train, group: Group, seed: int
+        self,
+        model: nn.Module,
+        loss: Loss,
+        preset: Preset,
+        recipe: Train,
+        group: ProcessGroup,
+        seed: int,
     ) -> None:
         self.model = model
         self.loss = loss
@@ -73,7 +79,7 @@ class Learner:
 
     def wrap(self) -> None:
         """Take note of which weights learn."""
-        self.shared = self.group.wrapped(self.model, self.recipe.parallel)
+        self.shared = self.group.wrap(self.model, self.recipe.parallel)
         self.network = torch.compile(self.shared) if self.recipe.compile else self.shared
 
     @property
@@ -125,7 +131,7 @@ class Learner:
         del ballast
         self._restore(before)
         self.optimizer.zero_grad()
-        fitting = self.group.gathered(self.micro_batch)
+        fitting = self.group.all_gather(self.micro_batch)
         self.micro_batch = min((count for count in fitting if count), default=None)
 
     def _backward(self, batch: Portion) -> Tensor:
@@ -203,7 +209,7 @@ class Learner:
             "average": self.average.module.state_dict() if self.average else {},
             "optimizer": self.optimizer.state_dict()["state"],
         }
-        self._copy = distributed.whole(tensors, self._copy, wanted=self.group.leads)
+        self._copy = distributed.whole(tensors, self._copy, wanted=self.group.is_main)
         return self._copy | {
             "kind": self.recipe.optimizer,
             "scaler": self.scaler.state_dict(),

@@ -8,7 +8,7 @@ import numpy.typing as npt
 from torch import nn
 
 from tagger.images import loader
-from tagger.images.dataset import Key, Part, Pictures, Sample
+from tagger.images.dataset import ImageDataset, Key, Sample, Split
 from tagger.images.loader import Order
 from tagger.images.preprocess import Preprocess
 from tagger.models import heads, predict
@@ -20,7 +20,7 @@ _log = logging.getLogger(__name__)
 class Embedded:
     """The readable pictures of a part as embeddings, (pictures, features) float32."""
 
-    def __init__(self, part: Part, embeddings: npt.NDArray[np.float32]) -> None:
+    def __init__(self, part: Split, embeddings: npt.NDArray[np.float32]) -> None:
         self.part = part
         self.embeddings = embeddings
 
@@ -32,18 +32,18 @@ class Embedded:
 
 
 def embed(
-    model: nn.Module, part: Part, preprocess: Preprocess, *, batch_size: int, workers: int
+    model: nn.Module, part: Split, preprocess: Preprocess, *, batch_size: int, workers: int
 ) -> Embedded:
     """Return what the head sees of each picture; those unreadable are told, and left out."""
     compute = predict.by_torch(model, preprocess, lambda pixels: heads.outputs(model, pixels)[1])
-    pictures = Pictures(part, preprocess)
+    pictures = ImageDataset(part, preprocess)
     batches: Any = loader.loader(pictures, Order(len(part), batch_size), workers=workers)
     found, rows = [], []
     for batch in progress.track(batches, "embedding"):
         for row, reason in batch.failures:
-            _log.warning(f"left out {part.places[row].path}: {reason}")
+            _log.warning(f"left out {part.locations[row].path}: {reason}")
         if batch.rows:
             found.append(compute(batch))
             rows += batch.rows
-    readable = Part([part.places[row] for row in rows], part.labels[rows])
+    readable = Split([part.locations[row] for row in rows], part.labels[rows])
     return Embedded(readable, np.concatenate(found) if found else np.empty((0, 1), np.float32))

@@ -10,7 +10,7 @@ from typing import TextIO
 from tagger.core import files
 from tagger.models import backbone
 from tagger.tracking import Run
-from tagger.training.schedule import Figures
+from tagger.training.schedule import Metrics
 from tagger.training.trainer import Judgement, Training
 
 BEST, LAST = backbone.WEIGHTS, "last.safetensors"
@@ -44,12 +44,12 @@ class Keeper:
         sheet = self.training.judge.sheet(judgement.predictions, self.names)
         self.run.log_picture(sheet, "validation", step)
 
-    def finish(self, folder: Path) -> Figures:
+    def finish(self, folder: Path) -> Metrics:
         """Track the weights, which will lie in a folder; return the best judgement."""
         self._write_curve()  # which DVC has removed, where all but the end was done
         position = self.training.position
         for row, reason in position.failures.items():
-            _log.warning(f"left out {self.training.part.places[row].path}: {reason}")
+            _log.warning(f"left out {self.training.part.locations[row].path}: {reason}")
         for name, file, figures in self._checkpoints():
             step, sha256 = int(figures["step"]), files.sha256(self.folder / file)
             self.run.log_checkpoint(name, folder / file, figures, step, sha256)
@@ -59,10 +59,10 @@ class Keeper:
         history = self.training.position.history
         files.write_csv(self.curve, tuple(history[0]), [tuple(one.values()) for one in history])
 
-    def _best(self) -> Figures:
+    def _best(self) -> Metrics:
         return max(self.training.position.history, key=self.training.plan.score)
 
-    def _checkpoints(self) -> Iterator[tuple[str, str, Figures]]:
+    def _checkpoints(self) -> Iterator[tuple[str, str, Metrics]]:
         """Yield name, file and judgement of all weights that were kept."""
         history = self.training.position.history
         yield "best", BEST, self._best()
@@ -72,7 +72,7 @@ class Keeper:
                 yield Path(_kept(figures)).stem, _kept(figures), figures
 
 
-def _kept(figures: Figures) -> str:
+def _kept(figures: Metrics) -> str:
     return f"epoch-{figures['epoch']:g}.safetensors"
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from tagger.params import Every, Train
 from tagger.training.optimizer import share_of_peak
 
-Figures = dict[str, float]
+Metrics = dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Plan:
         patience = self.recipe.patience
         return done or bool(patience and position.history and self.since_best(position) >= patience)
 
-    def score(self, figures: Figures) -> float:
+    def score(self, figures: Metrics) -> float:
         """Return how good a judgement is by what is asked for; higher is better."""
         value = figures[self.recipe.best]
         return -value if self.recipe.best == "validation_loss" else value
@@ -75,7 +75,7 @@ class Position:
     good_steps: int = 0  # since then
     bad_steps: int = 0  # of all
     failures: dict[int, str] = field(default_factory=dict)  # row and reason
-    history: list[Figures] = field(default_factory=list)  # judgements
+    history: list[Metrics] = field(default_factory=list)  # judgements
 
     @property
     def epoch(self) -> float:
@@ -89,7 +89,7 @@ class Position:
         self.rate = rate
         self.good_steps += 1
 
-    def judged(self, figures: Figures) -> Figures:
+    def judged(self, figures: Metrics) -> Metrics:
         """Begin anew to sum up, and return what is noted of a judgement."""
         told = {
             "step": self.step,

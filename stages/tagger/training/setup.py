@@ -14,13 +14,13 @@ from tagger.core.vocabulary import Tag
 from tagger.data.tags import rules
 from tagger.images import loader
 from tagger.images.augment import Augmentation, BatchAugmentation
-from tagger.images.dataset import Part, Pictures
+from tagger.images.dataset import ImageDataset, Split
 from tagger.images.loader import Labelled, Order
 from tagger.images.preprocess import Preprocess
 from tagger.models import backbone, checkpoints, freezing, head_transfer
 from tagger.models.head_transfer import Carried
 from tagger.params import Params
-from tagger.system.distributed import Group
+from tagger.system.distributed import ProcessGroup
 from tagger.training import linear_probe, losses, resume, snapshots
 from tagger.training.learner import Learner
 from tagger.training.schedule import Plan
@@ -69,7 +69,7 @@ def make_deterministic(seed: int) -> None:
 
 
 def training(
-    p: Params, tags: Sequence[Tag], parts: Mapping[str, Part], group: Group, folder: Path
+    p: Params, tags: Sequence[Tag], parts: Mapping[str, Split], group: ProcessGroup, folder: Path
 ) -> Training:
     """Return a training, where its last snapshot in the folder left it, if any.
 
@@ -92,14 +92,14 @@ def training(
         p.seed,
         sizes=[preprocess.size, *recipe.augment.sizes],
         whole=True,
-        share=group.share,
+        share=group.rank_and_size,
     )
     stages = len(freezing.stages(model)) if recipe.freeze and not recipe.cache_embeddings else 0
     plan = Plan(recipe, order.per_epoch, min(p.preset.batch_size, len(learned.part)), stages)
     position = resume.position(learner, plan, snapshot, kept.folder)
     _agree(learner, plan, order, len(tags))
     order.batches = range(position.step, position.step if plan.over(position) else plan.steps)
-    in_turn = Order(len(judged.part), _judged_at_a_time(p, group), share=group.share)
+    in_turn = Order(len(judged.part), _judged_at_a_time(p, group), share=group.rank_and_size)
     build_loader = partial(
         loader.loader,
         workers=0 if recipe.cache_embeddings else recipe.workers,
@@ -135,7 +135,7 @@ def _agree(learner: Learner, plan: Plan, order: Order, tags: int) -> None:
     learner.rehearse(pixels, pixels.new_zeros(len(pixels), tags), plan.batch_size)
 
 
-def _judged_at_a_time(p: Params, group: Group) -> int:
+def _judged_at_a_time(p: Params, group: ProcessGroup) -> int:
     """Return how many pictures all processes judge together.
 
     Those that hold parts of the model cannot take fewer once they have begun.
@@ -145,7 +145,7 @@ def _judged_at_a_time(p: Params, group: Group) -> int:
     return p.preset.batch_size
 
 
-def _model(p: Params, tags: Sequence[Tag], group: Group) -> tuple[nn.Module, list[Carried]]:
+def _model(p: Params, tags: Sequence[Tag], group: ProcessGroup) -> tuple[nn.Module, list[Carried]]:
     """Return the model on the device, and what became of the tags of the one it starts from.
 
     It is that of the beginning also where a snapshot will take its place: weights that are not
@@ -167,10 +167,10 @@ def _model(p: Params, tags: Sequence[Tag], group: Group) -> tuple[nn.Module, lis
 
 
 def _pictures(
-    p: Params, model: nn.Module, parts: Mapping[str, Part], preprocess: Preprocess
+    p: Params, model: nn.Module, parts: Mapping[str, Split], preprocess: Preprocess
 ) -> tuple[nn.Module, Labelled, Labelled]:
     """Return what learns, what it learns from and what it is judged on."""
-    part, validation = parts["train"], parts["validation"].spread(p.recipe.validate_on)
+    part, validation = parts["train"], parts["validation"].evenly_spaced(p.recipe.validate_on)
     if p.recipe.cache_embeddings:
         by = partial(
             linear_probe.embed,
@@ -181,11 +181,11 @@ def _pictures(
         )
         head: Any = model
         return head.get_classifier(), by(part), by(validation)
-    augmented = Pictures(part, preprocess, _augmentation(p), replacing=True)
-    return model, augmented, Pictures(validation, preprocess)
+    augmented = ImageDataset(part, preprocess, _augmentation(p), replacing=True)
+    return model, augmented, ImageDataset(validation, preprocess)
 
 
-def _check(p: Params, whole: Part, part: Part, group: Group) -> None:
+def _check(p: Params, whole: Split, part: Split, group: ProcessGroup) -> None:
     """Raise TaggerError where the pictures, or the batch, are too few.
 
     part: the pictures of the whole that are known to be readable, or not yet looked at

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 from tagger.core.errors import TaggerError
 from tagger.images import loader
 from tagger.images.augment import BatchAugmentation
-from tagger.images.dataset import Part
+from tagger.images.dataset import Split
 from tagger.images.loader import Batch
 from tagger.images.preprocess import Preprocess
 from tagger.models import freezing
@@ -22,7 +22,7 @@ from tagger.models.predict import Predictions
 from tagger.system import distributed, progress
 from tagger.system.signals import stop_asked
 from tagger.training.learner import Learner, Portion
-from tagger.training.schedule import Figures, Plan, Position
+from tagger.training.schedule import Metrics, Plan, Position
 from tagger.training.snapshots import Snapshots
 from tagger.training.throughput import Pace
 from tagger.training.validation import Judge
@@ -37,8 +37,8 @@ _log = logging.getLogger(__name__)
 class Judgement:
     """What a training came to at a step."""
 
-    figures: Figures  # that follow from seed and data alone: step, epoch, loss, ...
-    pace: Figures
+    figures: Metrics  # that follow from seed and data alone: step, epoch, loss, ...
+    pace: Metrics
     line: str  # as a person would read it
     predictions: Predictions  # on the validation part
     weights: Weights  # those judged; empty where they are not to be kept, or by another process
@@ -53,7 +53,7 @@ class Training:
 
     model: nn.Module
     learner: Learner
-    part: Part
+    part: Split
     batches: DataLoader[Any]
     preprocess: Preprocess
     augment: BatchAugmentation
@@ -120,8 +120,8 @@ class Training:
         loss, norm = self.learner.gradient(portion, step)
         every = plan.recipe.snapshot_every
         due = every.unit == "minute" and pace.minutes_since_snapshot() >= every.number
-        flags = loss.new_tensor([group.leads and due, asked])
-        told = group.total(torch.cat([torch.stack([loss, norm / group.world.size]), flags]))
+        flags = loss.new_tensor([group.is_main and due, asked])
+        told = group.all_reduce(torch.cat([torch.stack([loss, norm / group.world.size]), flags]))
         value, length, snapshot, stop = told.tolist()
         if math.isfinite(value) and math.isfinite(length):
             position.good(value, length, self.learner.move(norm, plan.share_of_peak(step), step))
@@ -150,14 +150,14 @@ class Training:
             row, reason = next(iter(failures.items()))
             raise TaggerError(
                 f"{len(failures):,} of {len(self.part):,} training pictures cannot be read, "
-                f"{self.part.places[row].path} first: {reason}. Run prepare again, or raise "
+                f"{self.part.locations[row].path} first: {reason}. Run prepare again, or raise "
                 "train.max_unreadable."
             )
 
     def _note_bad_step(self, batch: Batch, loss: float) -> None:
         position, most = self.position, self.plan.recipe.max_bad_steps
         position.bad_steps += 1
-        shown = ", ".join(self.part.places[row].path for row in batch.rows[:_TOLD])
+        shown = ", ".join(self.part.locations[row].path for row in batch.rows[:_TOLD])
         more = f" and {len(batch.rows) - _TOLD} more" if len(batch.rows) > _TOLD else ""
         _log.warning(
             f"step {position.step + 1:,}: the loss is {loss:g}, or its gradient no number; nothing "
@@ -174,7 +174,7 @@ class Training:
 
     def _judge(self, pace: Pace) -> Judgement:
         plan, position = self.plan, self.position
-        for others in self.learner.group.gathered(position.failures):
+        for others in self.learner.group.all_gather(position.failures):
             position.failures |= others
         measured, rest = pace.figures(), pace.line(plan.steps - position.step)
         figures, predictions = self.judge(self.learner.judged)
@@ -199,7 +199,7 @@ class Training:
 
         The leading process keeps them. The others help to put them together, and get none.
         """
-        leads = self.learner.group.leads
+        leads = self.learner.group.is_main
         learned: Weights = distributed.whole(self.learner.judged.state_dict(), wanted=leads)
         if not leads:
             return {}
@@ -212,5 +212,5 @@ class Training:
     def _save(self) -> None:
         self.snapshots.wait()  # for what the next copy overwrites
         content = {"learner": self.learner.state(), "position": asdict(self.position)}
-        if self.learner.group.leads:
+        if self.learner.group.is_main:
             self.snapshots.save(self.position.step, content)

@@ -11,10 +11,10 @@ from torch.utils.data import DataLoader
 
 from tagger.evaluation.metrics import dense
 from tagger.images import contact_sheet, decode
-from tagger.images.dataset import Part
+from tagger.images.dataset import Split
 from tagger.images.preprocess import Preprocess
 from tagger.models.predict import Predictions, predict_batches
-from tagger.system.distributed import Group
+from tagger.system.distributed import ProcessGroup
 
 SHOWN = 16  # pictures on the sheet
 
@@ -23,10 +23,10 @@ SHOWN = 16  # pictures on the sheet
 class Judge:
     """Judges on the same pictures every time, of which each process takes its share."""
 
-    part: Part
+    part: Split
     batches: DataLoader[Any]
     preprocess: Preprocess
-    group: Group
+    group: ProcessGroup
 
     def __call__(self, model: nn.Module) -> tuple[dict[str, float], Predictions]:
         """Return the figures, the same on every process, and the predictions, on the leading one.
@@ -36,7 +36,7 @@ class Judge:
         on a picture count for nothing.
         """
         mine = predict_batches(model, self.batches, self.preprocess, self.part.labels.shape[1])
-        every = self.group.collected(mine)
+        every = self.group.gather_on_main(mine)
         figures = {"macro_ap": 0.0, "micro_ap": 0.0, "validation_loss": 0.0}
         if every is not None:
             mine = _together(every)
@@ -46,11 +46,11 @@ class Judge:
                 "micro_ap": dense.micro_ap(*told),
                 "validation_loss": dense.cross_entropy(*told),
             }
-        return self.group.first(figures), mine
+        return self.group.broadcast_from_main(figures), mine
 
     def sheet(self, predictions: Predictions, names: Sequence[str]) -> Image.Image:
         """Return the first pictures with the tags that the model finds likeliest."""
-        places = [self.part.places[row] for row in predictions.rows[:SHOWN]]
+        places = [self.part.locations[row] for row in predictions.rows[:SHOWN]]
         pictures = [decode.open_if_there(place, self.preprocess.background) for place in places]
         return contact_sheet.draw(pictures, predictions.scores, predictions.truth, names, columns=4)
 

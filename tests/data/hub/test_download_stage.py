@@ -85,7 +85,7 @@ def test_danbooru_is_fetched_and_prepared(
     assert said.startswith("0 ") and "6 posts with" in said, said
     found = pq.read_table(here / "data/posts.parquet")
     assert found["id"].to_pylist() == [str(post) for post in IDS[:6]]
-    for place, width in zip(manifest.places(found), found["width"].to_pylist(), strict=True):
+    for place, width in zip(manifest.locations(found), found["width"].to_pylist(), strict=True):
         place = place._replace(path=str(here / place.path))
         assert decode.open_rgb(place).width == width
     assert found["shard"].null_count == (0 if how == "shards" else 6)

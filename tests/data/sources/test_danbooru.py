@@ -20,7 +20,7 @@ from tagger.data.hub import shards
 from tagger.data.sources import COLUMNS
 from tagger.data.sources.danbooru import Danbooru
 from tagger.images import decode
-from tagger.images.location import Place
+from tagger.images.location import Location
 from tagger.params import Params
 
 Row = dict[str, Any]
@@ -71,7 +71,7 @@ def contents(source: Danbooru) -> dict[str, bytes | None]:
     """Return the bytes of the picture of each post, None where there is none."""
     found = {}
     for name, row in located(source).items():
-        place = Place(row["shard"] or row["file"] or "", row["offset"], row["size"])
+        place = Location(row["shard"] or row["file"] or "", row["offset"], row["size"])
         found[name] = decode.read(place) if row["file"] else None
     return found
 
@@ -342,7 +342,7 @@ def test_a_whole_run_writes_places_from_which_pictures_are_read(
     }
     found = manifest.read(prepare.POSTS, len(tags))
     assert found.ids.to_pylist() == [str(number) for number in range(6)]
-    assert [decode.read(place) for place in manifest.places(found.table)] == list(drawn.values())
+    assert [decode.read(place) for place in manifest.locations(found.table)] == list(drawn.values())
     sizes = pq.read_table(prepare.POSTS)["width"].to_pylist()
     assert sizes == [Image.open(io.BytesIO(content)).width for content in drawn.values()]
     rejected = prepare.REJECTED.read_text(encoding="utf-8").splitlines()

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 import prepare
 from tagger.core.errors import TaggerError
 from tagger.data import ingest
-from tagger.data.rejected import Rejected
+from tagger.data.rejected import RejectedPosts
 from tagger.data.sources.table import Table
 from tagger.data.tags import rules
 from tagger.data.tags.lexicon import Lexicon
@@ -381,7 +381,7 @@ def test_every_filter_on_posts_works_with_a_table(
     chosen = type(shipped.prepare.filters).model_validate(
         shipped.prepare.filters.model_dump() | filters
     )
-    lexicon, left_out = Lexicon(rules.read(tmp_path)), Rejected()
+    lexicon, left_out = Lexicon(rules.read(tmp_path)), RejectedPosts()
     found = ingest.gather(table(path), lexicon, chosen, left_out)
     assert [Path(file).name for file in found["file"].to_pylist()] == left
     assert len(left_out) == 1 + bool(odd)

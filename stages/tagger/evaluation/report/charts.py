@@ -8,7 +8,7 @@ import numpy as np
 from tagger.core.vocabulary import CATEGORIES, Tag
 from tagger.evaluation import tag_metrics
 from tagger.evaluation.quantized_logits import Floats
-from tagger.evaluation.score_counts import GRID, Tally
+from tagger.evaluation.score_counts import GRID, ScoreCounts
 
 TAG_HEADER = (
     *("name", "category", "band", "count", "support", "threshold", "ap"),
@@ -20,7 +20,7 @@ F1_HEADER = ("threshold", "micro_f1", "macro_f1", "precision", "recall")
 RELIABILITY_HEADER = ("confidence", "true", "pairs")
 
 
-def tag_rows(tally: Tally, tags: Sequence[Tag], limits: Floats) -> Iterable[Sequence[Any]]:
+def tag_rows(tally: ScoreCounts, tags: Sequence[Tag], limits: Floats) -> Iterable[Sequence[Any]]:
     """Return a row per tag under TAG_HEADER; AP is empty without a positive."""
     known = np.maximum(1, tally.known)
     shares = (
@@ -49,7 +49,7 @@ def category_rows(summary: Mapping[str, Any]) -> list[Sequence[Any]]:
     ]
 
 
-def pr_rows(tally: Tally, points: int = 200) -> list[tuple[float, float]]:
+def pr_rows(tally: ScoreCounts, points: int = 200) -> list[tuple[float, float]]:
     """Return the curve of precision over recall, all pairs of picture and tag taken together."""
     times, positives = tally.pools.sum(axis=0)[:, ::-1]
     if not positives.any():
@@ -61,7 +61,7 @@ def pr_rows(tally: Tally, points: int = 200) -> list[tuple[float, float]]:
     return list(zip(recall[shown].round(6), (true / given)[shown].round(6), strict=True))
 
 
-def f1_rows(tally: Tally) -> Iterable[Sequence[float]]:
+def f1_rows(tally: ScoreCounts) -> Iterable[Sequence[float]]:
     """Return a row per threshold of GRID under F1_HEADER; macro over tags with support."""
     has = tally.support > 0
     for mark, threshold in enumerate(GRID, start=1):
@@ -73,7 +73,7 @@ def f1_rows(tally: Tally) -> Iterable[Sequence[float]]:
         yield threshold, *(round(float(share), 6) for share in row)
 
 
-def reliability_rows(tally: Tally) -> Iterable[Sequence[float]]:
+def reliability_rows(tally: ScoreCounts) -> Iterable[Sequence[float]]:
     """Return a row per bin of confidence that has any pair of picture and tag."""
     pairs = tally.reliability.sum(axis=0)
     for count, confidence, true in pairs[pairs[:, 0] > 0]:
