@@ -11,7 +11,7 @@ from tagger.core import errors
 
 if TYPE_CHECKING:
     from tagger.params import Infer
-    from tagger.web.visit import Visits
+    from tagger.web.visit import PageHandlers
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -24,15 +24,15 @@ def main(arguments: Sequence[str]) -> None:
 
     p = params.load(ROOT / params.PATH).infer
     asked = parse(arguments, p)
-    at = web.listening(asked.host, asked.port)
-    with web.own_folder() as folder, at:
+    at = web.open_socket(asked.host, asked.port)
+    with web.private_folder() as folder, at:
         from tagger.web import page, parts
 
         decode.begin()
         visits = prepare(asked, p, folder)
-        print(f"{visits.model}\n{web.address(at)}", flush=True)
-        words = parts.drop_words(visits.words)
-        web.serve(page.build(visits), at, asked.max_upload, words, parts.STYLE, parts.FONTS)
+        print(f"{visits.model_summary}\n{web.url_of(at)}", flush=True)
+        words = parts.drop_css(visits.messages)
+        web.serve(page.build(visits), at, asked.max_upload, words, parts.CSS_PATH, parts.FONTS)
 
 
 def parse(arguments: Sequence[str], p: "Infer") -> argparse.Namespace:
@@ -55,16 +55,16 @@ def parse(arguments: Sequence[str], p: "Infer") -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def prepare(asked: argparse.Namespace, p: "Infer", folder: Path) -> "Visits":
+def prepare(asked: argparse.Namespace, p: "Infer", folder: Path) -> "PageHandlers":
     """Load the model. Raises TaggerError where there is none."""
     from tagger.inference.pipeline import Pace
     from tagger.models import load
     from tagger.models.runtimes import Device
     from tagger.system import world
     from tagger.web import saliency
-    from tagger.web.album import Opening
-    from tagger.web.visit import Visits
-    from tagger.web.words import WORDS
+    from tagger.web.album import UploadDecoder
+    from tagger.web.visit import PageHandlers
+    from tagger.web.words import MESSAGES
 
     cores = world.world().cores
     tagger = load.load(
@@ -72,14 +72,14 @@ def prepare(asked: argparse.Namespace, p: "Infer", folder: Path) -> "Visits":
     )
     name = "/".join(asked.model.parts[-2:])
     told = (name, len(tagger.tags), tagger.preprocess.size, tagger.device)
-    return Visits(
+    return PageHandlers(
         tagger=tagger,
         pace=Pace(p.batch_size, max(1, cores if p.workers is None else p.workers), p.timeout),
-        opening=Opening(asked.max_upload, asked.max_pixels),
-        words=WORDS[asked.lang],
-        model=WORDS[asked.lang].model.format(*told),
+        decode_upload=UploadDecoder(asked.max_upload, asked.max_pixels),
+        messages=MESSAGES[asked.lang],
+        model_summary=MESSAGES[asked.lang].model.format(*told),
         folder=folder,
-        saliency=saliency.of(asked.model, tagger),
+        saliency=saliency.build_saliency(asked.model, tagger),
     )
 
 

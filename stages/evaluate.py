@@ -99,7 +99,7 @@ def track(judged: Evaluation, content: Content, trained: Mapping[str, Any], data
         return
     parts = {name: one.part for name, one in judged.parts.items()}
     with tracking.run(run_id=trained["run_id"]) as run:
-        run.log_data(data_name, tracking.digest(trained["data"]), POSTS, **parts)
+        run.log_data(data_name, tracking.data_digest(trained["data"]), POSTS, **parts)
         run.log_metrics(judged.summary, checkpoint="best")
         run.log_files(FIGURES, *TABLES, THRESHOLDS, CALIBRATION, REPORT, SHEET)
         for name, figure in html_page.drawings(content).items():
@@ -108,8 +108,8 @@ def track(judged: Evaluation, content: Content, trained: Mapping[str, Any], data
 
 def register(name: str, alias: str) -> None:
     """Put the best of the runs that were judged on this data into the registry."""
-    data = tracking.digest(files.read_json(MODEL / "run.json")["data"])
-    print(registry.register(registry.best(METRIC, data), name, alias).line(METRIC))
+    data = tracking.data_digest(files.read_json(MODEL / "run.json")["data"])
+    print(registry.register(registry.best_run(METRIC, data), name, alias).summary(METRIC))
 
 
 def asked_for(arguments: Sequence[str]) -> argparse.Namespace:

@@ -15,9 +15,9 @@ from tagger.core import errors, files, thresholds
 from tagger.core.errors import TaggerError
 from tagger.evaluation import predictions
 from tagger.export import checksums, compatibility, log_model, model_card, package, publish, samples
-from tagger.export.compatibility import Examination
-from tagger.export.package import Names
-from tagger.export.trial import Trial, Trials
+from tagger.export.compatibility import Compatibility
+from tagger.export.package import ExportTags
+from tagger.export.trial import QuantizationTrial, QuantizationTrials
 from tagger.images import dataset, decode
 from tagger.images.dataset import Split
 from tagger.inference import inputs
@@ -41,43 +41,47 @@ def main(p: params.Params) -> None:
     tags, parts = dataset.read(POSTS, TAGS, MODEL / "vocabulary.csv", SPLIT)
     run = files.read_json(MODEL / "run.json")
     fitted = thresholds.read(THRESHOLDS)
-    names = Names(tags, thresholds.per_tag(fitted, tags, p.evaluate.threshold), fitted)
+    names = ExportTags(tags, thresholds.per_tag(fitted, tags, p.evaluate.threshold), fitted)
     model = training_folder.load(MODEL)
     with files.replacing(EXPORT) as folder:
         package.write(folder, MODEL, CALIBRATION, names, p.export.opset)
         trials = lighten(folder, parts, run["params"]["train"]["unlabelled"], p)
         samples.write(folder, parts["test"], p.export.samples)
-        tried = parts["test"].evenly_spaced(p.export.parity_pictures).locations
-        pictures = samples.readable(tried, model.preprocess.background)
-        found = compatibility.examine(folder, pictures, model, p.export.tolerance)
+        tried = parts["test"].evenly_spaced(p.export.parity_images).locations
+        pictures = samples.readable_images(tried, model.preprocess.background)
+        found = compatibility.check_compatibility(folder, pictures, model, p.export.tolerance)
         figures = files.read_json(FIGURES)
         files.write_json(folder / "metrics.json", figures)
         counts = {name: len(part) for name, part in parts.items()}
-        model_card.write(folder, model_card.Content(run, figures, counts, p, found, trials))
+        model_card.write(folder, model_card.CardContent(run, figures, counts, p, found, trials))
         checksums.write(folder)
     lighter = {name: one._asdict() for name, one in trials.items()}
-    files.write_json(REPORT, found.content() | {"lighter": lighter})
+    files.write_json(REPORT, found.to_json() | {"lighter": lighter})
     track(run)
-    tell(EXPORT, found, trials, p.export.agreement)
+    tell(EXPORT, found, trials, p.export.min_agreement)
 
 
 def lighten(
     folder: Path, parts: Mapping[str, Split], unlabelled: Sequence[Any], p: params.Params
-) -> dict[str, Trial]:
+) -> dict[str, QuantizationTrial]:
     """Add lighter weights to the export, as far as they do as well."""
     with scratch.borrowed("export") as room:
         predictor = predictions.alone(room, unlabelled, **p.evaluate.loading)
-        return Trials(folder, parts["validation"], parts["test"], predictor, p.export).all()
+        return QuantizationTrials(
+            folder, parts["validation"], parts["test"], predictor, p.export
+        ).run()
 
 
 def track(run: Mapping[str, Any]) -> None:
     """Log the export as a model that MLflow can serve, in the run of its training."""
     if run["run_id"] is not None:
         with tracking.run(run_id=run["run_id"]) as opened:
-            log_model.log(opened, EXPORT)
+            log_model.log_export(opened, EXPORT)
 
 
-def tell(folder: Path, found: Examination, trials: Mapping[str, Trial], agreement: float) -> None:
+def tell(
+    folder: Path, found: Compatibility, trials: Mapping[str, QuantizationTrial], agreement: float
+) -> None:
     for name, one in trials.items():
         print(f"{name}: {one}")
     others = {n: one.same_tags for n, one in found.tools.items() if one.same_tags < agreement}
@@ -98,11 +102,14 @@ def check(folder: Path, named: Sequence[str], p: params.Params) -> None:
         raise TaggerError(f"{folder} came without pictures to try it on. Name some with --on.")
     found = inputs.find(named or [str(folder / samples.FOLDER)], recursive=True)
     pictures = [one.file for one in found]
-    examined = compatibility.examine(
-        folder, samples.readable(pictures), compatibility.reference(folder), p.export.tolerance
+    examined = compatibility.check_compatibility(
+        folder,
+        samples.readable_images(pictures),
+        compatibility.load_reference(folder),
+        p.export.tolerance,
     )
     print(f"{whole} files as they were exported")
-    tell(folder, examined, {}, p.export.agreement)
+    tell(folder, examined, {}, p.export.min_agreement)
 
 
 def push(repo: str, *, private: bool, message: str) -> None:

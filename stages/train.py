@@ -52,7 +52,7 @@ def lead(
     """Run the training, and put what comes of it in its place."""
     making, begun = folder / MODEL.name, folder / MODEL.name / "run.json"
     run_id = files.read_json(begun)["run_id"] if begun.exists() else None
-    data = tracking.digest(hashes)
+    data = tracking.data_digest(hashes)
     with tracking.run(p.model, run_id=run_id, preset=p.model, data=data, **hashes) as run:
         settings = setup.settings(p)
         files.write_json(begun, {"run_id": run.id, "params": settings, "data": hashes})

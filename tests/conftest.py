@@ -149,7 +149,7 @@ def export_folder(model_folder: Path, tags: list[Tag]) -> Path:
     temperatures = {row.category: 1.5 + place / 10 for place, row in enumerate(fitted)}
     calibration.write(temperatures, project / export.CALIBRATION)
     with files.replacing(project / export.EXPORT) as unfinished:
-        names = package.Names(tags, limits, fitted)
+        names = package.ExportTags(tags, limits, fitted)
         package.write(unfinished, model_folder, project / export.CALIBRATION, names, 17)
     return project / export.EXPORT
 

@@ -56,8 +56,8 @@ def make_models(folder: Path) -> None:
         backbone.save_config(model, prepared, target)
         backbone.save_weights(model.state_dict(), target / backbone.WEIGHTS)
         tags = [Tag(number, f"tag_{number}", 0, 1) for number in range(_TAGS)]
-        formats.selected(tags, np.full(_TAGS, 0.9), target / exported.SELECTED_TAGS)
-        onnx_graph.plain(model, target / exported.ONNX, size=size, opset=17)
+        formats.write_selected_tags(tags, np.full(_TAGS, 0.9), target / exported.SELECTED_TAGS)
+        onnx_graph.write_model(model, target / exported.ONNX, size=size, opset=17)
 
 
 def make_pictures(folder: Path) -> None:

@@ -113,7 +113,7 @@ def working(folder: Path) -> dict[str, float]:
     with clock("ending a run"):
         context.__exit__(None, None, None)
     with clock("best of all runs"):
-        assert registry.best("test.macro_ap", "0123456789ab")
+        assert registry.best_run("test.macro_ap", "0123456789ab")
     with clock("search_runs, a table of all"):
         mlflow.search_runs([opened.experiment])
     return clock.spent

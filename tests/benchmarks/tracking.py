@@ -74,7 +74,7 @@ def training(folder: Path, minutes: float) -> dict[str, float]:
         with clock("sheets drawn"):
             drawn = contact_sheet.draw(pictures, scores, truth, names, columns=4)
         with clock("sheets"):
-            run.log_picture(drawn, "validation", step)
+            run.log_image(drawn, "validation", step)
     with clock("checkpoints"):
         for file in ("model.safetensors", "last.safetensors"):
             path = ROOT / "models/tagger" / file

@@ -110,9 +110,9 @@ def test_the_same_model_as_a_graph_is_as_good(
     if layout == "wd14":
         foreign.wd14(taught, tags, other)
     else:
-        onnx_graph.plain(backbone.load(taught), other / "model.onnx", size=32, opset=17)
+        onnx_graph.write_model(backbone.load(taught), other / "model.onnx", size=32, opset=17)
         shutil.copyfile(taught / "preprocess.json", other / "preprocess.json")
-        formats.selected(tags, np.full(len(tags), 0.5), other / "selected_tags.csv")
+        formats.write_selected_tags(tags, np.full(len(tags), 0.5), other / "selected_tags.csv")
     printed, found = compared(made, other)
     assert found["tags"] == len(tags)
     assert "is better" not in printed

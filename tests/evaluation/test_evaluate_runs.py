@@ -85,7 +85,7 @@ def test_the_best_run_on_the_same_data_is_registered(
     with inside(tracked):
         refused = told(lambda: evaluate.register("tagger", "best"), capsys)
         assert refused == "MLflow has no run that was judged on this data. Run `dvc repro`."
-        own = tracking.digest(files.read_json(evaluate.MODEL / "run.json")["data"])
+        own = tracking.data_digest(files.read_json(evaluate.MODEL / "run.json")["data"])
         for name, figure, data in (("fair", 0.5, own), ("good", 0.75, own), ("other", 0.9, "x")):
             with tracking.run(name, data=data) as run:
                 run.log_checkpoint("best", evaluate.MODEL / backbone.WEIGHTS, {"macro_ap": 0.1}, 3)

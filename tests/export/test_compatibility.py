@@ -16,8 +16,8 @@ from tagger.core.errors import TaggerError
 from tagger.core.thresholds import Threshold
 from tagger.core.vocabulary import CATEGORIES, Tag
 from tagger.export import checksums, clients, compatibility, formats, graphs, package, quantize
-from tagger.export.compatibility import Named
-from tagger.export.formats import KOHYA, MAPPING, WD14
+from tagger.export.compatibility import NamedImage
+from tagger.export.formats import KOHYA, TAG_MAPPING, WD14
 from tagger.images import decode, preprocess
 from tagger.images.dataset import Split
 from tagger.images.preprocess import Preprocess
@@ -28,7 +28,7 @@ from tagger.models.runtimes import Device
 
 
 @pytest.fixture
-def some(part: Split) -> list[Named]:
+def some(part: Split) -> list[NamedImage]:
     return [(place.path, decode.open_rgb(place)) for place in part.locations[:10]]
 
 
@@ -39,26 +39,28 @@ def copy(export_folder: Path, tmp_path: Path) -> Path:
 
 
 def test_every_tool_gives_the_tags_of_the_model(
-    export_folder: Path, model_folder: Path, some: list[Named]
+    export_folder: Path, model_folder: Path, some: list[NamedImage]
 ) -> None:
-    found = compatibility.examine(
+    found = compatibility.check_compatibility(
         export_folder, some, training_folder.load(model_folder, "cpu"), 1e-4
     )
-    assert found.pictures == 10
-    assert set(found.tools) == {client.name for client in clients.CLIENTS}
+    assert found.images == 10
+    assert set(found.tools) == {client.name for client in clients.TOOLS}
     for name, one in found.tools.items():
         assert one.same_tags > (0.9 if one.resizes else 0.9999), name
         assert one.resizes or one.largest_difference < 1e-4
 
 
 def test_an_export_is_measured_by_its_own_weights_where_there_is_nothing_else(
-    export_folder: Path, copy: Path, some: list[Named]
+    export_folder: Path, copy: Path, some: list[NamedImage]
 ) -> None:
-    found = compatibility.examine(export_folder, some, compatibility.reference(export_folder), 1e-4)
+    found = compatibility.check_compatibility(
+        export_folder, some, compatibility.load_reference(export_folder), 1e-4
+    )
     assert found.tools["timm"].largest_difference == 0
     for name in exported.WEIGHTS:
         (copy / name).unlink()
-    found = compatibility.examine(copy, some, compatibility.reference(copy), 1e-4)
+    found = compatibility.check_compatibility(copy, some, compatibility.load_reference(copy), 1e-4)
     assert "timm" not in found.tools
     assert found.tools["infer"].largest_difference == 0
 
@@ -74,17 +76,19 @@ def swap(path: Path, first: str, second: str) -> None:
     ("file", "told"),
     [
         (f"{WD14}/selected_tags.csv", "imgutils wd14"),
-        (f"{KOHYA}/{MAPPING}", "sd-scripts kohya"),
+        (f"{KOHYA}/{TAG_MAPPING}", "sd-scripts kohya"),
     ],
 )
 def test_two_tags_in_each_others_place_are_noticed(
-    copy: Path, model_folder: Path, some: list[Named], tags: list[Tag], file: str, told: str
+    copy: Path, model_folder: Path, some: list[NamedImage], tags: list[Tag], file: str, told: str
 ) -> None:
     one, other = [tag.name for tag in tags if tag.category == 0][:2]
     left, right = (",", ",") if file.endswith("csv") else ('"', '"')
     swap(copy / file, f"{left}{one}{right}", f"{left}{other}{right}")
     with pytest.raises(TaggerError, match=rf"\A{told}.*has the confidence .* by the model"):
-        compatibility.examine(copy, some, training_folder.load(model_folder, "cpu"), 1e-4)
+        compatibility.check_compatibility(
+            copy, some, training_folder.load(model_folder, "cpu"), 1e-4
+        )
 
 
 @pytest.mark.parametrize(
@@ -93,8 +97,12 @@ def test_two_tags_in_each_others_place_are_noticed(
         (f"{WD14}/selected_tags.csv", lambda text: text.replace("tag_id", "id", 1), "begins with"),
         (f"{WD14}/selected_tags.csv", lambda text: text + "1,more,4,0\n", "outputs"),
         (f"{WD14}/model.onnx", None, "model.onnx"),
-        (f"{KOHYA}/{MAPPING}", lambda text: text.replace('"General"', '"Common"'), "no mapping"),
-        (f"{KOHYA}/{MAPPING}", lambda text: "[]", "no mapping"),
+        (
+            f"{KOHYA}/{TAG_MAPPING}",
+            lambda text: text.replace('"General"', '"Common"'),
+            "no mapping",
+        ),
+        (f"{KOHYA}/{TAG_MAPPING}", lambda text: "[]", "no mapping"),
         ("categories.json", lambda text: "[]", "lacks the category"),
         ("preprocess.json", lambda text: "{}", "preprocess.json"),
         ("model.safetensors", lambda text: "damaged", "does not load"),
@@ -103,7 +111,7 @@ def test_two_tags_in_each_others_place_are_noticed(
 def test_what_a_tool_would_not_load_is_one_line(
     copy: Path,
     model_folder: Path,
-    some: list[Named],
+    some: list[NamedImage],
     file: str,
     change: Callable[[str], str] | None,
     told: str,
@@ -114,7 +122,9 @@ def test_what_a_tool_would_not_load_is_one_line(
         text = (copy / file).read_bytes().decode("utf-8", "replace")
         (copy / file).write_text(change(text), encoding="utf-8")
     with pytest.raises(TaggerError, match=rf"\A[^\n]*{told}[^\n]*\Z"):
-        compatibility.examine(copy, some, training_folder.load(model_folder, "cpu"), 1e-4)
+        compatibility.check_compatibility(
+            copy, some, training_folder.load(model_folder, "cpu"), 1e-4
+        )
 
 
 ODD = [
@@ -138,7 +148,7 @@ def odd(tmp_path: Path, model_folder: Path) -> Path:
     backbone.save_weights(model.state_dict(), source / backbone.WEIGHTS)
     fitted = [Threshold(n, "", 0.5, 1, 0.5, 0.5, 0.5, "f1") for n in CATEGORIES.values()]
     files.write_json(tmp_path / "calibration.json", {})
-    names = package.Names(ODD, np.full(len(ODD), 0.5), fitted)
+    names = package.ExportTags(ODD, np.full(len(ODD), 0.5), fitted)
     files.write_csv(source / "vocabulary.csv", Tag._fields, ODD)
     with files.replacing(tmp_path / "odd") as folder:
         package.write(folder, source, tmp_path / "calibration.json", names, 17)
@@ -146,7 +156,7 @@ def odd(tmp_path: Path, model_folder: Path) -> Path:
 
 
 def test_without_ratings_and_characters_tools_are_given_rows_that_are_never_there(
-    odd: Path, some: list[Named]
+    odd: Path, some: list[NamedImage]
 ) -> None:
     rows = files.read_csv(odd / WD14 / "selected_tags.csv")
     assert [row["category"] for row in rows] == ["9"] * 4 + ["0"] * 3 + ["4"]
@@ -156,7 +166,7 @@ def test_without_ratings_and_characters_tools_are_given_rows_that_are_never_ther
     found = tagger([picture for _, picture in some])
     assert not found[:, [0, 1, 2, 3, 7]].any()
     assert (found[:, 4:7] > 0).all()
-    told = compatibility.examine(odd, some, compatibility.reference(odd), 1e-4)
+    told = compatibility.check_compatibility(odd, some, compatibility.load_reference(odd), 1e-4)
     assert all(one.same_tags > 0.9 for one in told.tools.values())
 
 
@@ -167,7 +177,7 @@ def test_the_graph_resizes_as_pillow_does(model_folder: Path) -> None:
     for interpolation in ("bilinear", "bicubic", "lanczos"):
         for size in (32, 200, 512):
             one = Preprocess(size, prepared.mean, prepared.std, interpolation)
-            graph = graphs.Prepared(nn.Identity(), one)
+            graph = graphs.PreprocessedModel(nn.Identity(), one)
             expected = np.asarray(
                 Image.fromarray(square).resize((size, size), FILTERS[interpolation])
             )
@@ -202,7 +212,7 @@ def test_a_folder_that_is_not_whole_or_not_as_it_was_is_told_by_file(copy: Path)
 
 
 def test_rows_of_the_wd14_layout_are_in_its_order(tags: list[Tag]) -> None:
-    rows = formats.wd14(tags)
+    rows = formats.wd14_rows(tags)
     codes = [row.tag.category for row in rows]
     assert codes[:4] == [9] * 4
     assert codes[4:] == sorted(codes[4:])
@@ -212,7 +222,7 @@ def test_rows_of_the_wd14_layout_are_in_its_order(tags: list[Tag]) -> None:
 
 
 def test_lighter_weights_are_smaller_and_say_about_the_same(
-    export_folder: Path, tmp_path: Path, some: list[Named]
+    export_folder: Path, tmp_path: Path, some: list[NamedImage]
 ) -> None:
     source = export_folder / "model.onnx"
     tagger = exported.load(export_folder, "cpu")
@@ -221,9 +231,9 @@ def test_lighter_weights_are_smaller_and_say_about_the_same(
     def write(name: str) -> bytes:
         path = tmp_path / f"model_{name}.onnx"
         if name == "fp16":
-            quantize.fp16(source, path)
+            quantize.to_fp16(source, path)
         else:
-            quantize.int8(source, path, [inputs])
+            quantize.to_int8(source, path, [inputs])
         return path.read_bytes()
 
     for name, most in (("fp16", 0.01), ("int8", 0.2)):
@@ -242,6 +252,6 @@ def test_lighter_weights_are_smaller_and_say_about_the_same(
         "model_int8.onnx",
     ]
     with pytest.raises(TaggerError, match="no validation picture"):
-        quantize.int8(source, tmp_path / "none.onnx", [])
+        quantize.to_int8(source, tmp_path / "none.onnx", [])
     assert not (tmp_path / "none.onnx").exists()
-    assert set(quantize.pace({"a": source}, inputs, 1, rounds=1)) == {"a"}
+    assert set(quantize.measure_throughput({"a": source}, inputs, 1, rounds=1)) == {"a"}

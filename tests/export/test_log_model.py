@@ -75,8 +75,8 @@ def test_a_registered_run_is_served(
         trained.log_checkpoint("best", Path("models/tagger/model.safetensors"), {"ap": 0.5}, 3)
     with tracking.run(run_id=trained.id) as again:
         again.log_metrics({"test": {"macro_ap": 0.5}})
-        log_model.log(again, export_folder)
-    best = registry.best("test.macro_ap", "abc")
+        log_model.log_export(again, export_folder)
+    best = registry.best_run("test.macro_ap", "abc")
     assert registry.register(best, "illustration-tagger", "best").file == ""
     uri = "models:/illustration-tagger@best"
     check(asked(loaded(uri), path=list(map(str, several))), wanted)
@@ -103,12 +103,12 @@ def test_an_export_is_logged_once_and_its_run_stays_as_it_was(
     before = stored(project, trained.id)
     for _ in range(2):
         with tracking.run(run_id=trained.id) as again:
-            log_model.log(again, export_folder)
+            log_model.log_export(again, export_folder)
     after, here = stored(project, trained.id), client(project)
     assert (dict(after.info), after.data.metrics) == (dict(before.info), before.data.metrics)
     assert len(here.get_metric_history(str(trained.id), "test.macro_ap")) == 1
     (first,) = here.search_logged_models([after.info.experiment_id])
-    assert (first.name, first.status) == (log_model.NAME, LoggedModelStatus.READY)
+    assert (first.name, first.status) == (log_model.MODEL_NAME, LoggedModelStatus.READY)
     assert first.metrics and [(one.key, one.value) for one in first.metrics] == [
         ("test.macro_ap", 0.5)
     ]
@@ -116,9 +116,11 @@ def test_an_export_is_logged_once_and_its_run_stays_as_it_was(
         write(f"other/{name}", (export_folder / name).read_bytes())
     (project / "other" / "calibration.json").unlink()
     with tracking.run(run_id=trained.id) as again:
-        log_model.log(again, project / "other")
+        log_model.log_export(again, project / "other")
     assert len(here.search_logged_models([after.info.experiment_id])) == 2
-    assert store.checkpoints(here, str(trained.id))[log_model.NAME].model_id != first.model_id
+    assert (
+        store.logged_models(here, str(trained.id))[log_model.MODEL_NAME].model_id != first.model_id
+    )
 
 
 @pytest.mark.timeout(30)
@@ -127,8 +129,8 @@ def test_a_broken_store_is_told_once(
 ) -> None:
     with tracking.run("vit") as run:
         (project / "mlflow.db").write_bytes(b"this is no database, and never was one\n" * 40)
-        log_model.log(run, export_folder)
-        log_model.log(run, export_folder)
+        log_model.log_export(run, export_folder)
+        log_model.log_export(run, export_folder)
     told = [one.getMessage() for one in caplog.records if one.levelno >= logging.WARNING]
     assert len(told) == 1
     assert "going on without it" in told[0]
@@ -138,5 +140,5 @@ def test_logging_says_nothing(
     project: Path, export_folder: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     with tracking.run("vit") as run:
-        log_model.log(run, export_folder)
+        log_model.log_export(run, export_folder)
     assert capfd.readouterr() == ("", "")

@@ -73,10 +73,10 @@ def test_imgutils_gives_the_tags_that_infer_gives(said: Any, tagger: Tagger) -> 
 def test_tools_of_the_wd14_layout_do_what_the_doctor_takes_them_to_do(
     said: Any, export_folder: Path, tool: str
 ) -> None:
-    (client,) = (one for one in clients.CLIENTS if one.name == "imgutils wd14, taggui")
+    (client,) = (one for one in clients.TOOLS if one.name == "imgutils wd14, taggui")
     loaded = client.load(export_folder)
     for path, found in said[tool].items():
-        square = loaded.square(decode.open_rgb(Path(path)))
+        square = loaded.fit(decode.open_rgb(Path(path)))
         (confidences,) = loaded.run(square[None])
         limit = {"general": GENERAL, "character": CHARACTER}
         expected = {

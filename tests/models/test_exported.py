@@ -92,7 +92,7 @@ def test_every_preset_becomes_a_graph_that_agrees_with_torch(
     changed = {"image_size": size, "pretrained": False, "model_args": SHRUNK.get(name, {})}
     torch.manual_seed(0)
     model = backbone.build(shipped.models[name].model_copy(update=changed), 5).eval()
-    onnx_graph.plain(model, tmp_path / "model.onnx", size=size, opset=17)
+    onnx_graph.write_model(model, tmp_path / "model.onnx", size=size, opset=17)
     pixels = random_pixels(size, 3)
     session = ort.InferenceSession(tmp_path / "model.onnx")
     _, logits, embedding = session.run(None, {"input": pixels})
@@ -114,14 +114,14 @@ def test_an_operator_that_onnx_lacks_is_told_in_one_line(tmp_path: Path) -> None
             return found
 
     with pytest.raises(TaggerError, match=r"\A[^\n]*cannot be written as ONNX[^\n]*\Z"):
-        onnx_graph.write(Odd(), tmp_path / "a.onnx", torch.ones(2, 3, 4, 4), ["a"], opset=17)
+        onnx_graph.write_graph(Odd(), tmp_path / "a.onnx", torch.ones(2, 3, 4, 4), ["a"], opset=17)
     assert not list(tmp_path.iterdir())
 
 
 def test_the_same_model_gives_the_same_graph(model_folder: Path, tmp_path: Path) -> None:
     written = []
     for name in ("first", "second"):
-        onnx_graph.plain(backbone.load(model_folder), tmp_path / name, size=32, opset=17)
+        onnx_graph.write_model(backbone.load(model_folder), tmp_path / name, size=32, opset=17)
         written.append((tmp_path / name).read_bytes())
     assert written[0] == written[1]
 
@@ -129,7 +129,7 @@ def test_the_same_model_gives_the_same_graph(model_folder: Path, tmp_path: Path)
 def test_an_opset_that_the_backbone_cannot_have_is_refused(shipped: Params, tmp_path: Path) -> None:
     swin = shipped.models["vit"].model_copy(update={"image_size": 32})
     with pytest.raises(TaggerError, match=r"opset|ONNX"):
-        onnx_graph.plain(backbone.build(swin, 5), tmp_path / "model.onnx", size=32, opset=5)
+        onnx_graph.write_model(backbone.build(swin, 5), tmp_path / "model.onnx", size=32, opset=5)
     assert not list(tmp_path.iterdir())
 
 

@@ -258,7 +258,7 @@ def test_the_graph_says_what_torch_says(preset: Preset, tmp_path: Path, name: st
     given = of(preset, name)
     model = query(given, 137).eval()
     nn.init.normal_(model.decoder.weight)  # else every probability is near a half
-    onnx_graph.plain(model, tmp_path / "model.onnx", size=given.image_size, opset=17)
+    onnx_graph.write_model(model, tmp_path / "model.onnx", size=given.image_size, opset=17)
     session = ort.InferenceSession(tmp_path / "model.onnx")
     for pictures in (1, 5):
         pixels = random_pixels(given.image_size, pictures)
@@ -358,7 +358,7 @@ def test_the_export_has_no_files_for_timm_and_all_for_the_other_tools(
     vocabulary.write(tags, source / "vocabulary.csv")
     fitted = [Threshold(name, "", 0.5, 1, 0.5, 0.5, 0.5, "f1") for name in CATEGORIES.values()]
     calibration.write({thresholds.ALL: 1.0}, tmp_path / "calibration.json")
-    names = package.Names(tags, np.full(len(tags), 0.5), fitted)
+    names = package.ExportTags(tags, np.full(len(tags), 0.5), fitted)
     package.write(target, source, tmp_path / "calibration.json", names, 17)
     assert {path.name for path in target.iterdir()} == {
         "model.onnx",
@@ -371,7 +371,7 @@ def test_the_export_has_no_files_for_timm_and_all_for_the_other_tools(
         "kohya",
     }
     shown = [(place.path, decode.open_rgb(place)) for place in part.locations[:8]]
-    found = compatibility.examine(target, shown, load.load(source, "cpu", CPU), 1e-4)
+    found = compatibility.check_compatibility(target, shown, load.load(source, "cpu", CPU), 1e-4)
     assert found.tools["infer"].largest_difference < 1e-5
     assert "timm" not in found.tools
     pictures = [decode.open_rgb(place) for place in part.locations[:3]]

@@ -19,7 +19,7 @@ from tagger.images import find_images
 from tagger.inference import tables
 from tagger.inference.pipeline import Pace
 from tagger.models import exported
-from tagger.web.album import Album, Opening, Upload
+from tagger.web.album import Album, Upload, UploadDecoder
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -133,10 +133,10 @@ def test_the_page_tags_every_good_upload_and_lists_every_other_one_once(
         uploads.append(Upload(copy, f"{number} {file.path.name}"))
     (tmp_path / "visit").mkdir()
     visit = Album(tmp_path / "visit")
-    pace, opening = Pace(None, 2, 20), Opening(64, 100)
+    pace, opening = Pace(None, 2, 20), UploadDecoder(64, 100)
     *_, done = visit.add(uploads, exported.load(export_folder, "cpu"), pace, opening)
     assert done == len(uploads) > 150
-    tagged = [picture.name for picture in visit.pictures]
+    tagged = [picture.name for picture in visit.images]
     listed = [failure.file for failure in visit.failures]
     assert len({*tagged, *listed}) == len(tagged) + len(listed) == len(uploads)
     assert sum(name.endswith(GOOD) for name in tagged) == len(GOOD)

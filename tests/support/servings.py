@@ -26,7 +26,7 @@ def folder(export_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Ite
         patch.setenv("DVC_ROOT", str(root))
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
         with tracking.run("vit") as run:
-            log_model.log(run, export_folder)
+            log_model.log_export(run, export_folder)
     (model,) = (root / "mlruns" / "models").iterdir()
     yield model / "artifacts"
     mlflow.set_tracking_uri(None)  # type: ignore[arg-type]

@@ -27,7 +27,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setenv("DVC_ROOT", str(tmp_path))
     for name in ("MLFLOW_TRACKING_URI", "DVC_EXP_NAME", "DVC_EXP_BASELINE_REV"):
         monkeypatch.delenv(name, raising=False)
-    for name, value in store.PATIENCE.items():
+    for name, value in store.TIMEOUTS.items():
         monkeypatch.setenv(name, value)
     (tmp_path / "mlflow.db").write_bytes(_empty_store())
     yield tmp_path

@@ -23,7 +23,7 @@ def warnings_of(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [one.getMessage() for one in caplog.records if one.levelno >= logging.WARNING]
 
 
-def use(run: tracking.Run, project: Path) -> None:
+def use(run: tracking.TrackedRun, project: Path) -> None:
     (project / "train.csv").write_text("epoch,loss\n1,9\n")
     run.log_params({"seed": 0})
     run.log_machine()

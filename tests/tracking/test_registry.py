@@ -51,11 +51,11 @@ def test_the_best_run_is_the_highest_of_those_on_the_same_data(project: Path) ->
         ("unjudged", None, "abc"),
     ):
         trained(name, figure, data, kept=False)
-    names = {data: registry.best(METRIC, data).info.run_name for data in ("abc", "def")}
+    names = {data: registry.best_run(METRIC, data).info.run_name for data in ("abc", "def")}
     assert names == {"abc": "high", "def": "other"}
     for metric, data in ((METRIC, "ghi"), ("test.none", "abc")):
         with pytest.raises(TaggerError, match="no run that was judged on this data"):
-            registry.best(metric, data)
+            registry.best_run(metric, data)
 
 
 def test_a_model_is_registered_once_and_its_alias_moves(project: Path) -> None:
@@ -63,7 +63,7 @@ def test_a_model_is_registered_once_and_its_alias_moves(project: Path) -> None:
     first = registry.register(runs[0], "tagger", "champion")
     assert tuple(first) == ("tagger", "1", "champion", runs[0], str(BEST))
     told = f"vit, {METRIC} 0.500: version 1 of tagger, alias champion, weights in {BEST}"
-    assert first.line(METRIC) == told
+    assert first.summary(METRIC) == told
     second = registry.register(runs[1], "tagger", "champion")
     assert second.number == "2"
     assert versions(project) == {"1": [], "2": ["champion"]}
@@ -112,7 +112,7 @@ def test_a_store_that_cannot_be_read_is_told(
     run = stored(project, trained("vit", 0.5))
     (project / "mlflow.db").write_bytes(b"this is no database, and never was one\n" * 40)
     with pytest.raises(TaggerError, match=r"not a database[^\n]*MLFLOW_TRACKING_URI"):
-        registry.best(METRIC, "abc")
+        registry.best_run(METRIC, "abc")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", away())
     with pytest.raises(TaggerError, match=r"^MLflow at http://127\.0\.0\.1"):
         registry.register(run, "tagger", "champion")

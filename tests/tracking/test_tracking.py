@@ -57,7 +57,7 @@ def test_names_that_mlflow_does_not_take_are_changed_and_long_lists_cut(project:
 
 def test_an_interval_is_two_numbers() -> None:
     nested = {"test": {"macro_ap": 0.5, "intervals": {"macro_ap": [0.4, 0.6], "tags": ["a", "b"]}}}
-    assert tracking.numbers(nested) == {
+    assert tracking.numeric_leaves(nested) == {
         "test.macro_ap": 0.5,
         "test.intervals.macro_ap.low": 0.4,
         "test.intervals.macro_ap.high": 0.6,
@@ -98,17 +98,17 @@ def test_a_run_tells_on_what_it_was_trained_and_judged(project: Path) -> None:
 
 def test_the_digest_is_of_all_hashes() -> None:
     hashes = {"posts": "a", "vocabulary": "b", "split": "c"}
-    other = {tracking.digest(hashes | {name: "d"}) for name in hashes}
-    assert len({*other, tracking.digest(hashes)}) == 4
-    assert tracking.digest(hashes | {"init_from": "d"}) == tracking.digest(hashes)
+    other = {tracking.data_digest(hashes | {name: "d"}) for name in hashes}
+    assert len({*other, tracking.data_digest(hashes)}) == 4
+    assert tracking.data_digest(hashes | {"init_from": "d"}) == tracking.data_digest(hashes)
 
 
 def test_a_run_tells_what_it_ran_on(project: Path) -> None:
     with tracking.run("vit") as run:
         run.log_machine()
     kept = stored(project, run.id)
-    assert kept.data.tags.items() >= machine.facts().items()
-    assert {"python", "torch", "timm", "device"} <= machine.facts().keys()
+    assert kept.data.tags.items() >= machine.machine_tags().items()
+    assert {"python", "torch", "timm", "device"} <= machine.machine_tags().keys()
     lines = (project / "mlruns" / kept.info.run_id / "artifacts/packages.txt").read_text()
     assert f"mlflow=={mlflow.__version__}\n" in lines
     assert lines.splitlines() == sorted(set(lines.splitlines()), key=str.lower)
@@ -176,7 +176,7 @@ def test_checkpoints_are_models_of_the_run_with_figures_by_data(project: Path) -
     with tracking.run(run_id=run.id) as again:
         again.log_data("demo", "0123abcd", SOURCE, test=some(1, 3))
         again.log_metrics({"test": {"macro_ap": 0.75}}, checkpoint="best")
-    models = store.checkpoints(client(project), str(run.id))
+    models = store.logged_models(client(project), str(run.id))
     assert models.keys() == {"best", "last"}
     tags = models["best"].tags
     assert (

@@ -32,7 +32,7 @@ from tagger.images.location import Colour
 from tagger.inference.pipeline import Pace
 from tagger.models import exported
 from tagger.web import album
-from tagger.web.album import Album, Opening, Upload
+from tagger.web.album import Album, Upload, UploadDecoder
 
 pytestmark = pytest.mark.timeout(240)
 
@@ -285,7 +285,7 @@ def test_no_two_sidecars_share_a_name_on_any_system() -> None:
     assert found[-1] == "c.txt"
 
 
-class Deadly(Opening):
+class Deadly(UploadDecoder):
     """Dies of one picture, as a decoder does."""
 
     def __call__(self, path: Path, background: Colour) -> Pixels:
@@ -302,7 +302,7 @@ def test_a_picture_that_kills_its_decoder_costs_itself_alone(
     uploads = [Upload(path, path.name) for path in sorted(pictures.glob("*.png"))]
     done = visit.add(uploads, exported.load(export_folder, "cpu"), Pace(None, 1, 60), Deadly(9, 9))
     assert list(done)[-1] == 3
-    assert [picture.name for picture in visit.pictures] == ["a.png", "c.png"]
+    assert [picture.name for picture in visit.images] == ["a.png", "c.png"]
     (failure,) = visit.failures
     assert failure.file == "b.png"
     assert "was killed" in failure.detail
@@ -320,7 +320,7 @@ def test_a_picture_that_kills_its_decoder_costs_itself_alone(
     ],
 )
 def test_a_name_never_leads_out_of_the_zip(given: str, kept: str) -> None:
-    assert album.named(given) == kept
+    assert album.safe_name(given) == kept
 
 
 def test_a_tag_that_is_chosen_shows_where_the_model_looks(

@@ -17,7 +17,7 @@ from tagger.models.heads import Head
 from tagger.models.runtimes import Device
 from tagger.params import Params
 from tagger.web import saliency
-from tagger.web.saliency import Heat, Saliency
+from tagger.web.saliency import Heatmap, Saliency
 
 LAPTOP = ("mobilenetv4", "convnext", "vit", "swin", "eva02")
 TAGS = 5
@@ -44,9 +44,9 @@ def noise(size: int) -> Tensor:
     return torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(1))
 
 
-def first_map(model: nn.Module, pixels: Tensor) -> Heat:
+def first_map(model: nn.Module, pixels: Tensor) -> Heatmap:
     """Return the map of the first tag that anything speaks for."""
-    maps = (saliency.cam(model, pixels, column) for column in range(TAGS))
+    maps = (saliency.hirescam(model, pixels, column) for column in range(TAGS))
     return next(heat for heat in maps if heat.any())
 
 
@@ -107,22 +107,22 @@ def test_a_class_token_is_seen_through_a_block_that_the_picture_still_enters(
     assert heat.max() > heat.min()
     for block in model.blocks:  # now the class token never hears of the picture
         block.attn.forward = lambda tokens, **_: tokens
-    assert not saliency.cam(model, noise(96), 0).any()
+    assert not saliency.hirescam(model, noise(96), 0).any()
 
 
 def test_a_model_without_maps_is_told_of() -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, TAGS))
     with pytest.raises(TaggerError, match="Sequential has no map of features"):
-        saliency.cam(model, noise(8), 0)
+        saliency.hirescam(model, noise(8), 0)
 
 
-def one_cell(row: int, column: int) -> Heat:
+def one_cell(row: int, column: int) -> Heatmap:
     cells = np.zeros((6, 6), np.float32)
     cells[row, column] = 1
     return cells
 
 
-def middle(heat: Heat) -> tuple[float, float]:
+def middle(heat: Heatmap) -> tuple[float, float]:
     """Return the row and column around which a map lies."""
     rows, columns = np.indices(heat.shape)
     return float((rows * heat).sum() / heat.sum()), float((columns * heat).sum() / heat.sum())
@@ -142,7 +142,7 @@ def test_a_map_is_brought_back_to_where_the_picture_lay_in_the_square(
     fitting: str, place: tuple[int, int], expected: tuple[float, float]
 ) -> None:
     prepared = Preprocess(96, (0.5,) * 3, (0.5,) * 3, fitting=fitting)
-    heat = saliency.spread(one_cell(*place), prepared, 200, 100)
+    heat = saliency.to_image(one_cell(*place), prepared, 200, 100)
     assert heat.shape == (100, 200)
     assert heat.min() == 0
     assert middle(heat) == pytest.approx(expected, abs=3)
@@ -150,7 +150,7 @@ def test_a_map_is_brought_back_to_where_the_picture_lay_in_the_square(
 
 def test_what_the_square_does_not_hold_is_dark() -> None:
     prepared = Preprocess(96, (0.5,) * 3, (0.5,) * 3, fitting="crop")
-    heat = saliency.spread(np.ones((6, 6), np.float32), prepared, 100, 200)
+    heat = saliency.to_image(np.ones((6, 6), np.float32), prepared, 100, 200)
     assert not heat[:50].any()
     assert not heat[150:].any()
     assert heat[50:150].min() == pytest.approx(1)
@@ -162,7 +162,7 @@ def test_a_picture_of_any_shape_gets_a_map_of_its_shape(
     fitting: str, size: tuple[int, int]
 ) -> None:
     prepared = Preprocess(96, (0.5,) * 3, (0.5,) * 3, fitting=fitting)
-    heat = saliency.spread(np.ones((6, 6), np.float32), prepared, *size)
+    heat = saliency.to_image(np.ones((6, 6), np.float32), prepared, *size)
     assert heat.shape == size[::-1]
     assert heat.max() == pytest.approx(1)
 
@@ -182,10 +182,10 @@ def test_colours_are_warm_where_a_map_is_high() -> None:
     picture = np.full((20, 20, 3), 128, np.uint8)
     heat = np.zeros((20, 20), np.float32)
     heat[5, 7] = 3
-    painted = saliency.painted(picture, heat).astype(int)
+    painted = saliency.overlay(picture, heat).astype(int)
     warmth = painted[..., 0] - painted[..., 2]
     assert warmth[5, 7] == warmth.max() > warmth[5, 8]
-    flat = saliency.painted(picture, np.zeros((20, 20), np.float32))
+    flat = saliency.overlay(picture, np.zeros((20, 20), np.float32))
     assert (flat == flat[0, 0]).all()
 
 
@@ -193,16 +193,16 @@ def test_an_export_with_weights_has_maps_and_one_without_says_so(
     export_folder: Path, model_folder: Path, tmp_path: Path
 ) -> None:
     tagger = load.load(export_folder, "cpu", Device("cpu"))
-    look = saliency.of(export_folder, tagger)
+    look = saliency.build_saliency(export_folder, tagger)
     assert isinstance(look, Saliency)
     picture = np.random.default_rng(0).integers(0, 256, (40, 70, 3), np.uint8)
     heat = look(picture, 0)
     assert heat.shape == (40, 70)
-    assert isinstance(saliency.of(model_folder, tagger), Saliency)
+    assert isinstance(saliency.build_saliency(model_folder, tagger), Saliency)
     bare = tmp_path / "bare"
     shutil.copytree(export_folder, bare, ignore=shutil.ignore_patterns("*.safetensors"))
-    assert saliency.of(bare, tagger) == "weights"
-    assert saliency.of(export_folder / "wd14", tagger) == "weights"
+    assert saliency.build_saliency(bare, tagger) == "weights"
+    assert saliency.build_saliency(export_folder / "wd14", tagger) == "weights"
 
 
 def test_weights_for_other_tags_are_refused(export_folder: Path) -> None:

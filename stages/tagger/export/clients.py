@@ -17,7 +17,7 @@ from tagger.core import files
 from tagger.core.errors import TaggerError
 from tagger.core.vocabulary import CATEGORIES, RATING
 from tagger.evaluation import quantized_logits
-from tagger.export.formats import KOHYA, MAPPED, MAPPING, WD14
+from tagger.export.formats import KOHYA, KOHYA_ONNX, TAG_MAPPING, WD14
 from tagger.images import preprocess
 from tagger.images.decode import Pixels
 from tagger.images.location import WHITE
@@ -25,42 +25,44 @@ from tagger.models import exported, external_preprocess, runtimes
 from tagger.models.exported import ONNX, PREPROCESS, SELECTED_TAGS, WEIGHTS
 from tagger.models.runtimes import Array, Device
 
-Key: TypeAlias = tuple[int, str]  # category and name
+TagKey: TypeAlias = tuple[int, str]  # category and name
 Rows: TypeAlias = list[list[str]]  # of selected_tags.csv, without its header
 
 _CPU = Device("cpu")
 _HEADER = ["tag_id", "name", "category", "count"]
 
 
-class Loaded(NamedTuple):
+class LoadedTool(NamedTuple):
     """An export in the hands of a tool."""
 
-    keys: Sequence[Key]  # which tag the tool takes each output for
-    square: Callable[[Image.Image], Pixels]  # what it makes of a picture, RGB
+    keys: Sequence[TagKey]  # which tag the tool takes each output for
+    fit: Callable[[Image.Image], Pixels]  # what it makes of a picture, RGB
     run: Callable[[Pixels], Array]  # squares -> probabilities (pictures, outputs)
 
 
-class Client(NamedTuple):
+class Tool(NamedTuple):
     name: str
-    load: Callable[[Path], Loaded]  # raises TaggerError for what the tool would not load
+    load: Callable[[Path], LoadedTool]  # raises TaggerError for what the tool would not load
     resizes: bool = False  # by itself
-    per_tag: bool = False  # has a threshold for each tag, not one for each category
+    has_tag_thresholds: bool = False  # has a threshold for each tag, not one for each category
 
 
-def _infer(folder: Path) -> Loaded:
+def _infer(folder: Path) -> LoadedTool:
     tagger = exported.load(folder, "cpu", _CPU)
     keys = [(tag.category, tag.name) for tag in tagger.tags]
     run = tagger.engine
-    return Loaded(keys, tagger.preprocess.fit, lambda squares: run(squares, False).probabilities)
+    return LoadedTool(
+        keys, tagger.preprocess.fit, lambda squares: run(squares, False).probabilities
+    )
 
 
-def _timm(folder: Path) -> Loaded:
+def _timm(folder: Path) -> LoadedTool:
     keys, square, _ = _infer(folder)
     run = runtimes.on_torch(folder, preprocess.read(folder / PREPROCESS), _CPU)
-    return Loaded(keys, square, lambda squares: run(squares, False).probabilities)
+    return LoadedTool(keys, square, lambda squares: run(squares, False).probabilities)
 
 
-def _imgutils(folder: Path) -> Loaded:
+def _imgutils(folder: Path) -> LoadedTool:
     """`multilabel_timm_predict` of dghs-imgutils."""
     rows = files.read_csv(folder / SELECTED_TAGS)
     names = {one["category"]: one["name"] for one in files.read_json(folder / "categories.json")}
@@ -70,19 +72,19 @@ def _imgutils(folder: Path) -> Loaded:
     prepared = external_preprocess.read(folder / PREPROCESS)
     run = runtimes.on_onnx(folder / ONNX, prepared, _CPU)
     keys = [(int(row["category"]), row["name"]) for row in rows]
-    return Loaded(keys, prepared.fit, lambda squares: run(squares, False).probabilities)
+    return LoadedTool(keys, prepared.fit, lambda squares: run(squares, False).probabilities)
 
 
-def _kohya(folder: Path) -> Loaded:
+def _kohya(folder: Path) -> LoadedTool:
     """kohya's sd-scripts, given a repository and a folder in it."""
-    path = folder / KOHYA / MAPPING
+    path = folder / KOHYA / TAG_MAPPING
     codes_of = {name.capitalize(): code for code, name in CATEGORIES.items()}
     try:
         entries = {int(place): one for place, one in files.read_json(path).items()}
         keys = [(codes_of[entries[n]["category"]], entries[n]["tag"]) for n in range(len(entries))]
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise TaggerError(f"{path} is no mapping of outputs to tags ({error!r}).") from None
-    graph = runtimes.session(folder / KOHYA / MAPPED, _CPU)
+    graph = runtimes.session(folder / KOHYA / KOHYA_ONNX, _CPU)
     name = graph.get_inputs()[0].name
 
     def run(squares: Pixels) -> Array:
@@ -90,15 +92,15 @@ def _kohya(folder: Path) -> Loaded:
         logits = np.asarray(graph.run(None, {name: pixels})[0])
         return quantized_logits.sigmoid(logits).astype(np.float32)
 
-    return Loaded(keys, _by_area, run)
+    return LoadedTool(keys, _by_area, run)
 
 
 def _wd14(
-    square: Callable[[Image.Image], Pixels], read: Callable[[Rows], Sequence[Key]]
-) -> Callable[[Path], Loaded]:
+    square: Callable[[Image.Image], Pixels], read: Callable[[Rows], Sequence[TagKey]]
+) -> Callable[[Path], LoadedTool]:
     """Return what loads the WD14 layout as a tool does."""
 
-    def load(folder: Path) -> Loaded:
+    def load(folder: Path) -> LoadedTool:
         path = folder / WD14 / SELECTED_TAGS
         with files.require(path).open(encoding="utf-8", newline="") as file:
             header, *rows = csv.reader(file)
@@ -109,16 +111,16 @@ def _wd14(
         if blank.probabilities.shape != (2, len(rows)):
             outputs = blank.probabilities.shape[1]
             raise TaggerError(f"{path} has {len(rows)} tags, the graph {outputs} outputs.")
-        return Loaded(read(rows), square, lambda squares: engine(squares, False).probabilities)
+        return LoadedTool(read(rows), square, lambda squares: engine(squares, False).probabilities)
 
     return load
 
 
-def _by_category(rows: Rows) -> Sequence[Key]:
+def _by_category(rows: Rows) -> Sequence[TagKey]:
     return [(int(row[2]), row[1]) for row in rows]
 
 
-def _by_order(rows: Rows) -> Sequence[Key]:
+def _by_order(rows: Rows) -> Sequence[TagKey]:
     """Take the first four for ratings, then as many as there are general tags for these."""
     names = {code: [row[1] for row in rows if row[2] == str(code)] for code in (RATING, 0, 4)}
     behind = len(rows) - 4 - len(names[0])
@@ -127,7 +129,7 @@ def _by_order(rows: Rows) -> Sequence[Key]:
     return [(code, name) for code in names for name in names[code]]
 
 
-def _by_first(rows: Rows) -> Sequence[Key]:
+def _by_first(rows: Rows) -> Sequence[TagKey]:
     """Take what follows the first general tag for general, the first character for characters."""
     kinds = [row[2] for row in rows]
     general, character = kinds.index("0"), kinds.index("4")
@@ -172,19 +174,19 @@ def _padded_last(picture: Image.Image) -> Pixels:
     return np.asarray(square)
 
 
-CLIENTS = (
-    Client("infer", _infer, per_tag=True),
-    Client("timm", _timm, per_tag=True),
-    Client("imgutils", _imgutils, per_tag=True),
-    Client("imgutils wd14, taggui", _wd14(_bicubic, _by_category), resizes=True),
-    Client("ComfyUI-WD14-Tagger", _wd14(_padded_last, _by_first), resizes=True),
-    Client("wd14-tagger-standalone", _wd14(_by_area_or_cubic, _by_category), resizes=True),
-    Client("sd-scripts wd14", _wd14(_by_area, _by_order), resizes=True),
-    Client("sd-scripts kohya", _kohya, resizes=True),
+TOOLS = (
+    Tool("infer", _infer, has_tag_thresholds=True),
+    Tool("timm", _timm, has_tag_thresholds=True),
+    Tool("imgutils", _imgutils, has_tag_thresholds=True),
+    Tool("imgutils wd14, taggui", _wd14(_bicubic, _by_category), resizes=True),
+    Tool("ComfyUI-WD14-Tagger", _wd14(_padded_last, _by_first), resizes=True),
+    Tool("wd14-tagger-standalone", _wd14(_by_area_or_cubic, _by_category), resizes=True),
+    Tool("sd-scripts wd14", _wd14(_by_area, _by_order), resizes=True),
+    Tool("sd-scripts kohya", _kohya, resizes=True),
 )
 
 
-def of(folder: Path) -> list[Client]:
+def tools_for(folder: Path) -> list[Tool]:
     """Return the tools that an export is for: timm knows no query head, and has no files then."""
     has_weights = any((folder / name).is_file() for name in WEIGHTS)
-    return [client for client in CLIENTS if client.name != "timm" or has_weights]
+    return [client for client in TOOLS if client.name != "timm" or has_weights]

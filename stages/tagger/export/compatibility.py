@@ -12,20 +12,20 @@ from PIL import Image
 from tagger.core.arrays import Floats
 from tagger.core.errors import TaggerError
 from tagger.export import clients
-from tagger.export.clients import Client, Loaded
+from tagger.export.clients import LoadedTool, Tool
 from tagger.images.preprocess import Preprocess
 from tagger.inference import limits
 from tagger.models import exported, runtimes
 from tagger.models.exported import Tagger
 from tagger.models.runtimes import Array, Device
 
-Named = tuple[str, Image.Image]  # a picture, and what it is called
+NamedImage = tuple[str, Image.Image]  # a picture, and what it is called
 
 _ROUNDING = 0.01  # of a confidence, where a graph and Pillow resize the same square
 _AT_ONCE = 8  # pictures
 
 
-class Finding(NamedTuple):
+class Agreement(NamedTuple):
     """How the tags of a tool differ from the model's."""
 
     resizes: bool  # whether the tool makes its own squares of pictures
@@ -34,27 +34,27 @@ class Finding(NamedTuple):
     same_tags: float  # share of those given, 2 * both / (theirs + the model's)
 
 
-class Examination(NamedTuple):
-    pictures: int
-    tools: dict[str, Finding]  # by name
+class Compatibility(NamedTuple):
+    images: int
+    tools: dict[str, Agreement]  # by name
 
     def __str__(self) -> str:
         least = min(self.tools.values(), key=lambda one: one.same_tags)
         exact = max(one.largest_difference for one in self.tools.values() if not one.resizes)
         return (
-            f"{len(self.tools)} tools agree with the model on {self.pictures:,} pictures: "
+            f"{len(self.tools)} tools agree with the model on {self.images:,} pictures: "
             f"confidences within {exact:.1e}, at least {100 * least.same_tags:.1f}% of the tags "
             "where they resize by themselves"
         )
 
-    def content(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Any]:
         return {
-            "pictures": self.pictures,
+            "pictures": self.images,
             "tools": {name: one._asdict() for name, one in self.tools.items()},
         }
 
 
-def reference(folder: Path) -> Tagger:
+def load_reference(folder: Path) -> Tagger:
     """Return an export computed by torch, or by ONNX Runtime where it has no weights for that."""
     tagger = exported.load(folder, "cpu")
     if not all((folder / name).is_file() for name in exported.WEIGHTS):
@@ -62,9 +62,9 @@ def reference(folder: Path) -> Tagger:
     return replace(tagger, engine=runtimes.on_torch(folder, tagger.preprocess, Device("cpu")))
 
 
-def examine(
-    folder: Path, pictures: Iterable[Named], model: Tagger, tolerance: float
-) -> Examination:
+def check_compatibility(
+    folder: Path, images: Iterable[NamedImage], model: Tagger, tolerance: float
+) -> Compatibility:
     """Tag pictures as every tool does, and compare with the model.
 
     model: by which the tools are measured, at the thresholds that the export has for them
@@ -75,12 +75,12 @@ def examine(
     export = exported.load(folder, "cpu")
     own = export.thresholds, limits.per_tag(limits.Limits(limits.CATEGORY), export)
     visits = [
-        _Visit(client, client.load(folder), model, own[not client.per_tag], tolerance)
-        for client in clients.of(folder)
+        _Visit(client, client.load(folder), model, own[not client.has_tag_thresholds], tolerance)
+        for client in clients.tools_for(folder)
     ]
     padded = replace(model.preprocess, fitting="pad")
     seen = 0
-    for batch in _batches(iter(pictures)):
+    for batch in _batches(iter(images)):
         direct = _ask(model, model.preprocess, batch)
         framed = direct if padded == model.preprocess else _ask(model, padded, batch)
         for visit in visits:
@@ -88,15 +88,15 @@ def examine(
         seen += len(batch)
     if not seen:
         raise TaggerError(f"There is no readable picture to try {folder} on.")
-    return Examination(seen, {visit.client.name: visit.finding() for visit in visits})
+    return Compatibility(seen, {visit.client.name: visit.finding() for visit in visits})
 
 
-def _batches(pictures: Iterator[Named]) -> Iterator[list[Named]]:
+def _batches(pictures: Iterator[NamedImage]) -> Iterator[list[NamedImage]]:
     while batch := list(islice(pictures, _AT_ONCE)):
         yield batch
 
 
-def _ask(model: Tagger, prepared: Preprocess, batch: Sequence[Named]) -> Array:
+def _ask(model: Tagger, prepared: Preprocess, batch: Sequence[NamedImage]) -> Array:
     return model.engine(np.stack([prepared.fit(picture) for _, picture in batch]), False)[0]
 
 
@@ -104,7 +104,7 @@ class _Visit:
     """What a tool makes of the pictures, and how far that is from what the model does."""
 
     def __init__(
-        self, client: Client, loaded: Loaded, model: Tagger, limits: Floats, tolerance: float
+        self, client: Tool, loaded: LoadedTool, model: Tagger, limits: Floats, tolerance: float
     ) -> None:
         self.client = client
         self._loaded = loaded
@@ -119,7 +119,7 @@ class _Visit:
         self._largest = self._sum = 0.0
         self._pairs = self._given = self._both = 0
 
-    def _check_tags(self, known: Iterable[clients.Key]) -> None:
+    def _check_tags(self, known: Iterable[clients.TagKey]) -> None:
         """Raise TaggerError where the tool would not know a tag, or take it for another."""
         listed = set(self._loaded.keys)
         wanted = [key for key in known if key[0] in (0, 4) or not self.client.resizes]
@@ -129,9 +129,9 @@ class _Visit:
                     f"{self.client.name} would not know {name!r} of category {category}."
                 )
 
-    def see(self, batch: Sequence[Named], ours: Array, *, first: bool) -> None:
+    def see(self, batch: Sequence[NamedImage], ours: Array, *, first: bool) -> None:
         """ours: the model's probabilities for these pictures, (pictures, tags)"""
-        squares = np.stack([self._loaded.square(picture) for _, picture in batch])
+        squares = np.stack([self._loaded.fit(picture) for _, picture in batch])
         every = self._loaded.run(squares)
         if every[:, self._unknown].any():
             raise TaggerError(f"{self.client.name} would give tags that the model does not know.")
@@ -165,8 +165,8 @@ class _Visit:
         self._both += int((given & wanted).sum())
         self._given += int(given.sum()) + int(wanted.sum())
 
-    def finding(self) -> Finding:
-        return Finding(
+    def finding(self) -> Agreement:
+        return Agreement(
             self.client.resizes,
             float(f"{self._largest:.3g}"),
             float(f"{self._sum / max(1, self._pairs):.3g}"),

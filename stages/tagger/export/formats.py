@@ -11,32 +11,32 @@ from tagger.core.vocabulary import CATEGORIES, RATING, RATINGS, Tag
 
 WD14 = "wd14"  # the folders of layouts that want their own
 KOHYA = "kohya"
-MAPPED = "model_optimized.onnx"  # in the latter
-MAPPING = "tag_mapping.json"
+KOHYA_ONNX = "model_optimized.onnx"  # in the latter
+TAG_MAPPING = "tag_mapping.json"
 
 _FIRST_RATING = 9999999  # its id in the WD14 layout, from which the others count down
 _SOLE = (0, 4)  # categories that the WD14 layout has besides ratings
 
 
-class Row(NamedTuple):
+class Wd14Row(NamedTuple):
     """A row of the WD14 layout."""
 
     tag: Tag
     column: int | None  # of the model's outputs; None: it has none, and the tag is never given
 
 
-def selected(tags: Sequence[Tag], limits: Floats, path: Path) -> None:
+def write_selected_tags(tags: Sequence[Tag], thresholds: Floats, path: Path) -> None:
     """Write all tags in the order of the outputs, with the threshold of each, as imgutils reads."""
-    rows = [(*tag, limit) for tag, limit in zip(tags, limits, strict=True)]
+    rows = [(*tag, limit) for tag, limit in zip(tags, thresholds, strict=True)]
     files.write_csv(path, (*Tag._fields, "best_threshold"), rows)
 
 
-def categories(path: Path) -> None:
+def write_categories(path: Path) -> None:
     """Write the names of all categories, as imgutils reads them."""
     files.write_json(path, [{"category": code, "name": name} for code, name in CATEGORIES.items()])
 
 
-def thresholds(fitted: Iterable[Threshold], path: Path) -> None:
+def write_thresholds(fitted: Iterable[Threshold], path: Path) -> None:
     """Write the threshold of each category, as imgutils reads them; alpha 1 stands for F1."""
     codes = {name: code for code, name in CATEGORIES.items()}
     rows = [
@@ -48,7 +48,7 @@ def thresholds(fitted: Iterable[Threshold], path: Path) -> None:
     files.write_csv(path, header, rows)
 
 
-def wd14(tags: Sequence[Tag]) -> list[Row]:
+def wd14_rows(tags: Sequence[Tag]) -> list[Wd14Row]:
     """Return the rows of the WD14 layout: four ratings, then general tags, then characters.
 
     All of them must be there: one tool takes everything for characters where there are none.
@@ -58,18 +58,18 @@ def wd14(tags: Sequence[Tag]) -> list[Row]:
     for number, name in enumerate(RATINGS):
         column = places.get((RATING, name))
         count = 0 if column is None else tags[column].count
-        rows.append(Row(Tag(_FIRST_RATING - number, name, RATING, count), column))
+        rows.append(Wd14Row(Tag(_FIRST_RATING - number, name, RATING, count), column))
     for code in _SOLE:
-        found = [Row(tag, column) for column, tag in enumerate(tags) if tag.category == code]
-        rows += found or [Row(Tag(0, f"no_{CATEGORIES[code]}_tags", code, 0), None)]
+        found = [Wd14Row(tag, column) for column, tag in enumerate(tags) if tag.category == code]
+        rows += found or [Wd14Row(Tag(0, f"no_{CATEGORIES[code]}_tags", code, 0), None)]
     return rows
 
 
-def write_wd14(rows: Sequence[Row], path: Path) -> None:
+def write_wd14_tags(rows: Sequence[Wd14Row], path: Path) -> None:
     files.write_csv(path, Tag._fields, [row.tag for row in rows])
 
 
-def mapping(tags: Sequence[Tag], path: Path) -> None:
+def write_tag_mapping(tags: Sequence[Tag], path: Path) -> None:
     """Write all tags by their output, as kohya's sd-scripts read them from tag_mapping.json."""
     entries = {
         str(column): {"tag": tag.name, "category": CATEGORIES[tag.category].capitalize()}

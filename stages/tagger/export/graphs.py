@@ -14,10 +14,10 @@ from tagger.images import resize
 from tagger.images.preprocess import Preprocess
 from tagger.models import heads
 
-SIDE = 448  # pixels; kohya's sd-scripts know no other
+TOOL_SIZE = 448  # pixels; kohya's sd-scripts know no other
 
 
-class Plain(nn.Module):
+class PlainGraph(nn.Module):
     """A model with its probabilities first, then its logits and what its backbone pools."""
 
     def __init__(self, model: nn.Module) -> None:
@@ -30,20 +30,20 @@ class Plain(nn.Module):
         return logits.sigmoid(), logits, embedding
 
 
-class Prepared(nn.Module):
+class PreprocessedModel(nn.Module):
     """A model that brings squares of 448 px to its own size, and normalises them."""
 
     mean: Tensor  # (3, 1, 1), R, G, B
     std: Tensor
     weights: Tensor  # (size, 448)
 
-    def __init__(self, model: nn.Module, prepared: Preprocess) -> None:
+    def __init__(self, model: nn.Module, preprocess: Preprocess) -> None:
         super().__init__()
         self.model = model
-        self.register_buffer("mean", torch.tensor(prepared.mean).view(3, 1, 1) * 255)
-        self.register_buffer("std", torch.tensor(prepared.std).view(3, 1, 1) * 255)
+        self.register_buffer("mean", torch.tensor(preprocess.mean).view(3, 1, 1) * 255)
+        self.register_buffer("std", torch.tensor(preprocess.std).view(3, 1, 1) * 255)
         # The Resize of ONNX does not antialias before opset 18: two products of matrices do.
-        weights = resize.matrix(SIDE, prepared.size, prepared.interpolation)
+        weights = resize.matrix(TOOL_SIZE, preprocess.size, preprocess.interpolation)
         self.register_buffer("weights", torch.from_numpy(weights.astype(np.float32)))
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
@@ -52,7 +52,7 @@ class Prepared(nn.Module):
 
     def resized(self, pixels: Tensor) -> Tensor:
         """(..., 448, 448) -> (..., size, size), in 8 bits after either pass, as Pillow does it."""
-        if self.weights.shape[0] == SIDE:
+        if self.weights.shape[0] == TOOL_SIZE:
             return pixels
         narrow = _levels(pixels @ self.weights.T)
         return _levels(self.weights @ narrow)
@@ -62,17 +62,17 @@ def _levels(values: Tensor) -> Tensor:
     return (values + 0.5).floor().clamp(0, 255)
 
 
-class Wd14(nn.Module):
+class Wd14Graph(nn.Module):
     """The graph of the WD14 layout."""
 
     columns: Tensor  # (rows,), one past the last output where a row has none
 
     def __init__(
-        self, model: nn.Module, prepared: Preprocess, columns: Sequence[int | None], tags: int
+        self, model: nn.Module, preprocess: Preprocess, columns: Sequence[int | None], tags: int
     ) -> None:
         """columns: the output of the model for each row of selected_tags.csv; None: always 0"""
         super().__init__()
-        self.prepared = Prepared(model, prepared)
+        self.prepared = PreprocessedModel(model, preprocess)
         places = [tags if column is None else column for column in columns]
         self.register_buffer("columns", torch.tensor(places))
 
@@ -83,12 +83,12 @@ class Wd14(nn.Module):
         return known.index_select(1, self.columns), embedding
 
 
-class Kohya(nn.Module):
+class KohyaGraph(nn.Module):
     """The graph of the other layout that kohya's sd-scripts know: that of cl_tagger."""
 
-    def __init__(self, model: nn.Module, prepared: Preprocess) -> None:
+    def __init__(self, model: nn.Module, preprocess: Preprocess) -> None:
         super().__init__()
-        self.prepared = Prepared(model, prepared)
+        self.prepared = PreprocessedModel(model, preprocess)
 
     def forward(self, pixels: Tensor) -> Tensor:
         """(batch, 3, 448, 448), BGR from -1 to 1 -> logits (batch, tags)."""

@@ -21,9 +21,9 @@ from PIL import Image
 
 from tagger.core import files
 from tagger.models import exported
-from tagger.tracking import Run, store
+from tagger.tracking import TrackedRun, store
 
-NAME = "export"  # of the model in its run
+MODEL_NAME = "export"  # of the model in its run
 FILES = (
     exported.ONNX,
     exported.SELECTED_TAGS,
@@ -47,7 +47,7 @@ _STAGES = Path(__file__).parents[2]
 _DIGEST = "digest"  # tag of the model
 
 
-def log(run: Run, folder: Path) -> None:
+def log_export(run: TrackedRun, folder: Path) -> None:
     """Log an export as a model of a run, unless the same is its latest one already."""
     if run.client and run.id:
         run.try_to(_log, run.client, run.id, folder)
@@ -57,9 +57,9 @@ def _log(client: MlflowClient, run: str, folder: Path) -> None:
     from tagger.export import mlflow_model
 
     kept = [folder / name for name in FILES if (folder / name).is_file()]
-    code, needed = _code(Path(mlflow_model.__file__)), requirements()
+    code, needed = _code(Path(mlflow_model.__file__)), pinned_requirements()
     digest = _digest([*kept, *code], needed)
-    last = store.checkpoints(client, run).get(NAME)
+    last = store.logged_models(client, run).get(MODEL_NAME)
     if last and last.status == LoggedModelStatus.READY and last.tags.get(_DIGEST) == digest:
         return
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
@@ -71,7 +71,7 @@ def _log(client: MlflowClient, run: str, folder: Path) -> None:
         Model.log(  # mlflow.pyfunc.log_model would open the run again
             None,
             mlflow.pyfunc,
-            name=NAME,
+            name=MODEL_NAME,
             run_id=run,
             python_model=mlflow_model.__file__,
             artifacts={path.name: str(path) for path in kept},
@@ -101,7 +101,7 @@ def _code(program: Path) -> list[Path]:
     return sorted({Path(one.__file__) for one in modules.values() if one.__file__})
 
 
-def requirements() -> list[str]:
+def pinned_requirements() -> list[str]:
     """Return the packages that what is served imports, pinned to the versions that are here."""
     found = []
     for name in PACKAGES:

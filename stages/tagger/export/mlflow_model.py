@@ -46,10 +46,10 @@ SIGNATURE = ModelSignature(
     ),
     params=ParamSchema([ParamSpec(THRESHOLD, DataType.string, limits.BEST)]),
 )
-ANSWER = SIGNATURE.outputs.input_names()  # columns
+OUTPUT_COLUMNS = SIGNATURE.outputs.input_names()  # columns
 
 
-class Served(PythonModel):
+class ServedTagger(PythonModel):
     """Tags pictures by an export, with ONNX Runtime."""
 
     def load_context(self, context: PythonModelContext) -> None:
@@ -72,7 +72,9 @@ class Served(PythonModel):
             )
         choose = _captioner(self._tagger, (params or {}).get(THRESHOLD, limits.BEST))
         answers = _answers(self._tagger, choose, _squares(model_input, self._tagger.preprocess))
-        return pd.DataFrame(list(answers), index=model_input.index, columns=ANSWER, dtype=object)
+        return pd.DataFrame(
+            list(answers), index=model_input.index, columns=OUTPUT_COLUMNS, dtype=object
+        )
 
 
 def _captioner(tagger: Tagger, threshold: str) -> Captioner:
@@ -115,7 +117,7 @@ def _answers(
         found = iter(tagger.engine(np.stack(readable), False).probabilities if readable else ())
         for square in batch:
             if isinstance(square, str):
-                yield dict(zip(ANSWER, (None, {}, square), strict=True))
+                yield dict(zip(OUTPUT_COLUMNS, (None, {}, square), strict=True))
             else:
                 yield _answer(choose, next(found))
 
@@ -128,7 +130,7 @@ def _answer(choose: Captioner, probabilities: Row) -> Mapping[str, Any]:
         given = sorted([*given, said.rating], key=lambda one: -one.confidence)
     tags = {one.tag: round(one.confidence, 6) for one in given}
     rating = said.rating.tag if said.rating else None
-    return dict(zip(ANSWER, (rating, tags, None), strict=True))
+    return dict(zip(OUTPUT_COLUMNS, (rating, tags, None), strict=True))
 
 
-set_model(Served())
+set_model(ServedTagger())

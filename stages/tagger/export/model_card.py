@@ -10,8 +10,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from tagger.core import files, thresholds
 from tagger.core.thresholds import Aim, Policy
 from tagger.export import checksums, formats, samples, trial
-from tagger.export.compatibility import Examination
-from tagger.export.trial import Trial
+from tagger.export.compatibility import Compatibility
+from tagger.export.trial import QuantizationTrial
 from tagger.images import preprocess
 from tagger.models import exported
 from tagger.params import Params
@@ -26,24 +26,24 @@ _FITTING = {
 _USES = {
     "model.safetensors": "timm, with `config.json`",
     exported.ONNX: "ONNX Runtime, imgutils, `infer.py`",
-    trial.NAMES["fp16"]: "GPUs",
-    trial.NAMES["int8"]: "CPUs",
+    trial.FILE_NAMES["fp16"]: "GPUs",
+    trial.FILE_NAMES["int8"]: "CPUs",
     f"{formats.WD14}/{exported.ONNX}": "tools that load WD taggers",
-    f"{formats.KOHYA}/{formats.MAPPED}": "kohya's sd-scripts",
+    f"{formats.KOHYA}/{formats.KOHYA_ONNX}": "kohya's sd-scripts",
 }
 _OPTIONS = ("general", "character", "copyright", "artist", "meta")  # with a threshold of their own
 
 
 @dataclass(frozen=True)
-class Content:
+class CardContent:
     """What a card is written from."""
 
-    trained: Mapping[str, Any]  # run.json
-    figures: Mapping[str, Any]  # evaluate.json
-    parts: Mapping[str, int]  # pictures
-    asked: Params
-    found: Examination
-    trials: Mapping[str, Trial]
+    run: Mapping[str, Any]  # run.json
+    metrics: Mapping[str, Any]  # evaluate.json
+    image_counts: Mapping[str, int]  # pictures
+    params: Params
+    compatibility: Compatibility
+    trials: Mapping[str, QuantizationTrial]
 
 
 class _Row(NamedTuple):
@@ -61,7 +61,7 @@ class _File(NamedTuple):
     size: str
 
 
-def write(folder: Path, content: Content) -> None:
+def write(folder: Path, content: CardContent) -> None:
     """Write the card into an export that is otherwise done."""
     environment = Environment(
         loader=FileSystemLoader(_TEMPLATE.parent),
@@ -70,7 +70,7 @@ def write(folder: Path, content: Content) -> None:
         keep_trailing_newline=True,
         undefined=StrictUndefined,
     )
-    preset, test = content.trained["params"]["preset"], content.figures["test"]
+    preset, test = content.run["params"]["preset"], content.metrics["test"]
     of = thresholds.of_categories(folder / exported.FITTED)
     prepared = preprocess.read(folder / exported.PREPROCESS)
     text = environment.get_template(_TEMPLATE.name).render(
@@ -83,18 +83,18 @@ def write(folder: Path, content: Content) -> None:
         images=test["images"],
         unsupported=test["unsupported"],
         samples=list(_samples(folder)),
-        parts=content.parts,
-        hashes=", ".join(f"`{one[:12]}`" for one in content.trained["data"].values()),
-        recipe=recipe(content.trained["params"]),
-        policy=_policy(content.asked.evaluate.threshold),
+        parts=content.image_counts,
+        hashes=", ".join(f"`{one[:12]}`" for one in content.run["data"].values()),
+        recipe=training_summary(content.run["params"]),
+        policy=_policy(content.params.evaluate.threshold),
         files=_files(folder),
         trials=content.trials,
-        names=trial.NAMES,
+        names=trial.FILE_NAMES,
         cores=world().cores,
-        timm="timm" in content.found.tools,
+        timm="timm" in content.compatibility.tools,
         kohya="".join(f" --{one}_threshold {of[one]:.2f}" for one in _OPTIONS if one in of),
-        found=content.found,
-        opset=content.asked.export.opset,
+        found=content.compatibility,
+        opset=content.params.export.opset,
     )
     files.write_text(folder / checksums.CARD, text)
 
@@ -128,9 +128,9 @@ def _samples(folder: Path) -> Sequence[tuple[str, str]]:
     ]
 
 
-def recipe(asked: Mapping[str, Any]) -> dict[str, str]:
+def training_summary(params: Mapping[str, Any]) -> dict[str, str]:
     """Return the training in a few lines, from the parameters that run.json has of it."""
-    preset, train = asked["preset"], asked["train"]
+    preset, train = params["preset"], params["train"]
     began = train["init_from"] or preset["pretrained"]
     return {
         "begun from": "random weights" if not began else "pretrained weights",
@@ -140,7 +140,7 @@ def recipe(asked: Mapping[str, Any]) -> dict[str, str]:
         "loss": f"{train['loss']['kind']}",
         "weights kept": "of the best validation"
         + (f", moving average {train['ema']:g}" if train["ema"] else ""),
-        "seed": str(asked["seed"]),
+        "seed": str(params["seed"]),
     }
 
 

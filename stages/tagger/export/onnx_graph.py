@@ -18,8 +18,8 @@ OUTPUTS = ("prediction", "logits", "embedding")
 _MOST = 2**31  # bytes of a protobuf message
 
 
-def write(
-    graph: nn.Module, path: Path, example: Tensor, outputs: Sequence[str], *, opset: int
+def write_graph(
+    module: nn.Module, path: Path, example: Tensor, outputs: Sequence[str], *, opset: int
 ) -> None:
     """Write a graph with an input `input` and these outputs, of which the first axis is the batch.
 
@@ -27,8 +27,8 @@ def write(
     Raises TaggerError where it cannot be written at this opset.
     """
     # The outermost module must be in eval mode: the exporter puts it back into the mode it found.
-    graph = graph.to(memory_format=torch.contiguous_format).cpu().eval()
-    size = sum(weights.nbytes for weights in graph.state_dict().values())
+    module = module.to(memory_format=torch.contiguous_format).cpu().eval()
+    size = sum(weights.nbytes for weights in module.state_dict().values())
     if size >= _MOST:
         raise TaggerError(
             f"The model has {size / 1e9:.1f} GB of weights, and an ONNX file can hold 2.1. "
@@ -40,7 +40,7 @@ def write(
         try:
             # Asked for opset 17, the newer exporter (dynamo=True) silently gives 18.
             torch.onnx.export(
-                graph,
+                module,
                 (example,),
                 partial,
                 dynamo=False,
@@ -63,7 +63,7 @@ def write(
         onnx.save(written, partial)
 
 
-def plain(model: nn.Module, path: Path, *, size: int, opset: int) -> None:
+def write_model(model: nn.Module, path: Path, *, size: int, opset: int) -> None:
     """Write a model from normalised pixels to probabilities, logits and embeddings."""
     example = torch.zeros(2, 3, size, size)
-    write(graphs.Plain(model), path, example, OUTPUTS, opset=opset)
+    write_graph(graphs.PlainGraph(model), path, example, OUTPUTS, opset=opset)

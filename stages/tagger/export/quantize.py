@@ -24,7 +24,7 @@ from tagger.models.runtimes import Array, Device
 BATCH = 8  # pictures at a time
 
 
-def fp16(source: Path, target: Path) -> None:
+def to_fp16(source: Path, target: Path) -> None:
     """Write a graph that computes in half precision, and takes and gives float32 as before."""
     with files.replacing(target) as partial, _quiet():
         half = OnnxModel(convert_float_to_float16(onnx.load(source), keep_io_types=True))
@@ -33,7 +33,7 @@ def fp16(source: Path, target: Path) -> None:
         onnx.save(half.model, partial)
 
 
-def int8(source: Path, target: Path, batches: Iterable[Array]) -> None:
+def to_int8(source: Path, target: Path, batches: Iterable[Array]) -> None:
     """Write a graph with weights and activations of 8 bits, their ranges those of some inputs.
 
     Raises TaggerError where there are none, and for a graph that cannot be quantised.
@@ -84,7 +84,7 @@ def _quiet() -> Iterator[None]:
         logging.disable(before)
 
 
-def pace(
+def measure_throughput(
     graphs: Mapping[str, Path], inputs: Array, cores: int, rounds: int = 5
 ) -> dict[str, float]:
     """Return pictures per second of each graph on the CPU, the median of rounds taken in turn."""

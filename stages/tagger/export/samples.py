@@ -23,11 +23,11 @@ _TRIED = 20  # pictures for each sample
 _log = logging.getLogger(__name__)
 
 
-def readable(
-    places: Iterable[Location | Path], background: Colour = WHITE
+def readable_images(
+    locations: Iterable[Location | Path], background: Colour = WHITE
 ) -> Iterator[tuple[str, Image.Image]]:
     """Yield pictures with their paths; tell of those that cannot be read, and leave them out."""
-    for place in places:
+    for place in locations:
         path = place.path if isinstance(place, Location) else str(place)
         try:
             yield path, decode.open_rgb(place, background)
@@ -35,14 +35,14 @@ def readable(
             _log.warning("left out: %s: %s", path, error)
 
 
-def write(folder: Path, part: Split, count: int) -> None:
+def write(folder: Path, split: Split, count: int) -> None:
     """Add pictures spread over a part to an export, each with its tags, `1.jpg` and `1.txt`.
 
     Where the model knows ratings, only such as it takes for fit to be shown.
     """
     written, tagger = 0, exported.load(folder, "cpu")
-    spread = part.evenly_spaced(_TRIED * count)
-    for _, picture in readable(spread.locations, tagger.preprocess.background):
+    spread = split.evenly_spaced(_TRIED * count)
+    for _, picture in readable_images(spread.locations, tagger.preprocess.background):
         if written == count:
             return
         picture.thumbnail((_SIDE, _SIDE))
@@ -51,7 +51,7 @@ def write(folder: Path, part: Split, count: int) -> None:
             path = folder / FOLDER / f"{written}.jpg"
             with files.replacing(path) as partial:
                 picture.save(partial, format="JPEG", quality=_QUALITY, subsampling=0)
-            said = given(tagger, decode.open_rgb(path))
+            said = tags_of(tagger, decode.open_rgb(path))
             files.write_text(path.with_suffix(".txt"), ", ".join(name for name, _ in said) + "\n")
 
 
@@ -65,7 +65,7 @@ def _may_be_shown(tagger: Tagger, picture: Image.Image) -> bool:
     return not ratings or max(ratings)[1] in _SAFE
 
 
-def given(tagger: Tagger, picture: Image.Image) -> list[tuple[str, float]]:
+def tags_of(tagger: Tagger, picture: Image.Image) -> list[tuple[str, float]]:
     """Return the tags of a picture, the surest first, with their confidences."""
     (found,) = tagger([picture])
     said = [

@@ -10,7 +10,7 @@ from tagger.evaluation import predictions, ranking, score_counts, tag_metrics
 from tagger.evaluation.predictions import Predictor
 from tagger.evaluation.tag_metrics import MetricTree
 from tagger.export import quantize
-from tagger.export.samples import readable
+from tagger.export.samples import readable_images
 from tagger.images.dataset import Split
 from tagger.models import exported
 from tagger.models.exported import ONNX
@@ -18,53 +18,56 @@ from tagger.models.runtimes import Array
 from tagger.params import Export
 from tagger.system.world import world
 
-NAMES = {"fp16": "model_fp16.onnx", "int8": "model_int8.onnx"}
+FILE_NAMES = {"fp16": "model_fp16.onnx", "int8": "model_int8.onnx"}
 
 _MEASURES = ("macro_ap", "macro_f1", "micro_f1")
 _CALIBRATING = 256  # pictures by which the ranges of int8 are found
 _TIMED = 64  # pictures by which speed is measured
 
 
-class Trial(NamedTuple):
+class QuantizationTrial(NamedTuple):
     """What lighter weights cost and gain."""
 
     bytes: int
-    speed: float  # pictures per second over those of fp32, on a CPU
-    changes: dict[str, float]  # of figures on the test part, by name
+    speedup: float  # pictures per second over those of fp32, on a CPU
+    metric_changes: dict[str, float]  # of figures on the test part, by name
     shipped: bool
-    why_not: str  # empty where it is shipped
+    reason: str  # empty where it is shipped
 
     def __str__(self) -> str:
         changes = ", ".join(
-            f"{tag_metrics.in_words(name)} {change:+.4f}" for name, change in self.changes.items()
+            f"{tag_metrics.in_words(name)} {change:+.4f}"
+            for name, change in self.metric_changes.items()
         )
-        told = f"{self.bytes / 1e6:.1f} MB, {self.speed:.1f} times as fast, {changes}"
-        return told if self.shipped else f"left out: {self.why_not} ({told})"
+        told = f"{self.bytes / 1e6:.1f} MB, {self.speedup:.1f} times as fast, {changes}"
+        return told if self.shipped else f"left out: {self.reason} ({told})"
 
 
 @dataclass(frozen=True)
-class Trials:
+class QuantizationTrials:
     """Tries weights on the same pictures, by the same thresholds."""
 
     folder: Path  # the export
     validation: Split
     test: Split
     predictor: Predictor
-    wanted: Export
+    params: Export
 
-    def all(self) -> dict[str, Trial]:
+    def run(self) -> dict[str, QuantizationTrial]:
         """Write the weights wanted into the export, and take out those that do not do."""
-        if not self.wanted.lighter:
+        if not self.params.quantize:
             return {}
         plain = self.folder / ONNX
-        paths: dict[str, Path] = {name: self.folder / NAMES[name] for name in self.wanted.lighter}
+        paths: dict[str, Path] = {
+            name: self.folder / FILE_NAMES[name] for name in self.params.quantize
+        }
         for name, path in paths.items():
             if name == "fp16":
-                quantize.fp16(plain, path)
+                quantize.to_fp16(plain, path)
             else:
-                quantize.int8(plain, path, self._batches(self.validation, _CALIBRATING))
+                quantize.to_int8(plain, path, self._batches(self.validation, _CALIBRATING))
         timed = np.concatenate(list(self._batches(self.test, _TIMED)))
-        pace = quantize.pace({"fp32": plain, **paths}, timed, world().cores)
+        pace = quantize.measure_throughput({"fp32": plain, **paths}, timed, world().cores)
         full = self._judged("fp32", plain)
         found = {}
         for name, path in paths.items():
@@ -72,14 +75,18 @@ class Trials:
             changes = {one: round(judged[one] - full[one], 4) + 0.0 for one in _MEASURES}
             speed = round(pace[name] / pace["fp32"], 1)
             why_not = self._why_not(name, speed, changes)
-            found[name] = Trial(path.stat().st_size, speed, changes, not why_not, why_not)
+            found[name] = QuantizationTrial(
+                path.stat().st_size, speed, changes, not why_not, why_not
+            )
             if why_not:
                 path.unlink()
         return found
 
     def _batches(self, part: Split, count: int) -> list[Array]:
         tagger = exported.load(self.folder, "cpu")
-        pictures = readable(part.evenly_spaced(count).locations, tagger.preprocess.background)
+        pictures = readable_images(
+            part.evenly_spaced(count).locations, tagger.preprocess.background
+        )
         squares = [tagger.preprocess.fit(picture) for _, picture in pictures]
         return [
             tagger.preprocess.normalise(np.stack(squares[start : start + quantize.BATCH]))
@@ -89,7 +96,7 @@ class Trials:
     def _judged(self, name: str, path: Path) -> MetricTree:
         tagger = exported.load(path, "cpu")
         compute = predictions.by_tagger(tagger)
-        part = self.test.evenly_spaced(self.wanted.judge_on)
+        part = self.test.evenly_spaced(self.params.evaluate_on)
         found = self.predictor(name, part, tagger.tags, compute, tagger.preprocess)
         assert found  # as there is one process
         marks, pools = score_counts.marks(tagger.thresholds), tag_metrics.pool_of(tagger.tags)
@@ -98,9 +105,9 @@ class Trials:
 
     def _why_not(self, name: str, speed: float, changes: dict[str, float]) -> str:
         worst = min(changes, key=lambda one: changes[one])
-        if changes[worst] < -self.wanted.max_loss:
+        if changes[worst] < -self.params.max_metric_drop:
             falls = f"{tag_metrics.in_words(worst)} falls by {-changes[worst]:.4f}"
-            return f"{falls}, more than {self.wanted.max_loss:g}"
-        if name == "int8" and speed < self.wanted.min_speedup:
-            return f"{speed:.1f} times as fast, less than {self.wanted.min_speedup:g}"
+            return f"{falls}, more than {self.params.max_metric_drop:g}"
+        if name == "int8" and speed < self.params.min_speedup:
+            return f"{speed:.1f} times as fast, less than {self.params.min_speedup:g}"
         return ""

@@ -101,12 +101,12 @@ class Evaluate(Frozen):
 
 class Export(Frozen):
     opset: int = Field(ge=13, le=17)  # older runtimes refuse newer ones
-    parity_pictures: PositiveInt  # test pictures on which tools are compared with the model
+    parity_images: PositiveInt  # test pictures on which tools are compared with the model
     tolerance: PositiveFloat  # largest difference of a confidence, for the same square
-    agreement: float = Field(ge=0, le=1)  # share of tags, below which a tool's are told
-    lighter: list[Literal["fp16", "int8"]]  # weights to try
-    judge_on: PositiveInt  # test pictures that they are tried on, at most
-    max_loss: NonNegativeFloat  # of macro AP, macro F1 or micro F1
+    min_agreement: float = Field(ge=0, le=1)  # share of tags, below which a tool's are told
+    quantize: list[Literal["fp16", "int8"]]  # weights to try
+    evaluate_on: PositiveInt  # test pictures that they are tried on, at most
+    max_metric_drop: NonNegativeFloat  # of macro AP, macro F1 or micro F1
     min_speedup: NonNegativeFloat  # of int8 over fp32
     samples: NonNegativeInt  # pictures that go with the export
 

@@ -28,7 +28,7 @@ _REST = 100  # times as long as that call took, the store is left alone: it cost
 _log = logging.getLogger(__name__)
 
 
-class Run:
+class TrackedRun:
     """One MLflow run. What the store does not take is told once, and left out."""
 
     def __init__(self, run_id: str | None = None) -> None:
@@ -61,7 +61,7 @@ class Run:
 
     def log_params(self, params: Mapping[str, Any]) -> None:
         """Log the leaves of a nested mapping, named by their path: `train.loss.kind`."""
-        every = [Param(store.allowed(k), str(v)) for k, v in flatten(params).items()]
+        every = [Param(store.mlflow_name(k), str(v)) for k, v in flatten(params).items()]
         self._write(lambda client, run: client.log_batch(run, params=every))
 
     def log_metrics(
@@ -76,25 +76,25 @@ class Run:
         """
 
         def write(client: MlflowClient, run: str) -> None:
-            model = store.checkpoints(client, run).get(checkpoint) if checkpoint else None
-            now = store.now()
+            model = store.logged_models(client, run).get(checkpoint) if checkpoint else None
+            now = store.now_ms()
             every = [
                 store.metric(name, value, now, step, self._data.get(name.split(".")[0]), model)
-                for name, value in numbers(metrics).items()
+                for name, value in numeric_leaves(metrics).items()
             ]
             client.log_batch(run, metrics=every)
 
         self._write(write)
 
-    def log_data(self, name: str, digest: str, source: Path, **parts: Split) -> None:
+    def log_data(self, name: str, digest: str, source: Path, **splits: Split) -> None:
         """Log what is trained or judged on, by part: its name, where it is from, and its counts."""
         self._data |= {
             part: store.dataset(f"{name}-{part}", digest, source, content)
-            for part, content in parts.items()
+            for part, content in splits.items()
         }
         inputs = [
             DatasetInput(self._data[part], [InputTag("mlflow.data.context", part)])
-            for part in parts
+            for part in splits
         ]
         self._write(lambda client, run: client.log_inputs(run, inputs))
 
@@ -102,9 +102,9 @@ class Run:
         """Log what the run runs on: versions and device as tags, all packages as a file."""
 
         def write(client: MlflowClient, run: str) -> None:
-            tags = [RunTag(name, value) for name, value in machine.facts().items()]
+            tags = [RunTag(name, value) for name, value in machine.machine_tags().items()]
             client.log_batch(run, tags=tags)
-            client.log_text(run, machine.packages(), "packages.txt")
+            client.log_text(run, machine.installed_packages(), "packages.txt")
 
         self._write(write)
 
@@ -117,8 +117,8 @@ class Run:
         """Log a drawing as a file of this name, whose ending says in which format."""
         self._write(lambda client, run: client.log_figure(run, figure, name))
 
-    def log_picture(self, picture: Image.Image, name: str, step: int) -> None:
-        self._write(lambda client, run: client.log_image(run, picture, key=name, step=step))
+    def log_image(self, image: Image.Image, name: str, step: int) -> None:
+        self._write(lambda client, run: client.log_image(run, image, key=name, step=step))
 
     def log_checkpoint(
         self, name: str, file: Path, metrics: Mapping[str, float], step: int, sha256: str = ""
@@ -131,7 +131,7 @@ class Run:
         """
 
         def write(client: MlflowClient, run: str) -> None:
-            earlier = store.checkpoints(client, run).get(name)
+            earlier = store.logged_models(client, run).get(name)
             if sha256 and earlier and earlier.tags.get("sha256") == sha256:
                 return
             tags = {"file": str(file), "step": str(step), "sha256": sha256}
@@ -139,7 +139,7 @@ class Run:
             client.log_outputs(run, [LoggedModelOutput(model.model_id, step)])
             history = client.get_metric_history(run, next(iter(metrics)))
             # at the same time as the run's own, else the run would have each point twice
-            stamp = {one.step: one.timestamp for one in history}.get(step, store.now())
+            stamp = {one.step: one.timestamp for one in history}.get(step, store.now_ms())
             on = self._data.get("validation")
             every = [store.metric(k, v, stamp, step, on, model) for k, v in metrics.items()]
             client.log_batch(run, metrics=every)
@@ -148,15 +148,15 @@ class Run:
 
 
 @contextmanager
-def run(name: str | None = None, *, run_id: str | None = None, **tags: str) -> Iterator[Run]:
+def run(name: str | None = None, *, run_id: str | None = None, **tags: str) -> Iterator[TrackedRun]:
     """Yield a new run, which ends with the block and fails with it; or an earlier one.
 
     With a name, an earlier one is taken up again, and ends like a new one. Without, it is only
     added to: what it says of its end stays.
     """
-    current = Run(run_id)
+    current = TrackedRun(run_id)
     client = current.try_to(_open, current, name, tags)
-    watching = machine.watched(str(current.id)) if client and name else nullcontext()
+    watching = machine.system_metrics(str(current.id)) if client and name else nullcontext()
     status = "FAILED"
     try:
         with watching:
@@ -168,18 +168,18 @@ def run(name: str | None = None, *, run_id: str | None = None, **tags: str) -> I
                 _end(client, current, name, status)
 
 
-def _open(current: Run, name: str | None, tags: Mapping[str, str]) -> MlflowClient:
+def _open(current: TrackedRun, name: str | None, tags: Mapping[str, str]) -> MlflowClient:
     """Make the run one that can be written, in the store as well."""
     opened = store.connect()
     if name and current.id:
         mlflow.start_run(current.id, log_system_metrics=False)
     elif name:
-        tags = {**tags, **store.origin()}
-        above = store.batch(opened)
+        tags = {**tags, **store.origin_tags()}
+        above = store.parent_run(opened)
         started = mlflow.start_run(
             run_name=name,
             parent_run_id=above,
-            tags={store.allowed(k): v for k, v in tags.items() if v},
+            tags={store.mlflow_name(k): v for k, v in tags.items() if v},
             log_system_metrics=False,
         )
         current.id = started.info.run_id
@@ -189,7 +189,7 @@ def _open(current: Run, name: str | None, tags: Mapping[str, str]) -> MlflowClie
     return opened.client
 
 
-def _end(client: MlflowClient, current: Run, name: str | None, status: str) -> None:
+def _end(client: MlflowClient, current: TrackedRun, name: str | None, status: str) -> None:
     if name:
         mlflow.end_run(status)
     elif status == "FINISHED" != client.get_run(str(current.id)).info.status:
@@ -200,7 +200,7 @@ def _log_file(client: MlflowClient, run: str, path: str, under: str | None) -> N
     client.log_artifact(run, path, under)
 
 
-def digest(hashes: Mapping[str, str]) -> str:
+def data_digest(hashes: Mapping[str, str]) -> str:
     """Return one short hash of the data's: runs that have it in common can be compared."""
     return hashlib.sha256("".join(hashes[name] for name in _DATA).encode()).hexdigest()[:12]
 
@@ -216,12 +216,12 @@ def flatten(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def numbers(nested: Mapping[str, Any]) -> dict[str, float]:
+def numeric_leaves(nested: Mapping[str, Any]) -> dict[str, float]:
     """Return the leaves that are numbers, by their path; [low, high] are two."""
     found: dict[str, float] = {}
     for path, value in flatten(nested).items():
         if isinstance(value, int | float):
             found[path] = value
         elif isinstance(value, list | tuple) and len(value) == 2:
-            found |= numbers(dict(zip((f"{path}.low", f"{path}.high"), value, strict=True)))
-    return {store.allowed(path): value for path, value in found.items()}
+            found |= numeric_leaves(dict(zip((f"{path}.low", f"{path}.high"), value, strict=True)))
+    return {store.mlflow_name(path): value for path, value in found.items()}

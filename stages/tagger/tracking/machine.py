@@ -17,7 +17,7 @@ from tagger.system.world import world
 _SECONDS, _SAMPLES = 10, 3
 
 
-def facts() -> dict[str, str]:
+def machine_tags() -> dict[str, str]:
     """Return the versions of Python, torch, timm and CUDA, and the device by its name."""
     told = {"python": platform.python_version(), "torch": torch.__version__}
     told |= {"timm": timm.__version__, "device": "cpu"}
@@ -27,14 +27,14 @@ def facts() -> dict[str, str]:
     return told | ({"device": f"{size} x {told['device']}"} if size > 1 else {})
 
 
-def packages() -> str:
+def installed_packages() -> str:
     """Return all installed packages with their versions, as pip reads them."""
     found = {f"{one.name}=={one.version}" for one in metadata.distributions() if one.name}
     return "".join(f"{line}\n" for line in sorted(found, key=str.lower))
 
 
 @contextmanager
-def watched(run_id: str) -> Iterator[None]:
+def system_metrics(run_id: str) -> Iterator[None]:
     """Log the load of the machine to a run of MLflow, whose own variables change how, or whether.
 
     Of GPUs it tells where `nvidia-ml-py` is installed.

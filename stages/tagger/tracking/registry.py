@@ -17,7 +17,7 @@ _TOLD = ("preset", "data", "git_commit", "dvc_experiment")  # tags of a run
 _EXTERNAL = "mlflow.model.isExternal"
 
 
-class Version(NamedTuple):
+class ModelVersion(NamedTuple):
     """A registered model."""
 
     name: str
@@ -26,14 +26,14 @@ class Version(NamedTuple):
     run: Run
     file: str  # of its weights, in the project as the run left it; empty: MLflow holds them
 
-    def line(self, metric: str) -> str:
+    def summary(self, metric: str) -> str:
         """Return what is to be told: which run it is of, and how good that is by a metric."""
         told = f"{self.run.info.run_name}, {metric} {self.run.data.metrics[metric]:.3f}: "
         told += f"version {self.number} of {self.name}, alias {self.alias}"
         return told + (f", weights in {self.file}" if self.file else "")
 
 
-def best(metric: str, data: str) -> Run:
+def best_run(metric: str, data: str) -> Run:
     """Return the run with the highest metric of those on the same data, by its digest.
 
     Raises TaggerError where there is none, and where the store cannot be read.
@@ -51,7 +51,7 @@ def best(metric: str, data: str) -> Run:
         return found[0]
 
 
-def register(run: Run, name: str, alias: str) -> Version:
+def register(run: Run, name: str, alias: str) -> ModelVersion:
     """Give the model of a run a version under the name, unless it has one; move the alias there.
 
     Raises TaggerError where the store refuses, and where the run has no model.
@@ -65,12 +65,12 @@ def register(run: Run, name: str, alias: str) -> Version:
         made = number or _make(client, run, model, name)
         client.set_registered_model_alias(name, alias, made)
         file = model.tags.get("file", "")
-        return Version(name, made, alias, run, file)
+        return ModelVersion(name, made, alias, run, file)
 
 
 def _model(client: MlflowClient, run: Run) -> LoggedModel:
     """Return the model that MLflow itself can load, if the run has one; or the best checkpoint."""
-    models = store.checkpoints(client, run.info.run_id)
+    models = store.logged_models(client, run.info.run_id)
     whole = [model for model in models.values() if model.tags.get(_EXTERNAL) != "true"]
     if not (whole or _BEST in models):
         raise TaggerError(

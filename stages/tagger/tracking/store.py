@@ -26,7 +26,7 @@ from tagger.system import scratch
 EXPERIMENT = "tagger"
 
 # A server that is away should be noticed in seconds, not in MLflow's many minutes.
-PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
+TIMEOUTS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
 _LOCKED = 20  # seconds that MLflow, too, waits for another process to release its database
 
 
@@ -40,7 +40,7 @@ def connect() -> Store:
 
     Raises whatever MLflow, its database or the network does.
     """
-    for name, value in PATIENCE.items():
+    for name, value in TIMEOUTS.items():
         os.environ.setdefault(name, value)
     warnings.filterwarnings("ignore", module="mlflow|alembic|sqlalchemy")
     for name in ("mlflow", "alembic", "urllib3"):
@@ -70,13 +70,13 @@ def _alone() -> Iterator[None]:
         yield
 
 
-def origin() -> dict[str, str]:
+def origin_tags() -> dict[str, str]:
     """Return the tags that say where a run comes from: the commit, and the experiment of DVC."""
     commit = _git("rev-parse", "HEAD")
     return {"git_commit": commit, "dvc_experiment": os.environ.get("DVC_EXP_NAME", "")}
 
 
-def batch(store: Store) -> str | None:
+def parent_run(store: Store) -> str | None:
     """Return the run above all experiments that DVC makes from the same commit; it has ended.
 
     Outside an experiment of DVC there is none.
@@ -103,7 +103,7 @@ def _git(*arguments: str) -> str:
     return result.stdout.strip()
 
 
-def checkpoints(client: MlflowClient, run: str) -> dict[str, LoggedModel]:
+def logged_models(client: MlflowClient, run: str) -> dict[str, LoggedModel]:
     """Return the models that a run has logged to their end, by name; of several the latest."""
     experiment, query = client.get_run(run).info.experiment_id, f"source_run_id = '{run}'"
     found = client.search_logged_models([experiment], query)
@@ -147,10 +147,10 @@ def reason(error: BaseException) -> str:
     return (lines or [type(error).__name__])[0].rstrip(".")
 
 
-def now() -> int:
+def now_ms() -> int:
     return int(time.time() * 1000)
 
 
-def allowed(name: str) -> str:
+def mlflow_name(name: str) -> str:
     """Return a name with those characters alone that MLflow takes in names."""
     return re.sub(r"[^\w./: -]", "_", name)

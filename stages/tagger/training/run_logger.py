@@ -9,7 +9,7 @@ from typing import TextIO
 
 from tagger.core import files
 from tagger.models import backbone
-from tagger.tracking import Run
+from tagger.tracking import TrackedRun
 from tagger.training.schedule import Metrics
 from tagger.training.trainer import Judgement, Training
 
@@ -26,7 +26,7 @@ class Keeper:
     training: Training
     folder: Path  # of the model in the making
     curve: Path  # CSV of all judgements
-    run: Run
+    run: TrackedRun
     names: Sequence[str]  # of the tags
 
     def keep(self, judgement: Judgement) -> None:
@@ -42,7 +42,7 @@ class Keeper:
         step = int(judgement.figures["step"])
         self.run.log_metrics(judgement.figures | judgement.pace, step=step)
         sheet = self.training.judge.sheet(judgement.predictions, self.names)
-        self.run.log_picture(sheet, "validation", step)
+        self.run.log_image(sheet, "validation", step)
 
     def finish(self, folder: Path) -> Metrics:
         """Track the weights, which will lie in a folder; return the best judgement."""

@@ -36,7 +36,7 @@ class Upload(NamedTuple):
     name: str  # as it was on the visitor's machine
 
 
-class Picture(NamedTuple):
+class TaggedImage(NamedTuple):
     """A picture that could be read."""
 
     name: str
@@ -45,7 +45,7 @@ class Picture(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Opening:
+class UploadDecoder:
     """Opens uploads within limits, and leaves a smaller copy beside each."""
 
     megabytes: float  # that a file may have
@@ -77,20 +77,20 @@ class Album:
     """The pictures of one visitor. Of what was uploaded, only smaller copies are kept."""
 
     folder: Path  # where these are
-    pictures: list[Picture] = field(default_factory=list)
+    images: list[TaggedImage] = field(default_factory=list)
     failed: Tally = field(default_factory=Tally)
 
     def add(
-        self, uploads: Sequence[Upload], tagger: Tagger, pace: Pace, opening: Opening
+        self, uploads: Sequence[Upload], tagger: Tagger, pace: Pace, decode_upload: UploadDecoder
     ) -> Iterator[int]:
         """Tag uploads and delete them; yield how many are done, as this goes on.
 
         Other processes decode, so that a picture that kills its decoder costs itself alone.
         """
-        taken = [Upload(self._take(one.path), named(one.name)) for one in uploads]
+        taken = [Upload(self._take(one.path), safe_name(one.name)) for one in uploads]
         for path in {one.path for one in uploads}:
             path.unlink(missing_ok=True)
-        decode_squares = partial(decoders.squares, few=0, opening=opening)
+        decode_squares = partial(decoders.squares, few=0, opening=decode_upload)
         found = [Found(one.path, self.folder) for one in taken]
         names = iter(taken)
         done = 0
@@ -115,21 +115,21 @@ class Album:
         if reason:
             self.failed.fail(Path(upload.name), "unreadable picture", reason)
         else:
-            self.pictures.append(Picture(upload.name, _view(upload.path), probabilities))
+            self.images.append(TaggedImage(upload.name, _view(upload.path), probabilities))
 
     @property
     def failures(self) -> Sequence[Failure]:
         return self.failed.failures
 
     def caption(self, index: int, choose: Captioner) -> Caption:
-        picture = self.pictures[index]
+        picture = self.images[index]
         return choose(Found(Path(picture.name), Path()), picture.probabilities)
 
     def archive(self, choose: Captioner) -> Path:
         """Return a zip with a sidecar for each picture, and the list of those that failed."""
         path = self.folder / "tags.zip"
         with files.replacing(path) as unfinished, zipfile.ZipFile(unfinished, "w") as archive:
-            names = sidecar_names([picture.name for picture in self.pictures])
+            names = sidecar_names([picture.name for picture in self.images])
             for index, name in enumerate(names):
                 caption = self.caption(index, choose)
                 archive.writestr(name, sidecars.text(caption, choose.naming, choose.known))
@@ -143,21 +143,21 @@ class Album:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def named(name: str) -> str:
+def safe_name(name: str) -> str:
     """Return the name of a file without folders, fit to be shown and to be one in a zip."""
     last = PurePosixPath(name.replace("\\", "/")).name
     return "".join(char if char.isprintable() else "_" for char in last) or "picture"
 
 
-def sidecar_names(pictures: Sequence[str]) -> list[str]:
+def sidecar_names(image_names: Sequence[str]) -> list[str]:
     """Return the name of each picture's sidecar. No two are the same, on whatever system.
 
     `cat.txt` for cat.png; where there is a cat.webp, too, `cat.png.txt` and `cat.webp.txt`.
     """
-    stems = Counter(Path(name).stem.casefold() for name in pictures)
+    stems = Counter(Path(name).stem.casefold() for name in image_names)
     used: set[str] = set()
     found = []
-    for name in pictures:
+    for name in image_names:
         base = Path(name).stem if stems[Path(name).stem.casefold()] == 1 else name
         free, number = base, 1
         while free.casefold() in used:

@@ -8,8 +8,8 @@ from typing import Any
 import gradio as gr
 
 from tagger.web import parts
-from tagger.web.visit import OWN, Visits
-from tagger.web.words import Words
+from tagger.web.visit import CUSTOM, PageHandlers
+from tagger.web.words import PageMessages
 
 _ALL: dict[str, Any] = {"api_visibility": "private"}  # listeners are for this page
 _QUICK: dict[str, Any] = {**_ALL, "show_progress": "hidden", "trigger_mode": "always_last"}
@@ -64,12 +64,12 @@ class _Settings:
         return [self.kind, self.spaces, self.escape, *self.sliders]
 
 
-def build(visits: Visits) -> gr.Blocks:
-    words = visits.words
+def build(visits: PageHandlers) -> gr.Blocks:
+    words = visits.messages
     blocks = gr.Blocks(title=words.title, analytics_enabled=False)
     with blocks:
-        states = _States(gr.State(None, delete_callback=visits.end), gr.State(0), gr.State(None))
-        gr.HTML(parts.heading(words, visits.model))
+        states = _States(gr.State(None, delete_callback=visits.close), gr.State(0), gr.State(None))
+        gr.HTML(parts.heading(words, visits.model_summary))
         with gr.Row(equal_height=False):
             with gr.Column(scale=5, min_width=320):
                 drop = gr.File(file_count="multiple", show_label=False, height=120, elem_id="drop")
@@ -96,11 +96,11 @@ async def _stay() -> AsyncIterator[None]:
         yield
 
 
-def _pictures(words: Words) -> dict[str, Any]:
+def _pictures(words: PageMessages) -> dict[str, Any]:
     return {
         "failures": gr.HTML(),
         "gallery": gr.Gallery(
-            label=words.pictures,
+            label=words.images,
             show_label=False,
             visible=False,
             interactive=False,
@@ -123,8 +123,8 @@ def _pictures(words: Words) -> dict[str, Any]:
     }
 
 
-def _answers(visits: Visits) -> tuple[_Said, _Settings, Any, Any, Any]:
-    words = visits.words
+def _answers(visits: PageHandlers) -> tuple[_Said, _Settings, Any, Any, Any]:
+    words = visits.messages
     caption = gr.Textbox(
         label=words.caption, buttons=["copy"], lines=3, max_lines=8, elem_id="caption"
     )
@@ -135,20 +135,20 @@ def _answers(visits: Visits) -> tuple[_Said, _Settings, Any, Any, Any]:
         download = gr.Button(variant="primary", min_width=200, scale=2)
         restart = gr.Button(words.restart, min_width=100)
     zipped = gr.File(visible=False)
-    kinds = [(words.kinds[kind], kind) for kind in visits.kinds]
+    kinds = [(words.kinds[kind], kind) for kind in visits.threshold_kinds]
     kind = gr.Radio(kinds, value=kinds[0][1], label=words.thresholds)
     with gr.Row(visible=False) as own:
         sliders = [
             gr.Slider(0, 1, value, step=0.01, label=words.categories[name], min_width=240)
-            for name, value in visits.starts().items()
+            for name, value in visits.default_thresholds().items()
         ]
-    tags = gr.HTML(js_on_load=parts.CHOOSE, container=True, padding=True, elem_id="tags")
+    tags = gr.HTML(js_on_load=parts.CLICK_JS, container=True, padding=True, elem_id="tags")
     settings = _Settings(kind, spaces, escape, own, sliders)
     return _Said(caption, tags), settings, download, zipped, restart
 
 
 def _listen(
-    visits: Visits,
+    visits: PageHandlers,
     states: _States,
     seen: _Seen,
     said: _Said,
@@ -164,7 +164,7 @@ def _listen(
     shown = [getattr(seen, field.name) for field in fields(seen)]
     state = [states.album, states.index, states.chosen]
     say: dict[str, Any] = {
-        "fn": visits.say,
+        "fn": visits.show_tags,
         "inputs": [*state, *settings.all],
         "outputs": [said.caption, said.tags],
         "concurrency_id": "say",
@@ -173,7 +173,7 @@ def _listen(
     }
     # `preprocess` would forget the names that files have on the visitor's machine.
     drop.upload(
-        visits.drop,
+        visits.upload,
         [states.album, drop],
         [*state, drop, *shown],
         preprocess=False,
@@ -182,13 +182,13 @@ def _listen(
         **_SLOW,
     ).success(**say)
     seen.gallery.select(
-        visits.pick,
+        visits.select_image,
         states.album,
         [states.index, states.chosen, seen.picture, seen.hint],
         **_QUICK,
     ).success(**say)
     said.tags.click(
-        visits.look,
+        visits.toggle_saliency,
         state,
         [states.chosen, seen.picture, seen.hint],
         show_progress_on=seen.picture,
@@ -196,6 +196,6 @@ def _listen(
     ).success(**say)
     gr.on([moved.input for moved in settings.all], **say)
     settings.kind.input(
-        lambda kind: gr.update(visible=kind == OWN), settings.kind, settings.own, **_QUICK
+        lambda kind: gr.update(visible=kind == CUSTOM), settings.kind, settings.own, **_QUICK
     )
     restart.click(visits.restart, states.album, [*state, drop, *shown], **_ALL).success(**say)

@@ -8,10 +8,10 @@ from pathlib import Path
 from tagger.core.vocabulary import CATEGORIES
 from tagger.inference.given import Caption, Given
 from tagger.inference.outputs import Failure
-from tagger.web.words import Words
+from tagger.web.words import PageMessages
 
 # A tag that is chosen is told to whoever listens to `click`.
-CHOOSE = """
+CLICK_JS = """
 element.addEventListener("click", event => {
     const chosen = event.target.closest("button[data-tag]");
     if (chosen) trigger("click", {tag: chosen.dataset.tag});
@@ -19,8 +19,13 @@ element.addEventListener("click", event => {
 """
 
 
-def tags(
-    caption: Caption, limits: Mapping[str, float], words: Words, chosen: str | None, *, look: bool
+def tag_list(
+    caption: Caption,
+    limits: Mapping[str, float],
+    words: PageMessages,
+    chosen: str | None,
+    *,
+    selectable: bool,
 ) -> str:
     """Return the tags by category, each with its confidence and a mark at its threshold.
 
@@ -32,13 +37,18 @@ def tags(
     likeliest = [rating] if rating and not any(one.category == "rating" for one in given) else []
     parts = []
     for category in CATEGORIES.values():
-        rows = [_row(one, limits, chosen, look=look) for one in given if one.category == category]
+        rows = [
+            _row(one, limits, chosen, look=selectable) for one in given if one.category == category
+        ]
         if category == "rating":
-            rows += [_row(one, limits, chosen, look=look, note=words.below) for one in likeliest]
+            rows += [
+                _row(one, limits, chosen, look=selectable, note=words.below_threshold)
+                for one in likeliest
+            ]
         if rows:
             title = f"<h3>{escape(words.categories[category])} <small>{len(rows)}</small></h3>"
             parts.append(f'<section data-category="{category}">{title}{"".join(rows)}</section>')
-    nothing = "" if given else f"<p>{escape(words.nothing)}</p>"
+    nothing = "" if given else f"<p>{escape(words.no_tags)}</p>"
     return f'<div class="tags">{nothing}{"".join(parts)}</div>'
 
 
@@ -61,7 +71,7 @@ def _row(
     )
 
 
-def failures(failed: Sequence[Failure], seen: int, words: Words) -> str:
+def failure_list(failed: Sequence[Failure], seen: int, words: PageMessages) -> str:
     if not failed:
         return ""
     rows = "".join(
@@ -75,16 +85,16 @@ def hint(text: str) -> str:
     return f'<p class="hint">{escape(text)}</p>'
 
 
-def heading(words: Words, model: str) -> str:
+def heading(words: PageMessages, model: str) -> str:
     return f"<header><h1>{escape(words.title)}</h1><p>{escape(model)}</p></header>"
 
 
 FONTS = ["system-ui", "PingFang SC", "Microsoft YaHei", "Noto Sans CJK SC", "sans-serif"]
 
-STYLE = Path(__file__).with_name("page.css")
+CSS_PATH = Path(__file__).with_name("page.css")
 
 
-def drop_words(words: Words) -> str:
+def drop_css(words: PageMessages) -> str:
     """Return the style that says how to drop pictures, in place of what Gradio says of files."""
     told = json.dumps(words.drop, ensure_ascii=False)
     return f"#drop .wrap {{ font-size: 0 }} #drop .wrap::after {{ content: {told} }}"

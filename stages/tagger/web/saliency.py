@@ -25,8 +25,8 @@ from tagger.models.exported import WEIGHTS, Tagger
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-Heat = npt.NDArray[np.float32]  # (rows, columns), 0 or more
-Lack: TypeAlias = Literal["weights", "torch"]
+Heatmap = npt.NDArray[np.float32]  # (rows, columns), 0 or more
+MissingRequirement: TypeAlias = Literal["weights", "torch"]
 
 CELLS = 6  # along a side, below which a map says little
 _SHARES = (0.0, 0.35, 0.65, 1.0)  # of the most that speaks for a tag, and their colours
@@ -45,7 +45,7 @@ class Saliency:
         self._model: nn.Module | None = None
         self._lock = threading.Lock()
 
-    def __call__(self, picture: Pixels, column: int) -> Heat:
+    def __call__(self, picture: Pixels, column: int) -> Heatmap:
         """Return what speaks for a tag in each place of a picture, (height, width).
 
         Raises TaggerError for weights that do not load, or a backbone without maps.
@@ -56,10 +56,10 @@ class Saliency:
             self._model = self._model or self._loaded()
             where = next(self._model.parameters()).device
             pixels = torch.from_numpy(self._prepared(picture)[None]).to(where)
-            cells = cam(self._model, pixels, column)
-        return spread(cells, self._prepared, picture.shape[1], picture.shape[0])
+            cells = hirescam(self._model, pixels, column)
+        return to_image(cells, self._prepared, picture.shape[1], picture.shape[0])
 
-    def begin(self) -> None:
+    def load_in_background(self) -> None:
         """Load the model meanwhile: that takes longer than many a map."""
 
         def load() -> None:
@@ -82,7 +82,7 @@ class Saliency:
         return backbone.to_device(model, torch.device("cuda" if cuda else "cpu"))
 
 
-def of(model: Path, tagger: Tagger) -> Saliency | Lack:
+def build_saliency(model: Path, tagger: Tagger) -> Saliency | MissingRequirement:
     """Return what shows where a model looks, or what it lacks for that."""
     folder = model.parent if model.suffix == ".onnx" else model
     if layouts.is_wd14(model) or not all((folder / name).is_file() for name in WEIGHTS):
@@ -92,7 +92,7 @@ def of(model: Path, tagger: Tagger) -> Saliency | Lack:
     return Saliency(folder, tagger.preprocess, len(tagger.tags), cuda=tagger.device == "cuda")
 
 
-def cam(model: "nn.Module", pixels: "Tensor", column: int) -> Heat:
+def hirescam(model: "nn.Module", pixels: "Tensor", column: int) -> Heatmap:
     """Return the map of one logit, (rows, columns), by the deepest features that serve.
 
     pixels: (1, 3, size, size), normalised
@@ -121,7 +121,7 @@ def cam(model: "nn.Module", pixels: "Tensor", column: int) -> Heat:
     ]
     used = [cells for cells in found if cells is not None and cells.any()]
     cells = used[-1] if used else torch.zeros(wanted, wanted)
-    heat: Heat = cells.clamp(min=0).float().cpu().numpy()
+    heat: Heatmap = cells.clamp(min=0).float().cpu().numpy()
     return heat
 
 
@@ -156,7 +156,7 @@ def _cells(body: Any, features: "Tensor") -> "Tensor | None":
     return tokens.view(side, side) if side > 1 and side * side == len(tokens) else None
 
 
-def spread(cells: Heat, prepared: Preprocess, width: int, height: int) -> Heat:
+def to_image(cells: Heatmap, prepared: Preprocess, width: int, height: int) -> Heatmap:
     """Return a map of the model's square, (rows, columns), as one of a picture, (height, width).
 
     What the square has beside the picture is left out; what it has not of it, is 0.
@@ -177,7 +177,7 @@ def spread(cells: Heat, prepared: Preprocess, width: int, height: int) -> Heat:
     return heat
 
 
-def painted(picture: Pixels, heat: Heat) -> Pixels:
+def overlay(picture: Pixels, heat: Heatmap) -> Pixels:
     """Return a picture, (height, width, 3), under the colours of its map."""
     share = heat / max(float(heat.max()), 1e-12)
     over = np.stack([np.interp(share, _SHARES, channel) for channel in _RAMP.T], axis=-1)

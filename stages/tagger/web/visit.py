@@ -20,17 +20,17 @@ from tagger.inference.naming import Naming
 from tagger.inference.pipeline import Pace
 from tagger.models.exported import Tagger
 from tagger.web import parts, saliency
-from tagger.web.album import Album, Opening, Upload
-from tagger.web.saliency import Lack, Saliency
-from tagger.web.words import Words
+from tagger.web.album import Album, Upload, UploadDecoder
+from tagger.web.saliency import MissingRequirement, Saliency
+from tagger.web.words import PageMessages
 
-OWN = "own"  # limits that the visitor sets
+CUSTOM = "own"  # limits that the visitor sets
 
 Update = Any  # of a component, as Gradio makes it
 
 
 @dataclass(frozen=True)
-class Visits:
+class PageHandlers:
     """What is the same for all visitors.
 
     Its methods answer what a visitor does. `settings` are the kind of thresholds, the two switches
@@ -39,34 +39,34 @@ class Visits:
 
     tagger: Tagger
     pace: Pace
-    opening: Opening
-    words: Words
-    model: str  # which one it is, in words
+    decode_upload: UploadDecoder
+    messages: PageMessages
+    model_summary: str  # which one it is, in words
     folder: Path  # where albums lie
-    saliency: Saliency | Lack
+    saliency: Saliency | MissingRequirement
 
     @property
     def hint(self) -> str:
         """How a tag's place is seen, or why it is not."""
         lacks = self.saliency if isinstance(self.saliency, str) else "how"
-        return parts.hint(self.words.look[lacks])
+        return parts.hint(self.messages.saliency_hints[lacks])
 
     @property
     def categories(self) -> list[str]:
         return list(count_categories(self.tagger.tags))
 
     @property
-    def kinds(self) -> list[str]:
+    def threshold_kinds(self) -> list[str]:
         """The kinds of thresholds that there are to choose from."""
-        return [BEST, CATEGORY, OWN] if self.tagger.fitted.is_file() else [BEST, OWN]
+        return [BEST, CATEGORY, CUSTOM] if self.tagger.fitted.is_file() else [BEST, CUSTOM]
 
-    def starts(self) -> Mapping[str, float]:
+    def default_thresholds(self) -> Mapping[str, float]:
         """Return the limits that sliders begin at: what was fitted for their categories."""
-        found = limits.per_tag(Limits(self.kinds[-2]), self.tagger)
+        found = limits.per_tag(Limits(self.threshold_kinds[-2]), self.tagger)
         names = np.array([CATEGORIES[tag.category] for tag in self.tagger.tags])
         return {n: round(float(np.median(found[names == n])), 2) for n in self.categories}
 
-    def drop(
+    def upload(
         self,
         album: Album | None,
         files: Sequence[Mapping[str, str]],
@@ -75,25 +75,25 @@ class Visits:
         """Tag what was dropped, and show the first of it."""
         known, album = album, album or Album(Path(tempfile.mkdtemp(dir=self.folder)))
         uploads = [Upload(Path(file["path"]), file.get("orig_name") or "") for file in files]
-        first = len(album.pictures)
-        progress((0, len(uploads)), desc=self.words.tagging)
+        first = len(album.images)
+        progress((0, len(uploads)), desc=self.messages.tagging)
         try:
-            for done in album.add(uploads, self.tagger, self.pace, self.opening):
-                progress((done, len(uploads)), desc=self.words.tagging)
+            for done in album.add(uploads, self.tagger, self.pace, self.decode_upload):
+                progress((done, len(uploads)), desc=self.messages.tagging)
         except BaseException:
             if not known:  # nobody else would remove it
                 album.close()
             raise
         if isinstance(self.saliency, Saliency):
-            self.saliency.begin()
-        index = max(0, min(first, len(album.pictures) - 1))
+            self.saliency.load_in_background()
+        index = max(0, min(first, len(album.images) - 1))
         return [album, index, None, None, *self._all(album, index)]
 
     def _all(self, album: Album, index: int) -> list[Update]:
         """Return what is seen: what failed, pictures, picture, hint, whether there is more, zip."""
-        words, count = self.words, len(album.pictures)
-        failed = parts.failures(album.failures, count + len(album.failures), words)
-        views = [(str(picture.view), picture.name) for picture in album.pictures]
+        words, count = self.messages, len(album.images)
+        failed = parts.failure_list(album.failures, count + len(album.failures), words)
+        views = [(str(picture.view), picture.name) for picture in album.images]
         return [
             failed,
             gr.update(value=views, visible=count > 1, selected_index=index if count else None),
@@ -104,22 +104,22 @@ class Visits:
         ]
 
     def restart(self, album: Album | None) -> list[Any]:
-        self.end(album)
+        self.close(album)
         return [None, 0, None, None, *self._all(Album(self.folder), 0)]
 
-    def end(self, album: Album | None) -> None:
+    def close(self, album: Album | None) -> None:
         if album:
             album.close()
 
-    def pick(self, event: gr.SelectData, album: Album) -> list[Any]:
+    def select_image(self, event: gr.SelectData, album: Album) -> list[Any]:
         """Show another picture."""
-        return [event.index, None, str(album.pictures[event.index].view), self.hint]
+        return [event.index, None, str(album.images[event.index].view), self.hint]
 
-    def say(
+    def show_tags(
         self, album: Album | None, index: int, chosen: str | None, *settings: Any
     ) -> tuple[str, str]:
         """Return the caption of a picture, and its tags."""
-        if not album or not album.pictures:
+        if not album or not album.images:
             return "", ""
         choose = self._captioner(*settings)
         said = album.caption(index, choose)
@@ -130,18 +130,20 @@ class Visits:
         names = [tag.name for tag in self.tagger.tags]
         by_tag = dict(zip(names, choose.limits.tolist(), strict=True))
         look = isinstance(self.saliency, Saliency)
-        return parts.tags(said, by_tag, self.words, chosen, look=look)
+        return parts.tag_list(said, by_tag, self.messages, chosen, selectable=look)
 
     def _captioner(self, kind: str, spaces: bool, escape: bool, *own: float) -> Captioner:
         asked = Limits(kind)
-        if kind == OWN:
+        if kind == CUSTOM:
             asked = Limits(categories=dict(zip(self.categories, own, strict=True)))
         found = limits.per_tag(asked, self.tagger)
         return Captioner(self.tagger.tags, found, naming=Naming(spaces=spaces, escape=escape))
 
-    def look(self, event: gr.EventData, album: Album, index: int, chosen: str | None) -> list[Any]:
+    def toggle_saliency(
+        self, event: gr.EventData, album: Album, index: int, chosen: str | None
+    ) -> list[Any]:
         """Show where the model looks for a tag, or the picture alone where it is shown already."""
-        picture, tag = album.pictures[index], str(event.tag)
+        picture, tag = album.images[index], str(event.tag)
         columns = [c for c, known in enumerate(self.tagger.tags) if known.name == tag]
         if isinstance(self.saliency, str) or tag == chosen or not columns:
             return [None, str(picture.view), self.hint]
@@ -153,8 +155,8 @@ class Visits:
         for former in picture.view.parent.glob(f"{picture.view.stem}-*.jpg"):
             former.unlink()
         painted = picture.view.with_name(f"{picture.view.stem}-{columns[0]}.jpg")
-        Image.fromarray(saliency.painted(pixels, heat)).save(painted, quality=90)
-        told = self.words.looking if heat.any() else self.words.no_place
+        Image.fromarray(saliency.overlay(pixels, heat)).save(painted, quality=90)
+        told = self.messages.saliency_shown if heat.any() else self.messages.saliency_empty
         return [tag, str(painted), parts.hint(told.format(tag))]
 
     def archive(self, album: Album, *settings: Any) -> str:

@@ -23,7 +23,7 @@ _TOLD_OF = 4  # times as large as allowed, a file is still told of by its name
 _REQUIREMENTS = "stages/app-requirements.txt"
 
 
-def listening(host: str, port: int) -> socket.socket:
+def open_socket(host: str, port: int) -> socket.socket:
     """Return a socket that listens; port 0: any that is free. Raises TaggerError if it cannot."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     if port > 65535:
@@ -38,13 +38,13 @@ def listening(host: str, port: int) -> socket.socket:
         ) from None
 
 
-def address(at: socket.socket) -> str:
+def url_of(at: socket.socket) -> str:
     host, port = at.getsockname()[:2]
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 @contextmanager
-def own_folder() -> Iterator[Path]:
+def private_folder() -> Iterator[Path]:
     """Yield where Gradio keeps files; it is removed at the end, also if that comes by a signal.
 
     Must be entered before Gradio is imported. Raises TaggerError where that is missing.

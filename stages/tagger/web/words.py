@@ -6,35 +6,35 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 
-class Words(NamedTuple):
+class PageMessages(NamedTuple):
     title: str
     model: str  # of the model's name, its number of tags, its side in pixels, the device
     drop: str
     tagging: str
-    pictures: str
+    images: str
     failures: str
     restart: str
     thresholds: str
     kinds: Mapping[str, str]  # of thresholds
     categories: Mapping[str, str]
-    nothing: str
-    below: str  # of the likeliest rating
+    no_tags: str
+    below_threshold: str  # of the likeliest rating
     caption: str
     spaces: str
     escape: str
     download: str
-    look: Mapping[str, str]  # how to, or why not
-    looking: str  # of a tag
-    no_place: str  # of a tag
+    saliency_hints: Mapping[str, str]  # how to, or why not
+    saliency_shown: str  # of a tag
+    saliency_empty: str  # of a tag
 
 
-WORDS = {
-    "en": Words(
+MESSAGES = {
+    "en": PageMessages(
         title="Tag illustrations",
         model="{} · {:,} tags · {} px · {}",
         drop="Drop pictures here, or click to choose some",
         tagging="Tagging",
-        pictures="Pictures",
+        images="Pictures",
         failures="Not read: {:,} of {:,}",
         restart="Start over",
         thresholds="Threshold of a tag",
@@ -47,28 +47,28 @@ WORDS = {
             "artist": "Artist",
             "meta": "Meta",
         },
-        nothing="No tag reaches its threshold.",
-        below="the likeliest, below its threshold",
+        no_tags="No tag reaches its threshold.",
+        below_threshold="the likeliest, below its threshold",
         caption="Caption",
         spaces="Spaces for underscores",
         escape=r"Escape parentheses \( \)",
         download="Download {:,} × .txt (zip)",
-        look={
+        saliency_hints={
             "how": "Choose a tag to see where the model looks for it.",
             "weights": "Where the model looks for a tag is not shown: "
             "there is no model.safetensors and config.json beside it.",
             "torch": "Where the model looks for a tag is not shown: "
             "torch and timm are not installed.",
         },
-        looking="Where the model looks for “{}”. Choose it again for the picture alone.",
-        no_place="Nothing in this picture speaks for “{}”.",
+        saliency_shown="Where the model looks for “{}”. Choose it again for the picture alone.",
+        saliency_empty="Nothing in this picture speaks for “{}”.",
     ),
-    "zh": Words(
+    "zh": PageMessages(
         title="给插画打标签",
         model="{} · {:,} 个标签 · {} 像素 · {}",
         drop="把图片拖到这里，或点击选择，可以多张",
         tagging="正在打标签",
-        pictures="图片",
+        images="图片",
         failures="未能读取：{:,} 张，共 {:,} 张",
         restart="重新开始",
         thresholds="标签的阈值",
@@ -81,18 +81,18 @@ WORDS = {
             "artist": "画师",
             "meta": "元信息",
         },
-        nothing="没有标签达到阈值。",
-        below="最可能的分级，但低于阈值",
+        no_tags="没有标签达到阈值。",
+        below_threshold="最可能的分级，但低于阈值",
         caption="标签文本",
         spaces="下划线换成空格",
         escape=r"括号加反斜杠 \( \)",
         download="下载 {:,} 个 .txt（zip）",
-        look={
+        saliency_hints={
             "how": "点一个标签，看模型依据的是图中哪里。",
             "weights": "无法显示模型所看的位置：模型旁边没有 model.safetensors 和 config.json。",
             "torch": "无法显示模型所看的位置：没有安装 torch 和 timm。",
         },
-        looking="模型给出“{}”时所看的位置。再点一次恢复原图。",
-        no_place="图中没有支持“{}”的地方。",
+        saliency_shown="模型给出“{}”时所看的位置。再点一次恢复原图。",
+        saliency_empty="图中没有支持“{}”的地方。",
     ),
 }
