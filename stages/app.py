@@ -11,7 +11,7 @@ from tagger.core import errors
 
 if TYPE_CHECKING:
     from tagger.params import Infer
-    from tagger.web.visit import PageHandlers
+    from tagger.web.handlers import PageHandlers
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -20,19 +20,19 @@ def main(arguments: Sequence[str]) -> None:
     # Loaded here, as the processes that decode pictures load this file, too.
     from tagger import params
     from tagger.images import decode
-    from tagger.web import web
+    from tagger.web import server
 
     p = params.load(ROOT / params.PATH).infer
     asked = parse(arguments, p)
-    at = web.open_socket(asked.host, asked.port)
-    with web.private_folder() as folder, at:
-        from tagger.web import page, parts
+    at = server.open_socket(asked.host, asked.port)
+    with server.private_folder() as folder, at:
+        from tagger.web import page, widgets
 
         decode.begin()
         visits = prepare(asked, p, folder)
-        print(f"{visits.model_summary}\n{web.url_of(at)}", flush=True)
-        words = parts.drop_css(visits.messages)
-        web.serve(page.build(visits), at, asked.max_upload, words, parts.CSS_PATH, parts.FONTS)
+        print(f"{visits.model_summary}\n{server.url_of(at)}", flush=True)
+        words = widgets.drop_css(visits.messages)
+        server.serve(page.build(visits), at, asked.max_upload, words, widgets.CSS_PATH, widgets.FONTS)
 
 
 def parse(arguments: Sequence[str], p: "Infer") -> argparse.Namespace:
@@ -63,8 +63,8 @@ def prepare(asked: argparse.Namespace, p: "Infer", folder: Path) -> "PageHandler
     from tagger.system import world
     from tagger.web import saliency
     from tagger.web.album import UploadDecoder
-    from tagger.web.visit import PageHandlers
-    from tagger.web.words import MESSAGES
+    from tagger.web.handlers import PageHandlers
+    from tagger.web.messages import MESSAGES
 
     cores = world.world().cores
     tagger = load.load(

@@ -11,7 +11,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from tagger import params, tracking
+from tagger import params
 from tagger.core import errors, files, thresholds
 from tagger.core.errors import TaggerError
 from tagger.data.tags import rules
@@ -24,7 +24,7 @@ from tagger.evaluation.summary import Evaluation
 from tagger.images import dataset, decode, preprocess
 from tagger.models import backbone, predict
 from tagger.system import distributed, scratch
-from tagger.tracking import registry
+from tagger.tracking import registry, runs
 
 POSTS = Path("data/posts.parquet")
 TAGS = Path("data/tags.parquet")
@@ -98,8 +98,8 @@ def track(judged: Evaluation, content: Content, trained: Mapping[str, Any], data
     if trained["run_id"] is None:
         return
     parts = {name: one.part for name, one in judged.parts.items()}
-    with tracking.run(run_id=trained["run_id"]) as run:
-        run.log_data(data_name, tracking.data_digest(trained["data"]), POSTS, **parts)
+    with runs.add_to(trained["run_id"]) as run:
+        run.log_data(data_name, runs.data_digest(trained["data"]), POSTS, **parts)
         run.log_metrics(judged.summary, checkpoint="best")
         run.log_files(FIGURES, *TABLES, THRESHOLDS, CALIBRATION, REPORT, SHEET)
         for name, figure in html_page.drawings(content).items():
@@ -108,7 +108,7 @@ def track(judged: Evaluation, content: Content, trained: Mapping[str, Any], data
 
 def register(name: str, alias: str) -> None:
     """Put the best of the runs that were judged on this data into the registry."""
-    data = tracking.data_digest(files.read_json(MODEL / "run.json")["data"])
+    data = runs.data_digest(files.read_json(MODEL / "run.json")["data"])
     print(registry.register(registry.best_run(METRIC, data), name, alias).summary(METRIC))
 
 

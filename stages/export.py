@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tagger import params, tracking
+from tagger import params
 from tagger.core import errors, files, thresholds
 from tagger.core.errors import TaggerError
 from tagger.evaluation import predictions
@@ -23,6 +23,7 @@ from tagger.images.dataset import Split
 from tagger.inference import inputs
 from tagger.models import training_folder
 from tagger.system import scratch
+from tagger.tracking import runs
 
 POSTS = Path("data/posts.parquet")
 TAGS = Path("data/tags.parquet")
@@ -75,7 +76,7 @@ def lighten(
 def track(run: Mapping[str, Any]) -> None:
     """Log the export as a model that MLflow can serve, in the run of its training."""
     if run["run_id"] is not None:
-        with tracking.run(run_id=run["run_id"]) as opened:
+        with runs.add_to(run["run_id"]) as opened:
             log_model.log_export(opened, EXPORT)
 
 

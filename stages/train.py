@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
-from tagger import params, tracking
+from tagger import params
 from tagger.core import errors, files, vocabulary
 from tagger.core.vocabulary import Tag
 from tagger.images import dataset, decode
 from tagger.models import backbone, head_transfer
 from tagger.system import distributed, scratch
+from tagger.tracking import runs
 from tagger.training import run_logger, setup
 from tagger.training.run_logger import Keeper
 from tagger.training.trainer import Training
@@ -52,8 +53,8 @@ def lead(
     """Run the training, and put what comes of it in its place."""
     making, begun = folder / MODEL.name, folder / MODEL.name / "run.json"
     run_id = files.read_json(begun)["run_id"] if begun.exists() else None
-    data = tracking.data_digest(hashes)
-    with tracking.run(p.model, run_id=run_id, preset=p.model, data=data, **hashes) as run:
+    data = runs.data_digest(hashes)
+    with runs.start(p.model, run_id=run_id, preset=p.model, data=data, **hashes) as run:
         settings = setup.settings(p)
         files.write_json(begun, {"run_id": run.id, "params": settings, "data": hashes})
         if run_id is None:

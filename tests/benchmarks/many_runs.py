@@ -41,14 +41,14 @@ _MODELS = ("logged_models", "logged_model_metrics", "logged_model_tags", "logged
 _TABLES = ("runs", "params", "tags", "metrics", "latest_metrics", *_MODELS, "inputs")
 
 
-def fill(folder: Path, runs: int) -> None:
+def fill(folder: Path, count: int) -> None:
     """Make a store with one run as a training and its judging leave it, and copies of it."""
-    from tagger import tracking
+    from tagger.tracking import runs
 
     os.environ["DVC_ROOT"] = str(folder)
     settings = setup.settings(params.load(ROOT / params.PATH))
     figures = {f"figure_{number}": 0.5 for number in range(_FIGURES)}
-    with tracking.run("first", preset="vit", data="0123456789ab") as run:
+    with runs.start("first", preset="vit", data="0123456789ab") as run:
         run.log_params(settings)
         for step in range(_STEPS):
             run.log_metrics(figures, step=step)
@@ -57,7 +57,7 @@ def fill(folder: Path, runs: int) -> None:
             run.log_checkpoint(name, Path(name), {"figure_0": 0.5}, _STEPS - 1)
     with closing(sqlite3.connect(folder / "mlflow.db")) as database, database:
         for table in _TABLES:
-            _copy(database, table, str(run.id), runs - 1)
+            _copy(database, table, str(run.id), count - 1)
 
 
 def _copy(database: sqlite3.Connection, table: str, run: str, times: int) -> None:
@@ -87,8 +87,7 @@ def _renamed(column: str, value: Any, number: int) -> Any:
 
 def working(folder: Path) -> dict[str, float]:
     """Return the seconds of what a run and its reader do with a store."""
-    from tagger import tracking
-    from tagger.tracking import registry, store
+    from tagger.tracking import registry, runs, store
 
     os.environ["DVC_ROOT"] = str(folder)
     clock = Clock()
@@ -98,7 +97,7 @@ def working(folder: Path) -> dict[str, float]:
 
     figures = {f"figure_{number}": 0.5 for number in range(_FIGURES)}
     with clock("starting a run"):
-        context = tracking.run("another", preset="vit", data="0123456789ab")
+        context = runs.start("another", preset="vit", data="0123456789ab")
         run = context.__enter__()
     for step in range(_STEPS):
         with clock(f"{_STEPS} times 12 figures"):
@@ -158,9 +157,9 @@ def show_stores(asked: argparse.Namespace) -> None:
     took: dict[str, list[tuple[float, float]]] = {}
     with tempfile.TemporaryDirectory() as temporary:
         folders = [Path(temporary) / name for name in ("few", "many")]
-        for folder, runs in zip(folders, (1, asked.runs), strict=True):
+        for folder, count in zip(folders, (1, asked.runs), strict=True):
             folder.mkdir()
-            again("fill", folder, "--runs", runs)
+            again("fill", folder, "--runs", count)
         print(f"{asked.runs} runs: {(folders[1] / 'mlflow.db').stat().st_size / 1e6:,.0f} MB")
         for _ in range(asked.rounds):
             few, many = (again("working", one) | again("pages", one) for one in folders)

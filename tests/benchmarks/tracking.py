@@ -1,6 +1,6 @@
 """Measure what tracking costs a training.
 
-python tests/benchmarks/tracking.py --minutes 5.2
+python tests/benchmarks/runs.py --minutes 5.2
 
 A training tracks what that of the default preset does: the judgements of metrics/train.csv with
 their sheets of pictures, both checkpoints, its files. Needs what `dvc repro` leaves.
@@ -56,10 +56,9 @@ def training(folder: Path, minutes: float) -> dict[str, float]:
     truth, names = part.labels[:8].toarray(), [tag.name for tag in tags]
     os.environ["DVC_ROOT"] = str(folder)
     with clock("import"):
-        from tagger import tracking
-        from tagger.tracking import machine
+        from tagger.tracking import machine, runs
     with clock("connect"):
-        opened = tracking.run(p.model, preset=p.model, data="0123456789ab")
+        opened = runs.start(p.model, preset=p.model, data="0123456789ab")
         run = opened.__enter__()
     with clock("parameters, data, packages"):
         run.log_params(setup.settings(p))

@@ -11,11 +11,11 @@ from mlflow import MlflowClient
 import evaluate
 from support.evaluations import evaluated, figures, inside, told, trained, with_model
 from support.trainings import Project
-from tagger import tracking
 from tagger.core import files
 from tagger.core.errors import TaggerError
 from tagger.models import backbone
 from tagger.params import Params, Preset
+from tagger.tracking import runs
 
 WRITTEN = (evaluate.FIGURES, evaluate.REPORT, evaluate.SHEET, *evaluate.TABLES)
 
@@ -43,7 +43,7 @@ def client(made: Project) -> MlflowClient:
 
 def test_the_run_of_the_training_holds_what_the_evaluation_found(tracked: Project) -> None:
     with inside(tracked):
-        with tracking.run("small", preset="small") as run:
+        with runs.start("small", preset="small") as run:
             run.log_checkpoint("best", evaluate.MODEL / backbone.WEIGHTS, {"macro_ap": 0.5}, 3)
         trained(tracked, run.id)
         evaluated(tracked)
@@ -85,9 +85,9 @@ def test_the_best_run_on_the_same_data_is_registered(
     with inside(tracked):
         refused = told(lambda: evaluate.register("tagger", "best"), capsys)
         assert refused == "MLflow has no run that was judged on this data. Run `dvc repro`."
-        own = tracking.data_digest(files.read_json(evaluate.MODEL / "run.json")["data"])
+        own = runs.data_digest(files.read_json(evaluate.MODEL / "run.json")["data"])
         for name, figure, data in (("fair", 0.5, own), ("good", 0.75, own), ("other", 0.9, "x")):
-            with tracking.run(name, data=data) as run:
+            with runs.start(name, data=data) as run:
                 run.log_checkpoint("best", evaluate.MODEL / backbone.WEIGHTS, {"macro_ap": 0.1}, 3)
                 run.log_metrics({"test": {"macro_ap": figure}})
         evaluate.register("tagger", "champion")

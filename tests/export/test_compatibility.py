@@ -15,7 +15,7 @@ from tagger.core import files
 from tagger.core.errors import TaggerError
 from tagger.core.thresholds import Threshold
 from tagger.core.vocabulary import CATEGORIES, Tag
-from tagger.export import checksums, clients, compatibility, formats, graphs, package, quantize
+from tagger.export import checksums, compatibility, formats, graphs, package, quantize, tools
 from tagger.export.compatibility import NamedImage
 from tagger.export.formats import KOHYA, TAG_MAPPING, WD14
 from tagger.images import decode, preprocess
@@ -45,7 +45,7 @@ def test_every_tool_gives_the_tags_of_the_model(
         export_folder, some, training_folder.load(model_folder, "cpu"), 1e-4
     )
     assert found.images == 10
-    assert set(found.tools) == {client.name for client in clients.TOOLS}
+    assert set(found.tools) == {client.name for client in tools.TOOLS}
     for name, one in found.tools.items():
         assert one.same_tags > (0.9 if one.resizes else 0.9999), name
         assert one.resizes or one.largest_difference < 1e-4

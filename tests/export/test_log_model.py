@@ -22,9 +22,8 @@ from mlflow.entities import LoggedModelStatus
 
 from support.servings import asked, check, inferred, loaded, several
 from support.stores import client, project, stored
-from tagger import tracking
 from tagger.export import log_model
-from tagger.tracking import registry, store
+from tagger.tracking import registry, runs, store
 
 __all__ = ["project", "several"]
 
@@ -71,9 +70,9 @@ def test_a_registered_run_is_served(
     project: Path, export_folder: Path, several: list[Path], run: Callable[..., int]
 ) -> None:
     wanted = inferred(run, *several)
-    with tracking.run("vit", data="abc") as trained:
+    with runs.start("vit", data="abc") as trained:
         trained.log_checkpoint("best", Path("models/tagger/model.safetensors"), {"ap": 0.5}, 3)
-    with tracking.run(run_id=trained.id) as again:
+    with runs.add_to(trained.id) as again:
         again.log_metrics({"test": {"macro_ap": 0.5}})
         log_model.log_export(again, export_folder)
     best = registry.best_run("test.macro_ap", "abc")
@@ -98,11 +97,11 @@ def test_a_registered_run_is_served(
 def test_an_export_is_logged_once_and_its_run_stays_as_it_was(
     project: Path, export_folder: Path, write: Callable[[str, bytes], Path]
 ) -> None:
-    with tracking.run("vit") as trained:
+    with runs.start("vit") as trained:
         trained.log_metrics({"test": {"macro_ap": 0.5}})
     before = stored(project, trained.id)
     for _ in range(2):
-        with tracking.run(run_id=trained.id) as again:
+        with runs.add_to(trained.id) as again:
             log_model.log_export(again, export_folder)
     after, here = stored(project, trained.id), client(project)
     assert (dict(after.info), after.data.metrics) == (dict(before.info), before.data.metrics)
@@ -115,7 +114,7 @@ def test_an_export_is_logged_once_and_its_run_stays_as_it_was(
     for name in log_model.FILES:
         write(f"other/{name}", (export_folder / name).read_bytes())
     (project / "other" / "calibration.json").unlink()
-    with tracking.run(run_id=trained.id) as again:
+    with runs.add_to(trained.id) as again:
         log_model.log_export(again, project / "other")
     assert len(here.search_logged_models([after.info.experiment_id])) == 2
     assert (
@@ -127,7 +126,7 @@ def test_an_export_is_logged_once_and_its_run_stays_as_it_was(
 def test_a_broken_store_is_told_once(
     project: Path, export_folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with tracking.run("vit") as run:
+    with runs.start("vit") as run:
         (project / "mlflow.db").write_bytes(b"this is no database, and never was one\n" * 40)
         log_model.log_export(run, export_folder)
         log_model.log_export(run, export_folder)
@@ -139,6 +138,6 @@ def test_a_broken_store_is_told_once(
 def test_logging_says_nothing(
     project: Path, export_folder: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    with tracking.run("vit") as run:
+    with runs.start("vit") as run:
         log_model.log_export(run, export_folder)
     assert capfd.readouterr() == ("", "")

@@ -13,7 +13,7 @@ import pytest
 
 from tagger.core import files
 from tagger.core.vocabulary import CATEGORIES
-from tagger.export import clients
+from tagger.export import tools
 from tagger.images import decode
 from tagger.images.dataset import Split
 from tagger.models import exported, runtimes
@@ -73,7 +73,7 @@ def test_imgutils_gives_the_tags_that_infer_gives(said: Any, tagger: Tagger) -> 
 def test_tools_of_the_wd14_layout_do_what_the_doctor_takes_them_to_do(
     said: Any, export_folder: Path, tool: str
 ) -> None:
-    (client,) = (one for one in clients.TOOLS if one.name == "imgutils wd14, taggui")
+    (client,) = (one for one in tools.TOOLS if one.name == "imgutils wd14, taggui")
     loaded = client.load(export_folder)
     for path, found in said[tool].items():
         square = loaded.fit(decode.open_rgb(Path(path)))

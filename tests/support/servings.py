@@ -12,9 +12,9 @@ import pytest
 from PIL import Image
 
 from support.trainings import _empty_store
-from tagger import tracking
 from tagger.export import log_model
 from tagger.images.dataset import Split
+from tagger.tracking import runs
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +25,7 @@ def folder(export_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Ite
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DVC_ROOT", str(root))
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        with tracking.run("vit") as run:
+        with runs.start("vit") as run:
             log_model.log_export(run, export_folder)
     (model,) = (root / "mlruns" / "models").iterdir()
     yield model / "artifacts"

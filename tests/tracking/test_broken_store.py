@@ -12,8 +12,7 @@ import pytest
 from sqlalchemy import Engine, event
 
 from support.stores import away, client, locked, project, refusing, silent, stored
-from tagger import tracking
-from tagger.tracking import store
+from tagger.tracking import runs, store
 
 pytestmark = pytest.mark.usefixtures("project")
 __all__ = ["project"]
@@ -23,7 +22,7 @@ def warnings_of(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [one.getMessage() for one in caplog.records if one.levelno >= logging.WARNING]
 
 
-def use(run: tracking.TrackedRun, project: Path) -> None:
+def use(run: runs.TrackedRun, project: Path) -> None:
     (project / "train.csv").write_text("epoch,loss\n1,9\n")
     run.log_params({"seed": 0})
     run.log_machine()
@@ -35,7 +34,7 @@ def use(run: tracking.TrackedRun, project: Path) -> None:
 def in_vain(project: Path) -> float:
     """Return the seconds that a training loses to a store that it cannot have a run in."""
     begun = time.monotonic()
-    with tracking.run("vit") as run:
+    with runs.start("vit") as run:
         use(run, project)
     assert run.id is None
     assert mlflow.active_run() is None
@@ -137,10 +136,10 @@ def impatient(
 def test_a_database_locked_half_way_costs_one_wait_and_keeps_what_it_has(
     project: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(tracking, "_SLOW", 0.1)
+    monkeypatch.setattr(runs, "_SLOW", 0.1)
     event.listen(Engine, "before_cursor_execute", impatient, retval=True)
     try:
-        with tracking.run("vit") as run:
+        with runs.start("vit") as run:
             run.log_metrics({"loss": 2.0}, step=1)
             with locked(project):
                 begun = time.monotonic()
@@ -163,9 +162,9 @@ def fail() -> None:
 def test_a_store_that_comes_back_is_written_again(
     project: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(tracking, "_SLOW", 0.0)
-    monkeypatch.setattr(tracking, "_REST", 20)
-    with tracking.run("vit") as run:
+    monkeypatch.setattr(runs, "_SLOW", 0.0)
+    monkeypatch.setattr(runs, "_REST", 20)
+    with runs.start("vit") as run:
         run.try_to(fail)
         run.log_metrics({"loss": 1.0}, step=1)
         time.sleep(0.5)
@@ -177,12 +176,12 @@ def test_a_store_that_comes_back_is_written_again(
 @pytest.mark.timeout(20)
 def test_an_error_of_the_block_is_seen_through_a_broken_store(project: Path) -> None:
     replace_by_folder(project / "mlflow.db")
-    with pytest.raises(ZeroDivisionError), tracking.run("vit"):
+    with pytest.raises(ZeroDivisionError), runs.start("vit"):
         raise ZeroDivisionError
 
 
 def test_what_is_refused_is_left_out_alone(project: Path, caplog: pytest.LogCaptureFixture) -> None:
-    with tracking.run("vit") as run:
+    with runs.start("vit") as run:
         run.log_params({"seed": 0})
         run.log_params({"seed": 1})
         run.log_files(project / "none.csv", project / "neither.csv")
@@ -197,7 +196,7 @@ def test_what_is_refused_is_left_out_alone(project: Path, caplog: pytest.LogCapt
 def test_a_run_that_is_gone_from_the_store_is_told_once(
     project: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with tracking.run(run_id="0" * 32) as run:
+    with runs.add_to("0" * 32) as run:
         use(run, project)
     assert len(warnings_of(caplog)) == 1
     assert run.id == "0" * 32  # it may be there again, once the training is taken up again

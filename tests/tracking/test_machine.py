@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from support.stores import client, project, stored
-from tagger import tracking
+from tagger.tracking import runs
 
 __all__ = ["project"]
 
@@ -31,13 +31,13 @@ def points(project: Path, run_id: str | None) -> list[int]:
 
 
 def test_the_load_is_logged_until_the_run_ends(project: Path) -> None:
-    with tracking.run("vit") as run:
+    with runs.start("vit") as run:
         assert watchers()
         time.sleep(1)
     assert not watchers()
     logged = points(project, run.id)
     assert len(logged) > 1
-    with tracking.run("vit", run_id=run.id):
+    with runs.start("vit", run_id=run.id):
         time.sleep(1)
     again = points(project, run.id)
     assert again[: len(logged)] == logged
@@ -46,9 +46,9 @@ def test_the_load_is_logged_until_the_run_ends(project: Path) -> None:
 
 
 def test_a_run_that_is_added_to_is_not_watched(project: Path) -> None:
-    with tracking.run("vit") as run:
+    with runs.start("vit") as run:
         pass
-    with tracking.run(run_id=run.id):
+    with runs.add_to(run.id):
         assert not watchers()
 
 
@@ -56,7 +56,7 @@ def test_a_short_run_has_no_load(project: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.delenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL")
     monkeypatch.delenv("MLFLOW_SYSTEM_METRICS_SAMPLES_BEFORE_LOGGING")
     begun = time.monotonic()
-    with tracking.run("vit") as run:
+    with runs.start("vit") as run:
         run.log_metrics({"loss": 1.0}, step=1)
         time.sleep(0.3)
     assert time.monotonic() - begun < 5
@@ -65,7 +65,7 @@ def test_a_short_run_has_no_load(project: Path, monkeypatch: pytest.MonkeyPatch)
 
 def test_mlflows_own_switch_turns_it_off(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING", "false")
-    with tracking.run("vit"):
+    with runs.start("vit"):
         assert not watchers()
 
 
@@ -77,7 +77,7 @@ def test_a_machine_that_tells_nothing_does_not_stop_a_run(
 
     for name in ("cpu_percent", "virtual_memory", "disk_usage", "net_io_counters"):
         monkeypatch.setattr(f"psutil.{name}", refuse)
-    with tracking.run("vit") as run:
+    with runs.start("vit") as run:
         run.log_metrics({"loss": 1.0}, step=1)
         time.sleep(0.3)
     kept = stored(project, run.id)

@@ -8,9 +8,8 @@ from mlflow import MlflowClient
 from mlflow.entities import LoggedModelStatus
 
 from support.stores import away, client, project, stored
-from tagger import tracking
 from tagger.core.errors import TaggerError
-from tagger.tracking import registry
+from tagger.tracking import registry, runs
 
 __all__ = ["project"]
 
@@ -20,13 +19,13 @@ BEST = Path("models/tagger/model.safetensors")
 
 def trained(name: str, figure: float | None, data: str = "abc", *, kept: bool = True) -> str:
     """Return the id of a run with a figure on the test part, and its checkpoints."""
-    with tracking.run(name, preset=name, data=data) as run:
+    with runs.start(name, preset=name, data=data) as run:
         run.log_metrics({"macro_ap": 0.5}, step=3)
         if kept:
             run.log_checkpoint("last", Path("models/tagger/last.safetensors"), {"macro_ap": 0.5}, 3)
             run.log_checkpoint("best", BEST, {"macro_ap": 0.5}, 3, "ab12")
     if figure is not None:
-        with tracking.run(run_id=run.id) as again:
+        with runs.add_to(run.id) as again:
             again.log_metrics({"test": {"macro_ap": figure}})
     return str(run.id)
 

@@ -6,13 +6,13 @@ import pytest
 
 from support import processes
 from support.stores import client, every, project, stored
-from tagger import tracking
+from tagger.tracking import runs
 
 __all__ = ["project"]
 
 TRACKED = """
-from tagger import tracking  # which the process that forks has loaded
-with tracking.run("vit"):
+from tagger.tracking import runs  # which the process that forks has loaded
+with runs.start("vit"):
     pass
 """
 ONE, OTHER = "da80dae4046ca1fd16429f9bc47d950e06db44bc", "0" * 40
@@ -22,7 +22,7 @@ def experiment(monkeypatch: pytest.MonkeyPatch, name: str, baseline: str) -> str
     """Return the id of a run made as `dvc exp run` would have it."""
     monkeypatch.setenv("DVC_EXP_NAME", name)
     monkeypatch.setenv("DVC_EXP_BASELINE_REV", baseline)
-    with tracking.run("vit") as run:
+    with runs.start("vit") as run:
         run.log_metrics({"loss": 1.0}, step=1)
     return str(run.id)
 
@@ -54,7 +54,7 @@ def test_without_an_experiment_of_dvc_there_is_no_parent(
     project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DVC_EXP_BASELINE_REV", ONE)
-    with tracking.run("vit") as run:
+    with runs.start("vit") as run:
         pass
     assert parent_of(project, str(run.id)) is None
     assert len(every(project)) == 1

@@ -10,8 +10,7 @@ from matplotlib.figure import Figure
 from mlflow import MlflowClient
 
 from support.stores import client, every, project, some, stored
-from tagger import tracking
-from tagger.tracking import machine, store
+from tagger.tracking import machine, runs, store
 
 pytestmark = pytest.mark.usefixtures("project")
 __all__ = ["project"]
@@ -24,7 +23,7 @@ def test_a_run_keeps_parameters_metrics_tags_and_files(
 ) -> None:
     monkeypatch.setenv("DVC_EXP_NAME", "brave-otter")
     (project / "train.csv").write_text("epoch,loss\n1,9\n")
-    with tracking.run("vit", preset="vit", posts="abc") as run:
+    with runs.start("vit", preset="vit", posts="abc") as run:
         run.log_params({"seed": 0, "train": {"epochs": 3, "deep": {"er": "x"}}})
         for epoch, loss in ((1, 9.0), (2, 7.5)):
             run.log_metrics({"loss": loss, "note": "text", "test": {"macro_ap": 0.1}}, step=epoch)
@@ -45,7 +44,7 @@ def test_a_run_keeps_parameters_metrics_tags_and_files(
 
 
 def test_names_that_mlflow_does_not_take_are_changed_and_long_lists_cut(project: Path) -> None:
-    with tracking.run("vit", **{"weights (1)": "abc"}) as run:
+    with runs.start("vit", **{"weights (1)": "abc"}) as run:
         run.log_params({f"key {number}": number for number in range(250)} | {"a=b": "x" * 9000})
         run.log_metrics({"test": {"f1 (macro)": 0.5}})
     kept = stored(project, run.id).data
@@ -57,7 +56,7 @@ def test_names_that_mlflow_does_not_take_are_changed_and_long_lists_cut(project:
 
 def test_an_interval_is_two_numbers() -> None:
     nested = {"test": {"macro_ap": 0.5, "intervals": {"macro_ap": [0.4, 0.6], "tags": ["a", "b"]}}}
-    assert tracking.numeric_leaves(nested) == {
+    assert runs.numeric_leaves(nested) == {
         "test.macro_ap": 0.5,
         "test.intervals.macro_ap.low": 0.4,
         "test.intervals.macro_ap.high": 0.6,
@@ -72,7 +71,7 @@ def test_many_figures_are_one_call(project: Path, monkeypatch: pytest.MonkeyPatc
         sizes.append(len(kwargs["metrics"]))
         log_batch(self, *args, **kwargs)  # type: ignore[arg-type]
 
-    with tracking.run("vit") as run:
+    with runs.start("vit") as run:
         monkeypatch.setattr(MlflowClient, "log_batch", counted)
         run.log_metrics({"test": {f"tag_{number}": [0.1, 0.2] for number in range(200)}})
     assert sizes == [400]
@@ -80,9 +79,9 @@ def test_many_figures_are_one_call(project: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_run_tells_on_what_it_was_trained_and_judged(project: Path) -> None:
-    with tracking.run("vit") as run:
+    with runs.start("vit") as run:
         run.log_data("demo", "0123abcd", SOURCE, training=some(5, 3), validation=some(2, 3))
-    with tracking.run(run_id=run.id) as again:
+    with runs.add_to(run.id) as again:
         again.log_data("demo", "0123abcd", SOURCE, validation=some(2, 3), test=some(1, 3))
     inputs = getattr(stored(project, run.id).inputs, "dataset_inputs", [])
     told = {one.tags[0].value: one.dataset for one in inputs}
@@ -98,13 +97,13 @@ def test_a_run_tells_on_what_it_was_trained_and_judged(project: Path) -> None:
 
 def test_the_digest_is_of_all_hashes() -> None:
     hashes = {"posts": "a", "vocabulary": "b", "split": "c"}
-    other = {tracking.data_digest(hashes | {name: "d"}) for name in hashes}
-    assert len({*other, tracking.data_digest(hashes)}) == 4
-    assert tracking.data_digest(hashes | {"init_from": "d"}) == tracking.data_digest(hashes)
+    other = {runs.data_digest(hashes | {name: "d"}) for name in hashes}
+    assert len({*other, runs.data_digest(hashes)}) == 4
+    assert runs.data_digest(hashes | {"init_from": "d"}) == runs.data_digest(hashes)
 
 
 def test_a_run_tells_what_it_ran_on(project: Path) -> None:
-    with tracking.run("vit") as run:
+    with runs.start("vit") as run:
         run.log_machine()
     kept = stored(project, run.id)
     assert kept.data.tags.items() >= machine.machine_tags().items()
@@ -116,7 +115,7 @@ def test_a_run_tells_what_it_ran_on(project: Path) -> None:
 
 def test_files_and_drawings_lie_where_they_are_wanted(project: Path) -> None:
     (project / "pr_curve.csv").write_text("recall,precision\n0.1,1.0\n1.0,0.4\n")
-    with tracking.run("vit") as run:
+    with runs.start("vit") as run:
         run.log_files(project / "pr_curve.csv", under="tables")
         run.log_figure(Figure(), "drawings/f1.png")
         run.log_figure(Figure(), "pr_curve.svg")
@@ -127,11 +126,11 @@ def test_files_and_drawings_lie_where_they_are_wanted(project: Path) -> None:
 
 
 def test_a_run_is_added_to_without_a_trace_but_what_is_added(project: Path) -> None:
-    with tracking.run("vit", preset="vit") as first:
+    with runs.start("vit", preset="vit") as first:
         first.log_params({"seed": 0})
     before = stored(project, first.id)
     time.sleep(0.01)
-    with tracking.run(run_id=first.id) as again:
+    with runs.add_to(first.id) as again:
         for figure in (0.75, 0.25):
             again.log_metrics({"test": {"macro_f1": figure}})
             time.sleep(0.01)
@@ -142,24 +141,24 @@ def test_a_run_is_added_to_without_a_trace_but_what_is_added(project: Path) -> N
     assert after.data.tags == before.data.tags
     assert dict(after.info) == dict(before.info)
     assert len(every(project)) == 1
-    with pytest.raises(ValueError), tracking.run(run_id=first.id):
+    with pytest.raises(ValueError), runs.add_to(first.id):
         raise ValueError
     assert dict(stored(project, first.id).info) == dict(before.info)
 
 
 def test_a_run_whose_end_was_not_told_has_ended_once_it_is_judged(project: Path) -> None:
-    with tracking.run("vit") as first:
+    with runs.start("vit") as first:
         pass
     client(project).update_run(str(first.id), "RUNNING")
-    with tracking.run(run_id=first.id):
+    with runs.add_to(first.id):
         pass
     assert stored(project, first.id).info.status == "FINISHED"
 
 
 def test_a_training_takes_its_run_up_again(project: Path) -> None:
-    with pytest.raises(KeyboardInterrupt), tracking.run("vit") as first:
+    with pytest.raises(KeyboardInterrupt), runs.start("vit") as first:
         raise KeyboardInterrupt
-    with tracking.run("vit", run_id=first.id) as again:
+    with runs.start("vit", run_id=first.id) as again:
         assert stored(project, first.id).info.status == "RUNNING"
     assert again.id == first.id
     assert stored(project, first.id).info.status == "FINISHED"
@@ -167,13 +166,13 @@ def test_a_training_takes_its_run_up_again(project: Path) -> None:
 
 
 def test_checkpoints_are_models_of_the_run_with_figures_by_data(project: Path) -> None:
-    with tracking.run("vit") as run:
+    with runs.start("vit") as run:
         run.log_data("demo", "0123abcd", SOURCE, validation=some(2, 3))
         for step in (1, 2):
             run.log_metrics({"macro_ap": step / 4}, step)
         run.log_checkpoint("best", Path("models/best.safetensors"), {"macro_ap": 0.25}, 1, "ab12")
         run.log_checkpoint("last", Path("models/last.safetensors"), {"macro_ap": 0.5}, 2)
-    with tracking.run(run_id=run.id) as again:
+    with runs.add_to(run.id) as again:
         again.log_data("demo", "0123abcd", SOURCE, test=some(1, 3))
         again.log_metrics({"test": {"macro_ap": 0.75}}, checkpoint="best")
     models = store.logged_models(client(project), str(run.id))
@@ -202,7 +201,7 @@ def test_checkpoints_are_models_of_the_run_with_figures_by_data(project: Path) -
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit])
 def test_a_block_that_fails_leaves_a_failed_run(project: Path, error: type[BaseException]) -> None:
-    with pytest.raises(error), tracking.run("vit") as run:
+    with pytest.raises(error), runs.start("vit") as run:
         raise error
     assert stored(project, run.id).info.status == "FAILED"
     assert mlflow.active_run() is None
@@ -210,21 +209,21 @@ def test_a_block_that_fails_leaves_a_failed_run(project: Path, error: type[BaseE
 
 def test_a_machine_without_git_still_trains(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(project))
-    with tracking.run("vit", preset="vit") as run:
+    with runs.start("vit", preset="vit") as run:
         run.log_params({"seed": 0})
     assert stored(project, run.id).data.tags["preset"] == "vit"
 
 
 def test_mappings_are_flattened_to_dotted_paths() -> None:
     nested = {"a": {"b": {"c": 1}, "d": [1, 2]}, "e": None, "f": {}}
-    assert tracking.flatten(nested) == {"a.b.c": 1, "a.d": [1, 2], "e": None}
+    assert runs.flatten(nested) == {"a.b.c": 1, "a.d": [1, 2], "e": None}
 
 
 def test_a_checkpoint_is_tracked_once_however_often_a_training_comes_to_its_end(
     project: Path,
 ) -> None:
     def end(run_id: str | None, sha256: str) -> str | None:
-        with tracking.run("vit", run_id=run_id) as run:
+        with runs.start("vit", run_id=run_id) as run:
             run.log_metrics({"macro_ap": 0.5}, 2)
             for name in ("best", "last"):
                 run.log_checkpoint(name, Path(f"{name}.safetensors"), {"macro_ap": 0.5}, 2, sha256)

@@ -11,8 +11,8 @@ from PIL import Image
 
 from tagger.core.arrays import Floats
 from tagger.core.errors import TaggerError
-from tagger.export import clients
-from tagger.export.clients import LoadedTool, Tool
+from tagger.export import tools
+from tagger.export.tools import LoadedTool, Tool
 from tagger.images.preprocess import Preprocess
 from tagger.inference import limits
 from tagger.models import exported, runtimes
@@ -76,7 +76,7 @@ def check_compatibility(
     own = export.thresholds, limits.per_tag(limits.Limits(limits.CATEGORY), export)
     visits = [
         _Visit(client, client.load(folder), model, own[not client.has_tag_thresholds], tolerance)
-        for client in clients.tools_for(folder)
+        for client in tools.tools_for(folder)
     ]
     padded = replace(model.preprocess, fitting="pad")
     seen = 0
@@ -119,7 +119,7 @@ class _Visit:
         self._largest = self._sum = 0.0
         self._pairs = self._given = self._both = 0
 
-    def _check_tags(self, known: Iterable[clients.TagKey]) -> None:
+    def _check_tags(self, known: Iterable[tools.TagKey]) -> None:
         """Raise TaggerError where the tool would not know a tag, or take it for another."""
         listed = set(self._loaded.keys)
         wanted = [key for key in known if key[0] in (0, 4) or not self.client.resizes]

@@ -21,7 +21,8 @@ from PIL import Image
 
 from tagger.core import files
 from tagger.models import exported
-from tagger.tracking import TrackedRun, store
+from tagger.tracking import store
+from tagger.tracking.runs import TrackedRun
 
 MODEL_NAME = "export"  # of the model in its run
 FILES = (

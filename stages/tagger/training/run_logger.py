@@ -9,7 +9,7 @@ from typing import TextIO
 
 from tagger.core import files
 from tagger.models import backbone
-from tagger.tracking import TrackedRun
+from tagger.tracking.runs import TrackedRun
 from tagger.training.schedule import Metrics
 from tagger.training.trainer import Judgement, Training
 

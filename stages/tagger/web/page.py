@@ -7,9 +7,9 @@ from typing import Any
 
 import gradio as gr
 
-from tagger.web import parts
-from tagger.web.visit import CUSTOM, PageHandlers
-from tagger.web.words import PageMessages
+from tagger.web import widgets
+from tagger.web.handlers import CUSTOM, PageHandlers
+from tagger.web.messages import PageMessages
 
 _ALL: dict[str, Any] = {"api_visibility": "private"}  # listeners are for this page
 _QUICK: dict[str, Any] = {**_ALL, "show_progress": "hidden", "trigger_mode": "always_last"}
@@ -69,7 +69,7 @@ def build(visits: PageHandlers) -> gr.Blocks:
     blocks = gr.Blocks(title=words.title, analytics_enabled=False)
     with blocks:
         states = _States(gr.State(None, delete_callback=visits.close), gr.State(0), gr.State(None))
-        gr.HTML(parts.heading(words, visits.model_summary))
+        gr.HTML(widgets.heading(words, visits.model_summary))
         with gr.Row(equal_height=False):
             with gr.Column(scale=5, min_width=320):
                 drop = gr.File(file_count="multiple", show_label=False, height=120, elem_id="drop")
@@ -142,7 +142,7 @@ def _answers(visits: PageHandlers) -> tuple[_Said, _Settings, Any, Any, Any]:
             gr.Slider(0, 1, value, step=0.01, label=words.categories[name], min_width=240)
             for name, value in visits.default_thresholds().items()
         ]
-    tags = gr.HTML(js_on_load=parts.CLICK_JS, container=True, padding=True, elem_id="tags")
+    tags = gr.HTML(js_on_load=widgets.CLICK_JS, container=True, padding=True, elem_id="tags")
     settings = _Settings(kind, spaces, escape, own, sliders)
     return _Said(caption, tags), settings, download, zipped, restart
 

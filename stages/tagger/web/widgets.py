@@ -8,7 +8,7 @@ from pathlib import Path
 from tagger.core.vocabulary import CATEGORIES
 from tagger.inference.given import Caption, Given
 from tagger.inference.outputs import Failure
-from tagger.web.words import PageMessages
+from tagger.web.messages import PageMessages
 
 # A tag that is chosen is told to whoever listens to `click`.
 CLICK_JS = """

@@ -19,10 +19,10 @@ from tagger.inference.limits import BEST, CATEGORY, Limits
 from tagger.inference.naming import Naming
 from tagger.inference.pipeline import Pace
 from tagger.models.exported import Tagger
-from tagger.web import parts, saliency
+from tagger.web import saliency, widgets
 from tagger.web.album import Album, Upload, UploadDecoder
+from tagger.web.messages import PageMessages
 from tagger.web.saliency import MissingRequirement, Saliency
-from tagger.web.words import PageMessages
 
 CUSTOM = "own"  # limits that the visitor sets
 
@@ -49,7 +49,7 @@ class PageHandlers:
     def hint(self) -> str:
         """How a tag's place is seen, or why it is not."""
         lacks = self.saliency if isinstance(self.saliency, str) else "how"
-        return parts.hint(self.messages.saliency_hints[lacks])
+        return widgets.hint(self.messages.saliency_hints[lacks])
 
     @property
     def categories(self) -> list[str]:
@@ -92,7 +92,7 @@ class PageHandlers:
     def _all(self, album: Album, index: int) -> list[Update]:
         """Return what is seen: what failed, pictures, picture, hint, whether there is more, zip."""
         words, count = self.messages, len(album.images)
-        failed = parts.failure_list(album.failures, count + len(album.failures), words)
+        failed = widgets.failure_list(album.failures, count + len(album.failures), words)
         views = [(str(picture.view), picture.name) for picture in album.images]
         return [
             failed,
@@ -130,7 +130,7 @@ class PageHandlers:
         names = [tag.name for tag in self.tagger.tags]
         by_tag = dict(zip(names, choose.limits.tolist(), strict=True))
         look = isinstance(self.saliency, Saliency)
-        return parts.tag_list(said, by_tag, self.messages, chosen, selectable=look)
+        return widgets.tag_list(said, by_tag, self.messages, chosen, selectable=look)
 
     def _captioner(self, kind: str, spaces: bool, escape: bool, *own: float) -> Captioner:
         asked = Limits(kind)
@@ -157,7 +157,7 @@ class PageHandlers:
         painted = picture.view.with_name(f"{picture.view.stem}-{columns[0]}.jpg")
         Image.fromarray(saliency.overlay(pixels, heat)).save(painted, quality=90)
         told = self.messages.saliency_shown if heat.any() else self.messages.saliency_empty
-        return [tag, str(painted), parts.hint(told.format(tag))]
+        return [tag, str(painted), widgets.hint(told.format(tag))]
 
     def archive(self, album: Album, *settings: Any) -> str:
         """Return the zip of sidecars."""
