@@ -32,7 +32,9 @@ def main(arguments: Sequence[str]) -> None:
         visits = prepare(asked, p, folder)
         print(f"{visits.model_summary}\n{server.url_of(at)}", flush=True)
         words = widgets.drop_css(visits.messages)
-        server.serve(page.build(visits), at, asked.max_upload, words, widgets.CSS_PATH, widgets.FONTS)
+        server.serve(
+            page.build(visits), at, asked.max_upload, words, widgets.CSS_PATH, widgets.FONTS
+        )
 
 
 def parse(arguments: Sequence[str], p: "Infer") -> argparse.Namespace:
