@@ -10,7 +10,7 @@ FOLDER = Path("data/demo")
 
 
 def main(p: params.Params) -> None:
-    counts = draw.draw(FOLDER, pictures=p.demo.pictures, size=p.demo.size, seed=p.seed)
+    counts = draw.draw_images(FOLDER, images=p.demo.pictures, size=p.demo.size, seed=p.seed)
     print(
         f"drew {p.demo.pictures:,} pictures of {p.demo.size} px, {len(counts):,} tags -> {FOLDER}"
     )

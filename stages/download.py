@@ -6,7 +6,7 @@ from tagger import params
 from tagger.core import errors, files
 from tagger.core.errors import TaggerError
 from tagger.data.hub import client, download
-from tagger.data.hub.download import Piece
+from tagger.data.hub.download import RemoteFile
 
 METADATA = Path("data/danbooru/metadata.parquet")
 TAGS = Path("data/danbooru/tags.csv")
@@ -35,14 +35,14 @@ def get(repo: str, revision: str, connections: int, *targets: Path, below: str =
 
     below: the folder of the data set that holds them
     """
-    listing = client.listing(repo, revision)
+    listing = client.list_files(repo, revision)
     folder = METADATA.parent
     for target in targets:
         path = (PurePosixPath(below) / target.name).as_posix()
         if path not in listing.files:
             raise TaggerError(f"{repo} holds no {path}.")
-        piece = Piece(*listing.files[path])
-        failed = download.fetch(repo, [piece], folder, listing.commit, connections)
+        piece = RemoteFile(*listing.files[path])
+        failed = download.download_files(repo, [piece], folder, listing.commit, connections)
         if failed:
             raise TaggerError(f"{path} of {repo} could not be had: {failed[path]}.")
         (folder / path).replace(target)

@@ -65,7 +65,7 @@ def main(p: params.Params, other: Path | None = None) -> None:
         compute = predict.by_torch(backbone.to_device(backbone.load(MODEL), group.device), prepared)
         if other:
             ground = Ground(tags, parts, predictor, p.evaluate.threshold, p.seed)
-            aliases = rules.read(*p.prepare.rule_folders).meant
+            aliases = rules.read(*p.prepare.rule_folders).current_names
             if compared := compare.compare(compute, prepared, other, ground, aliases):
                 print(*compared.lines(), sep="\n")
                 files.write_json(AGAINST, compared.content())

@@ -10,9 +10,9 @@ from tagger.core.vocabulary import Tag
 from tagger.data import image_steps, ingest
 from tagger.data.rejected import RejectedPosts
 from tagger.data.sources import Source
-from tagger.data.sources.danbooru import Danbooru
-from tagger.data.sources.folder import Folder
-from tagger.data.sources.table import Table
+from tagger.data.sources.danbooru import DanbooruSource
+from tagger.data.sources.folder import FolderSource
+from tagger.data.sources.table import TableSource
 from tagger.data.tags import rules
 from tagger.data.tags.lexicon import Lexicon
 from tagger.images import decode
@@ -46,15 +46,15 @@ def prepare(p: params.Prepare, memory: Path) -> None:
     left_out = RejectedPosts()
     source = source_of(p)
     lexicon = Lexicon(rules.read(*p.rule_folders))
-    found = ingest.gather(source, lexicon, p.filters, left_out)
+    found = ingest.read_posts(source, lexicon, p.filters, left_out)
     found = ingest.choose(found, lexicon, p.filters, left_out)
     found = image_steps.located(found, source, left_out)
     found = image_steps.verified(found, p, left_out, memory)
     found = image_steps.copied(found, p.copies, left_out)
     found = image_steps.grouped(ingest.require(found, left_out, REJECTED), p.groups, memory)
-    tags = ingest.tags_of(lexicon, ingest.count(found, len(lexicon)))
-    found = ingest.renumbered(found, lexicon, tags)
-    manifest.write(found, POSTS)
+    tags = ingest.used_tags(lexicon, ingest.count_labels(found, len(lexicon)))
+    found = ingest.renumber(found, lexicon, tags)
+    manifest.write_posts(found, POSTS)
     manifest.write_tags(tags, TAGS)
     report(found, tags, lexicon, left_out, source.notes, p.folders)
     some = f", left out {len(left_out):,}: see {REJECTED}" if len(left_out) else ""
@@ -63,10 +63,10 @@ def prepare(p: params.Prepare, memory: Path) -> None:
 
 def source_of(p: params.Prepare) -> Source:
     if p.source == "folder":
-        return Folder(p.folders, p.separator)
+        return FolderSource(p.folders, p.separator)
     if p.source == "table":
-        return Table(p.path, p.pictures_folder, p.path_column, p.tag_column, p.separator)
-    return Danbooru(p.path, p.pictures_folder, p.fetch)
+        return TableSource(p.path, p.pictures_folder, p.path_column, p.tag_column, p.separator)
+    return DanbooruSource(p.path, p.pictures_folder, p.fetch)
 
 
 def report(
@@ -82,18 +82,20 @@ def report(
     from tagger.images import contact_sheet
 
     left_out.write(REJECTED)
-    files.write_json(REPORT, overview.numbers(found, tags, lexicon, left_out, notes))
-    files.write_csv(CHANGES, overview.CHANGES, overview.changes(lexicon))
-    files.write_csv(FREQUENCY, overview.FREQUENCY, overview.frequency(tags))
-    files.write_csv(PER_POST, overview.PER_POST, overview.per_post(found))
-    files.write_csv(SIDES, overview.SIDES, overview.sides(found))
-    files.write_csv(ASPECTS, overview.ASPECTS, overview.aspects(found))
+    files.write_json(REPORT, overview.summarize(found, tags, lexicon, left_out, notes))
+    files.write_csv(CHANGES, overview.CHANGES, overview.list_changes(lexicon))
+    files.write_csv(FREQUENCY, overview.FREQUENCY, overview.tag_frequency(tags))
+    files.write_csv(PER_POST, overview.PER_POST, overview.tags_per_post(found))
+    files.write_csv(SIDES, overview.SIDES, overview.count_sides(found))
+    files.write_csv(ASPECTS, overview.ASPECTS, overview.count_aspects(found))
     with files.replacing(DRAWING) as partial:
-        overview.figure(found, tags).savefig(partial, format="png")
+        overview.plot(found, tags).savefig(partial, format="png")
     with files.replacing(ACCEPTED_SHEET) as partial:
-        contact_sheet.contact(overview.accepted(found, tags)).save(partial, "JPEG")
+        contact_sheet.contact(overview.accepted_images(found, tags)).save(partial, "JPEG")
     with files.replacing(REJECTED_SHEET) as partial:
-        contact_sheet.contact(overview.rejected(left_out.table(), folders)).save(partial, "JPEG")
+        contact_sheet.contact(overview.rejected_images(left_out.table(), folders)).save(
+            partial, "JPEG"
+        )
 
 
 if __name__ == "__main__":

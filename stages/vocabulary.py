@@ -20,16 +20,18 @@ DRAWING = Path("metrics/vocabulary.png")
 def main(p: params.Vocabulary) -> None:
     seen = manifest.read_tags(TAGS)
     listed = None if p.source == TAGS else vocabulary.read_selected(p.source)
-    found = select.select(seen, p, listed)
-    covered = coverage.measure(found, seen, manifest.read(POSTS, len(seen)).labels)
+    found = select.select_tags(seen, p, listed)
+    covered = coverage.measure_coverage(found, seen, manifest.read_posts(POSTS, len(seen)).labels)
     vocabulary.write(found.kept, VOCABULARY)
-    files.write_json(REPORT, coverage.numbers(found, covered))
-    files.write_csv(OUTCOME, select.OUTCOME, select.outcome(found))
-    files.write_csv(DROPPED, select.DROPPED, ((*tag, why) for tag, why in found.dropped))
-    files.write_csv(PER_POST, coverage.PER_POST, enumerate(covered.per_post.tolist()))
-    files.write_csv(BY_SIZE, coverage.BY_SIZE, coverage.by_size(seen))
+    files.write_json(REPORT, coverage.summarize(found, covered))
+    files.write_csv(OUTCOME, select.OUTCOME_COLUMNS, select.count_outcomes(found))
+    files.write_csv(DROPPED, select.DROPPED_COLUMNS, ((*tag, why) for tag, why in found.dropped))
+    files.write_csv(
+        PER_POST, coverage.PER_POST_COLUMNS, enumerate(covered.posts_by_tag_count.tolist())
+    )
+    files.write_csv(BY_SIZE, coverage.BY_SIZE_COLUMNS, coverage.coverage_by_size(seen))
     with files.replacing(DRAWING) as partial:
-        coverage.figure(found, covered).savefig(partial, format="png")
+        coverage.plot(found, covered).savefig(partial, format="png")
     tell(found, covered, p.source)
 
 
@@ -37,12 +39,12 @@ def tell(found: select.Selection, covered: coverage.Coverage, source: Path) -> N
     of_all = len(found.kept) + len(found.dropped)
     share = coverage.label_coverage(found)
     print(f"kept {len(found.kept):,} of {of_all:,} tags, {share:.1%} of all labels -> {VOCABULARY}")
-    if found.unknown:
-        some = ", ".join(found.unknown[:3])
-        print(f"tags of {source} on no post: {len(found.unknown):,} ({some}), see {REPORT}")
-    if found.idle:
-        print(f"globs that match no tag: {', '.join(found.idle)}")
-    if bare := int(covered.per_post[0]):
+    if found.unseen_names:
+        some = ", ".join(found.unseen_names[:3])
+        print(f"tags of {source} on no post: {len(found.unseen_names):,} ({some}), see {REPORT}")
+    if found.unmatched_globs:
+        print(f"globs that match no tag: {', '.join(found.unmatched_globs)}")
+    if bare := int(covered.posts_by_tag_count[0]):
         print(f"posts left with no tag: {bare:,}")
 
 

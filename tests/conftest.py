@@ -24,7 +24,7 @@ from tagger.core.vocabulary import CATEGORIES, Tag
 from tagger.data import image_steps as pictures_of
 from tagger.data import ingest
 from tagger.data.rejected import RejectedPosts
-from tagger.data.sources.folder import Folder
+from tagger.data.sources.folder import FolderSource
 from tagger.data.tags import rules
 from tagger.data.tags.lexicon import Lexicon
 from tagger.demo import draw
@@ -63,7 +63,7 @@ def shipped(root: Path) -> Params:
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of drawn pictures with sidecars and tags.csv. Copy it to change it."""
     drawn = tmp_path_factory.mktemp("data") / "demo"
-    draw.draw(drawn, pictures=PICTURES, size=64, seed=0)
+    draw.draw_images(drawn, images=PICTURES, size=64, seed=0)
     return drawn
 
 
@@ -72,14 +72,16 @@ def labelled(demo: Path, shipped: Params) -> tuple[list[Tag], Split]:
     """The tags on at least three of the drawn pictures, and all pictures with these labels."""
     p = shipped.prepare
     lexicon = Lexicon(rules.read(demo))
-    found = ingest.gather(Folder([demo], p.separator), lexicon, p.filters, RejectedPosts())
-    seen = ingest.tags_of(lexicon, ingest.count(found, len(lexicon)))
+    found = ingest.read_posts(
+        FolderSource([demo], p.separator), lexicon, p.filters, RejectedPosts()
+    )
+    seen = ingest.used_tags(lexicon, ingest.count_labels(found, len(lexicon)))
     file = demo.parent / "posts.parquet"
-    manifest.write(ingest.renumbered(pictures_of.grouped(found, p.groups), lexicon, seen), file)
-    posts = manifest.read(file, len(seen))
+    manifest.write_posts(ingest.renumber(pictures_of.grouped(found, p.groups), lexicon, seen), file)
+    posts = manifest.read_posts(file, len(seen))
     tags = [tag for tag in seen if tag.count >= 3]
     return tags, Split(
-        list(manifest.locations(posts.table)), manifest.columns_of(posts.labels, seen, tags)
+        list(manifest.locations(posts.table)), manifest.select_columns(posts.labels, seen, tags)
     )
 
 

@@ -55,7 +55,7 @@ def ours(folder: Path, parts: int | None) -> dict[str, float]:
     lexicon = Lexicon(rules.read())
     source = prepare.source_of(p)
     start = time.perf_counter()
-    found = ingest.gather(source, lexicon, p.filters, left_out)
+    found = ingest.read_posts(source, lexicon, p.filters, left_out)
     read = time.perf_counter()
     found = image_steps.verified(found, p, left_out)
     found = image_steps.grouped(found, p.groups)

@@ -206,7 +206,7 @@ def demonstration() -> tuple[Judged, list[Tag]]:
     column = {tag.name: number for number, tag in enumerate(tags)}
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "demo"
-        draw.draw(folder, pictures=PICTURES, size=128, seed=FRESH)
+        draw.draw_images(folder, images=PICTURES, size=128, seed=FRESH)
         files = sorted(folder.glob("*.png"))
         truth = np.zeros((len(files), len(tags)), np.bool_)
         for row, file in enumerate(files):

@@ -62,8 +62,10 @@ def whole(asked: argparse.Namespace) -> list[list[float]]:
     p = wanted(asked, asked.model, validate_every=f"{asked.steps} steps", epochs=1_000_000)
     paths = [path for path in asked.pictures.rglob("*") if path.suffix.lower() in decode.SUFFIXES]
     rows = [{"file": str(path), "offset": 0, "size": path.stat().st_size} for path in paths]
-    places = manifest.Locations(pa.Table.from_pylist(rows, manifest.SCHEMA))
-    part = dataset.Split(places, manifest.labels_of(drawn(len(rows), asked.tags), asked.tags))
+    places = manifest.Locations(pa.Table.from_pylist(rows, manifest.POSTS_SCHEMA))
+    part = dataset.Split(
+        places, manifest.labels_from_lists(drawn(len(rows), asked.tags), asked.tags)
+    )
     parts = {"train": part, "validation": part.head(2 * p.preset.batch_size)}
     batch, told = training_step.portion(p, asked.tags, asked.device), []
     with tempfile.TemporaryDirectory() as kept:
@@ -146,9 +148,13 @@ def draw(folder: Path, count: int, tags: int) -> None:
             **dict.fromkeys(("offset", "size", "group"), rows),
             "tags": drawn(len(rows), tags),
         }
-        left = {name: pa.nulls(len(rows)) for name in manifest.SCHEMA.names if name not in columns}
-        tables.append(pa.table(columns | left).select(manifest.SCHEMA.names).cast(manifest.SCHEMA))
-    manifest.write(table := pa.concat_tables(tables), folder / TABLES[0])
+        left = {
+            name: pa.nulls(len(rows)) for name in manifest.POSTS_SCHEMA.names if name not in columns
+        }
+        tables.append(
+            pa.table(columns | left).select(manifest.POSTS_SCHEMA.names).cast(manifest.POSTS_SCHEMA)
+        )
+    manifest.write_posts(table := pa.concat_tables(tables), folder / TABLES[0])
     manifest.write_tags(named(tags), folder / TABLES[1])
     vocabulary.write(named(tags), folder / TABLES[2])
     parts = np.clip(np.arange(count) % 100 - 97, 0, 2).astype(np.int8)  # 98, 1 and 1 in 100

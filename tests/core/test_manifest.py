@@ -34,7 +34,7 @@ def row(name: str, group: int, tags: list[int]) -> dict[str, object]:
 
 
 def write(rows: list[dict[str, object]], path: Path) -> None:
-    manifest.write(pa.Table.from_pylist(rows, schema=manifest.SCHEMA), path)
+    manifest.write_posts(pa.Table.from_pylist(rows, schema=manifest.POSTS_SCHEMA), path)
 
 
 def schema(path: Path) -> dict[str, pa.DataType]:
@@ -55,7 +55,7 @@ def test_files_have_the_columns_of_the_contract(tmp_path: Path) -> None:
 def test_labels_are_those_written(tmp_path: Path) -> None:
     path = tmp_path / "posts.parquet"
     write([row("a", 5, [2, 0]), row("b", 5, []), row("c", 9, [1])], path)
-    read = manifest.read(path, 4)
+    read = manifest.read_posts(path, 4)
     assert read.ids.to_pylist() == ["a", "b", "c"]
     assert list(manifest.locations(read.table)) == [
         Location(f"data/{name}", 0, 8) for name in "abc"
@@ -67,8 +67,8 @@ def test_labels_are_those_written(tmp_path: Path) -> None:
 def test_labels_of_a_file_with_many_row_groups_are_read_whole(tmp_path: Path) -> None:
     path = tmp_path / "posts.parquet"
     rows = [row(str(i), i, [i % 3]) for i in range(10)]
-    pq.write_table(pa.Table.from_pylist(rows, schema=manifest.SCHEMA), path, row_group_size=3)
-    assert manifest.read(path, 3).labels.toarray().argmax(axis=1).tolist() == [
+    pq.write_table(pa.Table.from_pylist(rows, schema=manifest.POSTS_SCHEMA), path, row_group_size=3)
+    assert manifest.read_posts(path, 3).labels.toarray().argmax(axis=1).tolist() == [
         i % 3 for i in range(10)
     ]
 
@@ -77,16 +77,16 @@ def test_labels_of_a_file_with_many_row_groups_are_read_whole(tmp_path: Path) ->
 def test_a_tag_that_is_not_in_the_table_of_tags_is_refused(tmp_path: Path, tag: int) -> None:
     write([row("a", 0, [0, tag])], tmp_path / "posts.parquet")
     with pytest.raises(TaggerError, match=r"tags beyond the 3 of tags\.parquet.*dvc repro"):
-        manifest.read(tmp_path / "posts.parquet", 3)
+        manifest.read_posts(tmp_path / "posts.parquet", 3)
 
 
 def test_columns_follow_the_vocabulary() -> None:
     labels = csr_array(np.array([[1, 0, 1], [0, 1, 0]], dtype=np.float32))
     seen = [Tag(-1, name, 0, 1) for name in ("a", "b", "c")]
-    chosen = manifest.columns_of(labels, seen, [seen[2], seen[1]])
+    chosen = manifest.select_columns(labels, seen, [seen[2], seen[1]])
     assert chosen.toarray().tolist() == [[1, 0], [0, 1]]
     with pytest.raises(TaggerError, match="No post has the tag 'd'"):
-        manifest.columns_of(labels, seen, [Tag(-1, "d", 0, 1)])
+        manifest.select_columns(labels, seen, [Tag(-1, "d", 0, 1)])
 
 
 def test_awkward_names_survive_parquet(tmp_path: Path) -> None:
@@ -107,4 +107,4 @@ def test_a_split_of_other_posts_is_refused(tmp_path: Path) -> None:
 
 def test_what_an_earlier_stage_writes_is_asked_for_by_name(tmp_path: Path) -> None:
     with pytest.raises(TaggerError, match=r"posts\.parquet is missing.*dvc repro"):
-        manifest.read(tmp_path / "posts.parquet", 1)
+        manifest.read_posts(tmp_path / "posts.parquet", 1)

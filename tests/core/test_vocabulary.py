@@ -24,7 +24,7 @@ def test_tags_are_ordered_by_category_then_count_then_name() -> None:
     given = [(5, 9), (1, 9), (3, 9), (4, 9), (0, 1), (0, 7), (9, 2)]
     tags = [Tag(-1, f"tag_{i}", category, count) for i, (category, count) in enumerate(given)]
     twin = Tag(-1, "a_twin", 0, 7)
-    ordered = vocabulary.ordered([*tags, twin])
+    ordered = vocabulary.sort_tags([*tags, twin])
     assert [tag.category for tag in ordered] == [9, 0, 0, 0, 4, 3, 1, 5]
     assert [tag.name for tag in ordered[1:4]] == ["a_twin", "tag_5", "tag_4"]
 
@@ -112,8 +112,8 @@ SPELLED = [
 
 @pytest.mark.parametrize(("spelled", "name"), SPELLED)
 def test_a_tag_has_one_name_however_it_is_spelled(write: Write, spelled: str, name: str) -> None:
-    assert vocabulary.normal(spelled) == name
-    assert vocabulary.normal(name) == name
+    assert vocabulary.normalize_name(spelled) == name
+    assert vocabulary.normalize_name(name) == name
     assert list(vocabulary.read_selected(write("selected_tags.csv", f"name\n{spelled}\n"))) == [
         name
     ]

@@ -16,7 +16,7 @@ from tagger import params
 from tagger.core.errors import TaggerError
 from tagger.core.vocabulary import RATINGS
 from tagger.data import filters, sampling
-from tagger.data.filters import TagFilter, Verdict
+from tagger.data.filters import Rejection, TagFilter
 from tagger.data.sources import COLUMNS
 from tagger.data.tags.lexicon import Lexicon
 from tagger.data.tags.rules import Rules
@@ -45,28 +45,30 @@ def column(name: str, values: Sequence[Any]) -> pa.Table:
     return posts if name != "id" else pa.table({"id": pa.array(values, pa.string())})
 
 
-def said(verdicts: Iterable[Verdict]) -> Said:
+def said(verdicts: Iterable[Rejection]) -> Said:
     return {
         verdict.reason: [
             detail if out else None
-            for out, detail in zip(verdict.out.tolist(), verdict.details.to_pylist(), strict=True)
+            for out, detail in zip(
+                verdict.rejected.tolist(), verdict.details.to_pylist(), strict=True
+            )
         ]
         for verdict in verdicts
     }
 
 
-def passing(verdicts: Iterable[Verdict], posts: int) -> list[int]:
+def passing(verdicts: Iterable[Rejection], posts: int) -> list[int]:
     kept = np.ones(posts, dtype=bool)
     for verdict in verdicts:
-        kept &= ~verdict.out
+        kept &= ~verdict.rejected
     return np.flatnonzero(kept).tolist()
 
 
 def test_as_shipped_everything_is_wanted(want: Want) -> None:
     posts = pa.table({name: pa.nulls(2, kind) for name, kind in COLUMNS.items()})
-    assert not said(filters.of_posts(posts, want()))
-    assert not said(filters.of_posts(posts.select(["id"]), want()))
-    assert not said(filters.of_sizes(posts, want()))
+    assert not said(filters.reject_by_columns(posts, want()))
+    assert not said(filters.reject_by_columns(posts.select(["id"]), want()))
+    assert not said(filters.reject_by_size(posts, want()))
     assert said(tag_filter(want(), [["anything"]])) == {"no tags": [None]}
 
 
@@ -83,8 +85,8 @@ def test_scores_are_bounded_inclusively_and_none_is_outside(
     want: Want, wanted: dict[str, Any], kept: list[int]
 ) -> None:
     posts = column("score", [-3, 0, 5, 6, None])
-    assert passing(filters.of_posts(posts, want(**wanted)), 5) == kept
-    assert said(filters.of_posts(posts, want(**wanted)))["score"][4] == "none"
+    assert passing(filters.reject_by_columns(posts, want(**wanted)), 5) == kept
+    assert said(filters.reject_by_columns(posts, want(**wanted)))["score"][4] == "none"
 
 
 def test_the_first_day_is_wanted_whole_and_the_last_not_at_all(want: Want) -> None:
@@ -97,25 +99,29 @@ def test_the_first_day_is_wanted_whole_and_the_last_not_at_all(want: Want) -> No
     ]
     posts = column("created_at", days)
     both = want(after="2020-01-31", before="2020-03-01")
-    assert passing(filters.of_posts(posts, both), 5) == [1, 2]
-    assert passing(filters.of_posts(posts, want(after="2020-01-31")), 5) == [1, 2, 3]
-    assert passing(filters.of_posts(posts, want(before="2020-03-01")), 5) == [0, 1, 2]
-    assert str(said(filters.of_posts(posts, both))["date"][3]).startswith("2020-03-01 00:00")
+    assert passing(filters.reject_by_columns(posts, both), 5) == [1, 2]
+    assert passing(filters.reject_by_columns(posts, want(after="2020-01-31")), 5) == [1, 2, 3]
+    assert passing(filters.reject_by_columns(posts, want(before="2020-03-01")), 5) == [0, 1, 2]
+    assert str(said(filters.reject_by_columns(posts, both))["date"][3]).startswith(
+        "2020-03-01 00:00"
+    )
 
 
 def test_ids_are_compared_as_numbers(want: Want) -> None:
     posts = column("id", ["9", "10", "100", None])
-    assert passing(filters.of_posts(posts, want(min_id=10, max_id=99)), 4) == [1]
-    assert passing(filters.of_posts(posts, want(min_id=10)), 4) == [1, 2]
-    assert passing(filters.of_posts(posts, want(max_id=10)), 4) == [0, 1]
-    assert said(filters.of_posts(posts, want(min_id=10))) == {"id": ["9", None, None, "none"]}
+    assert passing(filters.reject_by_columns(posts, want(min_id=10, max_id=99)), 4) == [1]
+    assert passing(filters.reject_by_columns(posts, want(min_id=10)), 4) == [1, 2]
+    assert passing(filters.reject_by_columns(posts, want(max_id=10)), 4) == [0, 1]
+    assert said(filters.reject_by_columns(posts, want(min_id=10))) == {
+        "id": ["9", None, None, "none"]
+    }
 
 
 @pytest.mark.parametrize("name", ["deleted", "banned"])
 def test_deleted_and_banned_posts_stay_unless_unwanted(want: Want, name: str) -> None:
     posts = column(name, [True, False, None])
-    assert said(filters.of_posts(posts, want(**{f"keep_{name}": True}))) == {}
-    assert said(filters.of_posts(posts, want(**{f"keep_{name}": False}))) == {
+    assert said(filters.reject_by_columns(posts, want(**{f"keep_{name}": True}))) == {}
+    assert said(filters.reject_by_columns(posts, want(**{f"keep_{name}": False}))) == {
         name: ["", None, None]
     }
 
@@ -135,12 +141,12 @@ def test_a_filter_on_what_the_source_does_not_know_is_refused(
     want: Want, wanted: dict[str, Any], unknown: str
 ) -> None:
     with pytest.raises(TaggerError, match=f"^prepare.filters: .*does not say {unknown}"):
-        list(filters.of_posts(column("id", ["1"]), want(**wanted)))
+        list(filters.reject_by_columns(column("id", ["1"]), want(**wanted)))
 
 
 def test_bounds_of_ids_that_are_no_numbers_are_refused(want: Want) -> None:
     with pytest.raises(TaggerError, match="ids of this source are no numbers"):
-        list(filters.of_posts(column("id", ["1", "a.png"]), want(min_id=1)))
+        list(filters.reject_by_columns(column("id", ["1", "a.png"]), want(min_id=1)))
 
 
 SIZES = [(100, 300), (300, 100), (99, 300), (100, 301), (None, 50), (10, None), (None, None)]
@@ -161,19 +167,19 @@ def test_sizes_are_bounded_inclusively_and_an_unknown_one_passes(
 ) -> None:
     width, height = zip(*SIZES, strict=True)
     posts = pa.table({"width": pa.array(width, pa.int32()), "height": pa.array(height, pa.int32())})
-    assert passing(filters.of_sizes(posts, want(**wanted)), len(SIZES)) == kept
+    assert passing(filters.reject_by_size(posts, want(**wanted)), len(SIZES)) == kept
 
 
 def test_a_size_is_told_with_the_reason(want: Want) -> None:
     posts = pa.table({"width": pa.array([99], pa.int32()), "height": pa.array([300], pa.int32())})
-    told = said(filters.of_sizes(posts, want(min_side=100, max_aspect=3)))
+    told = said(filters.reject_by_size(posts, want(min_side=100, max_aspect=3)))
     assert told == {"too small": ["99 x 300"], "aspect": ["99 x 300"]}
 
 
-def tag_filter(p: params.Filters, *batches: list[list[str]]) -> list[Verdict]:
+def tag_filter(p: params.Filters, *batches: list[list[str]]) -> list[Rejection]:
     """Return what is said of the last batch. The tags r... are ratings, c... characters."""
     known = Rules(
-        known=RATED | {"c1": (4, -1), "m1": (5, -1)},
+        known_tags=RATED | {"c1": (4, -1), "m1": (5, -1)},
         aliases={"alias": "c1"},
         implications={"dog": ("animal", "c1")},
     )
@@ -181,7 +187,7 @@ def tag_filter(p: params.Filters, *batches: list[list[str]]) -> list[Verdict]:
     by_tags = TagFilter(lexicon, p)
     for batch in batches:
         labels = lexicon.labels({None: pa.array(batch, pa.list_(pa.string()))})
-        verdicts = list(by_tags.judge(labels))
+        verdicts = list(by_tags.rejections(labels))
     return verdicts
 
 
@@ -281,18 +287,21 @@ def test_who_comes_first_does_not_hang_on_who_else_is_there(
     some = data.draw(st.lists(st.sampled_from(ids), unique=True) if ids else st.just([]))
     cut = data.draw(st.integers(0, len(ids)))
     whole = pa.chunked_array([ids[:cut], ids[cut:]], pa.string())
-    drawn = [ids[number] for number in sampling.order(whole, seed)]
+    drawn = [ids[number] for number in sampling.random_order(whole, seed)]
     assert sorted(drawn) == sorted(ids)
-    alone = [some[number] for number in sampling.order(pa.chunked_array([some], pa.string()), seed)]
+    alone = [
+        some[number]
+        for number in sampling.random_order(pa.chunked_array([some], pa.string()), seed)
+    ]
     assert alone == [one for one in drawn if one in some]
 
 
 def test_the_seed_decides_who_comes_first() -> None:
     ids = pa.chunked_array([[str(number) for number in range(50)]])
-    orders = [sampling.order(ids, seed).tolist() for seed in (0, 0, 1, 10**15)]
+    orders = [sampling.random_order(ids, seed).tolist() for seed in (0, 0, 1, 10**15)]
     assert orders[0] == orders[1]
     assert len(set(map(tuple, orders))) == 3
-    assert sampling.order(pa.chunked_array([], pa.string()), 0).tolist() == []
+    assert sampling.random_order(pa.chunked_array([], pa.string()), 0).tolist() == []
 
 
 @st.composite
@@ -313,7 +322,7 @@ def test_no_tag_is_above_the_cap_and_no_post_is_left_out_in_vain(
 
 
 def assert_capped(labels: npt.NDArray[np.bool_], order: npt.NDArray[np.int64], cap: int) -> None:
-    out = sampling.beyond_cap(csr_array(labels), order, cap)
+    out = sampling.over_cap(csr_array(labels), order, cap)
     counts = labels[~out].sum(axis=0)
     assert out.shape == (len(labels),)
     assert (counts <= cap).all()

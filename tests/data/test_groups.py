@@ -45,7 +45,7 @@ def union_find(length: int, pairs: Sequence[Pair]) -> list[int]:
     return [root(post) for post in range(length)]
 
 
-def pairs_of(found: groups.Pairs) -> list[Pair]:
+def pairs_of(found: groups.PostPairs) -> list[Pair]:
     assert found.dtype == np.int64
     assert found.shape == (len(found), 2)
     return [(one, other) for one, other in found.tolist()]
@@ -60,7 +60,7 @@ def test_groups_are_what_is_connected_by_any_kinship(
     length: int, kinships: list[list[Pair]]
 ) -> None:
     arrays = [np.array(pairs, np.int64).reshape(-1, 2) for pairs in kinships]
-    found = groups.number(length, *arrays)
+    found = groups.number_groups(length, *arrays)
     assert found.dtype == np.int64
     assert found.tolist() == union_find(length, [pair for pairs in kinships for pair in pairs])
 
@@ -69,7 +69,7 @@ def tied_by_parent(ids: Sequence[str], parents: Sequence[str | None]) -> list[in
     """Return the groups by groups.by_parent, of columns in two chunks."""
     cut = len(ids) // 2
     columns = [pa.chunked_array([c[:cut], c[cut:]], pa.string()) for c in (ids, parents)]
-    found: list[int] = groups.number(len(ids), groups.by_parent(*columns)).tolist()
+    found: list[int] = groups.number_groups(len(ids), groups.pair_by_parent(*columns)).tolist()
     return found
 
 
@@ -106,7 +106,7 @@ def test_kinship_is_that_of_a_family_tree(data: st.DataObject, length: int) -> N
 @given(st.lists(st.none() | st.sampled_from([b"a", b"b", b"c"]), max_size=12), st.integers(0, 12))
 def test_posts_of_one_content_are_together(content: list[bytes | None], cut: int) -> None:
     column = pa.chunked_array([content[:cut], content[cut:]], pa.binary())
-    found = pairs_of(groups.by_content(column))
+    found = pairs_of(groups.pair_by_content(column))
     assert all(content[one] == content[other] is not None for one, other in found)
     same = [
         (one, other)
@@ -120,7 +120,7 @@ def test_posts_of_one_content_are_together(content: list[bytes | None], cut: int
 def test_only_files_of_a_size_that_others_have_are_read() -> None:
     sizes = pa.chunked_array([[10, 20, 10, None], [None, 30, 20, 20]], pa.int64())
     content = pa.chunked_array([[None, None, b"x", None], [None, None, None, b"y"]], pa.binary())
-    assert groups.alike(sizes, content).tolist() == [0, 1, 6]
+    assert groups.find_equal_sizes(sizes, content).tolist() == [0, 1, 6]
 
 
 def places(*paths: Path) -> pa.Table:
@@ -171,7 +171,7 @@ def compared(looks: Sequence[bytes | None], distance: int) -> set[Pair]:
 def test_near_duplicates_are_those_that_comparing_every_pair_finds(
     looks: list[bytes | None], distance: int
 ) -> None:
-    found = pairs_of(looks_of.by_looks(pa.chunked_array([looks[:3], looks[3:]]), distance))
+    found = pairs_of(looks_of.pair_by_hash(pa.chunked_array([looks[:3], looks[3:]]), distance))
     expected = compared(looks, distance)
     assert {(min(pair), max(pair)) for pair in found} <= expected
     assert union_find(len(looks), found) == union_find(len(looks), sorted(expected))
@@ -188,7 +188,7 @@ def test_the_index_sees_as_far_as_it_says_and_no_further(distance: int) -> None:
     rows[1][spread] ^= 1
     rows[2][random.permutation(256)[: distance + 1]] ^= 1
     column = pa.chunked_array([[np.packbits(row).tobytes() for row in rows]])
-    assert pairs_of(looks_of.by_looks(column, distance)) == [(0, 1)]
+    assert pairs_of(looks_of.pair_by_hash(column, distance)) == [(0, 1)]
 
 
 def test_more_looks_than_are_searched_at_a_time_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -198,7 +198,7 @@ def test_more_looks_than_are_searched_at_a_time_are_found(monkeypatch: pytest.Mo
     rows[[7, 19]] = rows[[2, 11]]
     rows[[7, 19], 5] ^= 1
     column = pa.chunked_array([[row.tobytes() for row in rows]])
-    assert pairs_of(looks_of.by_looks(column, 1)) == [(2, 7), (11, 19)]
+    assert pairs_of(looks_of.pair_by_hash(column, 1)) == [(2, 7), (11, 19)]
 
 
 def test_very_many_pictures_that_look_the_same_are_one_group() -> None:
@@ -206,27 +206,27 @@ def test_very_many_pictures_that_look_the_same_are_one_group() -> None:
     near = look.copy()
     near[0] ^= 1
     column = pa.chunked_array([[look.tobytes()] * 30_000 + [near.tobytes()] * 30_000])
-    found = looks_of.by_looks(column, 1)
+    found = looks_of.pair_by_hash(column, 1)
     assert len(found) == 59_999  # each with the next, not with all
-    assert set(groups.number(60_000, found)) == {0}
+    assert set(groups.number_groups(60_000, found)) == {0}
 
 
 def test_looks_of_none_are_like_no_other() -> None:
     column = pa.chunked_array([pa.nulls(3, pa.binary())])
-    assert pairs_of(looks_of.by_looks(column, 31)) == []
+    assert pairs_of(looks_of.pair_by_hash(column, 31)) == []
 
 
 def test_further_than_the_index_can_see_is_refused() -> None:
     column = pa.chunked_array([[bytes(32)]])
     with pytest.raises(TaggerError, match=r"groups\.near is 32; up to 31"):
-        looks_of.by_looks(column, 32)
+        looks_of.pair_by_hash(column, 32)
 
 
 @pytest.fixture(scope="module")
 def drawn(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """Twelve different pictures of 256 pixels."""
     folder = tmp_path_factory.mktemp("drawn")
-    draw.draw(folder, pictures=12, size=256, seed=1)
+    draw.draw_images(folder, images=12, size=256, seed=1)
     return sorted(folder.glob("*.png"))
 
 
@@ -244,9 +244,9 @@ def test_a_picture_is_tied_to_its_copies_and_hardly_to_others(
         ):
             copies.append(tmp_path / f"{path.stem}.{suffix}")
             copy.save(copies[-1], quality=60)
-    looks = looks_of.hash_looks(places(*drawn, *copies))["looks"]
+    looks = looks_of.compute_hashes(places(*drawn, *copies))["looks"]
     assert looks.null_count == 0
-    found = groups.number(len(looks), looks_of.by_looks(looks, 31))
+    found = groups.number_groups(len(looks), looks_of.pair_by_hash(looks, 31))
     originals, made = found[: len(drawn)], found[len(drawn) :].reshape(len(drawn), 3)
     assert (made == originals[:, None]).all()
     assert len(set(originals)) > len(drawn) * 2 // 3
@@ -259,6 +259,6 @@ def test_pictures_that_cannot_be_read_or_are_plain_have_no_looks(tmp_path: Path)
     Image.effect_noise((64, 64), 90).save(tmp_path / "good.png")
     (tmp_path / "bad.png").write_bytes(b"no picture at all")
     names = ("plain.png", "dot.png", "line.png", "bad.png", "missing.png", "good.png")
-    looks = looks_of.hash_looks(places(*(tmp_path / name for name in names)))["looks"]
+    looks = looks_of.compute_hashes(places(*(tmp_path / name for name in names)))["looks"]
     assert [look is not None for look in looks.to_pylist()] == [False] * 5 + [True]
     assert len(looks[5].as_py()) == 32

@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from tagger import params
 from tagger.core import files
 from tagger.core.errors import TaggerError
-from tagger.core.vocabulary import RATINGS, Tag, ordered
+from tagger.core.vocabulary import RATINGS, Tag, sort_tags
 from tagger.data import ingest
 from tagger.data.rejected import RejectedPosts
-from tagger.data.sources import COLUMNS, REJECTED, Batch, Source
+from tagger.data.sources import COLUMNS, REJECTED, PostBatch, Source
 from tagger.data.tags.lexicon import Lexicon
 from tagger.data.tags.rules import Rules
 from tagger.params import Params
@@ -27,7 +27,7 @@ Want = Callable[..., params.Filters]
 
 TAGS = ["a", "b", "c", "d", "general", "explicit", "artist", "gone", "alias"]
 RULES = Rules(
-    known={"artist": (1, 77), "b": (0, 5), **dict.fromkeys(RATINGS, (9, 1))},
+    known_tags={"artist": (1, 77), "b": (0, 5), **dict.fromkeys(RATINGS, (9, 1))},
     aliases={"alias": "b"},
     implications={"c": ("d", "e")},
     deprecated=frozenset({"gone"}),
@@ -49,7 +49,7 @@ class Posts(Source):
     batches: Sequence[Sequence[Post]]
     refused: Sequence[str] = ()
 
-    def read(self) -> Iterator[Batch]:
+    def read(self) -> Iterator[PostBatch]:
         refused = [(name, "no sidecar", "it is not there") for name in self.refused]
         for batch in self.batches:
             columns: dict[str, list[Any]] = {
@@ -62,7 +62,7 @@ class Posts(Source):
             posts = {name: pa.array(values, COLUMNS[name]) for name, values in columns.items()}
             tags = pa.array([list(post.tags) for post in batch], pa.list_(pa.string()))
             left_out = [dict(zip(REJECTED.names, row, strict=True)) for row in refused]
-            yield Batch(pa.table(posts), {None: tags}, pa.Table.from_pylist(left_out, REJECTED))
+            yield PostBatch(pa.table(posts), {None: tags}, pa.Table.from_pylist(left_out, REJECTED))
             refused = []
 
 
@@ -80,7 +80,7 @@ def taken(
     source: Posts, p: params.Filters, known: Rules = RULES
 ) -> tuple[pa.Table, Lexicon, RejectedPosts]:
     lexicon, left_out = Lexicon(known), RejectedPosts()
-    found = ingest.gather(source, lexicon, p, left_out)
+    found = ingest.read_posts(source, lexicon, p, left_out)
     return ingest.choose(found, lexicon, p, left_out), lexicon, left_out
 
 
@@ -197,7 +197,7 @@ def test_every_post_is_once_either_taken_or_left_out(
     both = ids_of(found) + left_out.table()["id"].to_pylist()
     assert sorted(map(str, both)) == sorted([*map(str, seen), *source.refused])
     assert len(left_out) == sum(left_out.counts().values()) == len(both) - len(found)
-    counts = ingest.count(found, len(lexicon))
+    counts = ingest.count_labels(found, len(lexicon))
     assert counts.tolist() == [
         sum(name in names for names in names_of(found, lexicon.names)) for name in lexicon.names
     ]
@@ -262,7 +262,7 @@ def test_a_sample_has_its_size_and_changes_by_one_post_where_one_is_added(
     fewer = pa.table({"id": [name for name in ids if name != "0"]})
 
     def drawn(table: pa.Table) -> set[str]:
-        out = ingest.beyond_sample(table, size, seed).out
+        out = ingest.beyond_sample(table, size, seed).rejected
         return set(table.filter(pa.array(~out))["id"].to_pylist())
 
     assert len(drawn(fewer)) == min(size, posts)
@@ -308,8 +308,8 @@ def test_tags_come_by_category_then_count_then_name_with_ids(want: Want) -> None
         [Post("1", ["z", "y", "general", "artist"]), Post("2", ["z", "x", "general", "miku"])],
         [Post("3", ["meta", "y", "z", "general"]), Post("4", ["unwanted"])],
     ]
-    found, lexicon, _ = taken(Posts(batches), want(excluded=["unwanted"]), Rules(known=known))
-    tags = ingest.tags_of(lexicon, ingest.count(found, len(lexicon)))
+    found, lexicon, _ = taken(Posts(batches), want(excluded=["unwanted"]), Rules(known_tags=known))
+    tags = ingest.used_tags(lexicon, ingest.count_labels(found, len(lexicon)))
     assert tags == [
         Tag(9_999_999, "general", 9, 3),
         Tag(-2, "z", 0, 3),
@@ -327,10 +327,10 @@ def test_renumbered_tags_are_the_same_tags(
     want: Want, source: Posts, wanted: dict[str, Any]
 ) -> None:
     found, lexicon, _ = taken(source, want(**wanted))
-    tags = ingest.tags_of(lexicon, ingest.count(found, len(lexicon)))
-    assert tags == ordered(tags)
+    tags = ingest.used_tags(lexicon, ingest.count_labels(found, len(lexicon)))
+    assert tags == sort_tags(tags)
     assert len({tag.tag_id for tag in tags if tag.tag_id < 0}) == sum(t.tag_id < 0 for t in tags)
-    renumbered = ingest.renumbered(found, lexicon, tags)
+    renumbered = ingest.renumber(found, lexicon, tags)
     before = names_of(found, lexicon.names)
     assert names_of(renumbered, [tag.name for tag in tags]) == before
     assert renumbered.drop_columns("tags") == found.drop_columns("tags")

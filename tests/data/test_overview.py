@@ -64,7 +64,7 @@ def left_out(*rows: tuple[str | None, str, str | None]) -> pa.Table:
 def lexicon() -> Lexicon:
     """Two batches put right by every kind of rule."""
     known = Rules(
-        known={},
+        known_tags={},
         aliases={"lh": "long_hair", "grin": "smile"},
         implications={"long_hair": ("hair",)},
         deprecated=frozenset({"old"}),
@@ -80,7 +80,7 @@ def lexicon() -> Lexicon:
 def test_numbers_add_up(lexicon: Lexicon) -> None:
     rejected = RejectedPosts()
     rejected.add(left_out(("a", "no tags", None), ("b", "score", "1"), ("c", "no tags", None)))
-    numbers = overview.numbers(posts_of(), TAGS, lexicon, rejected, ["a note"])
+    numbers = overview.summarize(posts_of(), TAGS, lexicon, rejected, ["a note"])
     assert numbers == {
         "posts": 3,
         "tags": 4,
@@ -101,7 +101,7 @@ def test_numbers_add_up(lexicon: Lexicon) -> None:
 
 
 def test_changes_are_told_by_rule_the_strongest_first(lexicon: Lexicon) -> None:
-    assert overview.changes(lexicon) == [
+    assert overview.list_changes(lexicon) == [
         ("alias", "lh", "long_hair", 3),
         ("alias", "grin", "smile", 2),
         ("deprecated", "old", "", 1),
@@ -110,20 +110,20 @@ def test_changes_are_told_by_rule_the_strongest_first(lexicon: Lexicon) -> None:
         ("rename", "bad_id", "", 1),
         ("repeated", "", "", 1),
     ]
-    assert overview.changes(Lexicon(Rules(known={}))) == []
+    assert overview.list_changes(Lexicon(Rules(known_tags={}))) == []
 
 
 def test_tables_are_right_by_hand() -> None:
-    assert overview.frequency(TAGS) == [(1, 3), (2, 2), (3, 1), (4, 1)]
-    assert overview.per_post(posts_of()) == [(0, 0), (1, 1), (2, 1), (3, 0), (4, 1)]
-    assert overview.sides(posts_of()) == [(0, 0), (32, 0), (64, 1), (96, 1)]
-    counts: dict[float, int] = dict(overview.aspects(posts_of()))
+    assert overview.tag_frequency(TAGS) == [(1, 3), (2, 2), (3, 1), (4, 1)]
+    assert overview.tags_per_post(posts_of()) == [(0, 0), (1, 1), (2, 1), (3, 0), (4, 1)]
+    assert overview.count_sides(posts_of()) == [(0, 0), (32, 0), (64, 1), (96, 1)]
+    counts: dict[float, int] = dict(overview.count_aspects(posts_of()))
     assert (counts[0.25], counts[1.0], sum(counts.values())) == (0, 1, 2)
     assert max(edge for edge, count in counts.items() if count) == pytest.approx(2.83, abs=0.01)
 
 
 def test_a_long_tail_is_told_in_some_hundred_rows_from_first_to_last() -> None:
-    rows = overview.frequency([Tag(n, str(n), 0, 100_000 - n) for n in range(50_000)])
+    rows = overview.tag_frequency([Tag(n, str(n), 0, 100_000 - n) for n in range(50_000)])
     assert (rows[0], rows[-1]) == ((1, 100_000), (50_000, 50_001))
     assert 100 < len(rows) <= 200
     assert rows == sorted(set(rows))
@@ -132,16 +132,20 @@ def test_a_long_tail_is_told_in_some_hundred_rows_from_first_to_last() -> None:
 @given(st.lists(st.tuples(st.integers(1, 5_000), st.integers(1, 5_000)), min_size=1, max_size=20))
 def test_every_known_size_is_counted_once(sizes: list[tuple[int, int]]) -> None:
     found = posts_of(lists=[[]] * len(sizes), sizes=sizes, groups=[0] * len(sizes))
-    for rows in (overview.sides(found), overview.aspects(found), overview.per_post(found)):
+    for rows in (
+        overview.count_sides(found),
+        overview.count_aspects(found),
+        overview.tags_per_post(found),
+    ):
         assert sum(count for _, count in rows) == len(sizes)
-    start: dict[int, int] = dict(overview.sides(found))
+    start: dict[int, int] = dict(overview.count_sides(found))
     for width, height in sizes:
         assert start[min(width, height) // 32 * 32]
 
 
 def test_extreme_aspects_are_counted_at_the_ends() -> None:
     found = posts_of(sizes=[(1, 5_000), (5_000, 1), (1, 1)])
-    rows: dict[float, int] = dict(overview.aspects(found))
+    rows: dict[float, int] = dict(overview.count_aspects(found))
     assert {edge: count for edge, count in rows.items() if count} == {
         0.25: 1,
         1.0: 1,
@@ -161,7 +165,7 @@ def test_extreme_aspects_are_counted_at_the_ends() -> None:
 )
 def test_any_data_set_is_drawn(found: pa.Table, tags: list[Tag]) -> None:
     written = io.BytesIO()
-    overview.figure(found, tags).savefig(written, format="png")
+    overview.plot(found, tags).savefig(written, format="png")
     with Image.open(written) as drawing:
         assert drawing.size == (1100, 650)
         assert len(drawing.convert("L").getcolors() or []) > 10
@@ -169,7 +173,7 @@ def test_any_data_set_is_drawn(found: pa.Table, tags: list[Tag]) -> None:
 
 def test_what_is_not_known_is_said() -> None:
     def texts(found: pa.Table, tags: list[Tag]) -> list[list[str]]:
-        drawn = overview.figure(found, tags).axes
+        drawn = overview.plot(found, tags).axes
         return [[text.get_text() for text in axes.texts] for axes in drawn]
 
     unknown = posts_of(sizes=[(None, None)] * 3)
@@ -178,10 +182,10 @@ def test_what_is_not_known_is_said() -> None:
 
 
 def test_accepted_posts_are_evenly_spread_each_with_its_tags(part_paths: list[Path]) -> None:
-    names = [text for _, text in overview.accepted(posts_of(part_paths), TAGS)]
+    names = [text for _, text in overview.accepted_images(posts_of(part_paths), TAGS)]
     assert names[:2] == ["0.png: general, smile", "1.png: general"]
     many = posts_of(lists=[[1]] * 100, sizes=[(1, 1)] * 100, groups=range(100))
-    ids = [text.split(".")[0] for _, text in overview.accepted(many, TAGS)]
+    ids = [text.split(".")[0] for _, text in overview.accepted_images(many, TAGS)]
     assert (len(ids), ids[0], ids[-1]) == (24, "0", "99")
     steps = [int(after) - int(before) for before, after in pairwise(ids)]
     assert set(steps) == {4, 5}
@@ -197,7 +201,7 @@ def part_paths(tmp_path: Path) -> list[Path]:
 
 
 def test_a_picture_that_is_gone_has_no_tile_but_a_text(part_paths: list[Path]) -> None:
-    found = list(overview.accepted(posts_of(part_paths), TAGS))
+    found = list(overview.accepted_images(posts_of(part_paths), TAGS))
     assert [picture.getpixel((0, 0)) if picture else None for picture, _ in found] == [
         (255, 0, 0),
         (0, 0, 255),
@@ -208,7 +212,7 @@ def test_a_picture_that_is_gone_has_no_tile_but_a_text(part_paths: list[Path]) -
 def test_rejected_posts_are_shown_of_each_reason_in_turn() -> None:
     rows = [(str(number), "common", None) for number in range(1_000)]
     found = left_out(*rows, ("x", "rare", "why"), ("y", "rare", None))
-    texts = [text for _, text in overview.rejected(found, [])]
+    texts = [text for _, text in overview.rejected_images(found, [])]
     assert len(texts) == 24
     assert texts[:5] == ["0: common. ", "x: rare. why", "1: common. ", "y: rare. ", "2: common. "]
 
@@ -222,13 +226,13 @@ def test_rejected_pictures_are_found_in_every_folder(tmp_path: Path) -> None:
     (second / "b.png").write_bytes((second / "a.png").read_bytes())  # not the first's b.png
     ids = ["a.png", f"{second}/a.png", "bad.png", "b.png", "x" * 2_000, ".", None]
     found = left_out(*((name, "no sidecar", None) for name in ids))
-    shown = [picture for picture, _ in overview.rejected(found, [first, second])]
+    shown = [picture for picture, _ in overview.rejected_images(found, [first, second])]
     assert [picture.getpixel((0, 0)) if picture else None for picture in shown] == [
         (255, 0, 0),
         (0, 0, 255),
         *[None] * 5,
     ]
-    assert not any(picture for picture, _ in overview.rejected(found, []))
+    assert not any(picture for picture, _ in overview.rejected_images(found, []))
 
 
 @pytest.mark.parametrize(("tiles", "rows"), [(0, 1), (1, 1), (6, 1), (7, 2), (1_000, 167)])

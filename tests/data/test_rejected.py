@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tagger.core import files
-from tagger.data.filters import Verdict
+from tagger.data.filters import Rejection
 from tagger.data.rejected import RejectedPosts
 from tagger.data.sources import REJECTED
 
@@ -64,9 +64,9 @@ def test_the_posts_that_a_verdict_leaves_out_are_kept_with_its_reason() -> None:
     rejected = RejectedPosts()
     ids = pa.chunked_array([["1", "2"], ["3"]])
     details = pa.array(["one", "two", None])
-    rejected.judge(ids, Verdict("score", np.array([True, False, True]), details))
-    rejected.judge(ids, Verdict("rating", np.array([False, False, False]), details))
-    rejected.judge(ids, Verdict("tags", np.array([False, True, False]), details))
+    rejected.judge(ids, Rejection("score", np.array([True, False, True]), details))
+    rejected.judge(ids, Rejection("rating", np.array([False, False, False]), details))
+    rejected.judge(ids, Rejection("tags", np.array([False, True, False]), details))
     assert rejected.table().to_pylist() == [
         {"id": "1", "reason": "score", "detail": "one"},
         {"id": "3", "reason": "score", "detail": None},

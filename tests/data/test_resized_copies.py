@@ -47,7 +47,7 @@ def table(files: dict[str, Path]) -> pa.Table:
 
 def copied(files: dict[str, Path], folder: Path, **settings: Any) -> list[Row]:
     chosen: Row = {"side": 32, "form": "webp", "quality": 90, "shard_size": 10**9} | settings
-    tables = list(resized_copies.copies(table(files), folder, **chosen))
+    tables = list(resized_copies.write_copies(table(files), folder, **chosen))
     assert all(made.schema == resized_copies.SCHEMA for made in tables)
     return [row for made in tables for row in made.to_pylist()]
 
@@ -129,7 +129,7 @@ def test_every_picture_is_in_one_tar_whose_index_is_true(
 
 def test_pictures_in_tars_are_copied_too(tmp_path: Path, demo: Path) -> None:
     contents = {path.name: path.read_bytes() for path in sorted(demo.glob("*.png"))[:3]}
-    shards.write(tmp_path / "0000.tar", contents.items())
+    shards.write_tar(tmp_path / "0000.tar", contents.items())
     index, _ = shards.open_index(tmp_path / "0000.tar")
     pictures = table({name: demo / name for name in contents})
     for name, values in (("offset", index.offsets), ("size", index.sizes)):
@@ -137,7 +137,7 @@ def test_pictures_in_tars_are_copied_too(tmp_path: Path, demo: Path) -> None:
     tar = pa.array([str(tmp_path / "0000.tar")] * 3)
     pictures = pictures.set_column(pictures.column_names.index("shard"), "shard", tar)
     settings: Row = {"side": 32, "form": "webp", "quality": 90, "shard_size": 10**9}
-    (packed,) = resized_copies.copies(pictures, tmp_path / "packed", **settings)
+    (packed,) = resized_copies.write_copies(pictures, tmp_path / "packed", **settings)
     loose = copied({name: demo / name for name in contents}, tmp_path / "loose")
     assert [member(row) for row in packed.to_pylist()] == [member(row) for row in loose]
 

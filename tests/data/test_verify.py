@@ -57,7 +57,7 @@ def verified(path: Path, level: verify.Level, animated: Any = "first", **place: 
     """Return what is said of one picture."""
     whole = Location(str(path), place.get("offset", 0), place.get("size", path.stat().st_size))
     (row,) = verify.verify(table([whole]), level=level, animated=animated).to_pylist()
-    return verify.Checked(**row)
+    return verify.Verified(**row)
 
 
 def upright(data: bytes) -> tuple[int, int]:

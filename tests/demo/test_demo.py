@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from tagger.demo import avatar_options, draw
-from tagger.demo.avatar_options import Look
+from tagger.demo.avatar_options import AvatarOptions
 
 Pixels = NDArray[np.uint8]  # (height, width, 4), red green blue alpha
 
@@ -37,13 +37,13 @@ HUES = {
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("data") / "demo"
-    draw.draw(folder, pictures=PICTURES, size=SIZE, seed=1)
+    draw.draw_images(folder, images=PICTURES, size=SIZE, seed=1)
     return folder
 
 
 @pytest.fixture(scope="module")
-def chosen() -> list[Look]:
-    return [avatar_options.choose(0, picture) for picture in range(3000)]
+def chosen() -> list[AvatarOptions]:
+    return [avatar_options.choose_options(0, picture) for picture in range(3000)]
 
 
 def tagged(folder: Path, *wanted: str) -> list[tuple[Pixels, set[str]]]:
@@ -83,7 +83,7 @@ def test_same_seed_gives_the_same_bytes_for_any_number_of_workers(
 ) -> None:
     for workers in (1, 3):
         monkeypatch.setattr(os, "cpu_count", lambda n=workers: n)
-        draw.draw(tmp_path / str(workers), pictures=6, size=32, seed=5)
+        draw.draw_images(tmp_path / str(workers), images=6, size=32, seed=5)
     one, three = ({p.name: p.read_bytes() for p in (tmp_path / n).iterdir()} for n in ("1", "3"))
     assert one == three
     assert sorted(one) == sorted(
@@ -92,8 +92,8 @@ def test_same_seed_gives_the_same_bytes_for_any_number_of_workers(
 
 
 def test_another_seed_gives_other_pictures() -> None:
-    assert [avatar_options.choose(1, i) for i in range(9)] != [
-        avatar_options.choose(2, i) for i in range(9)
+    assert [avatar_options.choose_options(1, i) for i in range(9)] != [
+        avatar_options.choose_options(2, i) for i in range(9)
     ]
 
 
@@ -108,7 +108,7 @@ def test_a_run_that_fails_leaves_the_former_set_whole(
     (folder / "0000.txt").write_text("general\n")
     monkeypatch.setattr(draw, "_draw_all", fail)
     with pytest.raises(KeyboardInterrupt):
-        draw.draw(folder, pictures=3, size=16, seed=0)
+        draw.draw_images(folder, images=3, size=16, seed=0)
     assert [path.name for path in tmp_path.rglob("*")] == ["demo", "0000.txt"]
 
 
@@ -132,9 +132,9 @@ def test_every_tag_in_a_sidecar_is_in_tags_csv_and_no_other(folder: Path) -> Non
     assert {code for _, code in rows} == {"0", "1", "3", "4", "9"}
 
 
-def test_every_picture_has_one_rating_one_style_and_one_artist(chosen: list[Look]) -> None:
+def test_every_picture_has_one_rating_one_style_and_one_artist(chosen: list[AvatarOptions]) -> None:
     for look in chosen:
-        codes = Counter(avatar_options.category(tag) for tag in look.tags)
+        codes = Counter(avatar_options.tag_category(tag) for tag in look.tags)
         assert (codes[9], codes[3], codes[1]) == (1, 1, 1)
         assert codes[4] <= 1
 
@@ -166,7 +166,9 @@ def test_only_transparent_backgrounds_are_transparent_and_they_have_no_colour(fo
         assert transparent or "transparent_background" not in grounds
 
 
-def test_greyscale_pictures_are_grey_and_claim_no_colour(folder: Path, chosen: list[Look]) -> None:
+def test_greyscale_pictures_are_grey_and_claim_no_colour(
+    folder: Path, chosen: list[AvatarOptions]
+) -> None:
     for picture, _ in tagged(folder, "greyscale"):
         assert np.ptp(picture[..., :3].astype(int), axis=-1).max() <= 2
     for look in chosen:
@@ -185,14 +187,16 @@ def test_greyscale_pictures_are_grey_and_claim_no_colour(folder: Path, chosen: l
         ("transparent_background", {"white_background", "simple_background"}),
     ],
 )
-def test_what_is_covered_has_no_tag(chosen: list[Look], cover: str, covered: set[str]) -> None:
+def test_what_is_covered_has_no_tag(
+    chosen: list[AvatarOptions], cover: str, covered: set[str]
+) -> None:
     covering = [look for look in chosen if cover in look.tags]
     assert covering
     assert not [look for look in covering if covered & set(look.tags)]
 
 
-def test_whatever_shows_the_look_of_a_character_is_tagged_so(chosen: list[Look]) -> None:
-    for character in avatar_options.load().characters:
+def test_whatever_shows_the_look_of_a_character_is_tagged_so(chosen: list[AvatarOptions]) -> None:
+    for character in avatar_options.load_tables().characters:
         drawn = {i for i, look in enumerate(chosen) if character.name in look.tags}
         alike = {
             i
@@ -202,9 +206,9 @@ def test_whatever_shows_the_look_of_a_character_is_tagged_so(chosen: list[Look])
         assert drawn == alike
 
 
-def test_tags_are_many_and_have_a_long_tail(chosen: list[Look]) -> None:
+def test_tags_are_many_and_have_a_long_tail(chosen: list[AvatarOptions]) -> None:
     counts = Counter(tag for look in chosen for tag in look.tags)
-    codes = Counter(avatar_options.category(tag) for tag in counts)
+    codes = Counter(avatar_options.tag_category(tag) for tag in counts)
     assert 130 <= len(counts) <= 190
     assert sum(count >= 30 for count in counts.values()) >= 125
     assert sum(count < 30 for count in counts.values()) >= 10
@@ -213,22 +217,24 @@ def test_tags_are_many_and_have_a_long_tail(chosen: list[Look]) -> None:
     assert 16 <= codes[4] <= 24
 
 
-def test_about_a_quarter_of_the_pictures_show_a_character(chosen: list[Look]) -> None:
-    shown = [any(avatar_options.category(tag) == 4 for tag in look.tags) for look in chosen]
+def test_about_a_quarter_of_the_pictures_show_a_character(chosen: list[AvatarOptions]) -> None:
+    shown = [any(avatar_options.tag_category(tag) == 4 for tag in look.tags) for look in chosen]
     assert 0.2 < np.mean(shown) < 0.3
 
 
-def test_the_order_of_the_pictures_carries_no_meaning(chosen: list[Look]) -> None:
+def test_the_order_of_the_pictures_carries_no_meaning(chosen: list[AvatarOptions]) -> None:
     first, second = (
         Counter(look.style for look in half) for half in (chosen[:1500], chosen[1500:])
     )
-    assert all(0.6 < first[style] / second[style] < 1.6 for style in avatar_options.load().styles)
+    assert all(
+        0.6 < first[style] / second[style] < 1.6 for style in avatar_options.load_tables().styles
+    )
 
 
-@pytest.mark.parametrize("style", avatar_options.load().styles)
+@pytest.mark.parametrize("style", avatar_options.load_tables().styles)
 def test_every_value_of_the_tables_is_one_that_the_style_has(style: str) -> None:
     definition = json.loads((files("dicebear_styles") / f"{style}.json").read_bytes())
-    for option, rows in avatar_options.load().styles[style].options.items():
+    for option, rows in avatar_options.load_tables().styles[style].options.items():
         values = {value for row in rows for value in row.values} - {"none"}
         if option in definition["components"]:
             assert values <= definition["components"][option]["variants"].keys()
@@ -237,9 +243,9 @@ def test_every_value_of_the_tables_is_one_that_the_style_has(style: str) -> None
             assert option in known | {"pose", "finish", "background", "backgroundColor"}
 
 
-@pytest.mark.parametrize("style", avatar_options.load().styles)
+@pytest.mark.parametrize("style", avatar_options.load_tables().styles)
 def test_optional_parts_are_all_decided_by_the_tables(style: str) -> None:
     definition = json.loads((files("dicebear_styles") / f"{style}.json").read_bytes())
     parts = definition["components"].items()
     optional = {name for name, part in parts if part.get("probability", 100) < 100}
-    assert optional <= avatar_options.load().styles[style].options.keys()
+    assert optional <= avatar_options.load_tables().styles[style].options.keys()

@@ -75,7 +75,7 @@ def test_figures_agree_with_scikit_learn_where_some_labels_are_unknown(
     own = rows(odd, evaluate.THRESHOLDS)
     given = expit(logits) >= np.array([float(own[tag.name]["threshold"]) for tag in tags])
     truth, known = found.truth, np.ones(found.truth.shape, np.bool_)
-    ratings = vocabulary.columns(tags, "rating")
+    ratings = vocabulary.category_columns(tags, "rating")
     known[np.ix_(~truth[:, ratings].any(axis=1), ratings)] = False
     assert (~known).sum() == (2 if part == "test" else 1)
     each = [(truth[k, tag], logits[k, tag], given[k, tag]) for tag, k in enumerate(known.T)]

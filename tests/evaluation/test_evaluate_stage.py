@@ -63,7 +63,7 @@ def test_figures_are_those_of_the_probabilities(judged: Project) -> None:
         model, p = backbone.load(evaluate.MODEL), params.load()
         prepared = preprocess.read(evaluate.MODEL / "preprocess.json")
     tags, parts = read(judged)
-    general = vocabulary.columns(tags, "general")
+    general = vocabulary.category_columns(tags, "general")
     for name in found:
         by = of_model(model, parts[name], prepared, **p.evaluate.loading)
         scores = quantized_logits.of(

@@ -106,13 +106,13 @@ def test_tags_of_a_category_are_unknown_where_a_picture_has_none_of_them(
     without = np.array([1, 4, 20])
     names: tuple[Category, ...] = ("rating", "copyright")
     for name in names:
-        labels[np.ix_(without, vocabulary.columns(tags, name))] = False
+        labels[np.ix_(without, vocabulary.category_columns(tags, name))] = False
     bare = replace(part, labels=csr_array(labels))
     scored, _ = run(bare, unlabelled=names)
     unknown = kept(scored) == quantized_logits.UNKNOWN
     expected = np.zeros_like(unknown)
     for name in names:
-        inside = vocabulary.columns(tags, name)
+        inside = vocabulary.category_columns(tags, name)
         assert len(inside)
         lacking = np.flatnonzero(~labels[:, inside].any(axis=1))
         assert set(without.tolist()) <= set(lacking.tolist())

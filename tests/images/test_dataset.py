@@ -153,7 +153,9 @@ def test_parts_of_the_split_are_read_with_their_own_rows(tmp_path: Path) -> None
         for i in range(4)
     ]
     rows.append({"id": "4", "file": "x", "shard": "a.tar", "offset": 9, "size": 7, "tags": [0]})
-    manifest.write(pa.Table.from_pylist(rows, schema=manifest.SCHEMA), tmp_path / "posts")
+    manifest.write_posts(
+        pa.Table.from_pylist(rows, schema=manifest.POSTS_SCHEMA), tmp_path / "posts"
+    )
     manifest.write_tags(tags, tmp_path / "tags")
     vocabulary.write(tags[::-1], tmp_path / "vocabulary.csv")
     parts = np.array([0, 2, 0, 1, 0], dtype=np.int8)

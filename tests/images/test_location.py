@@ -32,7 +32,7 @@ def table(count: int) -> pa.Table:
             "size": rows + 8,
             "width": pa.nulls(count, pa.int32()),
             "height": pa.nulls(count, pa.int32()),
-            "created_at": pa.nulls(count, manifest.SCHEMA.field("created_at").type),
+            "created_at": pa.nulls(count, manifest.POSTS_SCHEMA.field("created_at").type),
             "group": rows,
             "tags": pa.array([[row % 2] for row in range(count)], pa.list_(pa.int32())),
         }
@@ -50,7 +50,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     folder = tmp_path_factory.mktemp("many")
     content, tags = table(MANY), [Tag(-1, "a", 0, MANY // 2), Tag(-2, "b", 0, MANY // 2)]
     paths = [folder / name for name in ("posts", "tags", "vocabulary.csv", "split")]
-    manifest.write(content, paths[0])
+    manifest.write_posts(content, paths[0])
     manifest.write_tags(tags, paths[1])
     vocabulary.write(tags, paths[2])
     parts = (np.arange(MANY) % 10 == 9).astype(np.int8)  # train and validation

@@ -178,7 +178,7 @@ def in_a_tar(part: Split, folder: Path) -> Split:
         (f"{row}.png", Path(place.path).read_bytes()) for row, place in enumerate(part.locations)
     ]
     tar = folder / "0000.tar"
-    shards.write(tar, members)
+    shards.write_tar(tar, members)
     index, _ = shards.open_index(tar)
     where = {
         name: Location(str(tar), offset, size)

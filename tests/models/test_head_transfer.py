@@ -19,7 +19,7 @@ from tagger.core import vocabulary
 from tagger.core.errors import TaggerError
 from tagger.core.vocabulary import UNKNOWN, Tag
 from tagger.data.tags import match, taglists
-from tagger.data.tags.match import New
+from tagger.data.tags.match import NewTagStart
 from tagger.images import decode
 from tagger.images.dataset import Split
 from tagger.models import backbone, head_transfer
@@ -64,7 +64,7 @@ def start(
     preset: Preset,
     tags: Sequence[Tag],
     aliases: dict[str, str] | None = None,
-    new: New = "related",
+    new: NewTagStart = "related",
     head: Head = "linear",
 ) -> tuple[Any, list[Carried]]:
     """Return a model that starts from a folder, and what became of the tags."""
@@ -91,7 +91,7 @@ def rows_of(model: nn.Module) -> Tensor:
 
 @pytest.mark.parametrize("new", ["related", "mean", "fresh"])
 def test_the_same_tags_give_the_same_model_bit_for_bit(
-    model_folder: Path, preset: Preset, tags: list[Tag], new: New
+    model_folder: Path, preset: Preset, tags: list[Tag], new: NewTagStart
 ) -> None:
     model, carried = start(model_folder, preset, tags, new=new)
     old = load_file(model_folder / backbone.WEIGHTS)
@@ -240,7 +240,7 @@ def pairs(carried: Sequence[Carried]) -> dict[tuple[str, int], tuple[str, str]]:
 def matched(
     tags: Sequence[Tag], olds: Sequence[Tag] = OLD, **aliases: str
 ) -> dict[tuple[str, int], int]:
-    found = match.match(tags, olds, aliases)
+    found = match.match_tags(tags, olds, aliases)
     return {(tags[row].name, tags[row].category): old for row, (old, _) in found.items()}
 
 
@@ -279,7 +279,7 @@ def test_a_name_counts_more_than_an_alias() -> None:
 def test_old_names_are_read_however_they_are_written(write: Callable[[str, str], Path]) -> None:
     lines = ["category,tag_id,name,best_threshold", '4,1,"Hatsune Miku",0.3']
     lines += [",2,saber \\(fate\\),", "general,3,a,", "77,4,b,", ""]
-    tags = taglists.read(write("tagger/selected_tags.csv", "\n".join(lines)).parent)
+    tags = taglists.read_tags(write("tagger/selected_tags.csv", "\n".join(lines)).parent)
     assert [(tag.name, tag.category) for tag in tags] == [
         ("hatsune_miku", 4),
         ("saber_(fate)", UNKNOWN),
@@ -293,7 +293,7 @@ NAMES = st.sampled_from(["a", "b", "c_hair", "d_hair", "general", "e_(f)", "A", 
 TAGS = st.lists(
     st.builds(Tag, st.just(-1), NAMES, st.sampled_from([0, 4, 9, UNKNOWN]), st.just(1)),
     max_size=8,
-    unique_by=lambda tag: (vocabulary.normal(tag.name), tag.category),
+    unique_by=lambda tag: (vocabulary.normalize_name(tag.name), tag.category),
 )
 
 
@@ -301,21 +301,21 @@ TAGS = st.lists(
 def test_every_tag_is_accounted_for_once(
     tags: list[Tag], olds: list[Tag], aliases: dict[str, str]
 ) -> None:
-    olds = [old._replace(name=vocabulary.normal(old.name)) for old in olds]
-    found = match.match(tags, olds, aliases)
+    olds = [old._replace(name=vocabulary.normalize_name(old.name)) for old in olds]
+    found = match.match_tags(tags, olds, aliases)
     used = [old for old, _ in found.values()]
     assert len(set(used)) == len(used)
     for row, (old, outcome) in found.items():
-        same = olds[old].name == vocabulary.normal(tags[row].name)
+        same = olds[old].name == vocabulary.normalize_name(tags[row].name)
         assert same == (outcome == "carried")
-        assert same or aliases[olds[old].name] == vocabulary.normal(tags[row].name)
+        assert same or aliases[olds[old].name] == vocabulary.normalize_name(tags[row].name)
     told = head_transfer._told(tags, olds, found, [])
     kinds = Counter(tag.outcome for tag in told)
     learnt = [(tag.name, tag.category) for tag in told if tag.outcome != "dropped"]
     assert learnt == [(tag.name, tag.category) for tag in tags]
     assert kinds["carried"] + kinds["carried_by_alias"] + kinds["dropped"] == len(olds)
     assert len(head_transfer.rows(told)) == len(told)
-    exact = {(vocabulary.normal(t.name), t.category): row for row, t in enumerate(tags)}
+    exact = {(vocabulary.normalize_name(t.name), t.category): row for row, t in enumerate(tags)}
     for number, old_tag in enumerate(olds):
         if (row_ := exact.get((old_tag.name, old_tag.category))) is not None:
             assert found[row_] == (number, "carried")
@@ -351,7 +351,7 @@ HAIR = [
 def test_a_new_tag_starts_as_what_is_asked_for(
     trained: Callable[..., Path],
     preset: Preset,
-    new: New,
+    new: NewTagStart,
     name: str,
     category: int,
     origins: list[int],

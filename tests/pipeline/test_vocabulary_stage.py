@@ -46,7 +46,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         {"id": str(row), "file": f"{row}.png", "tags": [names.index(tag) for tag in post]}
         for row, post in enumerate(POSTS)
     ]
-    manifest.write(pa.Table.from_pylist(rows, schema=manifest.SCHEMA), stage.POSTS)
+    manifest.write_posts(pa.Table.from_pylist(rows, schema=manifest.POSTS_SCHEMA), stage.POSTS)
     return tmp_path
 
 

@@ -54,7 +54,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def write(rows: list[dict[str, Any]]) -> None:
-    manifest.write(pa.Table.from_pylist(rows, schema=manifest.SCHEMA), split.POSTS)
+    manifest.write_posts(pa.Table.from_pylist(rows, schema=manifest.POSTS_SCHEMA), split.POSTS)
 
 
 @pytest.fixture
@@ -92,8 +92,8 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def read() -> tuple[Posts, Labels]:
-    found = manifest.read(split.POSTS, len(SEEN))
-    return found, manifest.columns_of(found.labels, SEEN, TAGS)
+    found = manifest.read_posts(split.POSTS, len(SEEN))
+    return found, manifest.select_columns(found.labels, SEEN, TAGS)
 
 
 def written() -> list[int]:

@@ -63,7 +63,7 @@ def relabel(made: Project, change: Callable[[int, set[str]], set[str]]) -> None:
     ]
     column = table.schema.get_field_index("tags")
     tags = pa.array(lists, table.schema.field("tags").type)
-    manifest.write(table.set_column(column, "tags", tags), path)
+    manifest.write_posts(table.set_column(column, "tags", tags), path)
 
 
 @contextmanager

@@ -27,7 +27,7 @@ from tagger.core.vocabulary import Tag
 from tagger.data import image_steps as pictures_of
 from tagger.data import ingest
 from tagger.data.rejected import RejectedPosts
-from tagger.data.sources.folder import Folder
+from tagger.data.sources.folder import FolderSource
 from tagger.data.tags import rules
 from tagger.data.tags.lexicon import Lexicon
 from tagger.images.dataset import Split
@@ -191,13 +191,15 @@ def project(
     p, data = shipped.prepare, folder / "data"
     (data / "rules").mkdir(parents=True)
     lexicon = Lexicon(rules.read(demo))
-    found = ingest.gather(Folder([demo], p.separator), lexicon, p.filters, RejectedPosts())
-    seen = ingest.tags_of(lexicon, ingest.count(found, len(lexicon)))
-    table = ingest.renumbered(pictures_of.grouped(found, p.groups), lexicon, seen)
-    manifest.write(table, data / "posts.parquet")
+    found = ingest.read_posts(
+        FolderSource([demo], p.separator), lexicon, p.filters, RejectedPosts()
+    )
+    seen = ingest.used_tags(lexicon, ingest.count_labels(found, len(lexicon)))
+    table = ingest.renumber(pictures_of.grouped(found, p.groups), lexicon, seen)
+    manifest.write_posts(table, data / "posts.parquet")
     manifest.write_tags(seen, data / "tags.parquet")
     vocabulary.write([tag for tag in seen if tag.count >= 3], data / "vocabulary.csv")
-    ids = manifest.read(data / "posts.parquet", len(seen)).ids
+    ids = manifest.read_posts(data / "posts.parquet", len(seen)).ids
     parts = np.repeat(np.array([0, 1, 2], np.int8), sizes)
     manifest.write_split(ids, parts, data / "split.parquet")
     content = yaml.safe_load((ROOT / params.PATH).read_text(encoding="utf-8"))

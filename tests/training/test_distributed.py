@@ -190,7 +190,7 @@ def test_a_process_without_a_readable_picture_keeps_nobody_waiting(
     vit = Preset.model_validate(content["models"]["small"])
     recipe: dict[str, Any] = {"parallel": "fsdp", "validate_on": 5, "epochs": 1, "optimizer": "sgd"}
     made = project(tmp_path / "project", shipped, drawn, vit, **recipe)
-    posts = manifest.read(made.folder / "data/posts.parquet", 10_000)
+    posts = manifest.read_posts(made.folder / "data/posts.parquet", 10_000)
     places = list(manifest.locations(posts.table))[16:23]
     for row in (1, 4):  # the second and fourth of five that are spread over seven
         Path(places[row].path).unlink()

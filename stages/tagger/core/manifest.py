@@ -21,7 +21,7 @@ from tagger.core.errors import TaggerError
 from tagger.core.vocabulary import Tag
 from tagger.images.location import Location
 
-SCHEMA = pa.schema(
+POSTS_SCHEMA = pa.schema(
     {
         "id": pa.string(),
         "file": pa.string(),
@@ -38,7 +38,7 @@ SCHEMA = pa.schema(
 TAGS_SCHEMA = pa.schema(
     {"tag_id": pa.int64(), "name": pa.string(), "category": pa.int8(), "count": pa.int64()}
 )
-Numbers = npt.NDArray[np.integer[Any]]
+Integers = npt.NDArray[np.integer[Any]]
 SPLITS = ("train", "validation", "test")
 
 _ROWS = 100_000  # of a row group
@@ -70,14 +70,14 @@ class Posts:
         return np.asarray(self.table["group"].to_numpy())
 
 
-def write(posts: pa.Table, path: Path) -> None:
+def write_posts(posts: pa.Table, path: Path) -> None:
     """Write the columns of SCHEMA, some ten thousand posts at a time."""
     with (
         files.replacing(path) as partial,
-        pq.ParquetWriter(partial, SCHEMA, **_POSTS_STORED) as writer,
+        pq.ParquetWriter(partial, POSTS_SCHEMA, **_POSTS_STORED) as writer,
     ):
-        for batch in posts.select(SCHEMA.names).to_batches(max_chunksize=_ROWS):
-            writer.write_batch(batch.cast(SCHEMA), row_group_size=_ROWS)
+        for batch in posts.select(POSTS_SCHEMA.names).to_batches(max_chunksize=_ROWS):
+            writer.write_batch(batch.cast(POSTS_SCHEMA), row_group_size=_ROWS)
 
 
 def write_tags(tags: Sequence[Tag], path: Path) -> None:
@@ -85,9 +85,9 @@ def write_tags(tags: Sequence[Tag], path: Path) -> None:
     _write_table(pa.Table.from_pylist(rows, schema=TAGS_SCHEMA), path)
 
 
-def write_split(ids: pa.ChunkedArray, parts: npt.NDArray[np.int8], path: Path) -> None:
+def write_split(ids: pa.ChunkedArray, splits: npt.NDArray[np.int8], path: Path) -> None:
     """Write which part each post belongs to: `parts` holds numbers of PARTS, (posts,)."""
-    names = pa.DictionaryArray.from_arrays(pa.array(parts), pa.array(SPLITS))
+    names = pa.DictionaryArray.from_arrays(pa.array(splits), pa.array(SPLITS))
     _write_table(pa.table({"id": ids, "split": names.cast(pa.string())}), path)
 
 
@@ -122,39 +122,41 @@ class Locations(Sequence[Location]):
         return next(locations(self._posts.slice(range(len(self))[key], 1)))
 
 
-def read(path: Path, tags: int) -> Posts:
+def read_posts(path: Path, tag_count: int) -> Posts:
     """Return the manifest whose labels point at the `tags` rows of tags.parquet."""
     table = pq.read_table(files.require(path)).combine_chunks()
-    labels = labels_of(table["tags"].combine_chunks(), tags)
-    if labels.indices.max(initial=-1) >= tags or labels.indices.min(initial=0) < 0:
-        raise TaggerError(f"{path} has tags beyond the {tags:,} of tags.parquet. Run `dvc repro`.")
+    labels = labels_from_lists(table["tags"].combine_chunks(), tag_count)
+    if labels.indices.max(initial=-1) >= tag_count or labels.indices.min(initial=0) < 0:
+        raise TaggerError(
+            f"{path} has tags beyond the {tag_count:,} of tags.parquet. Run `dvc repro`."
+        )
     return Posts(table.drop_columns("tags"), labels)
 
 
-def labels_of(lists: pa.Array, tags: int) -> csr_array:
+def labels_from_lists(lists: pa.Array, tag_count: int) -> csr_array:
     """Return the tags of posts, boolean (posts, tags), from lists of their numbers."""
-    starts, numbers = flat(lists)
+    starts, numbers = flatten_lists(lists)
     true = np.ones(len(numbers), dtype=np.bool_)
-    return csr_array((true, numbers, starts), shape=(len(lists), tags))
+    return csr_array((true, numbers, starts), shape=(len(lists), tag_count))
 
 
-def flat(lists: pa.Array) -> tuple[Numbers, npt.NDArray[np.int32]]:
+def flatten_lists(lists: pa.Array) -> tuple[Integers, npt.NDArray[np.int32]]:
     """Return where the numbers of each list start, (lists + 1,), and all numbers."""
-    return starts_of(pc.list_value_length(lists).to_numpy()), lists.flatten().to_numpy()
+    return starts_from_lengths(pc.list_value_length(lists).to_numpy()), lists.flatten().to_numpy()
 
 
-def starts_of(lengths: npt.NDArray[Any]) -> Numbers:
+def starts_from_lengths(lengths: npt.NDArray[Any]) -> Integers:
     """Return where parts of these lengths start, and where the last one ends.
 
     In 32 bits where those suffice: from starts of 64, scipy makes columns of 64.
     """
     few = int(lengths.sum(dtype=np.int64)) <= np.iinfo(np.int32).max
-    starts: Numbers = np.zeros(len(lengths) + 1, np.int32 if few else np.int64)
+    starts: Integers = np.zeros(len(lengths) + 1, np.int32 if few else np.int64)
     np.cumsum(lengths, dtype=starts.dtype, out=starts[1:])
     return starts
 
 
-def blocks(labels: csr_array) -> Iterator[tuple[slice, Numbers, Numbers]]:
+def label_blocks(labels: csr_array) -> Iterator[tuple[slice, Integers, Integers]]:
     """Yield labels by some posts at a time: which, and the row among them and column of each."""
     for start in range(0, labels.shape[0], _AT_A_TIME):
         some = slice(start, start + _AT_A_TIME)
@@ -177,18 +179,20 @@ def read_split(path: Path, ids: pa.ChunkedArray) -> npt.NDArray[np.int8]:
     return np.asarray(parts.to_numpy(), dtype=np.int8)
 
 
-def columns_of(labels: csr_array, seen: Sequence[Tag], wanted: Sequence[Tag]) -> csr_array:
+def select_columns(
+    labels: csr_array, seen_tags: Sequence[Tag], vocabulary: Sequence[Tag]
+) -> csr_array:
     """Return labels with the columns of a vocabulary, boolean (posts, wanted), in its order."""
-    row_of = {tag.name: row for row, tag in enumerate(seen)}
-    missing = [tag.name for tag in wanted if tag.name not in row_of]
+    row_of = {tag.name: row for row, tag in enumerate(seen_tags)}
+    missing = [tag.name for tag in vocabulary if tag.name not in row_of]
     if missing:
         raise TaggerError(f"No post has the tag {missing[0]!r}. Make the vocabulary again.")
-    column_of = np.full(len(seen), -1, dtype=np.int32)
-    column_of[[row_of[tag.name] for tag in wanted]] = np.arange(len(wanted))
+    column_of = np.full(len(seen_tags), -1, dtype=np.int32)
+    column_of[[row_of[tag.name] for tag in vocabulary]] = np.arange(len(vocabulary))
     columns = column_of[labels.indices]
     kept = columns >= 0
-    starts = starts_of(kept)[labels.indptr]
+    starts = starts_from_lengths(kept)[labels.indptr]
     true = np.ones(int(starts[-1]), dtype=np.bool_)
-    chosen = csr_array((true, columns[kept], starts), shape=(labels.shape[0], len(wanted)))
+    chosen = csr_array((true, columns[kept], starts), shape=(labels.shape[0], len(vocabulary)))
     chosen.sort_indices()
     return chosen

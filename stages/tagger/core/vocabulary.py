@@ -38,22 +38,22 @@ class Tag(NamedTuple):
     count: int  # type: ignore[assignment]  # posts; hides tuple.count, which nobody needs
 
 
-def normal(name: str) -> str:
+def normalize_name(name: str) -> str:
     r"""Return a tag in lower_snake_case, as on Danbooru; `\(` of prompts is a parenthesis."""
     return "_".join(name.replace("\\(", "(").replace("\\)", ")").split()).lower()
 
 
-def matches(name: str, glob: str) -> bool:
+def matches_glob(name: str, glob: str) -> bool:
     return name == glob or fnmatchcase(name, glob)
 
 
-def category_of(value: object) -> int | None:
+def parse_category(value: object) -> int | None:
     """Return the code of a category that a table gives as a name or a number."""
-    code = _CODES.get(str(value).strip().lower(), whole(value))
+    code = _CODES.get(str(value).strip().lower(), parse_integer(value))
     return code if code in CATEGORIES else None
 
 
-def whole(value: object) -> int | None:
+def parse_integer(value: object) -> int | None:
     """Return a whole number however it is written: a column with gaps may have become floats."""
     try:
         number = float(str(value))
@@ -62,7 +62,7 @@ def whole(value: object) -> int | None:
     return int(number) if number.is_integer() and abs(number) < 1 << 53 else None
 
 
-def ordered(tags: Iterable[Tag]) -> list[Tag]:
+def sort_tags(tags: Iterable[Tag]) -> list[Tag]:
     """Return the tags by category, within a category by falling count, then by name."""
     return sorted(tags, key=lambda tag: (_RANK[tag.category], -tag.count, tag.name))
 
@@ -73,7 +73,7 @@ def count_categories(tags: Iterable[Tag]) -> dict[str, int]:
     return {name: counts[code] for code, name in CATEGORIES.items() if counts[code]}
 
 
-def columns(tags: Sequence[Tag], category: Category) -> npt.NDArray[np.int64]:
+def category_columns(tags: Sequence[Tag], category: Category) -> npt.NDArray[np.int64]:
     """Return the places of the tags of a category."""
     return np.flatnonzero([CATEGORIES[tag.category] == category for tag in tags])
 
@@ -99,7 +99,7 @@ def read_selected(path: Path) -> dict[str, Tag]:
     nothing = dict.fromkeys(("tag_id", "category", "count"), UNKNOWN)
     for place, row in records.rows(path):
         tag = _parse(nothing | {k: v for k, v in row.items() if v not in ("", None)}, place)
-        name = normal(tag.name)
+        name = normalize_name(tag.name)
         if not name:
             raise TaggerError(f"{place} has no 'name'.")
         if name in tags:
@@ -115,10 +115,10 @@ def _parse(row: Mapping[str, Any], place: str) -> Tag:
         if column not in row:
             raise TaggerError(f"{place} has no {column!r}.")
     given = row["category"]
-    category = UNKNOWN if given == UNKNOWN else category_of(given)
+    category = UNKNOWN if given == UNKNOWN else parse_category(given)
     if category is None:
         raise TaggerError(f"{place} has the unknown category {str(given)!r}.")
-    tag_id, count = whole(row["tag_id"]), whole(row["count"])
+    tag_id, count = parse_integer(row["tag_id"]), parse_integer(row["count"])
     if tag_id is None or count is None:
         wrong = "tag_id" if tag_id is None else "count"
         raise TaggerError(f"{place}: {wrong} is {str(row[wrong])!r}, no whole number.")

@@ -16,21 +16,21 @@ from scipy.sparse import csr_array
 from tagger import params
 from tagger.core.arrays import Mask
 from tagger.core.errors import TaggerError
-from tagger.core.vocabulary import RATING, matches, normal
+from tagger.core.vocabulary import RATING, matches_glob, normalize_name
 from tagger.data.tags.lexicon import Lexicon
 
-Counts = npt.NDArray[np.int64]  # (posts,)
+PostCounts = npt.NDArray[np.int64]  # (posts,)
 
 
-class Verdict(NamedTuple):
+class Rejection(NamedTuple):
     """Posts that a filter leaves out."""
 
     reason: str
-    out: Mask
+    rejected: Mask
     details: pa.Array  # string for each post, whether left out or not
 
 
-def of_posts(posts: pa.Table, p: params.Filters) -> Iterator[Verdict]:
+def reject_by_columns(posts: pa.Table, p: params.Filters) -> Iterator[Rejection]:
     """Yield what the filters on score, date, id, deleted and banned posts say.
 
     Raises TaggerError for a filter on what the source does not know.
@@ -46,10 +46,10 @@ def of_posts(posts: pa.Table, p: params.Filters) -> Iterator[Verdict]:
     for name, kept in (("deleted", p.keep_deleted), ("banned", p.keep_banned)):
         if not kept:
             out = pc.fill_null(_known(posts, name, f"which of its posts are {name}"), False)
-            yield plain(name, out.to_numpy(), "")
+            yield reject(name, out.to_numpy(), "")
 
 
-def of_sizes(posts: pa.Table, p: params.Filters) -> Iterator[Verdict]:
+def reject_by_size(posts: pa.Table, p: params.Filters) -> Iterator[Rejection]:
     """Yield what the filters on width and height say; a size that is not known passes."""
     width, height = (
         pc.fill_null(pc.cast(posts[name], pa.float64()), np.nan).to_numpy()
@@ -59,10 +59,10 @@ def of_sizes(posts: pa.Table, p: params.Filters) -> Iterator[Verdict]:
         *(pc.cast(posts[name], pa.string()) for name in ("width", "height")), " x "
     )
     if p.min_side:
-        yield Verdict("too small", np.minimum(width, height) < p.min_side, size)
+        yield Rejection("too small", np.minimum(width, height) < p.min_side, size)
     if p.max_aspect:
         longer = np.maximum(width, height) / np.maximum(np.minimum(width, height), 1)
-        yield Verdict("aspect", longer > p.max_aspect, size)
+        yield Rejection("aspect", longer > p.max_aspect, size)
 
 
 def _midnight(day: date) -> datetime:
@@ -77,7 +77,7 @@ def _known(posts: pa.Table, column: str, what: str) -> pa.ChunkedArray:
 
 def _outside(
     posts: pa.Table, column: str, reason: str, low: Any, high: Any, kind: pa.DataType | None = None
-) -> Verdict:
+) -> Rejection:
     """Judge a column by its bounds, both inclusive; what has no value is outside."""
     values = _known(posts, column, f"the {reason} of its posts")
     try:
@@ -90,7 +90,7 @@ def _outside(
     if high is not None:
         inside = pc.and_kleene(inside, pc.less_equal(values, pa.scalar(high, values.type)))
     out = pc.invert(pc.fill_null(inside, False)).to_numpy()
-    return Verdict(reason, out, pc.fill_null(pc.cast(values, pa.string()), "none"))
+    return Rejection(reason, out, pc.fill_null(pc.cast(values, pa.string()), "none"))
 
 
 class TagFilter:
@@ -101,33 +101,33 @@ class TagFilter:
         self.p = p
         self._chosen: dict[str, list[bool]] = {}  # by question, for each tag of the lexicon
 
-    def judge(self, labels: csr_array) -> Iterator[Verdict]:
+    def rejections(self, labels: csr_array) -> Iterator[Rejection]:
         """Yield what the filters say of a batch, boolean (posts, tags)."""
-        yield plain("no tags", np.diff(labels.indptr) == 0, "none is left")
+        yield reject("no tags", np.diff(labels.indptr) == 0, "none is left")
         if self.p.ratings is not None:
             wanted = set(self.p.ratings)
             rated = self._count(labels, "rating", lambda n: self._rating(n) in wanted)
-            yield plain("rating", rated == 0, f"not {', '.join(self.p.ratings)}")
+            yield reject("rating", rated == 0, f"not {', '.join(self.p.ratings)}")
         for pattern in self.p.required:
-            yield plain("required tag", self._matching(labels, pattern) == 0, pattern)
+            yield reject("required tag", self._matching(labels, pattern) == 0, pattern)
         for pattern in self.p.excluded:
-            yield plain("excluded tag", self._matching(labels, pattern) > 0, pattern)
+            yield reject("excluded tag", self._matching(labels, pattern) > 0, pattern)
         if self.p.min_tags:
             general = self._count(labels, "general", lambda n: self.lexicon.category(n) == 0)
             counts = pc.cast(pa.array(general), pa.string())
             details = pc.binary_join_element_wise(counts, "general tags", " ")
-            yield Verdict("few tags", general < self.p.min_tags, details)
+            yield Rejection("few tags", general < self.p.min_tags, details)
 
     def _rating(self, number: int) -> str | None:
         return self.lexicon.names[number] if self.lexicon.category(number) == RATING else None
 
-    def _matching(self, labels: csr_array, pattern: str) -> Counts:
+    def _matching(self, labels: csr_array, pattern: str) -> PostCounts:
         """Return how many tags of each post match a glob, or are just that text."""
-        text = normal(pattern)
+        text = normalize_name(pattern)
         names = self.lexicon.names
-        return self._count(labels, f"glob {text}", lambda n: matches(names[n], text))
+        return self._count(labels, f"glob {text}", lambda n: matches_glob(names[n], text))
 
-    def _count(self, labels: csr_array, question: str, test: Callable[[int], bool]) -> Counts:
+    def _count(self, labels: csr_array, question: str, test: Callable[[int], bool]) -> PostCounts:
         """Return on how many tags of each post the test holds; it is asked once per tag."""
         chosen = self._chosen.setdefault(question, [])
         chosen.extend(test(number) for number in range(len(chosen), len(self.lexicon)))
@@ -136,5 +136,5 @@ class TagFilter:
         return np.asarray(sums[labels.indptr[1:]] - sums[labels.indptr[:-1]], dtype=np.int64)
 
 
-def plain(reason: str, out: Mask, detail: str) -> Verdict:
-    return Verdict(reason, out, pa.repeat(pa.scalar(detail), len(out)))
+def reject(reason: str, out: Mask, detail: str) -> Rejection:
+    return Rejection(reason, out, pa.repeat(pa.scalar(detail), len(out)))

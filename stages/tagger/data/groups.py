@@ -15,10 +15,10 @@ from scipy.sparse.csgraph import connected_components
 from tagger.core import files, manifest
 from tagger.images import decode
 
-Pairs = npt.NDArray[np.int64]  # (pairs, 2), numbers of posts, or beyond them of absent parents
+PostPairs = npt.NDArray[np.int64]  # (pairs, 2), numbers of posts, or beyond them of absent parents
 
 
-def number(length: int, *kinships: Pairs) -> npt.NDArray[np.int64]:
+def number_groups(length: int, *kinships: PostPairs) -> npt.NDArray[np.int64]:
     """Return the group of each post, (posts,): the smallest number of a post in it."""
     pairs = np.concatenate([np.empty((0, 2), np.int64), *kinships])
     nodes = max(length, int(pairs.max(initial=-1)) + 1)
@@ -29,7 +29,7 @@ def number(length: int, *kinships: Pairs) -> npt.NDArray[np.int64]:
     return np.asarray(first[member], dtype=np.int64)
 
 
-def by_parent(ids: pa.ChunkedArray, parents: pa.ChunkedArray) -> Pairs:
+def pair_by_parent(ids: pa.ChunkedArray, parents: pa.ChunkedArray) -> PostPairs:
     """Return each post with its parent; those of the same absent parent meet in a number beyond."""
     children = np.flatnonzero(pc.is_valid(parents).to_numpy())
     parents = pc.drop_null(parents)
@@ -41,7 +41,7 @@ def by_parent(ids: pa.ChunkedArray, parents: pa.ChunkedArray) -> Pairs:
     return np.stack([children, np.where(rows < 0, absent, rows)], axis=1).astype(np.int64)
 
 
-def by_content(content: pa.ChunkedArray) -> Pairs:
+def pair_by_content(content: pa.ChunkedArray) -> PostPairs:
     """Return pairs that connect all posts of the same content; null is like no other."""
     known = np.flatnonzero(pc.is_valid(content).to_numpy())
     codes = pc.drop_null(content).combine_chunks().dictionary_encode().indices.to_numpy()
@@ -50,7 +50,7 @@ def by_content(content: pa.ChunkedArray) -> Pairs:
     return known[np.stack([order[same], order[same + 1]], axis=1)]
 
 
-def alike(sizes: pa.ChunkedArray, content: pa.ChunkedArray) -> npt.NDArray[np.int64]:
+def find_equal_sizes(sizes: pa.ChunkedArray, content: pa.ChunkedArray) -> npt.NDArray[np.int64]:
     """Return the posts whose content must be read: not yet known, of a size that others have."""
     values = pc.fill_null(sizes, -1).to_numpy()
     _, member, counts = np.unique(values, return_inverse=True, return_counts=True)
@@ -59,10 +59,12 @@ def alike(sizes: pa.ChunkedArray, content: pa.ChunkedArray) -> npt.NDArray[np.in
 
 def hash_content(pictures: pa.Table) -> pa.Table:
     """Return the SHA-256 of each picture as `content`, null where it cannot be read."""
-    return pa.table({"content": pa.array(each_hash(pictures, files.digest), pa.binary())})
+    return pa.table({"content": pa.array(hash_images(pictures, files.digest), pa.binary())})
 
 
-def each_hash(pictures: pa.Table, function: Callable[[bytes], bytes | None]) -> list[bytes | None]:
+def hash_images(
+    pictures: pa.Table, function: Callable[[bytes], bytes | None]
+) -> list[bytes | None]:
     """Return a hash of the bytes of each picture, None where it cannot be read or has none."""
     hashes: list[bytes | None] = []
     for place in manifest.locations(pictures):

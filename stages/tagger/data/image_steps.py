@@ -13,9 +13,9 @@ import pyarrow.compute as pc
 
 from tagger import params
 from tagger.data import filters, groups, ingest, resized_copies, verify
-from tagger.data.filters import Verdict
+from tagger.data.filters import Rejection
 from tagger.data.rejected import RejectedPosts
-from tagger.data.sources import Source, with_column
+from tagger.data.sources import Source, set_column
 from tagger.system import progress, workers
 
 _CHUNK = 2_000  # pictures
@@ -29,8 +29,8 @@ def located(posts: pa.Table, source: Source, left_out: RejectedPosts) -> pa.Tabl
     rows = np.flatnonzero(missing)
     details = np.full(len(posts), None, dtype=object)
     for row, identity in zip(rows.tolist(), posts["id"].take(rows).to_pylist(), strict=True):
-        details[row] = source.lost.get(identity, "it is not there")
-    verdict = Verdict("no picture", missing, pa.array(details, pa.string()))
+        details[row] = source.missing.get(identity, "it is not there")
+    verdict = Rejection("no picture", missing, pa.array(details, pa.string()))
     return ingest.judge(posts, [verdict], left_out)[0]
 
 
@@ -45,16 +45,16 @@ def verified(
     found = _worked(verify_image, posts.select(_PLACE).take(order), memory, "verifying")
     found = found.take(pc.sort_indices(order))
     for name in ("width", "height", "content"):
-        posts = with_column(posts, name, found[name])
+        posts = set_column(posts, name, found[name])
     usable = judge_reasons(found)
     posts, _ = ingest.judge(posts, usable, left_out)
-    return ingest.judge(posts, filters.of_sizes(posts, p.filters), left_out)[0]
+    return ingest.judge(posts, filters.reject_by_size(posts, p.filters), left_out)[0]
 
 
-def judge_reasons(found: pa.Table) -> list[Verdict]:
+def judge_reasons(found: pa.Table) -> list[Rejection]:
     """Return a verdict for each reason that a step gave."""
     return [
-        Verdict(
+        Rejection(
             reason,
             pc.fill_null(pc.equal(found["reason"], reason), False).to_numpy(),
             found["detail"],
@@ -68,11 +68,11 @@ def copied(posts: pa.Table, p: params.Copies, left_out: RejectedPosts) -> pa.Tab
     if p.side is None:
         return posts
     order = _in_place(posts)
-    made = resized_copies.copies(
+    made = resized_copies.write_copies(
         _originals(posts).take(order),
         p.folder,
         side=p.side,
-        form=p.form,
+        format=p.form,
         quality=p.quality,
         shard_size=p.shard_size * 1_000_000,
     )
@@ -80,7 +80,7 @@ def copied(posts: pa.Table, p: params.Copies, left_out: RejectedPosts) -> pa.Tab
     copies = pa.concat_tables([resized_copies.SCHEMA.empty_table(), *tables])
     copies = copies.take(pc.sort_indices(order))
     for name in ("file", "shard", "offset", "size", "width", "height"):
-        posts = with_column(posts, name, copies[name])
+        posts = set_column(posts, name, copies[name])
     return ingest.judge(posts, judge_reasons(copies), left_out)[0]
 
 
@@ -91,7 +91,7 @@ def _originals(posts: pa.Table) -> pa.Table:
     """
     content = _known_content(posts)
     modified = pc.if_else(pc.is_null(content), posts["modified"], pa.scalar(None, pa.int64()))
-    known = with_column(posts.select(["id", *_PLACE]), "modified", modified)
+    known = set_column(posts.select(["id", *_PLACE]), "modified", modified)
     return known.append_column("content", content)
 
 
@@ -99,23 +99,23 @@ def grouped(posts: pa.Table, p: params.Groups, memory: Path | None = None) -> pa
     """Return the posts with `group`, the number of the first post that belongs with each."""
     kinships = []
     if p.parents:
-        kinships.append(groups.by_parent(posts["id"], posts["parent"]))
+        kinships.append(groups.pair_by_parent(posts["id"], posts["parent"]))
     if p.duplicates:
-        kinships.append(groups.by_content(_content(posts, memory)))
+        kinships.append(groups.pair_by_content(_content(posts, memory)))
     if p.near is not None:
         from tagger.data import perceptual_hash
 
         hashes = _worked(
-            partial(perceptual_hash.hash_looks), posts.select(_PLACE), memory, "looking"
+            partial(perceptual_hash.compute_hashes), posts.select(_PLACE), memory, "looking"
         )
-        kinships.append(perceptual_hash.by_looks(hashes["looks"], p.near))
-    return with_column(posts, "group", pa.array(groups.number(len(posts), *kinships)))
+        kinships.append(perceptual_hash.pair_by_hash(hashes["looks"], p.near))
+    return set_column(posts, "group", pa.array(groups.number_groups(len(posts), *kinships)))
 
 
 def _content(posts: pa.Table, memory: Path | None) -> pa.ChunkedArray:
     """Return the content hash of posts that may share their content, null of others."""
     known = _known_content(posts)
-    rows = groups.alike(posts["size"], known)
+    rows = groups.find_equal_sizes(posts["size"], known)
     if not len(rows):
         return known
     wanted = posts.select(_PLACE).take(rows)

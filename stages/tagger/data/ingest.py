@@ -17,18 +17,18 @@ from scipy.sparse import csr_array
 from tagger import params
 from tagger.core import manifest
 from tagger.core.errors import TaggerError
-from tagger.core.vocabulary import CATEGORIES, Tag, ordered
+from tagger.core.vocabulary import CATEGORIES, Tag, sort_tags
 from tagger.data import filters
-from tagger.data.filters import TagFilter, Verdict
+from tagger.data.filters import Rejection, TagFilter
 from tagger.data.rejected import RejectedPosts
-from tagger.data.sources import COLUMNS, Source, with_column
+from tagger.data.sources import COLUMNS, Source, set_column
 from tagger.data.tags.lexicon import Lexicon
 from tagger.system import workers
 
 KEPT = [name for name in COLUMNS if name not in ("score", "deleted", "banned")]
 
 
-def gather(
+def read_posts(
     source: Source, lexicon: Lexicon, p: params.Filters, left_out: RejectedPosts
 ) -> pa.Table:
     """Return the posts of a source that pass the filters, in its order."""
@@ -39,24 +39,24 @@ def gather(
         if not len(batch.posts):
             continue
         tags = batch.tags
-        posts, kept = judge(batch.posts, filters.of_posts(batch.posts, p), left_out)
+        posts, kept = judge(batch.posts, filters.reject_by_columns(batch.posts, p), left_out)
         if len(posts) < len(kept):
             tags = {category: lists.filter(kept) for category, lists in tags.items()}
         labels = lexicon.labels(tags)
         posts = _conform(posts.append_column("tags", _lists(labels.indptr, labels.indices)))
-        verdicts = (*by_tags.judge(labels), *filters.of_sizes(posts, p))
+        verdicts = (*by_tags.rejections(labels), *filters.reject_by_size(posts, p))
         tables.append(judge(posts, verdicts, left_out)[0])
     return pa.concat_tables(tables)
 
 
 def judge(
-    posts: pa.Table, verdicts: Iterable[Verdict], left_out: RejectedPosts
+    posts: pa.Table, verdicts: Iterable[Rejection], left_out: RejectedPosts
 ) -> tuple[pa.Table, pa.Array]:
     """Return the posts that no verdict leaves out, and which these are; the first reason counts."""
     kept = np.ones(len(posts), dtype=np.bool_)
     for verdict in verdicts:
-        left_out.judge(posts["id"], verdict._replace(out=verdict.out & kept))
-        kept &= ~verdict.out
+        left_out.judge(posts["id"], verdict._replace(rejected=verdict.rejected & kept))
+        kept &= ~verdict.rejected
     mask = pa.array(kept)
     return posts if kept.all() else posts.filter(mask), mask
 
@@ -81,7 +81,7 @@ def choose(
     posts: pa.Table, lexicon: Lexicon, p: params.Filters, left_out: RejectedPosts
 ) -> pa.Table:
     """Return the posts less those of an id seen before, and what cap and sample leave out."""
-    nameless = filters.plain("no id", pc.is_null(posts["id"]).to_numpy(), "the source names none")
+    nameless = filters.reject("no id", pc.is_null(posts["id"]).to_numpy(), "the source names none")
     posts, _ = judge(posts, [nameless, repeated(posts)], left_out)
     if p.max_posts_per_tag is not None:
         posts, _ = judge(posts, [beyond_cap(posts, lexicon, p)], left_out)
@@ -99,36 +99,36 @@ def require(posts: pa.Table, left_out: RejectedPosts, report: Path) -> pa.Table:
     return posts
 
 
-def repeated(posts: pa.Table) -> Verdict:
+def repeated(posts: pa.Table) -> Rejection:
     """Leave out all but the first of posts with the same id."""
     codes = pc.fill_null(posts["id"], "").combine_chunks().dictionary_encode().indices.to_numpy()
     first = np.zeros(len(posts), dtype=np.bool_)
     first[np.unique(codes, return_index=True)[1]] = True
-    return Verdict("duplicate id", ~first, posts["id"])
+    return Rejection("duplicate id", ~first, posts["id"])
 
 
-def beyond_cap(posts: pa.Table, lexicon: Lexicon, p: params.Filters) -> Verdict:
+def beyond_cap(posts: pa.Table, lexicon: Lexicon, p: params.Filters) -> Rejection:
     """Leave out posts of tags that are on many, until none is on more than the cap."""
     from tagger.data import sampling
 
     cap = p.max_posts_per_tag or len(posts)
     counted = [CATEGORIES[lexicon.category(tag)] in p.capped for tag in range(len(lexicon))]
-    labels = manifest.labels_of(posts["tags"].combine_chunks(), len(lexicon))
+    labels = manifest.labels_from_lists(posts["tags"].combine_chunks(), len(lexicon))
     labels = csr_array(labels[:, np.flatnonzero(counted)])
-    out = sampling.beyond_cap(labels, sampling.order(posts["id"], p.seed), cap)
-    return filters.plain("cap", out, f"a tag of it is on {cap:,} posts")
+    out = sampling.over_cap(labels, sampling.random_order(posts["id"], p.seed), cap)
+    return filters.reject("cap", out, f"a tag of it is on {cap:,} posts")
 
 
-def beyond_sample(posts: pa.Table, size: int, seed: int) -> Verdict:
+def beyond_sample(posts: pa.Table, size: int, seed: int) -> Rejection:
     """Leave out all but `size` posts, drawn by id."""
     from tagger.data import sampling
 
     out = np.zeros(len(posts), dtype=np.bool_)
-    out[sampling.order(posts["id"], seed)[size:]] = True
-    return filters.plain("sample", out, f"not one of {size:,} drawn")
+    out[sampling.random_order(posts["id"], seed)[size:]] = True
+    return filters.reject("sample", out, f"not one of {size:,} drawn")
 
 
-def count(posts: pa.Table, tags: int) -> npt.NDArray[np.int64]:
+def count_labels(posts: pa.Table, tags: int) -> npt.NDArray[np.int64]:
     """Return how many posts each tag of the lexicon is on, (tags,)."""
     counts = np.zeros(tags, dtype=np.int64)
     for chunk in posts["tags"].chunks:
@@ -136,10 +136,10 @@ def count(posts: pa.Table, tags: int) -> npt.NDArray[np.int64]:
     return counts
 
 
-def tags_of(lexicon: Lexicon, counts: npt.NDArray[np.int64]) -> list[Tag]:
+def used_tags(lexicon: Lexicon, counts: npt.NDArray[np.int64]) -> list[Tag]:
     """Return the tags that are on a post, in the vocabulary's order; ids not known are below 0."""
-    known = lexicon.rules.known
-    tags = ordered(
+    known = lexicon.rules.known_tags
+    tags = sort_tags(
         Tag(known.get(name, (0, -1))[1], name, lexicon.category(number), int(counts[number]))
         for number, name in enumerate(lexicon.names)
         if counts[number]
@@ -149,13 +149,13 @@ def tags_of(lexicon: Lexicon, counts: npt.NDArray[np.int64]) -> list[Tag]:
     ]
 
 
-def renumbered(posts: pa.Table, lexicon: Lexicon, tags: list[Tag]) -> pa.Table:
+def renumber(posts: pa.Table, lexicon: Lexicon, tags: list[Tag]) -> pa.Table:
     """Return the posts with the rows of `tags` in place of the numbers of the lexicon."""
     row_of = {tag.name: row for row, tag in enumerate(tags)}
     rows = np.array([row_of.get(name, -1) for name in lexicon.names], dtype=np.int32)
     chunks = []
     for chunk in posts["tags"].chunks:
-        starts, numbers = manifest.flat(chunk)
+        starts, numbers = manifest.flatten_lists(chunk)
         chunks.append(_lists(starts, rows[numbers]))
     column = pa.chunked_array(chunks, pa.list_(pa.int32()))
-    return with_column(posts, "tags", column)
+    return set_column(posts, "tags", column)

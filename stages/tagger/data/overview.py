@@ -32,10 +32,10 @@ _ASPECTS = np.geomspace(1 / 4, 4, 41)  # edges of that of aspects
 _POINTS = 200  # of the curve of frequencies
 _SHOWN = 24  # pictures on a sheet
 
-Rows = list[tuple[Any, ...]]
+CsvRows = list[tuple[Any, ...]]
 
 
-def numbers(
+def summarize(
     found: pa.Table,
     tags: Sequence[Tag],
     lexicon: Lexicon,
@@ -64,34 +64,34 @@ def numbers(
     }
 
 
-def changes(lexicon: Lexicon) -> Rows:
+def list_changes(lexicon: Lexicon) -> CsvRows:
     """Return a row under CHANGES for each rule that changed a label, the strongest first."""
     counted = lexicon.changes.items()
     rows = [(*change, labels) for change, labels in counted if labels]
     return sorted(rows, key=lambda row: (row[0], -row[3], *row[:3]))
 
 
-def frequency(tags: Sequence[Tag]) -> Rows:
+def tag_frequency(tags: Sequence[Tag]) -> CsvRows:
     """Return rows under FREQUENCY: on how many posts the tag of each rank is."""
     counts = sorted((tag.count for tag in tags), reverse=True)
     ranks = np.unique(np.geomspace(1, max(1, len(counts)), _POINTS).astype(int))
     return [(rank, counts[rank - 1]) for rank in ranks.tolist() if counts]
 
 
-def per_post(found: pa.Table) -> Rows:
+def tags_per_post(found: pa.Table) -> CsvRows:
     """Return rows under PER_POST: how many posts have so many tags."""
     counts = np.bincount(pc.list_value_length(found["tags"]).to_numpy())
     return list(enumerate(counts.tolist()))
 
 
-def sides(found: pa.Table) -> Rows:
+def count_sides(found: pa.Table) -> CsvRows:
     """Return rows under SIDES: how many posts have a shorter side from so many pixels on."""
     shorter = np.minimum(*_known_sizes(found))
     counts = np.bincount((shorter // _STEP).astype(int))
     return [(step * _STEP, count) for step, count in enumerate(counts.tolist())]
 
 
-def aspects(found: pa.Table) -> Rows:
+def count_aspects(found: pa.Table) -> CsvRows:
     """Return rows under ASPECTS: how many posts have a width over height from so much on."""
     width, height = _known_sizes(found)
     ratios = np.clip(width / np.maximum(height, 1), _ASPECTS[0], _ASPECTS[-1])
@@ -104,15 +104,15 @@ def _known_sizes(found: pa.Table) -> tuple[npt.NDArray[np.float64], npt.NDArray[
     return known["width"].to_numpy().astype(float), known["height"].to_numpy().astype(float)
 
 
-def figure(found: pa.Table, tags: Sequence[Tag]) -> Figure:
+def plot(found: pa.Table, tags: Sequence[Tag]) -> Figure:
     """Return a drawing of the curves above, and of the ratings."""
     drawing = Figure(figsize=(11, 6.5), dpi=100, layout="constrained")
     axes = drawing.subplots(2, 3).ravel()
     _frequency(axes[0], tags)
-    counts, shorter = per_post(found), sides(found)
+    counts, shorter = tags_per_post(found), count_sides(found)
     _histogram(axes[1], counts, np.arange(len(counts) + 1) - 0.5, "Tags per post", "tags")
     _histogram(axes[2], shorter, np.arange(len(shorter) + 1) * _STEP, "Shorter side", "pixels")
-    _histogram(axes[3], aspects(found), np.log2(_ASPECTS), "Aspect ratio", "width to height")
+    _histogram(axes[3], count_aspects(found), np.log2(_ASPECTS), "Aspect ratio", "width to height")
     axes[3].set_xticks([-2, -1, 0, 1, 2], ["1:4", "1:2", "1:1", "2:1", "4:1"])
     _sizes(axes[4], found)
     _ratings(axes[5], tags)
@@ -120,13 +120,13 @@ def figure(found: pa.Table, tags: Sequence[Tag]) -> Figure:
 
 
 def _frequency(axes: Axes, tags: Sequence[Tag]) -> None:
-    rows = np.array(frequency(tags), dtype=float).reshape(-1, 2)
+    rows = np.array(tag_frequency(tags), dtype=float).reshape(-1, 2)
     axes.loglog(rows[:, 0], rows[:, 1], marker="." if len(rows) < 3 else "")
     axes.set(title="Posts per tag", xlabel="rank of the tag", ylabel="posts")
     axes.grid(alpha=0.3)
 
 
-def _histogram(axes: Axes, rows: Rows, edges: npt.NDArray[Any], title: str, label: str) -> None:
+def _histogram(axes: Axes, rows: CsvRows, edges: npt.NDArray[Any], title: str, label: str) -> None:
     """Draw the count of each row between two of the edges."""
     counts = [count for _, count in rows]
     axes.set(title=title, xlabel=label, ylabel="posts")
@@ -165,7 +165,9 @@ def _unknown(axes: Axes) -> None:
     axes.text(0.5, 0.5, "not known", ha="center", va="center", transform=axes.transAxes)
 
 
-def accepted(found: pa.Table, tags: Sequence[Tag]) -> Iterator[tuple[Image.Image | None, str]]:
+def accepted_images(
+    found: pa.Table, tags: Sequence[Tag]
+) -> Iterator[tuple[Image.Image | None, str]]:
     """Yield some of the posts, evenly spread, each with its id and tags."""
     rows = np.unique(np.linspace(0, len(found) - 1, _SHOWN).astype(int))
     some = found.take(pa.array(rows))
@@ -174,7 +176,7 @@ def accepted(found: pa.Table, tags: Sequence[Tag]) -> Iterator[tuple[Image.Image
         yield decode.open_if_there(place), f"{post['id']}: {names}"
 
 
-def rejected(
+def rejected_images(
     left_out: pa.Table, folders: Sequence[Path]
 ) -> Iterator[tuple[Image.Image | None, str]]:
     """Yield some of the posts left out, of each reason in turn, each with its id and reason."""

@@ -13,7 +13,7 @@ from PIL import Image
 
 from tagger.core.errors import TaggerError
 from tagger.data import groups
-from tagger.data.groups import Pairs
+from tagger.data.groups import PostPairs
 from tagger.images import decode
 
 _BITS = 256
@@ -24,9 +24,9 @@ _BLOCK = 10_000  # hashes searched at a time
 _SIDE = 512  # pixels, that PDQ looks at
 
 
-def hash_looks(pictures: pa.Table) -> pa.Table:
+def compute_hashes(pictures: pa.Table) -> pa.Table:
     """Return the PDQ hash of each picture as `looks`, null where it is too plain or unreadable."""
-    return pa.table({"looks": pa.array(groups.each_hash(pictures, _pdq), pa.binary())})
+    return pa.table({"looks": pa.array(groups.hash_images(pictures, _pdq), pa.binary())})
 
 
 def _pdq(data: bytes) -> bytes | None:
@@ -36,7 +36,7 @@ def _pdq(data: bytes) -> bytes | None:
     return np.packbits(bits).tobytes() if quality >= _MIN_QUALITY else None
 
 
-def by_looks(looks: pa.ChunkedArray, distance: int) -> Pairs:
+def pair_by_hash(looks: pa.ChunkedArray, distance: int) -> PostPairs:
     """Return pairs that connect all posts whose hashes differ in at most `distance` bits of 256.
 
     Of posts with the same hash only the first is compared with others: there may be very many.
@@ -50,10 +50,10 @@ def by_looks(looks: pa.ChunkedArray, distance: int) -> Pairs:
     first = known[np.unique(encoded.indices.to_numpy(), return_index=True)[1]]
     packed = np.frombuffer(b"".join(encoded.dictionary.to_pylist()), np.uint8)
     near = _near(packed.reshape(len(first), _BITS // 8), distance)
-    return np.concatenate([groups.by_content(looks), first[near]])
+    return np.concatenate([groups.pair_by_content(looks), first[near]])
 
 
-def _near(hashes: npt.NDArray[np.uint8], distance: int) -> Pairs:
+def _near(hashes: npt.NDArray[np.uint8], distance: int) -> PostPairs:
     """Return all pairs of hashes, (hashes, 32), that differ in at most `distance` bits."""
     index = faiss.IndexBinaryMultiHash(_BITS, _BANDS, _BITS // _BANDS)
     index.nflip = 1

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tagger.core import files
-from tagger.data.filters import Verdict
+from tagger.data.filters import Rejection
 from tagger.data.sources import REJECTED
 
 
@@ -26,9 +26,9 @@ class RejectedPosts:
         if len(rows):
             self._tables.append(rows.select(REJECTED.names).cast(REJECTED))
 
-    def judge(self, ids: pa.ChunkedArray, verdict: Verdict) -> None:
+    def judge(self, ids: pa.ChunkedArray, verdict: Rejection) -> None:
         """Add the posts that a filter leaves out."""
-        out = pa.array(verdict.out)
+        out = pa.array(verdict.rejected)
         ids, details = pc.filter(ids, out), pc.filter(verdict.details, out)
         reasons = pa.repeat(pa.scalar(verdict.reason), len(ids))
         self.add(pa.table({"id": ids, "reason": reasons, "detail": details}))

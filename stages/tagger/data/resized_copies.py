@@ -17,7 +17,7 @@ from PIL import Image
 
 from tagger.core import files, manifest
 from tagger.data.hub import shards
-from tagger.data.sources import table_of
+from tagger.data.sources import table_from_rows
 from tagger.images import decode
 from tagger.images.location import Location
 from tagger.system import workers
@@ -37,12 +37,12 @@ SCHEMA = pa.schema(
 _SAMPLE = 64  # pictures that are encoded to learn how many fill a tar
 
 
-def copies(
+def write_copies(
     pictures: pa.Table,
     folder: Path,
     *,
     side: int,
-    form: Literal["webp", "jpeg"],
+    format: Literal["webp", "jpeg"],
     quality: int,
     shard_size: int,
 ) -> Iterator[pa.Table]:
@@ -55,11 +55,11 @@ def copies(
     """
     if not len(pictures):
         return
-    encode = partial(encoded, side=side, form=form, quality=quality)
+    encode = partial(resize, side=side, format=format, quality=quality)
     picked = np.unique(np.linspace(0, len(pictures) - 1, _SAMPLE).astype(int))
     sizes = [_size(encode, place) for place in manifest.locations(pictures.take(picked))]
     mean = sum(sizes) / max(1, sum(size > 0 for size in sizes)) or 1.0
-    make = partial(shard, folder=str(folder), side=side, form=form, quality=quality)
+    make = partial(write_shard, folder=str(folder), side=side, format=format, quality=quality)
     chunks = workers.chunked(pictures, max(1, int(shard_size / mean)))
     numbered = [
         chunk.append_column("number", pa.repeat(pa.scalar(number), len(chunk)))
@@ -89,7 +89,7 @@ def _size(encode: Any, place: Location) -> int:
         return 0
 
 
-def encoded(data: bytes, *, side: int, form: str, quality: int) -> tuple[bytes, tuple[int, int]]:
+def resize(data: bytes, *, side: int, format: str, quality: int) -> tuple[bytes, tuple[int, int]]:
     """Return a picture encoded anew, on white, and its width and height."""
     picture = decode.open_rgb(data)
     shorter = min(picture.size)
@@ -98,32 +98,34 @@ def encoded(data: bytes, *, side: int, form: str, quality: int) -> tuple[bytes, 
         picture = picture.resize((width, height), Image.Resampling.LANCZOS, reducing_gap=3.0)
     stream = io.BytesIO()
     try:
-        picture.save(stream, form, quality=quality)
+        picture.save(stream, format, quality=quality)
     except (OSError, ValueError) as error:  # WebP ends at 16,383 pixels
-        raise decode.Unreadable(f"cannot be written as {form}: {error}") from None
+        raise decode.Unreadable(f"cannot be written as {format}: {error}") from None
     return stream.getvalue(), picture.size
 
 
-def shard(pictures: pa.Table, *, folder: str, side: int, form: str, quality: int) -> pa.Table:
+def write_shard(
+    pictures: pa.Table, *, folder: str, side: int, format: str, quality: int
+) -> pa.Table:
     """Make the tar of some pictures, unless it is there, and return a row of SCHEMA for each."""
-    make = partial(shard, folder=folder, side=side, form=form, quality=quality)
+    make = partial(write_shard, folder=folder, side=side, format=format, quality=quality)
     tar = _tar(make, pictures)
     if not _is_whole(tar):
-        names = _names(pictures["id"].to_pylist(), form)
+        names = _names(pictures["id"].to_pylist(), format)
         sizes: dict[str, tuple[int, int]] = {}
         failed: dict[str, str] = {}
 
         def members() -> Iterator[tuple[str, bytes]]:
             for name, place in zip(names, manifest.locations(pictures), strict=True):
                 try:
-                    data, sizes[name] = encoded(
-                        decode.read(place), side=side, form=form, quality=quality
+                    data, sizes[name] = resize(
+                        decode.read(place), side=side, format=format, quality=quality
                     )
                     yield name, data
                 except decode.Unreadable as error:
                     failed[name] = str(error)
 
-        shards.write(tar, members(), names=names, sizes=sizes, failed=failed)
+        shards.write_tar(tar, members(), names=names, sizes=sizes, failed=failed)
     return _rows(tar)
 
 
@@ -139,7 +141,7 @@ def _rows(tar: Path) -> pa.Table:
             entry, (width, height) = index["files"][name], index["sizes"][name]
             place = name, str(tar), entry["offset"], entry["size"]
             rows.append((*place, width, height, None, None))
-    return table_of(rows, SCHEMA)
+    return table_from_rows(rows, SCHEMA)
 
 
 def _names(ids: list[str], form: str) -> list[str]:

@@ -10,12 +10,12 @@ from tagger.core.arrays import Mask
 from tagger.system.jit import fast
 
 
-def order(ids: pa.ChunkedArray, seed: int) -> npt.NDArray[np.int64]:
+def random_order(ids: pa.ChunkedArray, seed: int) -> npt.NDArray[np.int64]:
     """Return the posts in an order drawn by id: other posts do not change who comes first."""
-    return np.argsort(hashes(ids, seed), kind="stable")
+    return np.argsort(hash_ids(ids, seed), kind="stable")
 
 
-def hashes(ids: pa.ChunkedArray, seed: int) -> npt.NDArray[np.uint64]:
+def hash_ids(ids: pa.ChunkedArray, seed: int) -> npt.NDArray[np.uint64]:
     """Return a number for each id, (ids,), evenly spread over all of 64 bits."""
     key = f"{seed:016d}"[-16:]
     chunks = [pd.util.hash_array(_objects(chunk), hash_key=key) for chunk in ids.chunks]
@@ -26,7 +26,7 @@ def _objects(ids: pa.Array) -> npt.NDArray[np.object_]:
     return np.asarray(ids.to_numpy(zero_copy_only=False), dtype=np.object_)
 
 
-def beyond_cap(labels: csr_array, order: npt.NDArray[np.int64], cap: int) -> Mask:
+def over_cap(labels: csr_array, order: npt.NDArray[np.int64], cap: int) -> Mask:
     """Return the posts to leave out, (posts,), so that no tag is on more than `cap` posts.
 
     labels: (posts, tags), of the tags that are to be capped alone

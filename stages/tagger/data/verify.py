@@ -13,7 +13,7 @@ import pyarrow as pa
 from PIL import Image
 
 from tagger.core import files, manifest
-from tagger.data.sources import table_of
+from tagger.data.sources import table_from_rows
 from tagger.images import decode
 from tagger.images.location import Location
 
@@ -30,7 +30,7 @@ SCHEMA = pa.schema(
 _HEAD = 1 << 16  # bytes, within which headers are found
 
 
-class Checked(NamedTuple):
+class Verified(NamedTuple):
     width: int | None = None
     height: int | None = None
     content: bytes | None = None
@@ -44,10 +44,10 @@ def verify(pictures: pa.Table, *, level: Level, animated: Literal["first", "drop
     pictures: columns file, shard, offset and size, as in the manifest
     """
     rows = [_verify(place, level, animated == "drop") for place in manifest.locations(pictures)]
-    return table_of(rows, SCHEMA)
+    return table_from_rows(rows, SCHEMA)
 
 
-def _verify(place: Location, level: Level, drop_animated: bool) -> Checked:
+def _verify(place: Location, level: Level, drop_animated: bool) -> Verified:
     try:
         whole = level == "decode" or place.size <= _HEAD
         data = decode.read(place if whole else place._replace(size=_HEAD))
@@ -55,11 +55,11 @@ def _verify(place: Location, level: Level, drop_animated: bool) -> Checked:
         if level == "header":
             width, height = _header(data, place, drop_animated)
         content = files.digest(data) if whole else None
-        return Checked(width, height, content)
+        return Verified(width, height, content)
     except decode.Animated as error:
-        return Checked(reason="animated", detail=str(error))
+        return Verified(reason="animated", detail=str(error))
     except decode.Unreadable as error:
-        return Checked(reason="unreadable picture", detail=str(error))
+        return Verified(reason="unreadable picture", detail=str(error))
 
 
 def _decode(data: bytes, drop_animated: bool) -> tuple[int, int]:

@@ -11,12 +11,12 @@ from typing import Any
 import yaml
 
 GENERAL, ARTIST, COPYRIGHT, CHARACTER, RATING = 0, 1, 3, 4, 9
-CHARACTER_SHARE = 0.25
-APART = 50  # least distance between two colours of a picture, in RGB, of 441 at most
+CHARACTER_FRACTION = 0.25
+MIN_COLOUR_DISTANCE = 50  # least distance between two colours of a picture, in RGB, of 441 at most
 
 
 @dataclass(frozen=True)
-class Row:
+class OptionRow:
     """Values of one option that look alike enough to earn the same tags."""
 
     tags: tuple[str, ...]
@@ -32,7 +32,7 @@ class Style:
     name: str
     weight: float
     always: frozenset[str]
-    options: Mapping[str, tuple[Row, ...]]
+    options: Mapping[str, tuple[OptionRow, ...]]
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Character:
 
 
 @dataclass(frozen=True)
-class Tables:
+class OptionTables:
     """All of `avatar_options.yaml`."""
 
     styles: Mapping[str, Style]
@@ -55,7 +55,7 @@ class Tables:
 
 
 @dataclass(frozen=True)
-class Look:
+class AvatarOptions:
     """One picture: the value of every option, and the tags that are true of it."""
 
     style: str
@@ -63,10 +63,10 @@ class Look:
     tags: tuple[str, ...]
 
 
-def choose(seed: int, picture: int) -> Look:
+def choose_options(seed: int, image: int) -> AvatarOptions:
     """Return the look of one picture, which depends on these two numbers alone."""
-    tables = load()
-    rng = Random(f"{seed} {picture}")
+    tables = load_tables()
+    rng = Random(f"{seed} {image}")
     style, fixed = _subject(tables, rng)
     values = dict(fixed)
     rows = {}
@@ -75,17 +75,19 @@ def choose(seed: int, picture: int) -> Look:
             values[option] = _pick(rng, option, choices, values)
         rows[option] = _row(choices, values[option])
     names = (c.name for c in tables.characters if _shows(style.name, values, c))
-    return Look(style.name, values, tuple(sorted({*_visible(rows), *style.always, *names})))
+    return AvatarOptions(
+        style.name, values, tuple(sorted({*_visible(rows), *style.always, *names}))
+    )
 
 
-def category(tag: str) -> int:
+def tag_category(tag: str) -> int:
     """Return Danbooru's code for the category of a tag."""
-    return load().categories.get(tag, GENERAL)
+    return load_tables().categories.get(tag, GENERAL)
 
 
-def _subject(tables: Tables, rng: Random) -> tuple[Style, Mapping[str, str]]:
+def _subject(tables: OptionTables, rng: Random) -> tuple[Style, Mapping[str, str]]:
     """Choose a style, or a character and with it the values that make it."""
-    if rng.random() < CHARACTER_SHARE:
+    if rng.random() < CHARACTER_FRACTION:
         weights = [c.weight for c in tables.characters]
         [character] = rng.choices(tables.characters, weights)
         return tables.styles[character.style], character.values
@@ -93,7 +95,7 @@ def _subject(tables: Tables, rng: Random) -> tuple[Style, Mapping[str, str]]:
     return rng.choices(styles, [style.weight for style in styles])[0], {}
 
 
-def _pick(rng: Random, option: str, rows: Iterable[Row], values: Mapping[str, str]) -> str:
+def _pick(rng: Random, option: str, rows: Iterable[OptionRow], values: Mapping[str, str]) -> str:
     """Choose a value by weight: of a colour, one that stands out from those of `values`."""
     weights = {value: row.weight / len(row.values) for row in rows for value in row.values}
     if option.endswith("Color") and len(weights) > 1:
@@ -104,16 +106,16 @@ def _pick(rng: Random, option: str, rows: Iterable[Row], values: Mapping[str, st
 
 
 def _apart(colour: str, others: Iterable[bytes]) -> bool:
-    return all(dist(bytes.fromhex(colour), other) > APART for other in others)
+    return all(dist(bytes.fromhex(colour), other) > MIN_COLOUR_DISTANCE for other in others)
 
 
-def _row(rows: Iterable[Row], value: str) -> Row:
+def _row(rows: Iterable[OptionRow], value: str) -> OptionRow:
     """Return the row that holds the value; one copied from another option earns no tag."""
-    nothing = Row((), frozenset(), 1, (value,))
+    nothing = OptionRow((), frozenset(), 1, (value,))
     return next((row for row in rows if value in row.values), nothing)
 
 
-def _visible(rows: Mapping[str, Row]) -> set[str]:
+def _visible(rows: Mapping[str, OptionRow]) -> set[str]:
     hidden = frozenset[str]().union(*(row.hides for row in rows.values()))
     shown = {tag for option, row in rows.items() if option not in hidden for tag in row.tags}
     return shown - hidden
@@ -124,7 +126,7 @@ def _shows(style: str, values: Mapping[str, str], character: Character) -> bool:
 
 
 @cache
-def load() -> Tables:
+def load_tables() -> OptionTables:
     """Read the tables, once per process: it takes as long as drawing ten pictures."""
     text = (files("tagger.demo") / "avatar_options.yaml").read_text(encoding="utf-8")
     content = yaml.safe_load(text)
@@ -141,23 +143,25 @@ def load() -> Tables:
         others = {option: rows for option, rows in common.items() if option not in options}
         styles[name] = Style(name, weight, always, options | others)
     characters = tuple(_character(n, entry) for n, entry in content["characters"].items())
-    return Tables(styles, characters, categories | {c.name: CHARACTER for c in characters})
+    return OptionTables(styles, characters, categories | {c.name: CHARACTER for c in characters})
 
 
-def _rows(content: dict[str, str] | str, groups: Mapping[str, frozenset[str]]) -> tuple[Row, ...]:
+def _rows(
+    content: dict[str, str] | str, groups: Mapping[str, frozenset[str]]
+) -> tuple[OptionRow, ...]:
     if isinstance(content, str):
-        return (Row((), frozenset(), 1, (content,)),)
+        return (OptionRow((), frozenset(), 1, (content,)),)
     return tuple(_parse(key, values, groups) for key, values in content.items())
 
 
-def _parse(key: str, values: str, groups: Mapping[str, frozenset[str]]) -> Row:
+def _parse(key: str, values: str, groups: Mapping[str, frozenset[str]]) -> OptionRow:
     """Read `tags -hidden *weight: values`."""
     words = key.split()
     hidden = (word[1:] for word in words if word.startswith("-"))
     hides = frozenset[str]().union(*(groups.get(name, {name}) for name in hidden))
     weight = next((float(word[1:]) for word in words if word.startswith("*")), 1.0)
     tags = tuple(word for word in words if word[0] not in "-*")
-    return Row(tags, hides, weight, tuple(values.split()))
+    return OptionRow(tags, hides, weight, tuple(values.split()))
 
 
 def _character(name: str, entry: dict[str, Any]) -> Character:

@@ -14,10 +14,10 @@ from dicebear import Avatar, Style
 
 from tagger.core import files
 from tagger.demo import avatar_options
-from tagger.demo.avatar_options import Look
+from tagger.demo.avatar_options import AvatarOptions
 from tagger.system import exit_with_parent, progress, world
 
-Job = tuple[str, Look]  # file name without suffix, what to draw
+DrawingJob = tuple[str, AvatarOptions]  # file name without suffix, what to draw
 
 CANVAS = 100  # user units of the SVG, whatever the pixels
 
@@ -48,25 +48,25 @@ FINISHES = {
 }
 
 
-def draw(folder: Path, *, pictures: int, size: int, seed: int) -> dict[str, int]:
+def draw_images(folder: Path, *, images: int, size: int, seed: int) -> dict[str, int]:
     """Draw pictures of `size` pixels square with their tags, and count the tags.
 
     What stands at `folder` is replaced once all is drawn. The same arguments give the same bytes.
     """
-    digits = max(4, len(str(pictures - 1)))
-    jobs = [(f"{i:0{digits}}", avatar_options.choose(seed, i)) for i in range(pictures)]
+    digits = max(4, len(str(images - 1)))
+    jobs = [(f"{i:0{digits}}", avatar_options.choose_options(seed, i)) for i in range(images)]
     counts = Counter(tag for _, look in jobs for tag in look.tags)
     with files.replacing(folder) as unfinished:
         unfinished.mkdir()
         _draw_all(unfinished, jobs, size)
-        rows = sorted((tag, avatar_options.category(tag)) for tag in counts)
+        rows = sorted((tag, avatar_options.tag_category(tag)) for tag in counts)
         files.write_csv(unfinished / "tags.csv", ("name", "category"), rows)
     return dict(counts)
 
 
-def _draw_all(folder: Path, jobs: Sequence[Job], size: int) -> None:
+def _draw_all(folder: Path, jobs: Sequence[DrawingJob], size: int) -> None:
     """Share the work by style: to read one takes as long as to draw a hundred pictures."""
-    by_style: defaultdict[str, list[Job]] = defaultdict(list)
+    by_style: defaultdict[str, list[DrawingJob]] = defaultdict(list)
     for job in jobs:
         by_style[job[1].style].append(job)
     shares = sorted(by_style.items(), key=lambda share: -len(share[1]))
@@ -78,7 +78,7 @@ def _draw_all(folder: Path, jobs: Sequence[Job], size: int) -> None:
             style.result()
 
 
-def _draw_share(folder: Path, size: int, name: str, jobs: Sequence[Job]) -> None:
+def _draw_share(folder: Path, size: int, name: str, jobs: Sequence[DrawingJob]) -> None:
     style = Style(json.loads((resources("dicebear_styles") / f"{name}.json").read_bytes()))
     for stem, look in jobs:
         (folder / f"{stem}.png").write_bytes(_render(style, look, size))
@@ -86,7 +86,7 @@ def _draw_share(folder: Path, size: int, name: str, jobs: Sequence[Job]) -> None
         (folder / f"{stem}.txt").write_text(text, encoding="utf-8", newline="\n")
 
 
-def _render(style: Style, look: Look, size: int) -> bytes:
+def _render(style: Style, look: AvatarOptions, size: int) -> bytes:
     figure = Avatar(style, _options(look.values)).to_string()
     colour = look.values["backgroundColor"]
     background = BACKGROUNDS[look.values["background"]].format(colour=colour, shade=_shade(colour))

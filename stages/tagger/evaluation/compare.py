@@ -133,7 +133,7 @@ def compare(
     """
     world = ground.predictor.group.world
     tagger = layouts.load(folder, use=Device("cpu", world.local_rank, world.cores))
-    found = match.match(ground.tags, tagger.tags, aliases)
+    found = match.match_tags(ground.tags, tagger.tags, aliases)
     if not found:
         raise TaggerError(
             f"{folder}: none of its {len(tagger.tags):,} tags, such as {tagger.tags[0].name!r}, is "

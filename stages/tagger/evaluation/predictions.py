@@ -57,7 +57,7 @@ class Predictor:
         if not self.group.is_main:
             deque(blocks, maxlen=0)
             return None
-        unknown = [vocabulary.columns(tags, category) for category in self.unlabelled]
+        unknown = [vocabulary.category_columns(tags, category) for category in self.unlabelled]
         truth = prediction_store.Truth(part.labels, part.groups, unknown)
         kept = prediction_store.write(self.folder / f"{name}.logits", truth, blocks)
         if failures and not len(kept):

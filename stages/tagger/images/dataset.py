@@ -85,8 +85,8 @@ def read(
     """Return the vocabulary, and the parts of the split by name."""
     tags = vocabulary.read(vocabulary_file)
     seen = manifest.read_tags(tags_file)
-    posts = manifest.read(posts_file, len(seen))
-    labels = manifest.columns_of(posts.labels, seen, tags)
+    posts = manifest.read_posts(posts_file, len(seen))
+    labels = manifest.select_columns(posts.labels, seen, tags)
     part_of = manifest.read_split(split_file, posts.ids)
     parts = {}
     for number, name in enumerate(manifest.SPLITS):

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tagger.core.arrays import Floats
-from tagger.core.vocabulary import CATEGORIES, Tag, matches, normal
+from tagger.core.vocabulary import CATEGORIES, Tag, matches_glob, normalize_name
 from tagger.inference.given import Caption, Given
 from tagger.inference.implications import Change
 from tagger.inference.inputs import Found
@@ -64,7 +64,7 @@ class Captioner:
         return one.category in self.categories and not self._is_excluded(one.tag)
 
     def _is_excluded(self, tag: str) -> bool:
-        return any(matches(tag, normal(glob)) for glob in self.exclude)
+        return any(matches_glob(tag, normalize_name(glob)) for glob in self.exclude)
 
     def _rating(self, probabilities: Row) -> Given | None:
         if not len(self._ratings):

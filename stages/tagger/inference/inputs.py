@@ -103,4 +103,4 @@ def _skipped(one: Found, skip: Sequence[str]) -> bool:
     if not skip:
         return False
     names = (one.file.name, str(one.file), os.path.relpath(one.file, one.base))
-    return any(vocabulary.matches(name, pattern) for pattern in skip for name in names)
+    return any(vocabulary.matches_glob(name, pattern) for pattern in skip for name in names)

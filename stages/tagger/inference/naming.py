@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from tagger.core.vocabulary import normal
+from tagger.core.vocabulary import normalize_name
 
 _WEIGHT = re.compile(r"\((.+):\d+(?:\.\d+)?\)")  # (tag:0.98)
 _SIDES = re.compile(r"[^_]+_[^_]+")
@@ -42,7 +42,7 @@ def plain(written: str) -> str:
     """Return the tag that was written, however it was: in lower_snake_case, without weight."""
     text = written.strip()
     weighted = _WEIGHT.fullmatch(text)
-    return normal(weighted[1] if weighted else text)
+    return normalize_name(weighted[1] if weighted else text)
 
 
 def merged(present: Iterable[str], added: Iterable[str]) -> list[str]:

@@ -191,7 +191,7 @@ def _from_hub(repo: str, revision: str | None) -> Checkpoint:
     except _UNREACHABLE as error:
         weights, config = _cached(repo, revision)
         if weights is None:
-            told = client.in_words(error, repo, revision, "model").removesuffix(".")
+            told = client.explain(error, repo, revision, "model").removesuffix(".")
             raise TaggerError(f"{told}, {_WAYS_OUT}.") from error
         if not constants.is_offline_mode():
             _log.warning("%s is taken from the cache, without asking the hub.", source)

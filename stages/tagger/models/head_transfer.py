@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from tagger.core.errors import TaggerError
 from tagger.core.vocabulary import CATEGORIES, Tag
 from tagger.data.tags import match, taglists
-from tagger.data.tags.match import Kept, New, Start
+from tagger.data.tags.match import MatchOutcome, NewTagStart, StartGroup
 from tagger.models import checkpoints, pretrained
 
-Outcome: TypeAlias = Literal[Kept, "new", "dropped"]
+Outcome: TypeAlias = Literal[MatchOutcome, "new", "dropped"]
 
 _QUERIES, _QUERY_OF_TAG = "decoder.queries", "decoder.query_of_tag"  # of a query head
 
@@ -40,7 +40,7 @@ def into(
     backbone: str,
     tags: Sequence[Tag],
     aliases: Mapping[str, str],
-    new: New,
+    new: NewTagStart,
 ) -> list[Carried]:
     """Put a trained tagger's weights into a model; each tag that both know keeps its output.
 
@@ -54,17 +54,17 @@ def into(
 
     Raises TaggerError for a folder that is no tagger, is damaged, or is of another backbone.
     """
-    olds = taglists.read(folder)
+    olds = taglists.read_tags(folder)
     rows = _row_names(model, backbone)
     stored = pretrained.into(model, checkpoints.read(folder, backbone), fresh=[*rows, _QUERIES])
     if _QUERIES not in rows:
         _share_queries(model, stored)
     old_rows = _old_rows(model, rows, stored, folder, len(olds))
-    found = match.match(tags, olds, aliases) if old_rows else {}
+    found = match.match_tags(tags, olds, aliases) if old_rows else {}
     if not found:
         why = "none of its tags is among those to learn" if old_rows else "its head is another"
         _log.warning("The head starts anew, without %s: %s.", folder, why)
-    starts = match.starts(tags, sorted(found), new) if found else []
+    starts = match.group_new_tags(tags, sorted(found), new) if found else []
     if found:
         _set_rows(model, old_rows, {row: old for row, (old, _) in found.items()}, starts)
     return _told(tags, olds, found, starts)
@@ -116,7 +116,7 @@ def _set_rows(
     model: nn.Module,
     old_rows: Mapping[str, Tensor],
     carried: Mapping[int, int],
-    starts: Sequence[Start],
+    starts: Sequence[StartGroup],
 ) -> None:
     """Write the rows of the head: those carried, by the number of the old one, then the means."""
     state = model.state_dict()
@@ -125,9 +125,9 @@ def _set_rows(
         values = state[name].clone()
         values[list(carried)] = old[list(carried.values())].to(values)
         for start in starts:
-            origins = values[start.carried]
+            origins = values[start.matched_rows]
             whole = not origins.is_floating_point()  # the number of a query: that of the most
-            values[start.new] = origins.mode(dim=0).values if whole else origins.mean(dim=0)
+            values[start.new_rows] = origins.mode(dim=0).values if whole else origins.mean(dim=0)
         written[name] = values
     model.load_state_dict(written, strict=False)
 
@@ -135,10 +135,10 @@ def _set_rows(
 def _told(
     tags: Sequence[Tag],
     olds: Sequence[Tag],
-    found: Mapping[int, tuple[int, Kept]],
-    starts: Sequence[Start],
+    found: Mapping[int, tuple[int, MatchOutcome]],
+    starts: Sequence[StartGroup],
 ) -> list[Carried]:
-    sources = {row: start.words for start in starts for row in start.new}
+    sources = {row: start.description for start in starts for row in start.new_rows}
     told = [
         Carried(tag.name, tag.category, found[row][1], olds[found[row][0]].name)
         if row in found

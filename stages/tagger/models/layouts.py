@@ -64,7 +64,7 @@ def wd14(path: Path, device: str = "auto", use: Device | None = None) -> Tagger:
 
 
 def _tagger(folder: Path, prepared: Preprocess, engine: Engine, kind: str) -> Tagger:
-    tags = taglists.read(folder)
+    tags = taglists.read_tags(folder)
     exported.check_names(tags, folder)
     exported.check_outputs(engine, prepared, len(tags), folder / exported.SELECTED_TAGS)
     limits = np.full(len(tags), UNFITTED)

@@ -53,7 +53,7 @@ def measure(parts: Parts, labels: Labels, wanted: Sequence[float]) -> Balance:
     """Measure a split of labels, (posts, tags), into as many parts as proportions are wanted."""
     tags = labels.shape[1]
     counts = np.zeros(len(wanted) * tags, dtype=np.int64)
-    for some, rows, columns in manifest.blocks(labels):
+    for some, rows, columns in manifest.label_blocks(labels):
         numbers = parts[some][rows].astype(np.int64) * tags + columns
         counts += np.bincount(numbers, minlength=len(counts))
     return Balance(

@@ -25,7 +25,7 @@ def by_hash(
     ids: pa.ChunkedArray, proportions: Sequence[float], *, groups: Groups, seed: int
 ) -> Parts:
     """Return the part of each post, (posts,), by a hash of its id: other posts do not move it."""
-    drawn = sampling.hashes(ids, seed) / 2.0**64
+    drawn = sampling.hash_ids(ids, seed) / 2.0**64
     return _share(drawn[_leaders(ids, groups)], proportions)
 
 

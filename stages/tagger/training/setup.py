@@ -103,7 +103,7 @@ def training(
     build_loader = partial(
         loader.loader,
         workers=0 if recipe.cache_embeddings else recipe.workers,
-        unlabelled=[vocabulary.columns(tags, category) for category in recipe.unlabelled],
+        unlabelled=[vocabulary.category_columns(tags, category) for category in recipe.unlabelled],
     )
     return Training(
         model=model,
@@ -157,7 +157,7 @@ def _model(p: Params, tags: Sequence[Tag], group: ProcessGroup) -> tuple[nn.Modu
     model: Any = backbone.build(preset, len(tags), recipe.head)
     carried: list[Carried] = []
     if recipe.init_from:
-        aliases = rules.read(*p.prepare.rule_folders).meant
+        aliases = rules.read(*p.prepare.rule_folders).current_names
         carried = head_transfer.into(
             model, recipe.init_from, preset.backbone, tags, aliases, recipe.new_tags
         )

@@ -32,7 +32,7 @@ from support.hub_server import (
 )
 from tagger.core.errors import TaggerError
 from tagger.data.hub import client, download
-from tagger.data.hub.download import Piece
+from tagger.data.hub.download import RemoteFile
 
 TAR = bytes(range(256)) * 400  # 102,400 bytes
 FILES = {
@@ -42,10 +42,10 @@ FILES = {
     "images/0001.tar": TAR[::-1],
 }
 CONTENT = TAR[1024:6024]
-MEMBER = Piece(
+MEMBER = RemoteFile(
     "images/0000/7.webp", 5000, hashlib.sha256(CONTENT).hexdigest(), "images/0000.tar", 1024
 )
-WHOLE = Piece("images/0000.tar", len(TAR), hashlib.sha256(TAR).hexdigest())
+WHOLE = RemoteFile("images/0000.tar", len(TAR), hashlib.sha256(TAR).hexdigest())
 
 
 @pytest.fixture
@@ -60,8 +60,8 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "data"
 
 
-def get(folder: Path, *pieces: Piece, connections: int = 2) -> dict[str, str]:
-    return download.fetch(REPO, pieces, folder, COMMIT, connections)
+def get(folder: Path, *pieces: RemoteFile, connections: int = 2) -> dict[str, str]:
+    return download.download_files(REPO, pieces, folder, COMMIT, connections)
 
 
 def below(folder: Path) -> set[str]:
@@ -83,7 +83,7 @@ def test_the_library_itself_can_download_from_the_test_server(
 
 
 def test_a_listing_has_every_file_with_its_size_and_hash(server: HubServer) -> None:
-    commit, files = client.listing(REPO)
+    commit, files = client.list_files(REPO)
     assert commit == COMMIT
     sizes = {path: file.size for path, file in files.items()}
     assert sizes == {path: len(content) for path, content in FILES.items()}
@@ -95,7 +95,7 @@ def test_a_listing_has_every_file_with_its_size_and_hash(server: HubServer) -> N
 
 
 def test_files_and_members_arrive_byte_for_byte(server: HubServer, folder: Path) -> None:
-    assert get(folder, WHOLE, MEMBER, Piece("README.md", 7)) == {}
+    assert get(folder, WHOLE, MEMBER, RemoteFile("README.md", 7)) == {}
     assert (folder / WHOLE.path).read_bytes() == TAR
     assert (folder / MEMBER.path).read_bytes() == CONTENT
     assert (folder / "README.md").read_bytes() == FILES["README.md"]
@@ -122,7 +122,7 @@ def test_a_file_of_another_size_is_replaced(server: HubServer, folder: Path) -> 
 
 
 def test_an_empty_file_needs_no_request(server: HubServer, folder: Path) -> None:
-    assert get(folder, Piece("empty", 0)) == {}
+    assert get(folder, RemoteFile("empty", 0)) == {}
     assert (folder / "empty").read_bytes() == b""
     assert not server.log
 
@@ -132,7 +132,7 @@ def test_no_more_connections_are_used_than_allowed(
     server: HubServer, folder: Path, connections: int
 ) -> None:
     server.order("images/0000.tar", repeat(Fault(delay=0.01)))
-    pieces = [Piece(f"{i}", 9000, tar="images/0000.tar", offset=i) for i in range(9)]
+    pieces = [RemoteFile(f"{i}", 9000, tar="images/0000.tar", offset=i) for i in range(9)]
     assert get(folder, *pieces, connections=connections) == {}
     assert server.most_at_once == connections
 
@@ -156,7 +156,7 @@ def test_no_more_connections_are_used_than_allowed(
     ids=str,
 )
 def test_a_fault_that_passes_costs_nothing_but_time(
-    server: HubServer, folder: Path, piece: Piece, fault: Fault
+    server: HubServer, folder: Path, piece: RemoteFile, fault: Fault
 ) -> None:
     server.order("images/0000.tar", [fault])
     assert get(folder, piece) == {}
@@ -198,7 +198,7 @@ def test_what_cannot_be_had_is_named_with_its_reason_and_stops_nothing_else(
     server: HubServer, folder: Path, fault: Fault, reason: str, attempts: int
 ) -> None:
     server.order("images/0000.tar", repeat(fault))
-    other = Piece("images/0001.tar", len(TAR), hashlib.sha256(TAR[::-1]).hexdigest())
+    other = RemoteFile("images/0001.tar", len(TAR), hashlib.sha256(TAR[::-1]).hexdigest())
     failed = get(folder, MEMBER, other, connections=1)
     assert failed.keys() == {MEMBER.path}
     assert failed[MEMBER.path].startswith(reason)
@@ -209,7 +209,7 @@ def test_what_cannot_be_had_is_named_with_its_reason_and_stops_nothing_else(
 
 
 def test_a_file_that_was_deleted_meanwhile_is_named(server: HubServer, folder: Path) -> None:
-    gone = Piece("images/0009.tar", 10)
+    gone = RemoteFile("images/0009.tar", 10)
     assert get(folder, gone) == {gone.path: "the server answers 404 Not Found"}
 
 
@@ -257,7 +257,7 @@ def test_a_piece_without_a_hash_is_of_the_bytes_asked_for(server: HubServer, fol
 
 def test_an_answer_longer_than_asked_for_is_cut(server: HubServer, folder: Path) -> None:
     server.order("images/0000.tar", [Fault(whole=True)])
-    assert get(folder, Piece("images/0000.tar", 1000)) == {}
+    assert get(folder, RemoteFile("images/0000.tar", 1000)) == {}
     assert (folder / WHOLE.path).read_bytes() == TAR[:1000]
 
 
@@ -272,7 +272,11 @@ def test_a_server_that_falls_silent_is_asked_again(
 
 
 def test_what_is_left_of_another_version_does_no_harm(server: HubServer, folder: Path) -> None:
-    for piece, rest in ((WHOLE, b"?" * 5000), (MEMBER, b"?" * 9000), (Piece("README.md", 7), b"?")):
+    for piece, rest in (
+        (WHOLE, b"?" * 5000),
+        (MEMBER, b"?" * 9000),
+        (RemoteFile("README.md", 7), b"?"),
+    ):
         left = (folder / piece.path).with_name(f".{Path(piece.path).name}.partial")
         left.parent.mkdir(parents=True, exist_ok=True)
         left.write_bytes(rest)
@@ -397,7 +401,7 @@ def test_no_connection_is_told_at_once(server: HubServer, monkeypatch: pytest.Mo
     with pytest.raises(
         TaggerError, match=r"^No connection to http://127\.0\.0\.1:9: .*HF_ENDPOINT"
     ):
-        client.listing(REPO)
+        client.list_files(REPO)
     assert time.monotonic() - started < 2
 
 
@@ -409,13 +413,13 @@ def test_a_server_that_never_answers_is_told(
         url = f"http://127.0.0.1:{silent.getsockname()[1]}"
         monkeypatch.setattr(constants, "ENDPOINT", url)
         with pytest.raises(TaggerError, match=f"^No connection to {url}: timed out"):
-            client.listing(REPO)
+            client.list_files(REPO)
 
 
 def test_a_connection_lost_for_good_ends_the_download(server: HubServer, folder: Path) -> None:
     server.shutdown()
     server.socket.close()
-    pieces = [Piece(f"{i}", 10) for i in range(1000)]
+    pieces = [RemoteFile(f"{i}", 10) for i in range(1000)]
     with pytest.raises(TaggerError, match=r"^No connection to"):
         get(folder, *pieces)
 
@@ -426,18 +430,18 @@ def test_an_unknown_data_set_is_told(
 ) -> None:
     monkeypatch.setenv("HF_TOKEN", token)
     with pytest.raises(TaggerError, match=r"has no data set deepghs/nothing, or .* set HF_TOKEN"):
-        client.listing("deepghs/nothing")
+        client.list_files("deepghs/nothing")
 
 
 def test_a_private_data_set_is_told(server: HubServer) -> None:
     server.private = True
     with pytest.raises(TaggerError, match=f"has no data set {REPO}, or it is private"):
-        client.listing(REPO)
+        client.list_files(REPO)
 
 
 def test_a_gated_data_set_is_told(server: HubServer, folder: Path) -> None:
     server.gated = True
-    assert client.listing(REPO).files  # the names are free to read
+    assert client.list_files(REPO).files  # the names are free to read
     with pytest.raises(TaggerError) as told:
         get(folder, WHOLE, MEMBER)
     assert str(told.value) == (
@@ -448,16 +452,16 @@ def test_a_gated_data_set_is_told(server: HubServer, folder: Path) -> None:
 
 def test_an_unknown_revision_is_told(server: HubServer, folder: Path) -> None:
     with pytest.raises(TaggerError, match=rf"^{REPO} has no revision 'v2'\. Name a branch"):
-        client.listing(REPO, "v2")
+        client.list_files(REPO, "v2")
     with pytest.raises(TaggerError, match="has no revision 'v2'"):
-        download.fetch(REPO, [WHOLE], folder, "v2")
+        download.download_files(REPO, [WHOLE], folder, "v2")
 
 
 def test_a_wrong_token_is_told(
     server: HubServer, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_wrong")
-    for attempt in (lambda: client.listing(REPO), lambda: get(folder, WHOLE)):
+    for attempt in (lambda: client.list_files(REPO), lambda: get(folder, WHOLE)):
         with pytest.raises(TaggerError, match=r"refuses the token\. Set HF_TOKEN") as told:
             attempt()
         assert "hf_wrong" not in str(told.value)
@@ -465,7 +469,7 @@ def test_a_wrong_token_is_told(
 
 def test_a_word_that_is_no_name_is_told(server: HubServer) -> None:
     with pytest.raises(TaggerError, match="'no name' is no name of a data set"):
-        client.listing("no name")
+        client.list_files("no name")
     assert not server.log
 
 
@@ -477,7 +481,7 @@ def test_a_disk_too_small_is_told_before_the_first_byte(
 ) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=2_000_000_000))
     with pytest.raises(TaggerError, match=r"2\.0 GB free, and 3\.0 GB are needed\. Make"):
-        get(folder, Piece("images/0000.tar", 3_000_000_000))
+        get(folder, RemoteFile("images/0000.tar", 3_000_000_000))
     assert not server.log
 
 

@@ -30,8 +30,8 @@ def server(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub
         (f"{post}.png", file.read_bytes())
         for post, file in zip(IDS, sorted(demo.glob("*.png")), strict=False)
     ]
-    shards.write(made / "images/0000.tar", pictures[:3])
-    shards.write(made / "images/0007.tar", pictures[3:6])
+    shards.write_tar(made / "images/0000.tar", pictures[:3])
+    shards.write_tar(made / "images/0007.tar", pictures[3:6])
     metadata = {
         "id": IDS,
         "rating": list("gsqegsq"),

@@ -33,7 +33,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     made = tmp_path_factory.mktemp("repository")
     for number, names in PICTURES.items():
         tar = made / f"images/{number:04}.tar"
-        shards.write(tar, ((name, content(name)) for name in names))
+        shards.write_tar(tar, ((name, content(name)) for name in names))
     (made / "images/0008.tar").write_bytes(b"without an index")
     (made / "README.md").write_text("# tiny")
     found = (path for path in sorted(made.rglob("*")) if path.is_file())
@@ -57,8 +57,8 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def get(folder: Path) -> Callable[..., dict[int, str]]:
-    def get(*posts: int, how: plan.Way = "auto") -> dict[int, str]:
-        return plan.pictures(np.array(posts, np.int64), REPO, folder, how=how)
+    def get(*posts: int, how: plan.DownloadMethod = "auto") -> dict[int, str]:
+        return plan.download_images(np.array(posts, np.int64), REPO, folder, method=how)
 
     return get
 
@@ -123,7 +123,9 @@ def test_a_request_has_its_price(
 
 
 @pytest.mark.parametrize("how", ["auto", "shards", "members"])
-def test_nothing_is_fetched_twice(server: HubServer, folder: Path, get: Get, how: plan.Way) -> None:
+def test_nothing_is_fetched_twice(
+    server: HubServer, folder: Path, get: Get, how: plan.DownloadMethod
+) -> None:
     wanted = [*range(1000, 21000, 1000), 7]
     get(*wanted, how=how)
     asked = len(server.log)
@@ -231,7 +233,7 @@ def test_a_picture_newly_in_the_data_set_is_found(
 ) -> None:
     assert get(7, 3007, how="members").keys() == {3007}
     tar = tmp_path / "0007.tar"
-    shards.write(tar, [("3007.webp", b"new")])
+    shards.write_tar(tar, [("3007.webp", b"new")])
     server.files["images/0007.tar"] = tar.read_bytes()
     server.files["images/0007.json"] = tar.with_suffix(".json").read_bytes()
     assert get(3007, how="members") == {}

@@ -39,7 +39,7 @@ def pack(tar: Path, members: Members, **options: Any) -> Path:
     return tar
 
 
-def contents(tar: Path, index: shards.Index) -> Members:
+def contents(tar: Path, index: shards.TarIndex) -> Members:
     """Return the bytes that an index points at."""
     data = tar.read_bytes()
     rows = zip(index.names, index.offsets.tolist(), index.sizes.tolist(), strict=True)
@@ -56,7 +56,7 @@ def lie(tar: Path, change: Any) -> None:
 
 @pytest.fixture
 def tar(tmp_path: Path) -> Path:
-    shards.write(tmp_path / "0000.tar", MEMBERS.items())
+    shards.write_tar(tmp_path / "0000.tar", MEMBERS.items())
     return tmp_path / "0000.tar"
 
 
@@ -66,7 +66,7 @@ def test_what_is_written_is_read(
     tmp_path_factory: pytest.TempPathFactory, members: Members
 ) -> None:
     tar = tmp_path_factory.mktemp("shards") / "0001.tar"
-    shards.write(tar, members.items())
+    shards.write_tar(tar, members.items())
     index, doubt = shards.open_index(tar)
     assert doubt == ""
     assert index.names == list(members)
@@ -84,7 +84,7 @@ def test_an_index_made_by_reading_the_tar_is_that_written(
     tmp_path_factory: pytest.TempPathFactory, members: Members
 ) -> None:
     tar = tmp_path_factory.mktemp("shards") / "0001.tar"
-    shards.write(tar, members.items())
+    shards.write_tar(tar, members.items())
     written, _ = shards.open_index(tar)
     tar.with_suffix(".json").unlink()
     read, doubt = shards.open_index(tar)
@@ -96,7 +96,7 @@ def test_an_index_made_by_reading_the_tar_is_that_written(
 
 def test_the_same_members_give_the_same_bytes(tmp_path: Path) -> None:
     for name in ("a", "b"):
-        shards.write(tmp_path / f"{name}.tar", MEMBERS.items(), names=[1])
+        shards.write_tar(tmp_path / f"{name}.tar", MEMBERS.items(), names=[1])
     assert (tmp_path / "a.tar").read_bytes() == (tmp_path / "b.tar").read_bytes()
     assert (tmp_path / "a.json").read_bytes() == (tmp_path / "b.json").read_bytes()
 
@@ -176,7 +176,7 @@ def test_the_index_of_another_tar_is_not_believed_even_where_all_sizes_agree(
     tar: Path, tmp_path: Path
 ) -> None:
     other = {f"1{name}": content for name, content in MEMBERS.items()}
-    shards.write(tmp_path / "other.tar", other.items())
+    shards.write_tar(tmp_path / "other.tar", other.items())
     (tmp_path / "other.json").replace(tar.with_suffix(".json"))
     index, doubt = shards.open_index(tar)
     assert "is not the index of 0000.tar" in doubt
@@ -279,6 +279,6 @@ def test_what_was_killed_does_not_look_whole(tar: Path, moment: str) -> None:
     )
     assert ended.returncode == -signal.SIGKILL
     assert not tar.with_suffix(".json").exists()  # a tar with an index is whole
-    shards.write(tar, MEMBERS.items())
+    shards.write_tar(tar, MEMBERS.items())
     assert contents(tar, shards.open_index(tar)[0]) == MEMBERS
     assert sorted(path.name for path in tar.parent.iterdir()) == ["0000.json", "0000.tar"]

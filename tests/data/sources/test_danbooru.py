@@ -18,7 +18,7 @@ from tagger.core import manifest
 from tagger.core.errors import TaggerError
 from tagger.data.hub import shards
 from tagger.data.sources import COLUMNS
-from tagger.data.sources.danbooru import Danbooru
+from tagger.data.sources.danbooru import DanbooruSource
 from tagger.images import decode
 from tagger.images.location import Location
 from tagger.params import Params
@@ -37,18 +37,18 @@ def post(number: int, **columns: Any) -> Row:
 
 
 @pytest.fixture
-def source(tmp_path: Path, shipped: Params) -> Callable[[list[Row]], Danbooru]:
+def source(tmp_path: Path, shipped: Params) -> Callable[[list[Row]], DanbooruSource]:
     """Return a source of some metadata, with pictures in the folder `pictures`."""
     (tmp_path / "pictures").mkdir()
 
-    def source(rows: list[Row]) -> Danbooru:
+    def source(rows: list[Row]) -> DanbooruSource:
         path = metadata(tmp_path / "metadata.parquet", rows)
-        return Danbooru(path, tmp_path / "pictures", shipped.prepare.fetch)
+        return DanbooruSource(path, tmp_path / "pictures", shipped.prepare.fetch)
 
     return source
 
 
-def read(source: Danbooru) -> list[Row]:
+def read(source: DanbooruSource) -> list[Row]:
     """Return the posts with their tags by category."""
     rows = []
     for batch in source.read():
@@ -58,7 +58,7 @@ def read(source: Danbooru) -> list[Row]:
     return rows
 
 
-def located(source: Danbooru) -> dict[str, Row]:
+def located(source: DanbooruSource) -> dict[str, Row]:
     """Return the place of the picture of each post, by id."""
     (batch,) = source.read()
     found = batch.posts
@@ -67,7 +67,7 @@ def located(source: Danbooru) -> dict[str, Row]:
     return {row["id"]: row for row in source.locate(found).to_pylist()}
 
 
-def contents(source: Danbooru) -> dict[str, bytes | None]:
+def contents(source: DanbooruSource) -> dict[str, bytes | None]:
     """Return the bytes of the picture of each post, None where there is none."""
     found = {}
     for name, row in located(source).items():
@@ -76,7 +76,7 @@ def contents(source: Danbooru) -> dict[str, bytes | None]:
     return found
 
 
-def test_all_that_the_metadata_knows_is_read(source: Callable[[list[Row]], Danbooru]) -> None:
+def test_all_that_the_metadata_knows_is_read(source: Callable[[list[Row]], DanbooruSource]) -> None:
     row = post(
         8123456,
         created_at="2005-05-24T03:35:31.000-04:00",
@@ -111,14 +111,14 @@ def test_all_that_the_metadata_knows_is_read(source: Callable[[list[Row]], Danbo
     assert (two["tags"][9], two["parent"]) == ([], None)
 
 
-def test_the_necessary_columns_are_enough(source: Callable[[list[Row]], Danbooru]) -> None:
+def test_the_necessary_columns_are_enough(source: Callable[[list[Row]], DanbooruSource]) -> None:
     assert read(source([post(1)])) == [{"id": "1", "tags": {None: ["1girl", "smile"]}}]
     row = {"id": 2, "tag_string_general": "smile"}
     assert read(source([row])) == [{"id": "2", "tags": {0: ["smile"]}}]
 
 
 def test_tags_of_a_category_without_a_column_are_among_all(
-    source: Callable[[list[Row]], Danbooru],
+    source: Callable[[list[Row]], DanbooruSource],
 ) -> None:
     (row,) = read(source([post(1, tag_string_general="smile")]))
     assert row["tags"] == {0: ["smile"], None: ["1girl", "smile"]}
@@ -126,14 +126,14 @@ def test_tags_of_a_category_without_a_column_are_among_all(
 
 @pytest.mark.parametrize("row", [{"tag_string": "smile"}, {"id": 1}, {"id": 1, "rating": "g"}])
 def test_a_missing_column_is_told_with_those_there(
-    source: Callable[[list[Row]], Danbooru], row: Row
+    source: Callable[[list[Row]], DanbooruSource], row: Row
 ) -> None:
     with pytest.raises(TaggerError, match=r"metadata\.parquet has no column '(id|tag_string)'"):
         read(source([row]))
 
 
 def test_what_is_no_parquet_or_not_there_is_told(
-    source: Callable[[list[Row]], Danbooru], tmp_path: Path
+    source: Callable[[list[Row]], DanbooruSource], tmp_path: Path
 ) -> None:
     found = source([post(1)])
     found.metadata.write_bytes(b"id,tag_string\n1,smile\n")
@@ -145,13 +145,13 @@ def test_what_is_no_parquet_or_not_there_is_told(
         read(found)
 
 
-def test_an_id_that_is_no_number_is_told(source: Callable[[list[Row]], Danbooru]) -> None:
+def test_an_id_that_is_no_number_is_told(source: Callable[[list[Row]], DanbooruSource]) -> None:
     with pytest.raises(TaggerError, match="column 'id' holds what is no number"):
         located(source([{"id": "one", "tag_string": "smile"}]))
 
 
 def test_a_folder_of_pictures_that_is_not_there_is_named(
-    source: Callable[[list[Row]], Danbooru], tmp_path: Path
+    source: Callable[[list[Row]], DanbooruSource], tmp_path: Path
 ) -> None:
     found = source([post(1)])
     (tmp_path / "pictures").rmdir()
@@ -177,11 +177,11 @@ def wanted(*numbers: int) -> dict[str, bytes | None]:
 
 
 def test_pictures_are_found_loose_in_tars_and_below_folders(
-    source: Callable[[list[Row]], Danbooru], tmp_path: Path, write: Write
+    source: Callable[[list[Row]], DanbooruSource], tmp_path: Path, write: Write
 ) -> None:
     write("pictures/1.png", MEMBERS[0][1])
     write("pictures/0002/2.JPG", MEMBERS[1][1])
-    shards.write(tmp_path / "pictures/0003.tar", MEMBERS[2:4])
+    shards.write_tar(tmp_path / "pictures/0003.tar", MEMBERS[2:4])
     pack(tmp_path / "pictures/below/0005.tar", [("./images/5.webp", MEMBERS[4][1])])
     pack(tmp_path / "pictures/0006.tar", [("d" * 120 + "/6.webp", MEMBERS[5][1])])
     found = contents(source([post(number) for number in (6, 5, 4, 3, 2, 1, 99)]))
@@ -189,16 +189,16 @@ def test_pictures_are_found_loose_in_tars_and_below_folders(
 
 
 def test_where_the_first_or_last_picture_is_missing_no_other_takes_its_place(
-    source: Callable[[list[Row]], Danbooru], tmp_path: Path
+    source: Callable[[list[Row]], DanbooruSource], tmp_path: Path
 ) -> None:
     found = source([post(number) for number in (1, 4, 9)])
     assert set(contents(found).values()) == {None}
-    shards.write(tmp_path / "pictures/0003.tar", [MEMBERS[2], MEMBERS[4]])
+    shards.write_tar(tmp_path / "pictures/0003.tar", [MEMBERS[2], MEMBERS[4]])
     assert set(contents(found).values()) == {None}
 
 
 def test_what_lies_beside_a_picture_is_none(
-    source: Callable[[list[Row]], Danbooru], tmp_path: Path, write: Write
+    source: Callable[[list[Row]], DanbooruSource], tmp_path: Path, write: Write
 ) -> None:
     members = [("1.json", b"{}"), ("1.txt", b"smile"), MEMBERS[0], ("a1.webp", b""), ("1", b"")]
     pack(tmp_path / "pictures/0001.tar", members)
@@ -207,10 +207,10 @@ def test_what_lies_beside_a_picture_is_none(
 
 
 def test_the_first_of_two_pictures_of_an_id_counts(
-    source: Callable[[list[Row]], Danbooru], tmp_path: Path
+    source: Callable[[list[Row]], DanbooruSource], tmp_path: Path
 ) -> None:
-    shards.write(tmp_path / "pictures/a.tar", [("1.webp", b"first"), ("0001.webp", b"again")])
-    shards.write(tmp_path / "pictures/b.tar", [("1.webp", b"second")])
+    shards.write_tar(tmp_path / "pictures/a.tar", [("1.webp", b"first"), ("0001.webp", b"again")])
+    shards.write_tar(tmp_path / "pictures/b.tar", [("1.webp", b"second")])
     assert contents(source([post(1)])) == {"1": b"first"}
 
 
@@ -232,10 +232,10 @@ def change(index: Any, name: str, **values: Any) -> Any:
 
 @pytest.mark.parametrize("lie", LIES.values(), ids=LIES.keys())
 def test_a_false_index_costs_no_picture_and_is_noted(
-    source: Callable[[list[Row]], Danbooru], tmp_path: Path, lie: Any
+    source: Callable[[list[Row]], DanbooruSource], tmp_path: Path, lie: Any
 ) -> None:
     tar = tmp_path / "pictures/0001.tar"
-    shards.write(tar, MEMBERS)
+    shards.write_tar(tar, MEMBERS)
     path = tar.with_suffix(".json")
     path.write_text(json.dumps(lie(json.loads(path.read_text()))))
     found = source([post(number) for number in range(1, 8)])
@@ -245,11 +245,11 @@ def test_a_false_index_costs_no_picture_and_is_noted(
 
 
 def test_an_index_of_another_tar_costs_no_picture(
-    source: Callable[[list[Row]], Danbooru], tmp_path: Path
+    source: Callable[[list[Row]], DanbooruSource], tmp_path: Path
 ) -> None:
     folder = tmp_path / "pictures"
-    shards.write(folder / "a.tar", MEMBERS[:3])
-    shards.write(folder / "b.tar", MEMBERS[3:])
+    shards.write_tar(folder / "a.tar", MEMBERS[:3])
+    shards.write_tar(folder / "b.tar", MEMBERS[3:])
     (folder / "a.json").rename(folder / "c.json")
     (folder / "b.json").rename(folder / "a.json")
     (folder / "c.json").rename(folder / "b.json")
@@ -259,14 +259,14 @@ def test_an_index_of_another_tar_costs_no_picture(
 
 
 def test_a_damaged_tar_costs_its_own_pictures_alone(
-    source: Callable[[list[Row]], Danbooru], tmp_path: Path, write: Write
+    source: Callable[[list[Row]], DanbooruSource], tmp_path: Path, write: Write
 ) -> None:
-    shards.write(tmp_path / "pictures/a.tar", MEMBERS[:3])
+    shards.write_tar(tmp_path / "pictures/a.tar", MEMBERS[:3])
     cut = tmp_path / "pictures/a.tar"
     cut.write_bytes(cut.read_bytes()[: 3 * 512 + 1])
     write("pictures/b.tar", b"no tar at all" * 100)
     write("pictures/c.tar", b"")
-    shards.write(tmp_path / "pictures/d.tar", MEMBERS[3:])
+    shards.write_tar(tmp_path / "pictures/d.tar", MEMBERS[3:])
     found = source([post(number) for number in range(1, 8)])
     assert contents(found) == {**wanted(1, 4, 5, 6, 7), "2": None, "3": None}
     assert [note.split("/")[-1][:5] for note in found.notes] == ["a.jso", "b.tar", "c.tar"]
@@ -275,18 +275,18 @@ def test_a_damaged_tar_costs_its_own_pictures_alone(
 @pytest.mark.parametrize("name", ["../1.webp", "a/../../1.webp", "/etc/1.webp", "a\n/1.webp"])
 @pytest.mark.parametrize("indexed", [True, False])
 def test_members_of_unsafe_names_are_left_out_and_counted(
-    source: Callable[[list[Row]], Danbooru], tmp_path: Path, name: str, indexed: bool
+    source: Callable[[list[Row]], DanbooruSource], tmp_path: Path, name: str, indexed: bool
 ) -> None:
     members = [(name, b"evil"), MEMBERS[1]]
     tar = tmp_path / "pictures/0001.tar"
-    shards.write(tar, members) if indexed else pack(tar, members)
+    shards.write_tar(tar, members) if indexed else pack(tar, members)
     found = source([post(1), post(2)])
     assert contents(found) == {"1": None, **wanted(2)}
     assert any("1 members with unsafe names" in note for note in found.notes)
 
 
 def test_names_that_are_no_utf8_cost_nothing_else(
-    source: Callable[[list[Row]], Danbooru], tmp_path: Path, write: Write
+    source: Callable[[list[Row]], DanbooruSource], tmp_path: Path, write: Write
 ) -> None:
     odd = os.fsdecode(b"\xff\xfe")
     write("pictures/2.webp", MEMBERS[1][1])
@@ -302,7 +302,7 @@ def test_names_that_are_no_utf8_cost_nothing_else(
 
 
 def test_what_is_linked_or_hangs_costs_nothing_else(
-    source: Callable[[list[Row]], Danbooru], tmp_path: Path, write: Write
+    source: Callable[[list[Row]], DanbooruSource], tmp_path: Path, write: Write
 ) -> None:
     write("pictures/1.webp", MEMBERS[0][1])
     (tmp_path / "pictures/loop").symlink_to(".")
@@ -321,7 +321,7 @@ def test_a_whole_run_writes_places_from_which_pictures_are_read(
     monkeypatch.delenv("DVC_ROOT", raising=False)
     drawn = {n: (demo / f"{n:04d}.png").read_bytes() for n in range(6)}
     tars = [(f"{number}.png", content) for number, content in drawn.items()]
-    shards.write(Path("pictures/0000.tar"), tars[:3])
+    shards.write_tar(Path("pictures/0000.tar"), tars[:3])
     pack(Path("pictures/0001.tar"), [*tars[3:5], ("7.png", b"no picture")])
     Path("pictures/5.png").write_bytes(drawn[5])
     rows = [post(number, rating="gsqe"[number % 4]) for number in range(8)]
@@ -340,7 +340,7 @@ def test_a_whole_run_writes_places_from_which_pictures_are_read(
         "questionable": (9999997, 9),
         "explicit": (9999996, 9),
     }
-    found = manifest.read(prepare.POSTS, len(tags))
+    found = manifest.read_posts(prepare.POSTS, len(tags))
     assert found.ids.to_pylist() == [str(number) for number in range(6)]
     assert [decode.read(place) for place in manifest.locations(found.table)] == list(drawn.values())
     sizes = pq.read_table(prepare.POSTS)["width"].to_pylist()

@@ -17,7 +17,7 @@ import prepare
 from tagger.core import errors
 from tagger.core.errors import TaggerError
 from tagger.data.sources import folder
-from tagger.data.sources.folder import Folder
+from tagger.data.sources.folder import FolderSource
 from tagger.params import Params
 from tagger.system import scratch
 
@@ -33,7 +33,7 @@ class Found(NamedTuple):
 
 def read(*folders: Path, separator: str = ",") -> Found:
     found = Found({}, {})
-    for batch in Folder(list(folders), separator).read():
+    for batch in FolderSource(list(folders), separator).read():
         for row, name in enumerate(batch.posts["id"].to_pylist()):
             assert name not in found.tags
             lists = {code: lists[row].as_py() for code, lists in batch.tags.items()}
@@ -91,11 +91,11 @@ def test_the_separator_is_chosen(sole: Callable[..., Any], separator: str) -> No
 
 @given(st.text(), st.sampled_from([",", " ", ";", "|"]))
 def test_tags_of_a_text_never_hold_separators_or_nothing(text: str, separator: str) -> None:
-    tags = folder.split(text, separator)
+    tags = folder.split_tags(text, separator)
     for tag in tags:
         assert tag.strip()
         assert separator not in tag
-        assert folder.split(tag, separator) == [tag]
+        assert folder.split_tags(tag, separator) == [tag]
     kept, given = "".join(tags), text.replace(separator, " ")
     assert "".join(kept.split()) == "".join(given.split())
 

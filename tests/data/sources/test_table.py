@@ -17,7 +17,7 @@ import prepare
 from tagger.core.errors import TaggerError
 from tagger.data import ingest
 from tagger.data.rejected import RejectedPosts
-from tagger.data.sources.table import Table
+from tagger.data.sources.table import TableSource
 from tagger.data.tags import rules
 from tagger.data.tags.lexicon import Lexicon
 from tagger.params import Params
@@ -33,9 +33,9 @@ ROWS: list[Row] = [
 ]
 
 
-def table(path: Path, **settings: Any) -> Table:
+def table(path: Path, **settings: Any) -> TableSource:
     chosen = {"path_column": "path", "tag_column": "tags", "separator": ","} | settings
-    return Table(path=path, pictures=chosen.pop("pictures", Path("pictures")), **chosen)
+    return TableSource(path=path, image_root=chosen.pop("pictures", Path("pictures")), **chosen)
 
 
 def read(path: Path, **settings: Any) -> list[Row]:
@@ -382,6 +382,6 @@ def test_every_filter_on_posts_works_with_a_table(
         shipped.prepare.filters.model_dump() | filters
     )
     lexicon, left_out = Lexicon(rules.read(tmp_path)), RejectedPosts()
-    found = ingest.gather(table(path), lexicon, chosen, left_out)
+    found = ingest.read_posts(table(path), lexicon, chosen, left_out)
     assert [Path(file).name for file in found["file"].to_pylist()] == left
     assert len(left_out) == 1 + bool(odd)

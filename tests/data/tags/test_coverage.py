@@ -16,7 +16,7 @@ from PIL import Image
 from scipy.sparse import csr_array
 
 from tagger.core import manifest
-from tagger.core.vocabulary import CATEGORIES, Tag, ordered
+from tagger.core.vocabulary import CATEGORIES, Tag, sort_tags
 from tagger.data.tags import coverage
 from tagger.data.tags.coverage import Coverage
 from tagger.data.tags.select import COUNT, EXCLUDED, Selection
@@ -26,12 +26,12 @@ Case = tuple[Selection, list[Tag], npt.NDArray[np.bool_]]
 
 def chosen(seen: list[Tag], kept: set[str]) -> Selection:
     """Return a selection of these names; the other tags on a post are dropped."""
-    present = ordered(tag for tag in seen if tag.count)
+    present = sort_tags(tag for tag in seen if tag.count)
     return Selection(
         kept=[tag for tag in present if tag.name in kept],
         dropped=[(tag, EXCLUDED) for tag in present if tag.name not in kept],
-        unknown=[],
-        idle=[],
+        unseen_names=[],
+        unmatched_globs=[],
     )
 
 
@@ -56,7 +56,7 @@ def tags_left(found: Selection, seen: list[Tag], labels: npt.NDArray[np.bool_]) 
 
 def measured(case: Case) -> Coverage:
     found, seen, labels = case
-    return coverage.measure(found, seen, csr_array(labels))
+    return coverage.measure_coverage(found, seen, csr_array(labels))
 
 
 @settings(max_examples=100)
@@ -65,10 +65,12 @@ def test_what_is_left_is_what_counting_by_hand_says(case: Case) -> None:
     left = tags_left(*case)
     covered = measured(case)
     per_post = Counter(map(len, left))
-    assert covered.per_post.tolist() == [per_post[size] for size in range(max(per_post) + 1)]
-    assert covered.per_post.sum() == len(case[2])
+    assert covered.posts_by_tag_count.tolist() == [
+        per_post[size] for size in range(max(per_post) + 1)
+    ]
+    assert covered.posts_by_tag_count.sum() == len(case[2])
     of_category = Counter(code for post in left for code in {tag.category for tag in post})
-    assert covered.of_category == {CATEGORIES[code]: n for code, n in of_category.items()}
+    assert covered.posts_by_category == {CATEGORIES[code]: n for code, n in of_category.items()}
 
 
 @settings(max_examples=100)
@@ -76,7 +78,7 @@ def test_what_is_left_is_what_counting_by_hand_says(case: Case) -> None:
 def test_the_report_says_what_counting_by_hand_says(case: Case) -> None:
     found, seen, labels = case
     left = tags_left(*case)
-    told = json.loads(json.dumps(coverage.numbers(found, measured(case))))
+    told = json.loads(json.dumps(coverage.summarize(found, measured(case))))
     kept = {code: [tag for tag in found.kept if tag.category == code] for code in CATEGORIES}
     assert told == {
         "seen": int(labels.any(axis=0).sum()),
@@ -107,23 +109,25 @@ def test_some_posts_at_a_time_give_the_same(case: Case, posts_at_a_time: int) ->
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(manifest, "_AT_A_TIME", posts_at_a_time)
         parts = measured(case)
-    assert parts.per_post.tolist() == whole.per_post.tolist()
-    assert parts.of_category == whole.of_category
+    assert parts.posts_by_tag_count.tolist() == whole.posts_by_tag_count.tolist()
+    assert parts.posts_by_category == whole.posts_by_category
 
 
 def test_a_category_that_a_list_gives_is_the_one_that_counts() -> None:
     seen = [Tag(1, "miku", 0, 2), Tag(2, "hair", 0, 1)]
     found = Selection([seen[1], Tag(1, "miku", 4, 2)], [], [], [])
-    covered = coverage.measure(found, seen, csr_array(np.array([[1, 1], [1, 0]], dtype=bool)))
-    assert covered.of_category == {"general": 1, "character": 2}
-    assert covered.per_post.tolist() == [0, 1, 1]
+    covered = coverage.measure_coverage(
+        found, seen, csr_array(np.array([[1, 1], [1, 0]], dtype=bool))
+    )
+    assert covered.posts_by_category == {"general": 1, "character": 2}
+    assert covered.posts_by_tag_count.tolist() == [0, 1, 1]
 
 
 def test_what_is_unknown_or_idle_is_reported() -> None:
     seen = [Tag(1, "a", 0, 3), Tag(2, "b", 0, 1), Tag(3, "c", 4, 1), Tag(4, "d", 4, 1)]
     dropped = [(seen[1], COUNT), (seen[2], EXCLUDED), (seen[3], EXCLUDED)]
     found = Selection(seen[:1], dropped, ["miku"], ["*_(cosplay)"])
-    told = coverage.numbers(found, Coverage(np.array([2, 3]), {"general": 3}))
+    told = coverage.summarize(found, Coverage(np.array([2, 3]), {"general": 3}))
     assert list(told["dropped"].items()) == [(EXCLUDED, 2), (COUNT, 1)]
     assert told["without_post"] == ["miku"]
     assert told["globs_without_tag"] == ["*_(cosplay)"]
@@ -134,7 +138,7 @@ def test_what_is_unknown_or_idle_is_reported() -> None:
 @settings(max_examples=100)
 @given(st.lists(st.integers(0, 10**12), min_size=1, max_size=600).filter(any))
 def test_the_labels_of_the_most_frequent_tags_rise_to_all(counts: list[int]) -> None:
-    rows = coverage.by_size([Tag(-1, str(i), 0, count) for i, count in enumerate(counts)])
+    rows = coverage.coverage_by_size([Tag(-1, str(i), 0, count) for i, count in enumerate(counts)])
     assert rows[0][0] == 1
     assert rows[-1] == (len(counts), 1.0)
     assert all(a < b and x <= y for (a, x), (b, y) in pairwise(rows))
@@ -144,8 +148,8 @@ def test_the_labels_of_the_most_frequent_tags_rise_to_all(counts: list[int]) -> 
 
 def test_few_tags_each_have_a_row_and_many_some_two_hundred() -> None:
     few, many = ([Tag(-1, "a", 0, 1)] * tags for tags in (20, 50_000))
-    assert [size for size, _ in coverage.by_size(few)] == list(range(1, 21))
-    assert 100 < len(coverage.by_size(many)) <= 200
+    assert [size for size, _ in coverage.coverage_by_size(few)] == list(range(1, 21))
+    assert 100 < len(coverage.coverage_by_size(many)) <= 200
 
 
 def odd(*tags: tuple[int, int], kept: int, per_post: list[int]) -> tuple[Selection, Coverage]:
@@ -170,7 +174,7 @@ ODD: dict[str, tuple[Selection, Coverage]] = {
 @pytest.mark.parametrize("name", ODD)
 def test_any_outcome_is_drawn_with_every_tag_in_it(name: str) -> None:
     found, covered = ODD[name]
-    drawing = coverage.figure(found, covered)
+    drawing = coverage.plot(found, covered)
     file = io.BytesIO()
     drawing.savefig(file, format="png")
     assert Image.open(file).size == (1300, 400)
@@ -184,6 +188,6 @@ def test_any_outcome_is_drawn_with_every_tag_in_it(name: str) -> None:
 
 def test_the_bars_of_a_category_lie_side_by_side() -> None:
     found, covered = ODD["one category"]
-    outcome = coverage.figure(found, covered).axes[0]
+    outcome = coverage.plot(found, covered).axes[0]
     bars = [bar for bar in outcome.patches if isinstance(bar, Rectangle)]
     assert [(bar.get_x(), bar.get_width()) for bar in bars] == [(0, 20), (20, 20)]

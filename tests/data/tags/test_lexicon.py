@@ -15,7 +15,7 @@ from scipy.sparse import csr_array
 
 from tagger.core import vocabulary
 from tagger.data.tags import rules
-from tagger.data.tags.lexicon import Change, Lexicon
+from tagger.data.tags.lexicon import Lexicon, TagChange
 from tagger.data.tags.rules import Rules
 from tagger.system import jit
 
@@ -33,7 +33,7 @@ class ByHand:
 
     def __init__(self, known: Rules) -> None:
         self.rules = known
-        self.changes: Counter[Change] = Counter()
+        self.changes: Counter[TagChange] = Counter()
         self.categories: dict[str, int] = {}
 
     def batch(self, batch: Batch) -> list[set[str]]:
@@ -52,7 +52,7 @@ class ByHand:
 
     def names(self, texts: Sequence[str | None]) -> list[str]:
         found = []
-        for name in (vocabulary.normal(text or "") for text in texts):
+        for name in (vocabulary.normalize_name(text or "") for text in texts):
             meant = self.rules.aliases.get(name, name)
             if meant in self.rules.deprecated:
                 self.changes["deprecated", meant, ""] += 1
@@ -76,7 +76,7 @@ class ByHand:
         return {self.rules.renames.get(name, name) for name in names} - {""}
 
     def category(self, name: str) -> int:
-        table = self.rules.known.get(name)
+        table = self.rules.known_tags.get(name)
         return table[0] if table else self.categories.get(name, 0)
 
 
@@ -157,7 +157,7 @@ def test_labels_do_not_hang_on_how_posts_are_batched(known: Rules, drawn: list[B
 
 
 def test_texts_that_mean_one_tag_are_one_tag() -> None:
-    lexicon = Lexicon(Rules(known={}, aliases={"lh": "long_hair"}))
+    lexicon = Lexicon(Rules(known_tags={}, aliases={"lh": "long_hair"}))
     assert put_right(lexicon, ["Long Hair", "long_hair", "lh"], [" long  hair "]) == [
         {"long_hair"},
         {"long_hair"},
@@ -167,12 +167,12 @@ def test_texts_that_mean_one_tag_are_one_tag() -> None:
 
 
 def test_escaped_parentheses_are_parentheses() -> None:
-    lexicon = Lexicon(Rules(known={}))
+    lexicon = Lexicon(Rules(known_tags={}))
     assert put_right(lexicon, ["miku \\(a\\)", "miku_(a)"]) == [{"miku_(a)"}]
 
 
 def test_nothing_is_no_tag() -> None:
-    lexicon = Lexicon(Rules(known={}))
+    lexicon = Lexicon(Rules(known_tags={}))
     assert put_right(lexicon, None, [], ["", "  ", None], ["null", "nan"]) == [
         set(),
         set(),
@@ -184,7 +184,7 @@ def test_nothing_is_no_tag() -> None:
 
 def test_a_deprecated_tag_implies_nothing_and_no_alias_saves_it() -> None:
     known = Rules(
-        known={},
+        known_tags={},
         aliases={"older": "old"},
         implications={"old": ("new",), "a": ("new",)},
         deprecated=frozenset({"old"}),
@@ -196,7 +196,7 @@ def test_a_deprecated_tag_implies_nothing_and_no_alias_saves_it() -> None:
 
 def test_renames_come_last_and_are_not_followed() -> None:
     known = Rules(
-        known={},
+        known_tags={},
         implications={"cat": ("animal",), "beast": ("wild",)},
         renames={"cat": "animal", "animal": "beast", "wild": ""},
     )
@@ -216,7 +216,9 @@ def test_renames_come_last_and_are_not_followed() -> None:
 
 
 def test_a_category_is_that_of_the_table_else_of_the_source_else_general() -> None:
-    known = Rules(known={"a": (3, -1)}, implications={"b": ("implied",)}, renames={"d": "named"})
+    known = Rules(
+        known_tags={"a": (3, -1)}, implications={"b": ("implied",)}, renames={"d": "named"}
+    )
     lexicon = Lexicon(known)
     put_right(lexicon, ["a", "b", "c"])
     put_right(lexicon, ["a", "b", "d"], category=4)
@@ -235,11 +237,11 @@ def test_a_category_is_that_of_the_table_else_of_the_source_else_general() -> No
 def test_a_chain_of_thousands_is_followed(kind: str) -> None:
     names = [f"t{number:04d}" for number in range(3_000)]
     if kind == "renames":
-        known = Rules(known={}, renames=dict(itertools.pairwise(names)))
+        known = Rules(known_tags={}, renames=dict(itertools.pairwise(names)))
         expected = {"t0001"}
     else:
         chain = {name: (following,) for name, following in itertools.pairwise(names)}
-        known = Rules(known={}, implications=chain | {"t0000": tuple(names[1:])})
+        known = Rules(known_tags={}, implications=chain | {"t0000": tuple(names[1:])})
         expected = set(names)
     assert put_right(Lexicon(known), ["t0000"]) == [expected]
 
@@ -248,7 +250,7 @@ def test_compiled_for_very_many_labels_they_are_the_same(monkeypatch: pytest.Mon
     monkeypatch.setattr(jit, "_INTERPRETED", 0)
     random = np.random.default_rng(0)
     known = Rules(
-        known={},
+        known_tags={},
         aliases={"t1": "t2"},
         implications={"t3": ("t4", "t9", "unwritten"), "t5": ("t6",)},
         deprecated=frozenset({"t7"}),

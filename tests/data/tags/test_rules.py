@@ -56,7 +56,7 @@ def table(names: Sequence[str], rows: Iterable[Sequence[Any]]) -> Rows:
 
 def known(read: rules.Rules) -> dict[str, tuple[int, int]]:
     """Return what is known beside the ratings."""
-    return {name: tag for name, tag in read.known.items() if name not in RATINGS}
+    return {name: tag for name, tag in read.known_tags.items() if name not in RATINGS}
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
@@ -64,7 +64,7 @@ def test_tags_are_read_with_category_and_id(tmp_path: Path, write: Write, suffix
     rows = table(["tag_id", "name", "category"], [(7 + n, name, 4) for n, name in enumerate(NAMES)])
     write(f"tags{suffix}", content(rows, suffix))
     read = known(rules.read(tmp_path))
-    assert read == {vocabulary.normal(name): (4, 7 + n) for n, name in enumerate(NAMES)}
+    assert read == {vocabulary.normalize_name(name): (4, 7 + n) for n, name in enumerate(NAMES)}
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
@@ -125,13 +125,13 @@ def test_lines_of_json_are_read_under_the_name_of_json(tmp_path: Path, write: Wr
 
 def test_without_tables_only_the_ratings_have_a_category(tmp_path: Path) -> None:
     read = rules.read(tmp_path, tmp_path / "none")
-    assert read == rules.Rules(known=RATINGS)
+    assert read == rules.Rules(known_tags=RATINGS)
 
 
 def test_a_rating_keeps_the_id_that_a_table_gives_it(tmp_path: Path, write: Write) -> None:
     write("tags.csv", "name,category,tag_id\ngeneral,9,5\nexplicit,9,\nsensitive,0,\n")
     read = rules.read(tmp_path)
-    assert {name: read.known[name] for name in RATINGS} == RATINGS | {
+    assert {name: read.known_tags[name] for name in RATINGS} == RATINGS | {
         "general": (9, 5),
         "sensitive": (0, -1),
     }
@@ -181,9 +181,9 @@ def test_names_are_brought_into_the_form_of_the_sidecars(tmp_path: Path, write: 
 
 @given(st.text())
 def test_a_normal_name_has_no_spaces_or_capitals_and_stays_as_it_is(text: str) -> None:
-    name = vocabulary.normal(text.replace("\\", ""))
+    name = vocabulary.normalize_name(text.replace("\\", ""))
     assert name == "".join(name.split()).lower()
-    assert vocabulary.normal(name) == name
+    assert vocabulary.normalize_name(name) == name
 
 
 @pytest.mark.parametrize(
@@ -261,7 +261,7 @@ def test_a_table_without_rows_says_nothing(
     tmp_path: Path, write: Write, name: str, text: str
 ) -> None:
     write(name, text)
-    assert rules.read(tmp_path) == rules.Rules(known=RATINGS)
+    assert rules.read(tmp_path) == rules.Rules(known_tags=RATINGS)
 
 
 def test_of_several_folders_the_first_counts(tmp_path: Path, write: Write) -> None:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from tagger import params
 from tagger.core.errors import TaggerError
-from tagger.core.vocabulary import CATEGORIES, UNKNOWN, Tag, ordered
+from tagger.core.vocabulary import CATEGORIES, UNKNOWN, Tag, sort_tags
 from tagger.data.tags import select
 from tagger.data.tags.select import CATEGORY, COUNT, EXCLUDED, MAXIMUM, NOT_LISTED, Selection
 
@@ -42,11 +42,11 @@ def tags(**counts: dict[str, int]) -> list[Tag]:
 
 
 def kept(seen: Sequence[Tag], listed: Listed | None = None, **wanted: Any) -> list[str]:
-    return [tag.name for tag in select.select(seen, want(**wanted), listed).kept]
+    return [tag.name for tag in select.select_tags(seen, want(**wanted), listed).kept]
 
 
 def dropped(seen: Sequence[Tag], listed: Listed | None = None, **wanted: Any) -> dict[str, str]:
-    found = select.select(seen, want(**wanted), listed)
+    found = select.select_tags(seen, want(**wanted), listed)
     return {tag.name: reason for tag, reason in found.dropped}
 
 
@@ -118,10 +118,10 @@ def test_a_tag_included_takes_a_place_in_the_maximum(wanted: dict[str, Any], nam
 def test_globs_exclude_and_those_that_match_nothing_are_told() -> None:
     seen = tags(general={"red_hair": 9, "hair": 8, "hat_(cosplay)": 7, "gone_hat": 0})
     p = want(exclude=["*_hair", "gone*"], include=["hat*", "hai", "h??r"])
-    found = select.select(seen, p)
+    found = select.select_tags(seen, p)
     assert found.kept == seen[1:3]
     assert [(tag.name, reason) for tag, reason in found.dropped] == [("red_hair", EXCLUDED)]
-    assert found.idle == ["hai", "gone*"]
+    assert found.unmatched_globs == ["hai", "gone*"]
 
 
 @pytest.mark.parametrize("name", AWKWARD)
@@ -221,7 +221,7 @@ def reason(tag: Tag, found: Selection, p: params.Vocabulary, listed: Listed | No
 @given(cases())
 def test_every_tag_is_kept_or_has_the_first_reason_that_holds(case: Case) -> None:
     seen, p, listed = case
-    found = select.select(seen, p, listed)
+    found = select.select_tags(seen, p, listed)
     told = [*((tag, "") for tag in found.kept), *found.dropped]
     assert sorted(tag.name for tag, _ in told) == sorted(tag.name for tag in seen if tag.count)
     assert told == [(tag, reason(tag, found, p, listed)) for tag, _ in told]
@@ -231,10 +231,10 @@ def test_every_tag_is_kept_or_has_the_first_reason_that_holds(case: Case) -> Non
 @given(cases(), st.randoms(use_true_random=False))
 def test_the_order_of_the_input_does_not_matter(case: Case, random: Random) -> None:
     seen, p, listed = case
-    found = select.select(seen, p, listed)
-    assert found.kept == ordered(found.kept)
-    assert [tag for tag, _ in found.dropped] == ordered(tag for tag, _ in found.dropped)
-    assert select.select(random.sample(seen, len(seen)), p, listed) == found
+    found = select.select_tags(seen, p, listed)
+    assert found.kept == sort_tags(found.kept)
+    assert [tag for tag, _ in found.dropped] == sort_tags(tag for tag, _ in found.dropped)
+    assert select.select_tags(random.sample(seen, len(seen)), p, listed) == found
 
 
 @settings(max_examples=200)
@@ -243,8 +243,8 @@ def test_a_new_tag_moves_no_other_and_displaces_one_at_most(
     case: Case, category: int, count: int
 ) -> None:
     seen, p, listed = case
-    before = select.select(seen, p, listed).kept
-    after = select.select([Tag(0, "ac", category, count), *seen], p, listed).kept
+    before = select.select_tags(seen, p, listed).kept
+    after = select.select_tags([Tag(0, "ac", category, count), *seen], p, listed).kept
     rest = [tag for tag in after if tag.name != "ac"]
     assert rest == [tag for tag in before if tag in rest]
     assert len(before) - len(rest) <= (len(after) > len(rest))

@@ -17,21 +17,21 @@ from huggingface_hub.utils import (  # type: ignore[attr-defined]
 
 from tagger.core.errors import TaggerError
 
-Kind: TypeAlias = Literal["data set", "model"]
+RepoKind: TypeAlias = Literal["data set", "model"]
 
 
-class File(NamedTuple):
+class HubFile(NamedTuple):
     path: str  # in the repository
     size: int  # bytes
     sha256: str | None  # hexadecimal; known of what lies in Git LFS
 
 
-class Listing(NamedTuple):
+class RepoListing(NamedTuple):
     commit: str  # hexadecimal; what the revision stands for now
-    files: dict[str, File]  # by path
+    files: dict[str, HubFile]  # by path
 
 
-class Fault(Exception):
+class TransientError(Exception):
     """What may be gone at the next attempt. Its message is the reason, one line."""
 
     def __init__(self, reason: str, wait: float | None = None) -> None:
@@ -39,16 +39,16 @@ class Fault(Exception):
         self.wait = wait  # seconds that the server asks for
 
 
-class NoConnection(Fault):
+class NoConnectionError(TransientError):
     """The server cannot be reached at all."""
 
 
-def offline() -> bool:
+def is_offline() -> bool:
     """Return whether HF_HUB_OFFLINE forbids every request."""
     return constants.is_offline_mode()
 
 
-def listing(repo: str, revision: str = "main") -> Listing:
+def list_files(repo: str, revision: str = "main") -> RepoListing:
     """Return the files of a data set. Raises TaggerError for one that cannot be had."""
     api = HfApi()
     timeout = constants.HF_HUB_ETAG_TIMEOUT
@@ -58,17 +58,17 @@ def listing(repo: str, revision: str = "main") -> Listing:
         commit = about.sha or revision
         tree = api.list_repo_tree(repo, repo_type="dataset", revision=commit, recursive=True)
         files = [
-            File(entry.path, entry.size, entry.lfs.sha256 if entry.lfs else None)
+            HubFile(entry.path, entry.size, entry.lfs.sha256 if entry.lfs else None)
             for entry in tree
             if isinstance(entry, RepoFile)
         ]
     except (httpx2.HTTPError, OSError, errors.HFValidationError) as error:
-        raise TaggerError(in_words(error, repo, revision)) from error
-    return Listing(commit, {file.path: file for file in files})
+        raise TaggerError(explain(error, repo, revision)) from error
+    return RepoListing(commit, {file.path: file for file in files})
 
 
 @contextmanager
-def opened(
+def open_range(
     repo: str, path: str, revision: str, first: int, last: int
 ) -> Iterator[tuple[int, Iterator[bytes]]]:
     """Yield bytes of a file in chunks, and the position of the first of them.
@@ -90,13 +90,13 @@ def opened(
             elif response.headers.get("Content-Range", "").startswith(f"bytes {first}-"):
                 yield first, response.iter_bytes()
             else:
-                raise Fault("the server sent other bytes than those asked for")
+                raise TransientError("the server sent other bytes than those asked for")
     except (errors.HfHubHTTPError, errors.OfflineModeIsEnabled) as error:
-        raise TaggerError(in_words(error, repo, revision)) from error
+        raise TaggerError(explain(error, repo, revision)) from error
     except (httpx2.ConnectError, httpx2.ConnectTimeout) as error:
-        raise NoConnection(in_words(error, repo, revision)) from error
+        raise NoConnectionError(explain(error, repo, revision)) from error
     except httpx2.HTTPError as error:
-        raise Fault(str(error) or type(error).__name__) from error
+        raise TransientError(str(error) or type(error).__name__) from error
 
 
 def _require_success(response: httpx2.Response) -> None:
@@ -108,7 +108,9 @@ def _require_success(response: httpx2.Response) -> None:
     except errors.HfHubHTTPError as error:
         if response.status_code == 401:
             raise
-        raise Fault(f"the server answers {_status(error)}", _asked_wait(response)) from None
+        raise TransientError(
+            f"the server answers {_status(error)}", _asked_wait(response)
+        ) from None
 
 
 def _asked_wait(response: httpx2.Response) -> float | None:
@@ -124,7 +126,7 @@ def _status(error: errors.HfHubHTTPError) -> str:
     return f"{error.response.status_code} {error.response.reason_phrase}"
 
 
-def in_words(error: Exception, repo: str, revision: str | None, kind: Kind = "data set") -> str:
+def explain(error: Exception, repo: str, revision: str | None, kind: RepoKind = "data set") -> str:
     """Return what keeps a person from a data set or a model, and the way out."""
     hub = constants.ENDPOINT
     match error:

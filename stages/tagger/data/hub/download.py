@@ -23,7 +23,7 @@ _ATTEMPTS = 6  # in a row that bring no byte
 _FIRST_WAIT = 1.0  # seconds before the second attempt, doubled before each further one
 
 
-class Piece(NamedTuple):
+class RemoteFile(NamedTuple):
     """Bytes of a repository that are to be a file: one of its files, or a member of a tar."""
 
     path: str  # below the folder and, if a file of the repository, below that
@@ -43,20 +43,24 @@ class _Job(NamedTuple):
     stop: Event
 
 
-def is_whole(folder: Path, piece: Piece) -> bool:
+def is_complete(folder: Path, piece: RemoteFile) -> bool:
     """Return whether a piece lies in the folder; it was verified when it was put there."""
     path = folder / piece.path
     return path.is_file() and path.stat().st_size == piece.size
 
 
-def fetch(
-    repo: str, pieces: Iterable[Piece], folder: Path, revision: str = "main", connections: int = 8
+def download_files(
+    repo: str,
+    pieces: Iterable[RemoteFile],
+    folder: Path,
+    revision: str = "main",
+    connections: int = 8,
 ) -> dict[str, str]:
     """Download what the folder lacks; return why a piece could not be had, by its path.
 
     Raises TaggerError where none can be: no access, no connection, no room.
     """
-    missing = list(dict.fromkeys(piece for piece in pieces if not is_whole(folder, piece)))
+    missing = list(dict.fromkeys(piece for piece in pieces if not is_complete(folder, piece)))
     if not missing:
         return {}
     needed = sum(piece.size - _resumable(folder, piece) for piece in missing)
@@ -80,7 +84,7 @@ def _progress_bar(total: int) -> Iterator[Callable[[int], None]]:
         yield lambda count: bar.advance(task, count)
 
 
-def _work(job: _Job, queue: Iterator[Piece]) -> list[tuple[str, str]]:
+def _work(job: _Job, queue: Iterator[RemoteFile]) -> list[tuple[str, str]]:
     """Fetch pieces until none is left; return those that could not be had, with the reason."""
     failed = []
     for piece in queue:
@@ -95,7 +99,7 @@ def _work(job: _Job, queue: Iterator[Piece]) -> list[tuple[str, str]]:
     return failed
 
 
-def _fetch(job: _Job, piece: Piece) -> str:
+def _fetch(job: _Job, piece: RemoteFile) -> str:
     """Put a piece in its place, verified; return why not, where that fails."""
     unfinished = _unfinished(job.folder, piece)
     unfinished.parent.mkdir(parents=True, exist_ok=True)
@@ -112,15 +116,15 @@ def _fetch(job: _Job, piece: Piece) -> str:
     return "its SHA-256 is not the one that the data set names"
 
 
-def _complete(job: _Job, piece: Piece, unfinished: Path) -> str:
+def _complete(job: _Job, piece: RemoteFile, unfinished: Path) -> str:
     """Bring a file to the size of its piece; return why not, where that fails."""
     fruitless = 0
     while (had := unfinished.stat().st_size) < piece.size:
         try:
             _go_on(job, piece, unfinished, had)
-        except client.Fault as fault:
+        except client.TransientError as fault:
             fruitless = 1 if unfinished.stat().st_size > had else fruitless + 1
-            if fruitless == _ATTEMPTS and isinstance(fault, client.NoConnection):
+            if fruitless == _ATTEMPTS and isinstance(fault, client.NoConnectionError):
                 raise TaggerError(str(fault)) from fault
             if fruitless == _ATTEMPTS or job.stop.is_set():
                 return str(fault)
@@ -128,11 +132,11 @@ def _complete(job: _Job, piece: Piece, unfinished: Path) -> str:
     return ""
 
 
-def _go_on(job: _Job, piece: Piece, unfinished: Path, had: int) -> None:
+def _go_on(job: _Job, piece: RemoteFile, unfinished: Path, had: int) -> None:
     """Append to the first `had` bytes of a piece those that follow. Raises hub.Fault."""
     first, last = piece.offset + had, piece.offset + piece.size - 1
     source = piece.tar or piece.path
-    with client.opened(job.repo, source, job.revision, first, last) as (position, chunks):
+    with client.open_range(job.repo, source, job.revision, first, last) as (position, chunks):
         if position != first:
             if piece.tar:
                 raise TaggerError(f"The server sends no part of {source}. Download whole shards.")
@@ -145,13 +149,13 @@ def _append(job: _Job, chunks: Iterator[bytes], unfinished: Path, room: int) -> 
     with unfinished.open("ab") as file:
         for chunk in chunks:
             if job.stop.is_set():
-                raise client.Fault("interrupted")
+                raise client.TransientError("interrupted")
             written = file.write(chunk[:room])
             job.advance(written)
             room -= written
             if not room:
                 return
-    raise client.Fault(f"the answer ended {room:,} bytes early")
+    raise client.TransientError(f"the answer ended {room:,} bytes early")
 
 
 def _start_anew(job: _Job, unfinished: Path) -> None:
@@ -159,12 +163,12 @@ def _start_anew(job: _Job, unfinished: Path) -> None:
     unfinished.write_bytes(b"")
 
 
-def _unfinished(folder: Path, piece: Piece) -> Path:
+def _unfinished(folder: Path, piece: RemoteFile) -> Path:
     path = folder / piece.path
     return path.with_name(f".{path.name}.partial")
 
 
-def _resumable(folder: Path, piece: Piece) -> int:
+def _resumable(folder: Path, piece: RemoteFile) -> int:
     """Return how many bytes of a piece are there already. Without a hash, none can be trusted."""
     unfinished = _unfinished(folder, piece)
     return unfinished.stat().st_size if piece.sha256 and unfinished.exists() else 0

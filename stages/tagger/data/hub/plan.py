@@ -10,14 +10,16 @@ from rich.filesize import decimal
 
 from tagger.core.errors import TaggerError
 from tagger.data.hub import client, download, shards
-from tagger.data.hub.download import Piece
+from tagger.data.hub.download import RemoteFile
 from tagger.images import decode
 from tagger.system import progress
 
-Way = Literal["auto", "shards", "members"]
-Wanted = dict[int, list[int]]  # posts by the number of their tar, both rising
-Order = dict[Piece, list[int]]  # what to download, and the posts whose pictures it brings
-Reasons = dict[int, str]  # by post, why it is without a picture
+DownloadMethod = Literal["auto", "shards", "members"]
+PostsByTar = dict[int, list[int]]  # posts by the number of their tar, both rising
+DownloadPlan = dict[
+    RemoteFile, list[int]
+]  # what to download, and the posts whose pictures it brings
+MissingReasons = dict[int, str]  # by post, why it is without a picture
 
 # A post is in the tar whose number is its id modulo this, as in
 # https://huggingface.co/datasets/deepghs/danbooru2024-webp-4Mpixel
@@ -29,23 +31,23 @@ _TARS = 1000
 _REQUEST = 1_000_000
 
 
-class Need(NamedTuple):
+class TarNeed(NamedTuple):
     """What is wanted of a tar."""
 
-    tar: Piece
-    missing: dict[int, Piece]  # by post, its picture, where the folder lacks it
-    lost: Reasons  # posts that the index does not name
+    tar: RemoteFile
+    missing: dict[int, RemoteFile]  # by post, its picture, where the folder lacks it
+    lost: MissingReasons  # posts that the index does not name
 
 
 class _Hub(NamedTuple):
     repo: str
-    listing: client.Listing
+    listing: client.RepoListing
     folder: Path
     connections: int
 
-    def get(self, order: Order) -> Reasons:
+    def get(self, order: DownloadPlan) -> MissingReasons:
         commit = self.listing.commit
-        failed = download.fetch(self.repo, order, self.folder, commit, self.connections)
+        failed = download.download_files(self.repo, order, self.folder, commit, self.connections)
         return {
             post: f"{piece.path}: {failed[piece.path]}"
             for piece, posts in order.items()
@@ -54,15 +56,15 @@ class _Hub(NamedTuple):
         }
 
 
-def pictures(
+def download_images(
     ids: npt.NDArray[np.int64],
     repo: str,
     folder: Path,
     *,
-    how: Way,
+    method: DownloadMethod,
     revision: str = "main",
     connections: int = 8,
-) -> Reasons:
+) -> MissingReasons:
     """Bring the pictures of posts into a folder; return the posts without one, with the reason.
 
     ids: (posts,)
@@ -77,19 +79,19 @@ def pictures(
     rest = {number: posts for number, posts in wanted.items() if number not in settled}
     reasons = {post: reason for lost in settled.values() for post, reason in lost.items()}
     if rest:
-        source = _Hub(repo, client.listing(repo, revision), folder, connections)
-        reasons |= _download(source, rest, how)
+        source = _Hub(repo, client.list_files(repo, revision), folder, connections)
+        reasons |= _download(source, rest, method)
     return reasons
 
 
-def _by_number(ids: npt.NDArray[np.int64]) -> Wanted:
-    wanted: Wanted = {}
+def _by_number(ids: npt.NDArray[np.int64]) -> PostsByTar:
+    wanted: PostsByTar = {}
     for post in np.unique(ids).tolist():
         wanted.setdefault(post % _TARS, []).append(post)
     return dict(sorted(wanted.items()))
 
 
-def _settled(folder: Path, wanted: Wanted) -> dict[int, Reasons]:
+def _settled(folder: Path, wanted: PostsByTar) -> dict[int, MissingReasons]:
     """Return the tars of which the hub need not be asked, each with its posts without a picture.
 
     A later index may name a picture that the one here does not; offline, it is lost.
@@ -100,14 +102,14 @@ def _settled(folder: Path, wanted: Wanted) -> dict[int, Reasons]:
     for index in progress.track(numbered, "Looking through the folder"):
         tar = index.with_suffix(".tar")
         size = tar.stat().st_size if tar.exists() else sys.maxsize
-        piece = Piece(tar.relative_to(folder).as_posix(), size)
+        piece = RemoteFile(tar.relative_to(folder).as_posix(), size)
         need = _need(folder, piece, wanted[int(index.stem)])
-        if not need.missing and (client.offline() or not need.lost):
+        if not need.missing and (client.is_offline() or not need.lost):
             settled[int(index.stem)] = need.lost
     return settled
 
 
-def _download(source: _Hub, wanted: Wanted, how: Way) -> Reasons:
+def _download(source: _Hub, wanted: PostsByTar, how: DownloadMethod) -> MissingReasons:
     """Download indexes, then pictures; return the posts without one, with the reason."""
     tars = _tars(source)
     reasons = {
@@ -116,14 +118,14 @@ def _download(source: _Hub, wanted: Wanted, how: Way) -> Reasons:
         for post in wanted[number]
     }
     indexes = {
-        number: Piece(*source.listing.files[_index(tars[number].path)])
+        number: RemoteFile(*source.listing.files[_index(tars[number].path)])
         for number in wanted
         if number in tars
     }
     reasons |= source.get({index: wanted[number] for number, index in indexes.items()})
-    order: Order = {}
+    order: DownloadPlan = {}
     for number in progress.track(indexes, "Reading the indexes"):
-        if download.is_whole(source.folder, indexes[number]):
+        if download.is_complete(source.folder, indexes[number]):
             need = _need(source.folder, tars[number], wanted[number])
             reasons |= need.lost
             order |= _order(need, how)  # a whole tar leaves none of its many pieces here
@@ -132,9 +134,9 @@ def _download(source: _Hub, wanted: Wanted, how: Way) -> Reasons:
     return reasons | source.get(order)
 
 
-def _tars(source: _Hub) -> dict[int, Piece]:
+def _tars(source: _Hub) -> dict[int, RemoteFile]:
     """Return the tars that have an index, by their number."""
-    tars: dict[int, Piece] = {}
+    tars: dict[int, RemoteFile] = {}
     paths = source.listing.files
     for path in sorted(paths):
         name = PurePosixPath(path)
@@ -144,7 +146,7 @@ def _tars(source: _Hub) -> dict[int, Piece]:
         if twin := tars.get(int(name.stem)):
             both = f"{twin.path} and {path}"
             raise TaggerError(f"{source.repo} has {both}: which one a post is in cannot be told.")
-        tars[int(name.stem)] = Piece(*paths[path])
+        tars[int(name.stem)] = RemoteFile(*paths[path])
     if not tars:
         raise TaggerError(
             f"{source.repo} holds no numbered tars with their indexes, as images/0123.tar and "
@@ -157,24 +159,24 @@ def _index(tar: str) -> str:
     return str(PurePosixPath(tar).with_suffix(".json"))
 
 
-def _need(folder: Path, tar: Piece, posts: list[int]) -> Need:
+def _need(folder: Path, tar: RemoteFile, posts: list[int]) -> TarNeed:
     """Return what is wanted of a tar whose index is in the folder."""
     try:
         index = shards.read_index(folder / _index(tar.path), tar.size)
     except TaggerError as error:
-        return Need(tar, {}, dict.fromkeys(posts, str(error)))
+        return TarNeed(tar, {}, dict.fromkeys(posts, str(error)))
     members = _members(tar, index)
     lost = [post for post in posts if post not in members]
-    here = download.is_whole(folder, tar)
+    here = download.is_complete(folder, tar)
     missing = {
         post: members[post]
         for post in posts
-        if post in members and not here and not download.is_whole(folder, members[post])
+        if post in members and not here and not download.is_complete(folder, members[post])
     }
-    return Need(tar, missing, dict.fromkeys(lost, f"{_index(tar.path)} does not name it"))
+    return TarNeed(tar, missing, dict.fromkeys(lost, f"{_index(tar.path)} does not name it"))
 
 
-def _members(tar: Piece, index: shards.Index) -> dict[int, Piece]:
+def _members(tar: RemoteFile, index: shards.TarIndex) -> dict[int, RemoteFile]:
     """Return the pictures of a tar by post."""
     loose = PurePosixPath(tar.path).with_suffix("")
     members = {}
@@ -187,11 +189,11 @@ def _members(tar: Piece, index: shards.Index) -> dict[int, Piece]:
     ):
         if name.stem.isdecimal() and name.suffix.lower() in decode.SUFFIXES:
             path = str(loose / name.name)  # without the folders of the name, `..` among them
-            members[int(name.stem)] = Piece(path, size, hash_, tar.path, offset)
+            members[int(name.stem)] = RemoteFile(path, size, hash_, tar.path, offset)
     return members
 
 
-def _order(need: Need, how: Way) -> Order:
+def _order(need: TarNeed, how: DownloadMethod) -> DownloadPlan:
     """Return what to download of a tar: the whole of it, or the missing pictures."""
     members = {piece: [post] for post, piece in need.missing.items()}
     if how == "auto":
@@ -202,7 +204,7 @@ def _order(need: Need, how: Way) -> Order:
     return {need.tar: list(need.missing)}
 
 
-def _announced(source: _Hub, order: Order) -> str:
+def _announced(source: _Hub, order: DownloadPlan) -> str:
     posts = sum(map(len, order.values()))
     size = decimal(sum(piece.size for piece in order))
     tars = sum(piece.tar is None for piece in order)

@@ -26,7 +26,7 @@ _BLOCK = 512  # bytes, of a tar
 _SPOT_CHECKS = 16  # members whose header is compared with the index
 
 
-class Index(NamedTuple):
+class TarIndex(NamedTuple):
     """Where the members of a tar lie, by offset."""
 
     names: list[str]
@@ -35,7 +35,7 @@ class Index(NamedTuple):
     hashes: list[str | None]  # SHA-256 of each member in hexadecimal, where known
 
 
-def read_index(path: Path, tar_size: int | None = None) -> Index:
+def read_index(path: Path, tar_size: int | None = None) -> TarIndex:
     """Return what an index says, by offset.
 
     Raises TaggerError for one that cannot be true of a tar of `tar_size` bytes (None: of the
@@ -58,7 +58,7 @@ def read_index(path: Path, tar_size: int | None = None) -> Index:
     return index
 
 
-def open_index(tar: Path) -> tuple[Index, str]:
+def open_index(tar: Path) -> tuple[TarIndex, str]:
     """Return where the members of a tar lie, and why its index was not believed, or "".
 
     Raises TaggerError for a file that is no tar. Of a tar cut short, the whole members are given.
@@ -76,9 +76,9 @@ def open_index(tar: Path) -> tuple[Index, str]:
         raise TaggerError(f"{tar} cannot be read: {error.strerror}.") from None
 
 
-def _index(members: Iterable[tuple[str, int, int, str | None]]) -> Index:
+def _index(members: Iterable[tuple[str, int, int, str | None]]) -> TarIndex:
     by_offset = sorted(members, key=lambda member: (member[1], member[2]))
-    return Index(
+    return TarIndex(
         names=[member[0] for member in by_offset],
         offsets=np.array([member[1] for member in by_offset], dtype=np.int64),
         sizes=np.array([member[2] for member in by_offset], dtype=np.int64),
@@ -86,7 +86,7 @@ def _index(members: Iterable[tuple[str, int, int, str | None]]) -> Index:
     )
 
 
-def _compare(index: Index, tar: Path) -> None:
+def _compare(index: TarIndex, tar: Path) -> None:
     """Raise TaggerError where an index is not that of this tar, as some of its headers show."""
     members = len(index.names)
     chosen = np.linspace(0, members - 1, min(members, _SPOT_CHECKS)).astype(int)
@@ -108,7 +108,7 @@ def _may_be_named(header: tarfile.TarInfo, name: str) -> bool:
     return elsewhere or PurePosixPath(header.name).name == PurePosixPath(name).name
 
 
-def _scan(tar: Path) -> Index:
+def _scan(tar: Path) -> TarIndex:
     try:
         end = tar.stat().st_size
         with tarfile.open(tar, "r:", errors="surrogateescape") as archive:
@@ -141,7 +141,7 @@ def _whole_members(archive: tarfile.TarFile, end: int) -> list[tarfile.TarInfo]:
     ]
 
 
-def write(tar: Path, members: Iterable[tuple[str, bytes]], **notes: Any) -> None:
+def write_tar(tar: Path, members: Iterable[tuple[str, bytes]], **notes: Any) -> None:
     """Write a tar and then its index, each whole or not at all: a tar with an index is whole.
 
     notes: further keys of the index. The same members give the same bytes.

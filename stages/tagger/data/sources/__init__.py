@@ -36,7 +36,7 @@ COLUMNS = {
 REJECTED = pa.schema({"id": pa.string(), "reason": pa.string(), "detail": pa.string()})
 
 
-class Batch(NamedTuple):
+class PostBatch(NamedTuple):
     """Some posts, the tags of each as they are written, and what was left out on the way."""
 
     posts: pa.Table  # columns of COLUMNS
@@ -50,9 +50,9 @@ class Source:
     """What posts are read from."""
 
     notes: list[str] = field(init=False, default_factory=list)  # what was odd, for the report
-    lost: dict[str, str] = field(init=False, default_factory=dict)  # why a post has no picture
+    missing: dict[str, str] = field(init=False, default_factory=dict)  # why a post has no picture
 
-    def read(self) -> Iterator[Batch]:
+    def read(self) -> Iterator[PostBatch]:
         raise NotImplementedError
 
     def locate(self, posts: pa.Table) -> pa.Table:
@@ -73,11 +73,11 @@ _NAMES = {
     "is_deleted": "deleted",
     "is_banned": "banned",
 }
-KNOWN = (*_NAMES, "rating")
+KNOWN_COLUMNS = (*_NAMES, "rating")
 _RATINGS = {name[0]: name for name in RATINGS} | {name: name for name in RATINGS}
 
 
-def posts_of(table: pa.Table, path: Path) -> pa.Table:
+def parse_posts(table: pa.Table, path: Path) -> pa.Table:
     """Return what a table knows of its posts, as columns of COLUMNS.
 
     Raises TaggerError for a column of another type.
@@ -95,14 +95,14 @@ def posts_of(table: pa.Table, path: Path) -> pa.Table:
     return pa.table(columns)
 
 
-def ratings_of(table: pa.Table) -> pa.Array:
+def parse_ratings(table: pa.Table) -> pa.Array:
     """Return the rating of each post as a list of one tag, or of none where it is not known."""
-    texts = pc.dictionary_encode(texts_of(table["rating"])).combine_chunks()
+    texts = pc.dictionary_encode(parse_texts(table["rating"])).combine_chunks()
     names = [_RATINGS.get(str(text).strip().lower()) for text in texts.dictionary.to_pylist()]
     ratings = pa.array([*names, None], pa.string())
     indices = pc.fill_null(texts.indices, len(names))
     known = pc.is_valid(ratings.take(indices))
-    starts = manifest.starts_of(known.to_numpy(zero_copy_only=False))
+    starts = manifest.starts_from_lengths(known.to_numpy(zero_copy_only=False))
     values = ratings.take(indices).drop_null()
     return pa.ListArray.from_arrays(pa.array(starts, pa.int32()), values)
 
@@ -133,35 +133,35 @@ def _decoded(values: pa.ChunkedArray) -> pa.ChunkedArray:
     return values
 
 
-def texts_of(values: pa.ChunkedArray) -> pa.ChunkedArray:
+def parse_texts(values: pa.ChunkedArray) -> pa.ChunkedArray:
     """Return values as texts, null where they are empty."""
     return _plain(_plain(values).cast(pa.string()))
 
 
-def lists_of(values: pa.ChunkedArray, separator: str) -> pa.Array:
+def parse_tags(values: pa.ChunkedArray, separator: str) -> pa.Array:
     """Return tags as list<string>, from lists, or from texts with a separator between the tags."""
     array = _decoded(values).combine_chunks()
     if pa.types.is_string(array.type):
         array = pc.split_pattern(array, separator)
-    return encoded(array.cast(pa.list_(pa.string())))
+    return encode_lists(array.cast(pa.list_(pa.string())))
 
 
-def encoded(lists: pa.Array) -> pa.Array:
+def encode_lists(lists: pa.Array) -> pa.Array:
     """Return lists of texts with each text held once: so they are filtered in no time."""
     lengths = pc.fill_null(pc.list_value_length(lists), 0).to_numpy()
-    starts = pa.array(manifest.starts_of(lengths), pa.int32())
+    starts = pa.array(manifest.starts_from_lengths(lengths), pa.int32())
     texts = lists.flatten()
     texts = pc.fill_null(texts, "") if texts.null_count else texts
     return pa.ListArray.from_arrays(starts, texts.dictionary_encode())
 
 
-def with_column(table: pa.Table, name: str, column: pa.ChunkedArray | pa.Array) -> pa.Table:
+def set_column(table: pa.Table, name: str, column: pa.ChunkedArray | pa.Array) -> pa.Table:
     """Return a table with a column in the place of the one of that name, or behind the others."""
     if name in table.column_names:
         return table.set_column(table.column_names.index(name), name, column)
     return table.append_column(name, column)
 
 
-def table_of(rows: Sequence[tuple[Any, ...]], schema: pa.Schema) -> pa.Table:
+def table_from_rows(rows: Sequence[tuple[Any, ...]], schema: pa.Schema) -> pa.Table:
     """Return rows, of which there is one at least, as a table."""
     return pa.table([list(column) for column in zip(*rows, strict=True)], schema=schema)

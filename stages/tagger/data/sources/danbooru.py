@@ -19,7 +19,7 @@ from tagger.core.errors import TaggerError, one_line
 from tagger.core.vocabulary import CATEGORIES, RATING
 from tagger.data import sources
 from tagger.data.hub import shards
-from tagger.data.sources import COLUMNS, KNOWN, REJECTED, Batch, Source, with_column
+from tagger.data.sources import COLUMNS, KNOWN_COLUMNS, REJECTED, PostBatch, Source, set_column
 from tagger.images import find_images
 from tagger.images.decode import SUFFIXES
 
@@ -33,31 +33,31 @@ _UNSAFE = r"^/|(?:^|/)\.\.(?:/|$)"
 
 
 @dataclass(frozen=True)
-class Danbooru(Source):
+class DanbooruSource(Source):
     """Posts of Danbooru's metadata. Pictures that are wanted and not there are fetched."""
 
     metadata: Path
-    pictures: Path  # folder of tars and loose files
+    image_root: Path  # folder of tars and loose files
     hub: params.Fetch
 
-    def read(self) -> Iterator[Batch]:
+    def read(self) -> Iterator[PostBatch]:
         """Yield the posts. Raises TaggerError for what is no Parquet of posts with tags."""
         if not self.metadata.is_file():
             raise TaggerError(f"prepare.path: there is no file {self.metadata}.")
         try:
             with pq.ParquetFile(self.metadata) as file:
                 tags = self._tag_columns(file.schema_arrow.names)
-                names = [name for name in KNOWN if name in file.schema_arrow.names]
+                names = [name for name in KNOWN_COLUMNS if name in file.schema_arrow.names]
                 for batch in file.iter_batches(_ROWS, columns=[*names, *tags.values()]):
                     yield self._batch(pa.Table.from_batches([batch]), tags)
         except (OSError, pa.ArrowException) as error:
             raise TaggerError(f"{self.metadata} cannot be read: {one_line(error)}.") from None
 
-    def _batch(self, table: pa.Table, columns: dict[int | None, str]) -> Batch:
-        tags = {code: sources.lists_of(table[name], " ") for code, name in columns.items()}
+    def _batch(self, table: pa.Table, columns: dict[int | None, str]) -> PostBatch:
+        tags = {code: sources.parse_tags(table[name], " ") for code, name in columns.items()}
         if "rating" in table.column_names:
-            tags[RATING] = sources.ratings_of(table)
-        return Batch(sources.posts_of(table, self.metadata), tags, REJECTED.empty_table())
+            tags[RATING] = sources.parse_ratings(table)
+        return PostBatch(sources.parse_posts(table, self.metadata), tags, REJECTED.empty_table())
 
     def _tag_columns(self, names: list[str]) -> dict[int | None, str]:
         """Return the columns of tags by category; `tag_string`, of all, where one is missing."""
@@ -88,24 +88,24 @@ class Danbooru(Source):
         there = known[rows] == ids if len(known) else np.zeros(len(ids), dtype=np.bool_)
         taken = places.take(pa.array(rows, mask=~there))
         for name in _PLACE:
-            posts = with_column(posts, name, taken[name])
+            posts = set_column(posts, name, taken[name])
         return posts
 
     def _fetch(self, ids: npt.NDArray[np.int64], repo: str) -> None:
         from tagger.data.hub import plan
 
         how, revision, connections = self.hub.how, self.hub.revision, self.hub.connections
-        lost = plan.pictures(
-            ids, repo, self.pictures, how=how, revision=revision, connections=connections
+        lost = plan.download_images(
+            ids, repo, self.image_root, method=how, revision=revision, connections=connections
         )
-        self.lost.update((str(post), reason) for post, reason in lost.items())
+        self.missing.update((str(post), reason) for post, reason in lost.items())
 
     def _places(self) -> pa.Table:
         """Return where every picture of the folder lies, by id; the first of each id counts."""
-        if not self.pictures.is_dir():
-            raise TaggerError(f"prepare.pictures: there is no folder {self.pictures}.")
+        if not self.image_root.is_dir():
+            raise TaggerError(f"prepare.pictures: there is no folder {self.image_root}.")
         tables = [_SCHEMA.empty_table()]
-        for directory in find_images.directories(self.pictures):
+        for directory in find_images.directories(self.image_root):
             self.notes.extend(f"{directory.path / name}: {why}" for name, why in directory.unread)
             tables.append(_loose(directory))
             tars = sorted(name for name in directory.names if name.endswith(".tar"))

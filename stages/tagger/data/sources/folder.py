@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 
 from tagger.core.errors import TaggerError, one_line
 from tagger.core.vocabulary import CATEGORIES
-from tagger.data.sources import COLUMNS, REJECTED, Batch, Source, table_of
+from tagger.data.sources import COLUMNS, REJECTED, PostBatch, Source, table_from_rows
 from tagger.images import find_images
 from tagger.images.decode import SUFFIXES
 from tagger.system import workers
@@ -30,13 +30,13 @@ _ODD = re.compile("[\0-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
-class Folder(Source):
+class FolderSource(Source):
     """The pictures of some folders. Ids are paths within the first, and whole paths elsewhere."""
 
     folders: Sequence[Path]
     separator: str
 
-    def read(self) -> Iterator[Batch]:
+    def read(self) -> Iterator[PostBatch]:
         """Yield the pictures with their tags. Raises TaggerError where there are none to use."""
         _check_folders(self.folders)
         seen, with_sidecar, first = 0, 0, ""
@@ -57,10 +57,10 @@ class Folder(Source):
             for directory in find_images.directories(folder):
                 rows.extend(_rows(directory, folder, "" if number == 0 else f"{folder}/"))
                 while len(rows) >= _CHUNK:
-                    yield table_of(rows[:_CHUNK], _FOUND)
+                    yield table_from_rows(rows[:_CHUNK], _FOUND)
                     del rows[:_CHUNK]
         if rows:
-            yield table_of(rows, _FOUND)
+            yield table_from_rows(rows, _FOUND)
 
 
 _FOUND = pa.schema(
@@ -135,7 +135,9 @@ def read_sidecars(found: pa.Table, *, separator: str) -> pa.Table:
         tags: Mapping[int | None, list[str]] = {}
         if not reasons[row]:
             try:
-                tags = parse(read_text(sidecar), separator, is_json=sidecar.endswith(".json"))
+                tags = parse_sidecar(
+                    read_text(sidecar), separator, is_json=sidecar.endswith(".json")
+                )
                 if not any(tags.values()):
                     reasons[row], details[row] = "no tags", "the sidecar is empty"
             except (OSError, ValueError, RecursionError) as error:
@@ -158,14 +160,16 @@ def read_text(path: str) -> str:
     return content.decode("utf-16" if utf16 else "utf-8-sig")
 
 
-def parse(text: str, separator: str, *, is_json: bool = False) -> dict[int | None, list[str]]:
+def parse_sidecar(
+    text: str, separator: str, *, is_json: bool = False
+) -> dict[int | None, list[str]]:
     """Return the tags of a sidecar by category, None where it does not say.
 
     JSON may be a list of tags, or a mapping of category names (or "tags") to lists, to mappings
     of tags to confidences, or to one text. Raises ValueError for a text that is none of these.
     """
     tags: dict[int | None, list[str]] = {}
-    tags |= _json(text, separator) if is_json else {None: split(text, separator)}
+    tags |= _json(text, separator) if is_json else {None: split_tags(text, separator)}
     names = "".join(name for named in tags.values() for name in named)
     names.encode()  # JSON can hold halves of characters
     if "\0" in names:
@@ -185,7 +189,7 @@ def _json(text: str, separator: str) -> dict[int | None, list[str]]:
 
 def _names(value: Any, separator: str) -> list[str]:
     if isinstance(value, str):
-        return split(value, separator)
+        return split_tags(value, separator)
     is_list = isinstance(value, list) or (
         isinstance(value, dict) and all(isinstance(score, int | float) for score in value.values())
     )
@@ -194,16 +198,16 @@ def _names(value: Any, separator: str) -> list[str]:
     raise ValueError("holds what is no list of tags")
 
 
-def split(text: str, separator: str) -> list[str]:
+def split_tags(text: str, separator: str) -> list[str]:
     """Return the tags of a text, as they are written; a line's end separates like a separator."""
     return [name for line in text.splitlines() for name in line.split(separator) if name.strip()]
 
 
-def _batch(found: pa.Table) -> Batch:
+def _batch(found: pa.Table) -> PostBatch:
     usable = pc.is_null(found["reason"])
     left_out = found.filter(pc.invert(usable))
     found = found.filter(usable)
     tags = {code: found[str(code)].combine_chunks() for code in _LISTS}
     posts = found.select(["id", "file", "size", "modified"])
     posts = posts.append_column("offset", pa.repeat(pa.scalar(0, pa.int64()), len(posts)))
-    return Batch(posts, tags, left_out.select(REJECTED.names))
+    return PostBatch(posts, tags, left_out.select(REJECTED.names))

@@ -21,23 +21,31 @@ import pyarrow.parquet as pq
 from tagger.core.errors import TaggerError, did_you_mean, one_line
 from tagger.core.vocabulary import RATING
 from tagger.data import sources
-from tagger.data.sources import COLUMNS, KNOWN, REJECTED, Batch, Source, table_of, with_column
+from tagger.data.sources import (
+    COLUMNS,
+    KNOWN_COLUMNS,
+    REJECTED,
+    PostBatch,
+    Source,
+    set_column,
+    table_from_rows,
+)
 
 _ROWS = 100_000  # at a time
 _BYTES = 1 << 24  # at a time, of a text
 
 
 @dataclass(frozen=True)
-class Table(Source):
+class TableSource(Source):
     """The rows of a table. Paths are taken from `pictures`; the path is the id if there is none."""
 
     path: Path
-    pictures: Path
+    image_root: Path
     path_column: str
     tag_column: str
     separator: str
 
-    def read(self) -> Iterator[Batch]:
+    def read(self) -> Iterator[PostBatch]:
         """Yield the rows. Raises TaggerError for what is no such table or lacks a column."""
         invalid: list[str] = []
         try:
@@ -49,7 +57,7 @@ class Table(Source):
             rows = [(f"{self.path.name}: a row", "unreadable row", detail) for detail in invalid]
             nothing = pa.table({"id": pa.array([], pa.string())})
             empty = pa.array([], pa.list_(pa.string()))
-            yield Batch(nothing, {None: empty}, table_of(rows, REJECTED))
+            yield PostBatch(nothing, {None: empty}, table_from_rows(rows, REJECTED))
 
     def locate(self, posts: pa.Table) -> pa.Table:
         """Return the posts with the size of each file; null where there is none."""
@@ -65,29 +73,29 @@ class Table(Source):
             times.append(found.st_mtime_ns if is_file else None)
         located = {"size": sizes, "modified": times}
         for name, values in located.items():
-            posts = with_column(posts, name, pa.array(values, COLUMNS[name]))
+            posts = set_column(posts, name, pa.array(values, COLUMNS[name]))
         there = pc.is_valid(posts["size"])
         file = pc.if_else(there, posts["file"], pa.scalar(None, pa.string()))
-        return with_column(posts, "file", file)
+        return set_column(posts, "file", file)
 
-    def _batch(self, table: pa.Table) -> Batch:
+    def _batch(self, table: pa.Table) -> PostBatch:
         self._require(table.column_names)
-        known = sources.posts_of(table, self.path)
-        paths = sources.texts_of(table[self.path_column])
+        known = sources.parse_posts(table, self.path)
+        paths = sources.parse_texts(table[self.path_column])
         files = pc.if_else(
             pc.starts_with(paths, "/"), paths, pc.binary_join_element_wise(self._base(), paths, "")
         )
         columns = {"id": paths, **dict(zip(known.column_names, known.columns, strict=True))}
         columns |= {"file": files, "offset": pa.array(np.zeros(len(table), np.int64))}
         tags: dict[int | None, pa.Array] = {
-            None: sources.lists_of(table[self.tag_column], self.separator)
+            None: sources.parse_tags(table[self.tag_column], self.separator)
         }
         if "rating" in table.column_names:
-            tags[RATING] = sources.ratings_of(table)
-        return Batch(pa.table(columns), tags, REJECTED.empty_table())
+            tags[RATING] = sources.parse_ratings(table)
+        return PostBatch(pa.table(columns), tags, REJECTED.empty_table())
 
     def _base(self) -> str:
-        return "" if self.pictures == Path() else f"{self.pictures.as_posix()}/"
+        return "" if self.image_root == Path() else f"{self.image_root.as_posix()}/"
 
     def _require(self, names: list[str]) -> None:
         for key in ("path_column", "tag_column"):
@@ -143,4 +151,6 @@ class Table(Source):
         )
 
     def _wanted(self, names: list[str]) -> list[str]:
-        return [name for name in names if name in (self.path_column, self.tag_column, *KNOWN)]
+        return [
+            name for name in names if name in (self.path_column, self.tag_column, *KNOWN_COLUMNS)
+        ]

@@ -14,13 +14,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from scipy.sparse import csr_array
 
-from tagger.core.vocabulary import normal
-from tagger.data.tags.normalize import DROPPED, settle
+from tagger.core.vocabulary import normalize_name
+from tagger.data.tags.normalize import DROPPED, normalize_tags
 from tagger.data.tags.rules import Rules
 
-Numbers = npt.NDArray[np.int32]
+TagNumbers = npt.NDArray[np.int32]
 Starts = npt.NDArray[np.int64]
-Change = tuple[str, str, str]  # kind of rule, tag before, tag after
+TagChange = tuple[str, str, str]  # kind of rule, tag before, tag after
 
 _UNKNOWN = -1
 
@@ -37,22 +37,22 @@ class Lexicon:
         self._texts = pa.array([], pa.string())  # tags as they are written, each once
         self._meanings = np.empty(0, np.int32)  # (texts,), the number of each, or DROPPED
         self._written = np.empty(0, np.int64)  # (texts,), labels
-        self._changed: Counter[Change] = Counter()  # labels, less those of aliases
+        self._changed: Counter[TagChange] = Counter()  # labels, less those of aliases
 
     def __len__(self) -> int:
         return len(self.names)
 
     def category(self, number: int) -> int:
         """Return the category of a tag: that of the rules, else of the source, else general."""
-        known = self.rules.known.get(self.names[number])
+        known = self.rules.known_tags.get(self.names[number])
         return known[0] if known else max(0, int(self._categories[number]))
 
     @property
-    def changes(self) -> Counter[Change]:
+    def changes(self) -> Counter[TagChange]:
         """Return how many labels each rule changed."""
         changes = Counter(self._changed)
         for text, labels in zip(self._texts.to_pylist(), self._written.tolist(), strict=True):
-            _, change = self._resolve(normal(text))
+            _, change = self._resolve(normalize_name(text))
             if change:
                 changes[change] += labels
         return changes
@@ -68,7 +68,7 @@ class Lexicon:
         for category, (starts, texts) in zip(tags, encoded, strict=True):
             own, known = np.split(known, [len(texts.dictionary)])
             written.append((starts, self._meant(own, texts.indices.to_numpy(), category)))
-        settled = settle(written, *self._implications(), self._last_names())
+        settled = normalize_tags(written, *self._implications(), self._last_names())
         self._changed["repeated", "", ""] += settled.repeated
         for number in np.flatnonzero(settled.implied).tolist():
             added = int(settled.implied[number])
@@ -81,7 +81,7 @@ class Lexicon:
         shape = len(settled.starts) - 1, len(self)
         return csr_array((true, settled.tags, settled.starts), shape=shape)
 
-    def _meant(self, texts: Numbers, labels: Numbers, category: int | None) -> Numbers:
+    def _meant(self, texts: TagNumbers, labels: TagNumbers, category: int | None) -> TagNumbers:
         """Return the tag that is meant by each label, or DROPPED; labels are places in texts."""
         self._written[texts] += np.bincount(labels, minlength=len(texts))
         meant = self._meanings[texts]
@@ -91,7 +91,7 @@ class Lexicon:
             self._categories[named] = category
         return np.asarray(meant[labels])
 
-    def _number_texts(self, texts: pa.Array) -> Numbers:
+    def _number_texts(self, texts: pa.Array) -> TagNumbers:
         """Return the number of each text as it is written, and learn those that are new."""
         known = pc.index_in(texts, value_set=self._texts)
         numbers = np.array(pc.fill_null(known, -1).to_numpy(), dtype=np.int32)
@@ -99,7 +99,7 @@ class Lexicon:
         if len(unknown):
             new = unknown.unique()
             numbers[numbers < 0] = len(self._texts) + pc.index_in(unknown, value_set=new).to_numpy()
-            meant = [self._resolve(normal(text))[0] for text in new.to_pylist()]
+            meant = [self._resolve(normalize_name(text))[0] for text in new.to_pylist()]
             self._texts = pa.concat_arrays([self._texts, new])
             self._meanings = np.concatenate([self._meanings, np.array(meant, np.int32)])
             self._written = np.concatenate([self._written, np.zeros(len(new), np.int64)])
@@ -107,7 +107,7 @@ class Lexicon:
             self._categories = np.concatenate([self._categories, fresh])
         return numbers
 
-    def _resolve(self, name: str) -> tuple[int, Change | None]:
+    def _resolve(self, name: str) -> tuple[int, TagChange | None]:
         meant = self.rules.aliases.get(name, name)
         if meant in self.rules.deprecated:
             return DROPPED, ("deprecated", meant, "")
@@ -131,14 +131,14 @@ class Lexicon:
                 self._implied.append((self._numbers[one], self._numbers[implied]))
         return self._numbers[name]
 
-    def _implications(self) -> tuple[Starts, Numbers]:
+    def _implications(self) -> tuple[Starts, TagNumbers]:
         """Return where what each tag implies starts, (tags + 1,), and all that is implied."""
         pairs = np.array(self._implied, dtype=np.int32).reshape(-1, 2)
         counts = np.bincount(pairs[:, 0], minlength=len(self))
         order = np.argsort(pairs[:, 0], kind="stable")
         return np.concatenate([[0], np.cumsum(counts)]), pairs[order, 1]
 
-    def _last_names(self) -> Numbers:
+    def _last_names(self) -> TagNumbers:
         """Return the tag whose name each tag is given last, or DROPPED, (tags,)."""
         last = np.arange(len(self), dtype=np.int32)
         for name, new in self.rules.renames.items():

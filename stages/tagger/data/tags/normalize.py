@@ -8,26 +8,26 @@ import numpy.typing as npt
 
 from tagger.system.jit import fast
 
-Numbers = npt.NDArray[np.int32]
-Counts = npt.NDArray[np.int64]
+Int32Array = npt.NDArray[np.int32]
+Int64Array = npt.NDArray[np.int64]
 
 DROPPED = -1
 
 
-class Settled(NamedTuple):
-    starts: Numbers  # (posts + 1,), of each post's tags
-    tags: Numbers  # (labels,)
+class NormalizedTags(NamedTuple):
+    starts: Int32Array  # (posts + 1,), of each post's tags
+    tags: Int32Array  # (labels,)
     repeated: int  # labels that were written more than once
-    implied: Counts  # (tags,), labels that each tag got by implication
-    renamed: Counts  # (tags,), labels that each tag lost to another name
+    implied: Int64Array  # (tags,), labels that each tag got by implication
+    renamed: Int64Array  # (tags,), labels that each tag lost to another name
 
 
-def settle(
-    written: Sequence[tuple[Counts, Numbers]],
-    implied_starts: Counts,
-    implied: Numbers,
-    names: Numbers,
-) -> Settled:
+def normalize_tags(
+    written: Sequence[tuple[Int64Array, Int32Array]],
+    implied_starts: Int64Array,
+    implied: Int32Array,
+    names: Int32Array,
+) -> NormalizedTags:
     """Return the tags of each post.
 
     written: where the labels of each post start, (posts + 1,), and the labels, some DROPPED, for
@@ -49,21 +49,21 @@ def settle(
         *(starts, labels, implied_starts, implied, names, any_renamed),
         *(last, added, renamed, ends, tags),
     )
-    return Settled(ends, tags[: ends[-1]].copy(), int(repeated), added, renamed)
+    return NormalizedTags(ends, tags[: ends[-1]].copy(), int(repeated), added, renamed)
 
 
 def _settle(
-    starts: Counts,  # (columns, posts + 1)
-    labels: Numbers,
-    implied_starts: Counts,
-    implied: Numbers,
-    names: Numbers,
+    starts: Int64Array,  # (columns, posts + 1)
+    labels: Int32Array,
+    implied_starts: Int64Array,
+    implied: Int32Array,
+    names: Int32Array,
     any_renamed: bool,
-    last: Numbers,  # (tags,), twice the post that had a tag last, one more under its last name
-    added: Counts,
-    renamed: Counts,
-    ends: Numbers,
-    tags: Numbers,
+    last: Int32Array,  # (tags,), twice the post that had a tag last, one more under its last name
+    added: Int64Array,
+    renamed: Int64Array,
+    ends: Int32Array,
+    tags: Int32Array,
 ) -> int:
     size = 0
     repeated = 0

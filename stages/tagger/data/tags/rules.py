@@ -16,7 +16,7 @@ from typing import Any
 from tagger.core import records
 from tagger.core.errors import TaggerError
 from tagger.core.records import Record
-from tagger.core.vocabulary import RATING, RATINGS, category_of, normal, whole
+from tagger.core.vocabulary import RATING, RATINGS, normalize_name, parse_category, parse_integer
 
 _PAIRS = (("antecedent_name", "consequent_name"), ("alias", "tag"), ("from", "to"))
 # Danbooru has no tags for ratings; these ids are those of the WD taggers.
@@ -27,7 +27,7 @@ _RATING_IDS = {name: 9_999_999 - number for number, name in enumerate(RATINGS)}
 class Rules:
     """What to make of a tag as it is written, all names normal and all chains followed."""
 
-    known: Mapping[str, tuple[int, int]]  # category and tag id by name; -1: no id
+    known_tags: Mapping[str, tuple[int, int]]  # category and tag id by name; -1: no id
     aliases: Mapping[str, str] = field(default_factory=dict)
     implications: Mapping[str, Sequence[str]] = field(default_factory=dict)
     deprecated: frozenset[str] = frozenset()
@@ -35,7 +35,7 @@ class Rules:
     cycles: Sequence[str] = ()  # aliases and implications that lead back to where they start
 
     @property
-    def meant(self) -> dict[str, str]:
+    def current_names(self) -> dict[str, str]:
         """The tag that is meant, by the name of one that is no more."""
         return {**self.aliases, **{old: new for old, new in self.renames.items() if new}}
 
@@ -66,7 +66,7 @@ def read(*folders: Path) -> Rules:
     dropped = {name for name, is_deprecated in deprecated.items() if is_deprecated}
     implications, cycles = _close(implied, dropped)
     return Rules(
-        known=known,
+        known_tags=known,
         aliases=aliases,
         implications=implications,
         deprecated=frozenset(dropped),
@@ -99,11 +99,11 @@ def _name(row: Record, column: str) -> str:
     name = _value(row, column)
     if not isinstance(name, str):
         raise ValueError(f"{column} is {name!r}, not a text")
-    return normal(name)
+    return normalize_name(name)
 
 
 def _category(value: Any) -> int:
-    code = category_of(value)
+    code = parse_category(value)
     if code is None:
         raise ValueError(f"unknown category {str(value)!r}")
     return code
@@ -112,7 +112,7 @@ def _category(value: Any) -> int:
 def _id(row: Record) -> int:
     """Return the id of a tag, -1 where none is given."""
     value = row.get("tag_id", row.get("id"))
-    number = whole(value)
+    number = parse_integer(value)
     if number is None and value not in (None, "") and value == value:
         raise ValueError(f"{str(value)!r} is no id")
     return -1 if number is None else max(-1, number)

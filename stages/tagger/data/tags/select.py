@@ -8,7 +8,7 @@ from typing import Any
 
 from tagger import params
 from tagger.core.errors import TaggerError
-from tagger.core.vocabulary import CATEGORIES, Tag, matches, normal, ordered
+from tagger.core.vocabulary import CATEGORIES, Tag, matches_glob, normalize_name, sort_tags
 
 # Why a tag is not learnt, in the order of asking.
 NOT_LISTED = "not in the list"
@@ -18,19 +18,19 @@ COUNT = "too rare"
 MAXIMUM = "max tags"
 KEPT = "kept"
 
-OUTCOME = ("category", "outcome", "tags", "labels")
-DROPPED = (*Tag._fields, "reason")
+OUTCOME_COLUMNS = ("category", "outcome", "tags", "labels")
+DROPPED_COLUMNS = (*Tag._fields, "reason")
 
 
 @dataclass(frozen=True)
 class Selection:
     kept: list[Tag]  # in the order of a vocabulary
     dropped: list[tuple[Tag, str]]  # with the reason, in the same order
-    unknown: list[str]  # names listed that no post has
-    idle: list[str]  # globs that match no tag
+    unseen_names: list[str]  # names listed that no post has
+    unmatched_globs: list[str]  # globs that match no tag
 
 
-def select(
+def select_tags(
     seen: Sequence[Tag], p: params.Vocabulary, listed: Mapping[str, Tag] | None = None
 ) -> Selection:
     """Return which of the seen tags to learn.
@@ -52,14 +52,16 @@ def select(
     if not kept:
         raise TaggerError(_nothing_left(tags, Counter(reasons.values())))
     return Selection(
-        kept=ordered(kept),
-        dropped=[(tag, reasons[tag.name]) for tag in ordered(tags) if reasons[tag.name]],
-        unknown=[name for name in listed or {} if name not in present],
-        idle=[glob for glob in (*p.include, *p.exclude) if not _matching([glob], present)],
+        kept=sort_tags(kept),
+        dropped=[(tag, reasons[tag.name]) for tag in sort_tags(tags) if reasons[tag.name]],
+        unseen_names=[name for name in listed or {} if name not in present],
+        unmatched_globs=[
+            glob for glob in (*p.include, *p.exclude) if not _matching([glob], present)
+        ],
     )
 
 
-def outcome(found: Selection) -> list[tuple[Any, ...]]:
+def count_outcomes(found: Selection) -> list[tuple[Any, ...]]:
     """Return rows under OUTCOME: what became of the tags of each category."""
     tags: Counter[tuple[int, str]] = Counter()
     labels: Counter[tuple[int, str]] = Counter()
@@ -99,8 +101,8 @@ def _reason(
 
 
 def _matching(globs: Sequence[str], names: Mapping[str, Tag]) -> set[str]:
-    patterns = [normal(glob) for glob in globs]
-    return {name for name in names if any(matches(name, one) for one in patterns)}
+    patterns = [normalize_name(glob) for glob in globs]
+    return {name for name in names if any(matches_glob(name, one) for one in patterns)}
 
 
 def _beyond(tags: Iterable[Tag], p: params.Vocabulary, included: Container[str]) -> Iterator[Tag]:

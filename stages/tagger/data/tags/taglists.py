@@ -5,16 +5,16 @@ from pathlib import Path
 
 from tagger.core import files, records
 from tagger.core.errors import TaggerError
-from tagger.core.vocabulary import UNKNOWN, Tag, category_of, normal
+from tagger.core.vocabulary import UNKNOWN, Tag, normalize_name, parse_category
 
-LISTS = ("vocabulary.csv", "selected_tags.csv")  # by `train` and by everyone else
+FILE_NAMES = ("vocabulary.csv", "selected_tags.csv")  # by `train` and by everyone else
 
 
-def read(folder: Path) -> list[Tag]:
+def read_tags(folder: Path) -> list[Tag]:
     """Return the tags of a tagger in the order of its outputs, names in lower_snake_case."""
-    path = next((folder / name for name in LISTS if (folder / name).is_file()), None)
+    path = next((folder / name for name in FILE_NAMES if (folder / name).is_file()), None)
     if path is None:
-        why = f"it has neither {' nor '.join(LISTS)}" if folder.is_dir() else "it is no folder"
+        why = f"it has neither {' nor '.join(FILE_NAMES)}" if folder.is_dir() else "it is no folder"
         raise TaggerError(
             f"{folder} is no tagger: {why}. Name the folder of a trained or exported model."
         )
@@ -26,8 +26,8 @@ def read(folder: Path) -> list[Tag]:
 
 def _tag(row: Mapping[str, object], place: str) -> Tag:
     """Return a row of any of the lists that are about, of which only the name is needed."""
-    name = normal(str(row.get("name", "")))
+    name = normalize_name(str(row.get("name", "")))
     if not name:
         raise TaggerError(f"{place} has no 'name'. Get the folder again.")
-    category = category_of(row.get("category"))
+    category = parse_category(row.get("category"))
     return Tag(UNKNOWN, name, UNKNOWN if category is None else category, UNKNOWN)
