@@ -42,7 +42,7 @@ settings.load_profile("unhurried")
 
 
 @pytest.fixture(scope="session", autouse=True)
-def settled() -> None:
+def process_settings() -> None:
     """Networks this small are slower in several threads, and a job of a shell hears no Ctrl-C."""
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -54,7 +54,7 @@ def root() -> Path:
 
 
 @pytest.fixture(scope="session")
-def shipped(root: Path) -> Params:
+def default_params(root: Path) -> Params:
     """The parameters as they are in the repository."""
     return params.load(root / params.PATH)
 
@@ -68,9 +68,9 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def labelled(demo: Path, shipped: Params) -> tuple[list[Tag], Split]:
+def tags_and_split(demo: Path, default_params: Params) -> tuple[list[Tag], Split]:
     """The tags on at least three of the drawn pictures, and all pictures with these labels."""
-    p = shipped.prepare
+    p = default_params.prepare
     lexicon = Lexicon(rules.read(demo))
     found = ingest.read_posts(
         FolderSource([demo], p.separator), lexicon, p.filters, RejectedPosts()
@@ -86,13 +86,13 @@ def labelled(demo: Path, shipped: Params) -> tuple[list[Tag], Split]:
 
 
 @pytest.fixture(scope="session")
-def tags(labelled: tuple[list[Tag], Split]) -> list[Tag]:
-    return labelled[0]
+def tags(tags_and_split: tuple[list[Tag], Split]) -> list[Tag]:
+    return tags_and_split[0]
 
 
 @pytest.fixture(scope="session")
-def part(labelled: tuple[list[Tag], Split]) -> Split:
-    return labelled[1]
+def split(tags_and_split: tuple[list[Tag], Split]) -> Split:
+    return tags_and_split[1]
 
 
 @pytest.fixture(scope="session")
@@ -131,7 +131,7 @@ def model(model_folder: Path) -> nn.Module:
 
 
 @pytest.fixture(scope="module")
-def prepared(model_folder: Path) -> Preprocess:
+def preprocessing(model_folder: Path) -> Preprocess:
     return preprocess.read(model_folder / "preprocess.json")
 
 
@@ -186,7 +186,7 @@ def finished(run_once: tuple[Path, dict[str, float]]) -> Path:
 
 
 @pytest.fixture
-def write(tmp_path: Path) -> Callable[[str, str | bytes], Path]:
+def write_file(tmp_path: Path) -> Callable[[str, str | bytes], Path]:
     """Write a file below the test's folder, byte for byte; return its path."""
 
     def write(name: str, content: str | bytes) -> Path:
@@ -199,7 +199,7 @@ def write(tmp_path: Path) -> Callable[[str, str | bytes], Path]:
 
 
 @pytest.fixture
-def paint(tmp_path: Path) -> Callable[[str], Path]:
+def write_image(tmp_path: Path) -> Callable[[str], Path]:
     """Write a picture of 8 x 8 pixels in one colour below the test's folder; return its path."""
 
     def paint(name: str) -> Path:
@@ -212,7 +212,7 @@ def paint(tmp_path: Path) -> Callable[[str], Path]:
 
 
 @pytest.fixture(scope="session")
-def noise(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def large_image(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A picture that takes some time to decode."""
     path = tmp_path_factory.mktemp("noise") / "noise.png"
     pixels = np.random.default_rng(0).integers(0, 256, (2000, 2000, 3), dtype=np.uint8)
@@ -221,19 +221,21 @@ def noise(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def pictures(part: Split, tmp_path: Path) -> Path:
+def image_folder(split: Split, tmp_path: Path) -> Path:
     """A folder of three pictures without sidecars, and one more in a subfolder."""
     folder = tmp_path / "pictures"
     (folder / "inner").mkdir(parents=True)
     for place, name in zip(
-        part.locations, ["a.png", "b.png", "c.png", "inner/d.png"], strict=False
+        split.locations, ["a.png", "b.png", "c.png", "inner/d.png"], strict=False
     ):
         shutil.copyfile(place.path, folder / name)
     return folder
 
 
 @pytest.fixture
-def run(export_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
+def run_infer(
+    export_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., int]:
     """Call main in an empty folder with the small export; exit codes as the program has them."""
     work = tmp_path / "work"
     work.mkdir()

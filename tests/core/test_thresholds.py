@@ -104,9 +104,9 @@ def test_a_category_without_a_threshold_is_refused(rows: list[Threshold]) -> Non
         "category,name,threshold\nall,,0.3\n",
     ],
 )
-def test_another_table_is_refused(write: Callable[[str, str], Path], text: str) -> None:
+def test_another_table_is_refused(write_file: Callable[[str, str], Path], text: str) -> None:
     with pytest.raises(TaggerError, match="is no table of thresholds"):
-        thresholds.read(write("thresholds.csv", text))
+        thresholds.read(write_file("thresholds.csv", text))
 
 
 def test_a_missing_table_is_asked_for(tmp_path: Path) -> None:

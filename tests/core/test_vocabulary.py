@@ -66,14 +66,16 @@ def test_files_are_rfc_4180_with_line_feeds(tmp_path: Path) -> None:
     )  # fmt: skip
 
 
-def test_selected_tags_need_names_only(write: Write) -> None:
-    chosen = vocabulary.read_selected(write("selected_tags.csv", "name\nlong_hair\nnull\nnan\n"))
+def test_selected_tags_need_names_only(write_file: Write) -> None:
+    chosen = vocabulary.read_selected(
+        write_file("selected_tags.csv", "name\nlong_hair\nnull\nnan\n")
+    )
     assert chosen == {name: Tag(-1, name, -1, -1) for name in ("long_hair", "null", "nan")}
 
 
-def test_what_a_row_of_selected_tags_does_not_give_is_unknown(write: Write) -> None:
+def test_what_a_row_of_selected_tags_does_not_give_is_unknown(write_file: Write) -> None:
     rows = "count,name,tag_id\n,a,5\n7,b,\n0,c,\n1e3,d,\n"
-    chosen = vocabulary.read_selected(write("selected_tags.csv", rows))
+    chosen = vocabulary.read_selected(write_file("selected_tags.csv", rows))
     assert list(chosen.values()) == [
         Tag(5, "a", -1, -1),
         Tag(-1, "b", -1, 7),
@@ -84,9 +86,9 @@ def test_what_a_row_of_selected_tags_does_not_give_is_unknown(write: Write) -> N
 
 @pytest.mark.parametrize("mark", ["", "\ufeff"])
 @pytest.mark.parametrize("end", ["\n", "\r\n"])
-def test_selected_tags_of_wd14_are_read(write: Write, mark: str, end: str) -> None:
+def test_selected_tags_of_wd14_are_read(write_file: Write, mark: str, end: str) -> None:
     rows = ["tag_id,name,category,count", "9999999,general,9,807858", "470575,1girl,0,19", "", ""]
-    chosen = vocabulary.read_selected(write("selected_tags.csv", mark + end.join(rows)))
+    chosen = vocabulary.read_selected(write_file("selected_tags.csv", mark + end.join(rows)))
     assert chosen == {
         "general": Tag(9999999, "general", 9, 807858),
         "1girl": Tag(470575, "1girl", 0, 19),
@@ -111,12 +113,14 @@ SPELLED = [
 
 
 @pytest.mark.parametrize(("spelled", "name"), SPELLED)
-def test_a_tag_has_one_name_however_it_is_spelled(write: Write, spelled: str, name: str) -> None:
+def test_a_tag_has_one_name_however_it_is_spelled(
+    write_file: Write, spelled: str, name: str
+) -> None:
     assert vocabulary.normalize_name(spelled) == name
     assert vocabulary.normalize_name(name) == name
-    assert list(vocabulary.read_selected(write("selected_tags.csv", f"name\n{spelled}\n"))) == [
-        name
-    ]
+    assert list(
+        vocabulary.read_selected(write_file("selected_tags.csv", f"name\n{spelled}\n"))
+    ) == [name]
 
 
 @pytest.mark.parametrize(
@@ -133,35 +137,35 @@ def test_a_tag_has_one_name_however_it_is_spelled(write: Write, spelled: str, na
     ],
 )
 def test_mistakes_in_selected_tags_are_told_with_their_line(
-    write: Write, text: str, told: str
+    write_file: Write, text: str, told: str
 ) -> None:
-    path = write("selected_tags.csv", text)
+    path = write_file("selected_tags.csv", text)
     with pytest.raises(TaggerError, match=rf"selected_tags\.csv: {told}"):
         vocabulary.read_selected(path)
 
 
-def test_the_line_told_is_that_of_the_file(write: Write) -> None:
-    path = write("selected_tags.csv", "name,category\na,0\n\n\nb,x\n")
+def test_the_line_told_is_that_of_the_file(write_file: Write) -> None:
+    path = write_file("selected_tags.csv", "name,category\na,0\n\n\nb,x\n")
     with pytest.raises(TaggerError, match=r"selected_tags\.csv: line 5 .*'x'"):
         vocabulary.read_selected(path)
 
 
-def test_a_name_of_blanks_is_no_name(write: Write) -> None:
+def test_a_name_of_blanks_is_no_name(write_file: Write) -> None:
     with pytest.raises(TaggerError, match=r"selected_tags\.csv: line 3 has no 'name'"):
-        vocabulary.read_selected(write("selected_tags.csv", "name,count\na,1\n  ,2\n"))
+        vocabulary.read_selected(write_file("selected_tags.csv", "name,count\na,1\n  ,2\n"))
 
 
 @pytest.mark.parametrize("text", ["", "tag_id,count\n"])
-def test_a_selection_without_the_column_of_names_is_refused(write: Write, text: str) -> None:
+def test_a_selection_without_the_column_of_names_is_refused(write_file: Write, text: str) -> None:
     with pytest.raises(TaggerError, match=r"selected_tags\.csv.*(name|is empty)"):
-        vocabulary.read_selected(write("selected_tags.csv", text))
+        vocabulary.read_selected(write_file("selected_tags.csv", text))
 
 
-def test_a_missing_or_unreadable_selection_is_refused(write: Write, tmp_path: Path) -> None:
+def test_a_missing_or_unreadable_selection_is_refused(write_file: Write, tmp_path: Path) -> None:
     with pytest.raises(TaggerError, match=r"there is no file .*none\.csv"):
         vocabulary.read_selected(tmp_path / "none.csv")
     with pytest.raises(TaggerError, match=r"cannot be read: .utf-8. codec"):
-        vocabulary.read_selected(write("latin.csv", b"name\ncaf\xe9\n"))
+        vocabulary.read_selected(write_file("latin.csv", b"name\ncaf\xe9\n"))
 
 
 def test_categories_are_counted_by_name() -> None:
@@ -175,7 +179,7 @@ def test_tags_csv_is_read_as_it_is_named(tmp_path: Path) -> None:
         assert next(iter(csv.DictReader(file)))["name"] == "nan"
 
 
-def test_categories_may_be_names_and_numbers_as_tables_leave_them(write: Write) -> None:
-    path = write("selected_tags.csv", "name,category,count\na,character,3.0\nb,4.0,2\nc,4,1\n")
+def test_categories_may_be_names_and_numbers_as_tables_leave_them(write_file: Write) -> None:
+    path = write_file("selected_tags.csv", "name,category,count\na,character,3.0\nb,4.0,2\nc,4,1\n")
     found = vocabulary.read_selected(path).values()
     assert [(tag.category, tag.count) for tag in found] == [(4, 3), (4, 2), (4, 1)]

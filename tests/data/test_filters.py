@@ -30,11 +30,11 @@ RATED = dict.fromkeys(RATINGS, (9, -1))
 
 
 @pytest.fixture(scope="module")
-def want(shipped: Params) -> Want:
+def want(default_params: Params) -> Want:
     """The filters as shipped, which want all, but for those named."""
 
     def want(**wanted: Any) -> params.Filters:
-        return params.Filters.model_validate(shipped.prepare.filters.model_dump() | wanted)
+        return params.Filters.model_validate(default_params.prepare.filters.model_dump() | wanted)
 
     return want
 

@@ -68,9 +68,9 @@ def upright(data: bytes) -> tuple[int, int]:
 
 @pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("form", FORMATS)
-def test_sizes_and_contents_are_told(write: Write, form: str, level: verify.Level) -> None:
+def test_sizes_and_contents_are_told(write_file: Write, form: str, level: verify.Level) -> None:
     data = encoded(PHOTO, form)
-    found = verified(write("a.bin", data), level)
+    found = verified(write_file("a.bin", data), level)
     assert found == (14, 9, hashlib.sha256(data).digest(), None, None)
 
 
@@ -78,17 +78,17 @@ def test_sizes_and_contents_are_told(write: Write, form: str, level: verify.Leve
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("form", TURNED)
 def test_sizes_are_those_of_the_upright_picture(
-    write: Write, form: str, orientation: int, level: verify.Level
+    write_file: Write, form: str, orientation: int, level: verify.Level
 ) -> None:
     data = turned(orientation, form)
-    found = verified(write("a.bin", data), level)
+    found = verified(write_file("a.bin", data), level)
     assert (found.width, found.height) == upright(data) == ((9, 14) if orientation > 4 else (14, 9))
 
 
 @pytest.mark.parametrize("options", [{"lossless": True}, {"exact": True}, {"quality": 1}])
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "L"])
-def test_webp_of_every_kind_is_measured(write: Write, mode: str, options: Any) -> None:
-    path = write("a.webp", encoded(PHOTO.convert(mode), "WEBP", **options))
+def test_webp_of_every_kind_is_measured(write_file: Write, mode: str, options: Any) -> None:
+    path = write_file("a.webp", encoded(PHOTO.convert(mode), "WEBP", **options))
     assert verified(path, "header")[:2] == verified(path, "decode")[:2] == (14, 9)
 
 
@@ -96,13 +96,13 @@ XMP = b'<x:xmpmeta><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
 
 
 @pytest.mark.parametrize("form", ["JPEG", "WEBP", "PNG"])
-def test_an_orientation_in_xmp_counts_as_it_does_for_pillow(write: Write, form: str) -> None:
+def test_an_orientation_in_xmp_counts_as_it_does_for_pillow(write_file: Write, form: str) -> None:
     data = (
         encoded(PHOTO, form, xmp=XMP)
         if form != "PNG"
         else with_chunk(encoded(PHOTO, "PNG"), b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + XMP)
     )
-    path = write("a.bin", data)
+    path = write_file("a.bin", data)
     assert verified(path, "header")[:2] == verified(path, "decode")[:2] == upright(data) == (9, 14)
 
 
@@ -114,35 +114,35 @@ def with_chunk(png: bytes, kind: bytes, content: bytes, last: bool = False) -> b
     return png[:place] + chunk + png[place:]
 
 
-def test_an_orientation_behind_the_pixels_of_a_png_counts(write: Write) -> None:
+def test_an_orientation_behind_the_pixels_of_a_png_counts(write_file: Write) -> None:
     exif = Image.Exif()
     exif[0x0112] = 8
     data = with_chunk(encoded(PHOTO, "PNG"), b"eXIf", exif.tobytes()[6:], last=True)
-    path = write("a.png", data)
+    path = write_file("a.png", data)
     assert verified(path, "header")[:2] == verified(path, "decode")[:2] == upright(data) == (9, 14)
 
 
 @pytest.mark.parametrize("kilobytes", [1, 60])
 @pytest.mark.parametrize("orientation", [1, 6])
 def test_a_size_behind_a_large_exif_is_found(
-    write: Write, orientation: int, kilobytes: int
+    write_file: Write, orientation: int, kilobytes: int
 ) -> None:
     large = Image.fromarray(np.random.default_rng(1).integers(0, 255, (300, 400, 3), np.uint8))
     data = turned(orientation, "JPEG", large, tag270="x" * kilobytes * 1000)
     icc = encoded(large, "JPEG", icc_profile=b"p" * 200_000)
     expected = (300, 400) if orientation == 6 else (400, 300)
-    assert verified(write("a.jpg", data), "header")[:2] == upright(data) == expected
-    assert verified(write("b.jpg", icc), "header")[:2] == (400, 300)
+    assert verified(write_file("a.jpg", data), "header")[:2] == upright(data) == expected
+    assert verified(write_file("b.jpg", icc), "header")[:2] == (400, 300)
 
 
-def test_a_large_picture_is_not_read_whole_for_its_header(write: Write) -> None:
+def test_a_large_picture_is_not_read_whole_for_its_header(write_file: Write) -> None:
     large = Image.fromarray(np.random.default_rng(1).integers(0, 255, (300, 400, 3), np.uint8))
     for form, options in (("PNG", {}), ("JPEG", {}), ("WEBP", {}), ("WEBP", {"lossless": True})):
         data = (
             encoded(large, form, quality=100, **options) if form != "PNG" else encoded(large, form)
         )
         assert len(data) > verify._HEAD
-        cut = write("a.bin", data[: verify._HEAD])
+        cut = write_file("a.bin", data[: verify._HEAD])
         found = verified(cut, "header", size=len(data))  # what is cut off is not looked for
         assert (found.width, found.height, found.content, found.reason) == (400, 300, None, None)
         assert verified(cut, "decode", size=len(data)).reason == "unreadable picture"
@@ -152,18 +152,18 @@ def test_a_large_picture_is_not_read_whole_for_its_header(write: Write) -> None:
 @pytest.mark.parametrize(
     "data", [b"", b"\0" * 100, b"a text, no picture\n", b"<svg></svg>", b"RIFF"]
 )
-def test_what_is_no_picture_is_refused(write: Write, data: bytes, level: verify.Level) -> None:
-    found = verified(write("a.png", data), level)
+def test_what_is_no_picture_is_refused(write_file: Write, data: bytes, level: verify.Level) -> None:
+    found = verified(write_file("a.png", data), level)
     assert found[:4] == (None, None, None, "unreadable picture")
     assert found.detail and "\n" not in found.detail
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning:PIL")
 @pytest.mark.parametrize("form", FORMATS)
-def test_decoding_finds_what_the_header_does_not_show(write: Write, form: str) -> None:
+def test_decoding_finds_what_the_header_does_not_show(write_file: Write, form: str) -> None:
     large = Image.fromarray(np.random.default_rng(1).integers(0, 255, (90, 120, 3), np.uint8))
     data = encoded(large, form)
-    path = write("a.bin", data[: len(data) * 2 // 3])
+    path = write_file("a.bin", data[: len(data) * 2 // 3])
     assert verified(path, "decode").reason == "unreadable picture"
     if form in ("PNG", "JPEG"):
         assert verified(path, "header")[:2] == (120, 90)
@@ -172,7 +172,7 @@ def test_decoding_finds_what_the_header_does_not_show(write: Write, form: str) -
 @pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("form", ["PNG", "GIF", "BMP"])
 def test_a_decompression_bomb_is_refused_undecoded(
-    write: Write, form: str, level: verify.Level
+    write_file: Write, form: str, level: verify.Level
 ) -> None:
     data = bytearray(encoded(Image.new("RGB", (8, 6)), form))
     if form == "PNG":
@@ -182,7 +182,7 @@ def test_a_decompression_bomb_is_refused_undecoded(
         data[6:10] = struct.pack("<HH", 60_000, 60_000)
     else:
         data[18:26] = struct.pack("<ii", 60_000, 60_000)
-    found = verified(write("a.bin", bytes(data)), level)
+    found = verified(write_file("a.bin", bytes(data)), level)
     assert found.reason == "unreadable picture"
     assert "decompression bomb" in str(found.detail)
 
@@ -190,9 +190,9 @@ def test_a_decompression_bomb_is_refused_undecoded(
 @pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("form", MOVING)
 def test_what_moves_is_taken_or_left_out_as_asked(
-    write: Write, form: str, level: verify.Level
+    write_file: Write, form: str, level: verify.Level
 ) -> None:
-    path = write("a.bin", moving(form))
+    path = write_file("a.bin", moving(form))
     assert verified(path, level, "first")[:2] == (8, 6)
     assert verified(path, level, "first").reason is None
     left_out = verified(path, level, "drop")
@@ -202,17 +202,17 @@ def test_what_moves_is_taken_or_left_out_as_asked(
 @pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("form", FORMATS)
 def test_a_still_picture_is_kept_where_moving_ones_are_not(
-    write: Write, form: str, level: verify.Level
+    write_file: Write, form: str, level: verify.Level
 ) -> None:
-    assert verified(write("a.bin", encoded(PHOTO, form)), level, "drop").reason is None
+    assert verified(write_file("a.bin", encoded(PHOTO, form)), level, "drop").reason is None
 
 
 @pytest.mark.parametrize("level", LEVELS)
 def test_files_that_are_not_there_or_too_short_are_refused(
-    write: Write, tmp_path: Path, level: verify.Level
+    write_file: Write, tmp_path: Path, level: verify.Level
 ) -> None:
     data = encoded(PHOTO, "PNG")
-    path = write("a.png", data)
+    path = write_file("a.png", data)
     short = verified(path, level, size=len(data) + 1)
     assert short.detail == f"{len(data) + 1} bytes expected, {len(data)} are there"
     places = [Location(str(tmp_path / "none.png"), 0, 9), Location(str(tmp_path), 0, 9)]
@@ -223,9 +223,9 @@ def test_files_that_are_not_there_or_too_short_are_refused(
 
 
 @pytest.mark.parametrize("level", LEVELS)
-def test_a_part_of_a_file_is_a_picture_of_its_own(write: Write, level: verify.Level) -> None:
+def test_a_part_of_a_file_is_a_picture_of_its_own(write_file: Write, level: verify.Level) -> None:
     pictures = [encoded(PHOTO, form) for form in ("PNG", "JPEG")]
-    path = write("a.tar", b"\0" * 512 + b"".join(pictures))
+    path = write_file("a.tar", b"\0" * 512 + b"".join(pictures))
     starts = [512, 512 + len(pictures[0])]
     for start, data in zip(starts, pictures, strict=True):
         found = verified(path, level, offset=start, size=len(data))
@@ -273,9 +273,9 @@ def mutated(data: bytes, mutations: list[tuple[tuple[str, int], bytes]]) -> byte
     return data
 
 
-def test_a_result_has_the_rows_of_its_pictures_in_their_order(write: Write) -> None:
-    paths = [write(f"{n}.png", encoded(Image.new("L", (n, 1)), "PNG")) for n in range(1, 9)]
-    write("3.png", b"broken")
+def test_a_result_has_the_rows_of_its_pictures_in_their_order(write_file: Write) -> None:
+    paths = [write_file(f"{n}.png", encoded(Image.new("L", (n, 1)), "PNG")) for n in range(1, 9)]
+    write_file("3.png", b"broken")
     places = [Location(str(path), 0, path.stat().st_size) for path in paths]
     found = verify.verify(table(places), level="header", animated="first")
     assert found.schema == verify.SCHEMA

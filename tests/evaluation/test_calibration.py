@@ -88,9 +88,9 @@ def test_temperatures_survive_the_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "text", ["[]", "{}", '{"temperatures": {"all": 0}}', '{"temperatures": {"all": "warm"}}', "{"]
 )
-def test_another_file_is_refused(write: Callable[[str, str], Path], text: str) -> None:
+def test_another_file_is_refused(write_file: Callable[[str, str], Path], text: str) -> None:
     with pytest.raises(TaggerError, match=r"calibration\.json"):
-        calibration.read(write("calibration.json", text))
+        calibration.read(write_file("calibration.json", text))
 
 
 def test_a_category_without_a_temperature_is_refused() -> None:

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import evaluate
-from support import foreign
+from support import third_party_layouts
 from support.evaluations import evaluated, inside, read, told, with_model
 from support.trainings import TWO, Project
 from tagger import params
@@ -34,13 +34,13 @@ Found = Mapping[str, Any]  # what against.json holds
 
 
 @pytest.fixture(scope="module")
-def taught(tmp_path_factory: pytest.TempPathFactory, model_folder: Path, part: Split) -> Path:
+def taught(tmp_path_factory: pytest.TempPathFactory, model_folder: Path, split: Split) -> Path:
     """A model that knows the pictures, as `train` leaves it."""
     folder = Path(shutil.copytree(model_folder, tmp_path_factory.mktemp("taught") / "tagger"))
     model, prepared = backbone.load(folder).train(), preprocess.read(folder / "preprocess.json")
-    squares = np.stack([prepared.fit(decode.open_rgb(place)) for place in part.locations])
+    squares = np.stack([prepared.fit(decode.open_rgb(place)) for place in split.locations])
     pixels = loader.normalised(torch.from_numpy(squares), torch.device("cpu"), prepared)
-    targets = torch.from_numpy(part.labels.toarray()).float()
+    targets = torch.from_numpy(split.labels.toarray()).float()
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
     for _ in range(60):
         optimizer.zero_grad()
@@ -53,14 +53,14 @@ def taught(tmp_path_factory: pytest.TempPathFactory, model_folder: Path, part: S
 @pytest.fixture(scope="module")
 def made(
     tmp_path_factory: pytest.TempPathFactory,
-    shipped: Params,
+    default_params: Params,
     demo: Path,
     preset: Preset,
     taught: Path,
 ) -> Project:
     """A project with that model; `gasp` is an alias of `open_mouth` there."""
     folder = tmp_path_factory.mktemp("projects") / "against"
-    project = with_model(folder, shipped, demo, preset, taught)
+    project = with_model(folder, default_params, demo, preset, taught)
     header = ("antecedent_name", "consequent_name")
     files.write_csv(folder / "data/rules/tag_aliases.csv", header, [("gasp", "open_mouth")])
     return project
@@ -93,7 +93,7 @@ def rearranged(folder: Path, rows: Sequence[int], negated: Sequence[int] = ()) -
 def test_the_same_model_is_neither_better_nor_worse_by_anything(
     made: Project, taught: Path, tags: list[Tag], tmp_path: Path
 ) -> None:
-    printed, found = compared(made, foreign.timms(taught, tags, tmp_path / "same"))
+    printed, found = compared(made, third_party_layouts.timms(taught, tags, tmp_path / "same"))
     assert close(found["ours"], found["theirs"])
     assert found["ours"]["macro_ap"] > 0.8
     lines = [line for line in printed.splitlines() if "undecided" in line]
@@ -108,7 +108,7 @@ def test_the_same_model_as_a_graph_is_as_good(
 ) -> None:
     other = tmp_path / layout
     if layout == "wd14":
-        foreign.wd14(taught, tags, other)
+        third_party_layouts.wd14(taught, tags, other)
     else:
         onnx_graph.write_model(backbone.load(taught), other / "model.onnx", size=32, opset=17)
         shutil.copyfile(taught / "preprocess.json", other / "preprocess.json")
@@ -128,7 +128,7 @@ def test_a_tagger_without_a_tag_in_common_is_told(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     names = [tag._replace(name=f"no_{tag.name}") for tag in tags]
-    other = foreign.timms(taught, names, tmp_path / "other")
+    other = third_party_layouts.timms(taught, names, tmp_path / "other")
     expected = f"{other}: none of its {len(tags)} tags, such as 'no_general', is among those of "
     assert told(lambda: evaluated(made, other), capsys).startswith(expected)
 
@@ -136,7 +136,7 @@ def test_a_tagger_without_a_tag_in_common_is_told(
 def test_a_model_that_has_some_tags_wrong_is_worse_beyond_doubt(
     made: Project, taught: Path, tags: list[Tag], tmp_path: Path
 ) -> None:
-    other = foreign.timms(taught, tags, tmp_path / "worse")
+    other = third_party_layouts.timms(taught, tags, tmp_path / "worse")
     general = [row for row, tag in enumerate(tags) if tag.category == 0]
     rearranged(other, range(len(tags)), negated=general)
     printed, found = compared(made, other)
@@ -166,7 +166,7 @@ def test_names_decide_and_not_their_order_number_or_age(
     general = [row for row, tag in enumerate(tags) if tag.category == 0]
     found = []
     for name, order, names in (("plain", range(len(tags)), plain), ("other", shuffled, old)):
-        folder = foreign.timms(taught, [names[row] for row in order], tmp_path / name)
+        folder = third_party_layouts.timms(taught, [names[row] for row in order], tmp_path / name)
         rearranged(folder, order, negated=general[::2])
         found.append(compared(made, folder)[1])
     assert found[0]["tags"] == len(shared)
@@ -183,7 +183,7 @@ def test_the_order_of_colours_is_found_out_and_told(
     caplog: pytest.LogCaptureFixture,
     bgr: bool,
 ) -> None:
-    other = foreign.timms(taught, tags, tmp_path / "other", bgr=bgr)
+    other = third_party_layouts.timms(taught, tags, tmp_path / "other", bgr=bgr)
     with caplog.at_level(logging.WARNING):
         _, found = compared(made, other)
     (message,) = (message for message in caplog.messages if "colours" in message)
@@ -197,7 +197,7 @@ def test_a_tagger_is_judged_by_its_own_preprocessing(
     made: Project, export_folder: Path, tags: list[Tag], tmp_path: Path
 ) -> None:
     """imgutils' layout, whose stages are not ours; of another model, which knows nothing."""
-    folder = foreign.imgutils(export_folder, tags, tmp_path / "imgutils")
+    folder = third_party_layouts.imgutils(export_folder, tags, tmp_path / "imgutils")
     part = read(made)[1]["test"]
     _, found = compared(made, folder)
     tagger = layouts.load(folder, use=Device("cpu", cores=1))
@@ -215,7 +215,7 @@ def test_two_processes_compare_as_one_does(
     made: Project, taught: Path, tags: list[Tag], tmp_path: Path
 ) -> None:
     """Also where a test picture cannot be read, and what is to be told is told once."""
-    other = foreign.timms(taught, tags, tmp_path / "other")
+    other = third_party_layouts.timms(taught, tags, tmp_path / "other")
     rearranged(other, range(len(tags)), negated=range(5))
     test = read(made)[1]["test"].locations[3].path
     whole = Path(test).read_bytes()
@@ -237,10 +237,10 @@ def test_two_processes_compare_as_one_does(
 
 
 def test_without_validation_pictures_colours_are_taken_for_rgb(
-    made: Project, shipped: Params, demo: Path, preset: Preset, taught: Path, tmp_path: Path
+    made: Project, default_params: Params, demo: Path, preset: Preset, taught: Path, tmp_path: Path
 ) -> None:
-    project = with_model(tmp_path / "project", shipped, demo, preset, taught, (15, 0, 9))
-    other = foreign.timms(taught, read(project)[0], tmp_path / "other")
+    project = with_model(tmp_path / "project", default_params, demo, preset, taught, (15, 0, 9))
+    other = third_party_layouts.timms(taught, read(project)[0], tmp_path / "other")
     with inside(project):
         evaluate.main(params.load(), other)
     found = files.read_json(project.folder / evaluate.AGAINST)

@@ -32,14 +32,14 @@ EVERYWHERE, NOT_JUDGED, NOT_TESTED = "simple_background", "smile", "open_mouth" 
 @pytest.fixture(scope="module")
 def odd(
     tmp_path_factory: pytest.TempPathFactory,
-    shipped: Params,
+    default_params: Params,
     demo: Path,
     preset: Preset,
     model_folder: Path,
 ) -> Project:
     """A project with a tag on all pictures, tags on none of a part, and posts without rating."""
     folder = tmp_path_factory.mktemp("projects") / "odd"
-    made = with_model(folder, shipped, demo, preset, model_folder)
+    made = with_model(folder, default_params, demo, preset, model_folder)
 
     def change(post: int, names: set[str]) -> set[str]:
         gone = {NOT_JUDGED} if post in VALIDATION else {NOT_TESTED} if post in TEST else set()
@@ -119,19 +119,19 @@ def test_tags_on_every_picture_and_on_none_have_a_threshold_and_a_row(odd: Proje
 
 
 def test_a_split_without_test_pictures_is_told_and_without_validation_halves_decide(
-    shipped: Params,
+    default_params: Params,
     demo: Path,
     preset: Preset,
     model_folder: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    untested = with_model(tmp_path / "a", shipped, demo, preset, model_folder, (15, 9, 0))
+    untested = with_model(tmp_path / "a", default_params, demo, preset, model_folder, (15, 9, 0))
     assert told(lambda: evaluated(untested), capsys) == (
         "The split has no test pictures to judge the model by. Raise split.test."
     )
     assert not (untested.folder / "metrics").exists()
-    unjudged = with_model(tmp_path / "b", shipped, demo, preset, model_folder, (15, 0, 9))
+    unjudged = with_model(tmp_path / "b", default_params, demo, preset, model_folder, (15, 0, 9))
     evaluated(unjudged)
     limits = {row["threshold"] for row in rows(unjudged, evaluate.THRESHOLDS).values()}
     assert limits == {"0.5"}

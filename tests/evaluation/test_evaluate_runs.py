@@ -23,7 +23,7 @@ WRITTEN = (evaluate.FIGURES, evaluate.REPORT, evaluate.SHEET, *evaluate.TABLES)
 @pytest.fixture
 def tracked(
     tmp_path: Path,
-    shipped: Params,
+    default_params: Params,
     demo: Path,
     preset: Preset,
     model_folder: Path,
@@ -31,7 +31,7 @@ def tracked(
 ) -> Iterator[Project]:
     """A project in which MLflow is used, with nothing left of that afterwards."""
     with caplog.at_level(logging.WARNING):
-        yield with_model(tmp_path / "project", shipped, demo, preset, model_folder)
+        yield with_model(tmp_path / "project", default_params, demo, preset, model_folder)
     while mlflow.active_run():
         mlflow.end_run()
     mlflow.set_tracking_uri(None)  # type: ignore[arg-type]

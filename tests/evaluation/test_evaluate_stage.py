@@ -26,14 +26,14 @@ WRITTEN = [evaluate.FIGURES, evaluate.THRESHOLDS, evaluate.CALIBRATION, *evaluat
 @pytest.fixture(scope="module")
 def judged(
     tmp_path_factory: pytest.TempPathFactory,
-    shipped: Params,
+    default_params: Params,
     demo: Path,
     preset: Preset,
     model_folder: Path,
 ) -> Project:
     """A project in which a model has been judged."""
     folder = tmp_path_factory.mktemp("projects") / "judged"
-    made = with_model(folder, shipped, demo, preset, model_folder)
+    made = with_model(folder, default_params, demo, preset, model_folder)
     evaluated(made)
     return made
 

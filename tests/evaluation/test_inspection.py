@@ -15,17 +15,17 @@ from tagger.images.location import WHITE, Location
 
 
 def test_a_picture_that_has_gone_since_is_grey_on_the_sheet(
-    part: Split, tags: list[Tag], tmp_path: Path
+    split: Split, tags: list[Tag], tmp_path: Path
 ) -> None:
-    truth = part.labels.toarray()
+    truth = split.labels.toarray()
     logits = logit(np.where(truth, 0.9, 0.1)).astype(np.float32)
     scored = keep(Drawn(logits, truth), tmp_path)
     judged: Any = None  # not needed for the sheet
     limits = np.full(len(tags), 0.5)
-    gone = [Location(str(tmp_path / "gone.png"), 0, 8), *part.locations[1:]]
+    gone = [Location(str(tmp_path / "gone.png"), 0, 8), *split.locations[1:]]
     whole, drawn = (
         Inspection("test", scored, some, tags, limits, judged, WHITE).sheet()
-        for some in (part, Split(gone, part.labels))
+        for some in (split, Split(gone, split.labels))
     )
     box = (12, 34, 12 + 168, 34 + 168)
     assert ImageChops.difference(whole, drawn).getbbox() == box

@@ -39,16 +39,16 @@ def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
 @settings(max_examples=40)
 @given(st.integers(0, 35), st.integers(1, 6), st.integers(1, 40))
 def test_what_is_written_is_read(
-    tmp_path_factory: pytest.TempPathFactory, pictures: int, tags: int, size: int
+    tmp_path_factory: pytest.TempPathFactory, image_folder: int, tags: int, size: int
 ) -> None:
-    logits, labels = draw(pictures, tags)
+    logits, labels = draw(image_folder, tags)
     path = tmp_path_factory.mktemp("scored") / "part.logits"
     with prediction_store.write(path, Truth(labels), blocks(logits, size)) as part:
         expected = quantized_logits.of(logits).T
         for start in range(tags):
             assert np.array_equal(part.columns(start, tags), expected[start:])
         tiled = [(where, tile) for where, tile in part.tiles()]
-        assert sum(tile.shape[1] for _, tile in tiled) == pictures
+        assert sum(tile.shape[1] for _, tile in tiled) == image_folder
         for where, tile in tiled:
             assert np.array_equal(tile, expected[:, where])
         read = list(columns.each(part, lambda some: (some.tags, some.scores.copy(), some.rows)))

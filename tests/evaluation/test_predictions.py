@@ -29,7 +29,7 @@ Run = Callable[..., Predicted]
 
 
 @pytest.fixture
-def run(tags: list[Tag], model: nn.Module, prepared: Preprocess, tmp_path: Path) -> Run:
+def run(tags: list[Tag], model: nn.Module, preprocessing: Preprocess, tmp_path: Path) -> Run:
     """Predict a part; return what is on disk."""
 
     def run(
@@ -40,8 +40,8 @@ def run(tags: list[Tag], model: nn.Module, prepared: Preprocess, tmp_path: Path)
         network: nn.Module = model,
     ) -> Predicted:
         predictor = Predictor(ALONE, tmp_path / "kept", unlabelled, batch_size, workers)
-        compute = predict.by_torch(network, prepared)
-        found = predictor("test", part, tags, compute, prepared)
+        compute = predict.by_torch(network, preprocessing)
+        found = predictor("test", part, tags, compute, preprocessing)
         assert found is not None
         return found
 
@@ -49,9 +49,9 @@ def run(tags: list[Tag], model: nn.Module, prepared: Preprocess, tmp_path: Path)
 
 
 @pytest.fixture(scope="module")
-def expected(model: nn.Module, part: Split, prepared: Preprocess) -> npt.NDArray[np.float64]:
+def expected(model: nn.Module, split: Split, preprocessing: Preprocess) -> npt.NDArray[np.float64]:
     """The logits of the model, (pictures, tags)."""
-    scores = of_model(model, part, prepared, batch_size=7, workers=0).scores
+    scores = of_model(model, split, preprocessing, batch_size=7, workers=0).scores
     return np.asarray(logit(scores.astype(np.float64)))
 
 
@@ -77,37 +77,37 @@ def with_unreadable(part: Split, folder: Path, *rows: int) -> Split:
 
 @pytest.mark.parametrize(("batch_size", "workers"), [(1, 0), (5, 2), (24, 0), (100, 1)])
 def test_rows_and_logits_are_those_of_the_model(
-    run: Run, part: Split, expected: npt.NDArray[np.float64], batch_size: int, workers: int
+    run: Run, split: Split, expected: npt.NDArray[np.float64], batch_size: int, workers: int
 ) -> None:
-    scored, failures = run(part, batch_size, workers)
-    assert scored.rows.tolist() == list(range(len(part)))
+    scored, failures = run(split, batch_size, workers)
+    assert scored.rows.tolist() == list(range(len(split)))
     assert failures == {}
     assert near(quantized_logits.logits()[kept(scored)], expected)
-    assert np.array_equal(scored.labels.toarray(), part.labels.toarray())
+    assert np.array_equal(scored.labels.toarray(), split.labels.toarray())
 
 
 def test_unreadable_pictures_are_told_and_the_others_keep_their_rows(
-    run: Run, part: Split, tmp_path: Path, expected: npt.NDArray[np.float64]
+    run: Run, split: Split, tmp_path: Path, expected: npt.NDArray[np.float64]
 ) -> None:
     lost = [0, 5, 6, 7, 8, 9, 23]  # one batch of them whole
-    scored, failures = run(with_unreadable(part, tmp_path, *lost))
-    left = sorted(set(range(len(part))) - set(lost))
+    scored, failures = run(with_unreadable(split, tmp_path, *lost))
+    left = sorted(set(range(len(split))) - set(lost))
     assert list(failures) == lost
     assert {reason.count("\n") for reason in failures.values()} == {0}
     assert scored.rows.tolist() == left
     assert near(quantized_logits.logits()[kept(scored)], expected[left])
-    assert np.array_equal(scored.labels.toarray(), part.labels.toarray()[left])
+    assert np.array_equal(scored.labels.toarray(), split.labels.toarray()[left])
 
 
 def test_tags_of_a_category_are_unknown_where_a_picture_has_none_of_them(
-    run: Run, part: Split, tags: list[Tag]
+    run: Run, split: Split, tags: list[Tag]
 ) -> None:
-    labels = part.labels.toarray()
+    labels = split.labels.toarray()
     without = np.array([1, 4, 20])
     names: tuple[Category, ...] = ("rating", "copyright")
     for name in names:
         labels[np.ix_(without, vocabulary.category_columns(tags, name))] = False
-    bare = replace(part, labels=csr_array(labels))
+    bare = replace(split, labels=csr_array(labels))
     scored, _ = run(bare, unlabelled=names)
     unknown = kept(scored) == quantized_logits.UNKNOWN
     expected = np.zeros_like(unknown)
@@ -123,27 +123,27 @@ def test_tags_of_a_category_are_unknown_where_a_picture_has_none_of_them(
 
 
 def test_groups_are_those_of_the_pictures_that_are_left(
-    run: Run, part: Split, tmp_path: Path
+    run: Run, split: Split, tmp_path: Path
 ) -> None:
-    grouped = replace(part, groups=np.arange(len(part)) // 4 * 10)
+    grouped = replace(split, groups=np.arange(len(split)) // 4 * 10)
     scored, _ = run(with_unreadable(grouped, tmp_path, 0, 1, 2, 3, 9))
-    expected = [row // 4 - 1 for row in range(len(part)) if row not in (0, 1, 2, 3, 9)]
+    expected = [row // 4 - 1 for row in range(len(split)) if row not in (0, 1, 2, 3, 9)]
     assert scored.groups.tolist() == expected
 
 
-def test_one_picture_is_enough(run: Run, part: Split, tmp_path: Path) -> None:
-    scored, failures = run(with_unreadable(part, tmp_path, *range(1, len(part))))
-    assert (len(scored), len(failures)) == (1, len(part) - 1)
-    assert kept(scored).shape == (1, part.labels.shape[1])
+def test_one_picture_is_enough(run: Run, split: Split, tmp_path: Path) -> None:
+    scored, failures = run(with_unreadable(split, tmp_path, *range(1, len(split))))
+    assert (len(scored), len(failures)) == (1, len(split) - 1)
+    assert kept(scored).shape == (1, split.labels.shape[1])
 
 
-def test_none_that_can_be_read_is_told(run: Run, part: Split, tmp_path: Path) -> None:
-    with pytest.raises(TaggerError, match=f"None of {len(part)} pictures can be read"):
-        run(with_unreadable(part, tmp_path, *range(len(part))))
+def test_none_that_can_be_read_is_told(run: Run, split: Split, tmp_path: Path) -> None:
+    with pytest.raises(TaggerError, match=f"None of {len(split)} pictures can be read"):
+        run(with_unreadable(split, tmp_path, *range(len(split))))
 
 
 def test_a_model_without_numbers_leaves_nothing_on_disk(
-    run: Run, part: Split, model: nn.Module, tmp_path: Path
+    run: Run, split: Split, model: nn.Module, tmp_path: Path
 ) -> None:
     class Broken(nn.Module):
         def __init__(self) -> None:
@@ -155,21 +155,21 @@ def test_a_model_without_numbers_leaves_nothing_on_disk(
             return logits.index_fill(1, torch.tensor([3]), torch.nan)
 
     with pytest.raises(TaggerError, match=r"\AThe model says nan of picture 0 and tag 3, [^\n]*\Z"):
-        run(part, network=Broken())
+        run(split, network=Broken())
     assert list((tmp_path / "kept").iterdir()) == []
 
 
 def test_alone_is_alone_among_others_too(
     tags: list[Tag],
     model: nn.Module,
-    part: Split,
-    prepared: Preprocess,
+    split: Split,
+    preprocessing: Preprocess,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     for name, value in {"RANK": 1, "WORLD_SIZE": 2, "LOCAL_RANK": 1, "LOCAL_WORLD_SIZE": 2}.items():
         monkeypatch.setenv(name, str(value))
     predictor = predictions.alone(tmp_path / "kept", (), batch_size=5, workers=0)
-    found = predictor("test", part, tags, predict.by_torch(model, prepared), prepared)
-    assert found is not None and len(found.scored) == len(part)
+    found = predictor("test", split, tags, predict.by_torch(model, preprocessing), preprocessing)
+    assert found is not None and len(found.scored) == len(split)
     assert predictor.group.world.cores == max(1, cores() // 2)  # the other has its share

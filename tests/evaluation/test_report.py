@@ -57,7 +57,7 @@ class Seen(HTMLParser):
 
 
 @pytest.fixture(scope="module")
-def content(part: Split, tmp_path_factory: pytest.TempPathFactory) -> Content:
+def content(split: Split, tmp_path_factory: pytest.TempPathFactory) -> Content:
     """An evaluation of predictions as they were drawn, with real pictures."""
     listed = tags(30, (9, 0, 4))
     with Kept(draw(150, 30)) as test, Kept(draw(100, 30, seed=1)) as validation:
@@ -73,7 +73,7 @@ def content(part: Split, tmp_path_factory: pytest.TempPathFactory) -> Content:
             [("tag_3", 0.1)],
             "loss 4.1",
         )
-        for place in part.locations[:12]
+        for place in split.locations[:12]
     ]
     return Content(
         "small tagger",

@@ -28,8 +28,8 @@ from tagger.models.runtimes import Device
 
 
 @pytest.fixture
-def some(part: Split) -> list[NamedImage]:
-    return [(place.path, decode.open_rgb(place)) for place in part.locations[:10]]
+def some(split: Split) -> list[NamedImage]:
+    return [(place.path, decode.open_rgb(place)) for place in split.locations[:10]]
 
 
 @pytest.fixture

@@ -20,8 +20,8 @@ import mlflow
 import pytest
 from mlflow.entities import LoggedModelStatus
 
-from support.servings import asked, check, inferred, loaded, several
-from support.stores import client, project, stored
+from support.mlflow_models import asked, check, inferred, loaded
+from support.mlflow_stores import client, project, stored
 from tagger.export import log_model
 from tagger.tracking import registry, runs, store
 
@@ -67,9 +67,9 @@ def posted(address: str, **content: Any) -> Any:
 
 @pytest.mark.timeout(90)
 def test_a_registered_run_is_served(
-    project: Path, export_folder: Path, several: list[Path], run: Callable[..., int]
+    project: Path, export_folder: Path, image_files: list[Path], run_infer: Callable[..., int]
 ) -> None:
-    wanted = inferred(run, *several)
+    wanted = inferred(run_infer, *image_files)
     with runs.start("vit", data="abc") as trained:
         trained.log_checkpoint("best", Path("models/tagger/model.safetensors"), {"ap": 0.5}, 3)
     with runs.add_to(trained.id) as again:
@@ -78,14 +78,14 @@ def test_a_registered_run_is_served(
     best = registry.best_run("test.macro_ap", "abc")
     assert registry.register(best, "illustration-tagger", "best").file == ""
     uri = "models:/illustration-tagger@best"
-    check(asked(loaded(uri), path=list(map(str, several))), wanted)
-    pictures = [[base64.b64encode(path.read_bytes()).decode()] for path in several]
+    check(asked(loaded(uri), path=list(map(str, image_files))), wanted)
+    pictures = [[base64.b64encode(path.read_bytes()).decode()] for path in image_files]
     pictures.append(["bm8gcGljdHVyZQ=="])
     with served(uri, project) as address:
         *told, lost = posted(address, dataframe_split={"columns": ["image"], "data": pictures})
         check(told, wanted)
         assert lost == {"rating": None, "tags": {}, "error": "is no picture of a known kind"}
-        rows = [{"path": str(path)} for path in several]
+        rows = [{"path": str(path)} for path in image_files]
         check(posted(address, dataframe_records=rows), wanted)
         with pytest.raises(HTTPError) as refused:
             posted(address, dataframe_records=rows, params={"threshold": "1.5"})
@@ -95,7 +95,7 @@ def test_a_registered_run_is_served(
 
 
 def test_an_export_is_logged_once_and_its_run_stays_as_it_was(
-    project: Path, export_folder: Path, write: Callable[[str, bytes], Path]
+    project: Path, export_folder: Path, write_file: Callable[[str, bytes], Path]
 ) -> None:
     with runs.start("vit") as trained:
         trained.log_metrics({"test": {"macro_ap": 0.5}})
@@ -112,7 +112,7 @@ def test_an_export_is_logged_once_and_its_run_stays_as_it_was(
         ("test.macro_ap", 0.5)
     ]
     for name in log_model.FILES:
-        write(f"other/{name}", (export_folder / name).read_bytes())
+        write_file(f"other/{name}", (export_folder / name).read_bytes())
     (project / "other" / "calibration.json").unlink()
     with runs.add_to(trained.id) as again:
         log_model.log_export(again, project / "other")

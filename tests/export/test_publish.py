@@ -119,12 +119,12 @@ def test_a_name_without_owner_is_of_the_owner_of_the_token(
 
 
 def test_what_lies_about_stays_at_home(
-    server: UploadServer, folder: Path, write: Callable[[str, str], Path]
+    server: UploadServer, folder: Path, write_file: Callable[[str, str], Path]
 ) -> None:
     stray = [".DS_Store", ".git/HEAD", ".cache/huggingface/x", "wd14/.gitignore", "Thumbs.db"]
     stray += ["model.onnx.partial", "README.md~", "wd14/.a.csv.swp", "__pycache__/a.pyc"]
     for name in stray:
-        write(f"export/{name}", "*")
+        write_file(f"export/{name}", "*")
     upload(folder)
     assert uploaded(server) == FILES
 

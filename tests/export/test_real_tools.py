@@ -42,9 +42,9 @@ def python(root: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def said(python: Path, root: Path, export_folder: Path, part: Split) -> Any:
-    pictures = [place.path for place in part.locations[:8]]
-    program = root / "tests/tag_as_others.py"
+def said(python: Path, root: Path, export_folder: Path, split: Split) -> Any:
+    pictures = [place.path for place in split.locations[:8]]
+    program = root / "tests/support/run_other_taggers.py"
     command = [python, program, export_folder, GENERAL, CHARACTER, *pictures]
     ended = subprocess.run(
         list(map(str, command)), capture_output=True, text=True, check=True, cwd=export_folder

@@ -71,16 +71,16 @@ def test_random_resize_takes_each_filter_about_as_often() -> None:
     assert {drawn(Augmentation(0), Key(1, row))[1] for row in range(20)} == {"bicubic"}
 
 
-def test_the_filter_drawn_is_the_one_used(part: Split) -> None:
+def test_the_filter_drawn_is_the_one_used(split: Split) -> None:
     augment = Augmentation(0, random_resize=True)
-    pictures, plain = ImageDataset(part, PREPARED, augment), ImageDataset(part, PREPARED)
+    pictures, plain = ImageDataset(split, PREPARED, augment), ImageDataset(split, PREPARED)
     same = 0
-    for row in range(len(part)):
+    for row in range(len(split)):
         drawn_pixels, usual = pictures[Key(1, row)].pixels, plain[Key(1, row)].pixels
         bicubic = augment(noise(), PREPARED, Key(1, row))[1].interpolation == "bicubic"
         assert np.array_equal(drawn_pixels, usual) == bicubic  # type: ignore[arg-type]
         same += bicubic
-    assert 0 < same < len(part)
+    assert 0 < same < len(split)
 
 
 def test_trivial_augment_changes_pictures_each_its_own_way() -> None:
@@ -261,16 +261,16 @@ def test_mixup_and_cutmix_together_take_turns_by_chance() -> None:
 
 
 def test_training_batches_with_everything_at_once_repeat_themselves_at_every_size(
-    part: Split, preset: Preset
+    split: Split, preset: Preset
 ) -> None:
     """From files to the loss: what every augmentation makes together is what a model takes."""
-    model = backbone.build(preset, part.labels.shape[1])
+    model = backbone.build(preset, split.labels.shape[1])
     prepared = backbone.preprocessing(model, preset)
     mixing = BatchAugmentation(3, mixup=0.4, cutmix=0.4, cutout=0.3)
-    order = Order(len(part), 3, seed=0, sizes=(32, 48, 64))
+    order = Order(len(split), 3, seed=0, sizes=(32, 48, 64))
     made = []
     for _ in range(2):
-        batches = loader.loader(ImageDataset(part, prepared, EVERYTHING), order, workers=0)
+        batches = loader.loader(ImageDataset(split, prepared, EVERYTHING), order, workers=0)
         inputs = [loader.to_device(batch, torch.device("cpu"), prepared) for batch in batches]
         made.append([mixing(*given, number, 0, 0) for number, given in enumerate(inputs)])
     for (pixels, targets), (again, same) in zip(*made, strict=True):

@@ -37,32 +37,34 @@ def changed(augment: Augmentation, image: Image.Image, epoch: int, row: int) -> 
     return Image.fromarray(pixels)
 
 
-def test_labels_match_the_sidecars(part: Split, tags: list[Tag]) -> None:
-    batches = loader.loader(ImageDataset(part, PREPROCESS), Order(len(part), 5, 1), workers=0)
+def test_labels_match_the_sidecars(split: Split, tags: list[Tag]) -> None:
+    batches = loader.loader(ImageDataset(split, PREPROCESS), Order(len(split), 5, 1), workers=0)
     names = {tag.name for tag in tags}
     for batch in batches:
         for row, targets in zip(batch.rows, batch.targets, strict=True):
-            sidecar = Path(part.locations[row].path).with_suffix(".txt").read_text(encoding="utf-8")
+            sidecar = (
+                Path(split.locations[row].path).with_suffix(".txt").read_text(encoding="utf-8")
+            )
             wanted = names & set(sidecar.strip().split(", "))
             assert {tags[i].name for i in torch.nonzero(targets).flatten()} == wanted
             assert wanted
 
 
-def test_pixels_are_those_of_the_picture_preprocessed(part: Split) -> None:
-    sample = ImageDataset(part, PREPROCESS)[Key(0, 4)]
+def test_pixels_are_those_of_the_picture_preprocessed(split: Split) -> None:
+    sample = ImageDataset(split, PREPROCESS)[Key(0, 4)]
     assert sample.row == 4
     assert sample.pixels is not None
-    assert np.array_equal(sample.pixels, PREPROCESS.fit(decode.open_rgb(part.locations[4])))
-    batch = Collate(part.labels.shape[1])([sample])
+    assert np.array_equal(sample.pixels, PREPROCESS.fit(decode.open_rgb(split.locations[4])))
+    batch = Collate(split.labels.shape[1])([sample])
     pixels, targets = loader.to_device(batch, torch.device("cpu"), PREPROCESS)
-    assert np.array_equal(pixels[0], PREPROCESS(decode.open_rgb(part.locations[4])))
-    assert np.array_equal(targets, part.labels[[4]].toarray())
+    assert np.array_equal(pixels[0], PREPROCESS(decode.open_rgb(split.locations[4])))
+    assert np.array_equal(targets, split.labels[[4]].toarray())
 
 
 def test_an_unreadable_picture_is_replaced_by_the_next_with_its_own_tags(
-    part: Split, tmp_path: Path
+    split: Split, tmp_path: Path
 ) -> None:
-    some = broken(part, tmp_path)
+    some = broken(split, tmp_path)
     batches = list(
         loader.loader(ImageDataset(some, PREPROCESS, replacing=True), Order(8, 4), workers=0)
     )
@@ -72,8 +74,8 @@ def test_an_unreadable_picture_is_replaced_by_the_next_with_its_own_tags(
         assert np.array_equal(batch.targets, some.labels[batch.rows].toarray())
 
 
-def test_an_unreadable_picture_is_left_out_and_reported(part: Split, tmp_path: Path) -> None:
-    pictures = ImageDataset(broken(part, tmp_path), PREPROCESS)
+def test_an_unreadable_picture_is_left_out_and_reported(split: Split, tmp_path: Path) -> None:
+    pictures = ImageDataset(broken(split, tmp_path), PREPROCESS)
     batches = list(loader.loader(pictures, Order(8, 3), workers=0))
     assert [batch.rows for batch in batches] == [[0, 1], [3, 4], [6, 7]]
     assert [batch.pixels.shape[0] for batch in batches] == [2, 2, 2]
@@ -82,14 +84,14 @@ def test_an_unreadable_picture_is_left_out_and_reported(part: Split, tmp_path: P
     assert all(reason for _, reason in failures)
 
 
-def test_a_batch_of_unreadable_pictures_is_empty(part: Split, tmp_path: Path) -> None:
-    pictures = ImageDataset(broken(part, tmp_path), PREPROCESS)
-    batch = Collate(part.labels.shape[1])([pictures[Key(0, 2)], pictures[Key(0, 5)]])
+def test_a_batch_of_unreadable_pictures_is_empty(split: Split, tmp_path: Path) -> None:
+    pictures = ImageDataset(broken(split, tmp_path), PREPROCESS)
+    batch = Collate(split.labels.shape[1])([pictures[Key(0, 2)], pictures[Key(0, 5)]])
     assert (batch.rows, [row for row, _ in batch.failures]) == ([], [2, 5])
 
 
-def test_a_picture_looks_the_same_for_the_same_seed_epoch_and_row_only(part: Split) -> None:
-    image = decode.open_rgb(part.locations[0])
+def test_a_picture_looks_the_same_for_the_same_seed_epoch_and_row_only(split: Split) -> None:
+    image = decode.open_rgb(split.locations[0])
     looks = {
         (seed, epoch, row): changed(Augmentation(seed, 0.3, 0.5), image, epoch, row).tobytes()
         for seed in (0, 1)
@@ -140,9 +142,9 @@ def test_posts_spread_over_a_part_are_in_order_and_from_end_to_end(length: int, 
         assert np.ptp(np.diff(rows) if len(rows) > 1 else [1]) <= 1
 
 
-def test_counts_are_those_of_the_labels(part: Split) -> None:
-    assert np.array_equal(part.counts(), part.labels.toarray().sum(axis=0))
-    absent = Split(part.locations, csr_array((len(part), 7), dtype=bool))
+def test_counts_are_those_of_the_labels(split: Split) -> None:
+    assert np.array_equal(split.counts(), split.labels.toarray().sum(axis=0))
+    absent = Split(split.locations, csr_array((len(split), 7), dtype=bool))
     assert absent.counts().tolist() == [0] * 7
 
 

@@ -138,9 +138,9 @@ def test_the_first_frame_stands_for_an_animation(name: str) -> None:
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_every_format_opens_whatever_its_extension(
-    photo: Image.Image, write: Write, name: str
+    photo: Image.Image, write_file: Write, name: str
 ) -> None:
-    path = write("picture.png", encoded(photo, name))
+    path = write_file("picture.png", encoded(photo, name))
     assert np.array_equal(opened(path), opened(encoded(photo, name)))
     assert opened(path).shape == (48, 64, 3)
 
@@ -177,9 +177,9 @@ def test_damaged_bytes_never_raise_anything_but_unreadable(photo: Image.Image, n
 
 
 @pytest.mark.parametrize("data", [b"", b"\0" * 100, b"a text, no picture\n", b"<svg></svg>"])
-def test_what_is_no_picture_is_unreadable(write: Write, data: bytes) -> None:
+def test_what_is_no_picture_is_unreadable(write_file: Write, data: bytes) -> None:
     with pytest.raises(decode.Unreadable, match=r"."):
-        decode.open_rgb(write("picture.png", data))
+        decode.open_rgb(write_file("picture.png", data))
 
 
 def test_a_missing_file_or_a_folder_is_unreadable(tmp_path: Path) -> None:

@@ -36,10 +36,10 @@ def pictures_of(folder: Path, *, recursive: bool = True) -> list[Path]:
 
 
 def test_pictures_of_a_folder_come_before_those_below_it_by_name(
-    tmp_path: Path, paint: Paint
+    tmp_path: Path, write_image: Paint
 ) -> None:
     for name in ("b/2.png", "b/10.png", "a/c/1.jpg", "z.WEBP", "a/d.e.bmp", "a.png"):
-        paint(name)
+        write_image(name)
     (tmp_path / "notes.md").touch()
     found = [path.relative_to(tmp_path).as_posix() for path in pictures_of(tmp_path)]
     assert found == ["a.png", "z.WEBP", "a/d.e.bmp", "a/c/1.jpg", "b/10.png", "b/2.png"]
@@ -57,15 +57,15 @@ def test_a_name_without_a_picture_s_suffix_is_none(name: str) -> None:
     assert not find_images.is_picture(name)
 
 
-def test_a_folder_named_like_a_picture_is_a_folder(tmp_path: Path, paint: Paint) -> None:
-    paint("a.png/b.png")
+def test_a_folder_named_like_a_picture_is_a_folder(tmp_path: Path, write_image: Paint) -> None:
+    write_image("a.png/b.png")
     assert pictures_of(tmp_path) == [tmp_path / "a.png/b.png"]
 
 
 def test_links_to_pictures_are_followed_and_links_to_folders_told(
-    tmp_path: Path, paint: Paint
+    tmp_path: Path, write_image: Paint
 ) -> None:
-    paint("below/a.png")
+    write_image("below/a.png")
     (tmp_path / "loop").symlink_to(tmp_path)
     (tmp_path / "below/up").symlink_to("..")
     (tmp_path / "linked.png").symlink_to("below/a.png")
@@ -78,8 +78,10 @@ def test_links_to_pictures_are_followed_and_links_to_folders_told(
     ]
 
 
-def test_what_would_keep_its_reader_for_ever_is_not_read(tmp_path: Path, paint: Paint) -> None:
-    paint("a.png")
+def test_what_would_keep_its_reader_for_ever_is_not_read(
+    tmp_path: Path, write_image: Paint
+) -> None:
+    write_image("a.png")
     os.mkfifo(tmp_path / "pipe.png")
     (tmp_path / "linked.png").symlink_to("pipe.png")
     with socket.socket(socket.AF_UNIX) as server:
@@ -89,10 +91,10 @@ def test_what_would_keep_its_reader_for_ever_is_not_read(tmp_path: Path, paint: 
 
 
 def test_a_folder_that_may_not_be_read_is_told_and_the_rest_listed(
-    tmp_path: Path, paint: Paint
+    tmp_path: Path, write_image: Paint
 ) -> None:
-    paint("open/a.png")
-    paint("shut/b.png")
+    write_image("open/a.png")
+    write_image("shut/b.png")
     (tmp_path / "open/link").symlink_to(tmp_path / "shut/inner")
     (tmp_path / "shut").chmod(0o700)
     for folder in (tmp_path, *tmp_path.parents[:2]):

@@ -113,7 +113,7 @@ def test_no_pictures_make_no_batches() -> None:
     assert list(Order(0, 4, 0)) == list(Order(0, 4, whole=True)) == []
 
 
-def test_every_size_is_drawn_and_each_batch_has_one_on_all_processes(part: Split) -> None:
+def test_every_size_is_drawn_and_each_batch_has_one_on_all_processes(split: Split) -> None:
     def order(batches: range, rank: int = 0) -> list[list[Key]]:
         sizes = (16, 24, 32)
         return list(Order(200, 8, seed=0, sizes=sizes, batches=batches, share=(rank, 2)))
@@ -125,30 +125,30 @@ def test_every_size_is_drawn_and_each_batch_has_one_on_all_processes(part: Split
     assert [batch[0].size for batch in order(range(25), rank=1)] == drawn
     assert [batch[0].size for batch in order(range(25, 50))] != drawn
 
-    some = Order(len(part), 3, seed=0, sizes=(16, 24, 32))
-    loaded = loader.loader(ImageDataset(part, PREPROCESS), some, workers=0)
+    some = Order(len(split), 3, seed=0, sizes=(16, 24, 32))
+    loaded = loader.loader(ImageDataset(split, PREPROCESS), some, workers=0)
     for batch, keys in zip(loaded, some, strict=True):
         assert batch.pixels.shape == (3, keys[0].size, keys[0].size, 3)
 
 
 @pytest.mark.parametrize("batches", [range(8), range(3, 11)])
-def test_batches_are_the_same_with_and_without_workers(part: Split, batches: range) -> None:
-    pictures = ImageDataset(part, PREPROCESS, Augmentation(3, 0.5, 0.5))
+def test_batches_are_the_same_with_and_without_workers(split: Split, batches: range) -> None:
+    pictures = ImageDataset(split, PREPROCESS, Augmentation(3, 0.5, 0.5))
     groups = [np.arange(3), np.array([], dtype=np.int64)]
     made = []
     for workers in (0, 2):
-        order = Order(len(part), 7, seed=3, sizes=(16, 24), batches=batches)
+        order = Order(len(split), 7, seed=3, sizes=(16, 24), batches=batches)
         made.append(list(loader.loader(pictures, order, workers=workers, unlabelled=groups)))
     assert equal(*made)
     assert len(made[0]) == 8
     assert len({tuple(batch.rows) for batch in made[0]}) == 8  # of two epochs
 
 
-def test_a_loader_that_starts_late_gives_the_rest_to_the_bit(part: Split) -> None:
-    pictures = ImageDataset(part, PREPROCESS, Augmentation(3, 0.5, 0.5))
+def test_a_loader_that_starts_late_gives_the_rest_to_the_bit(split: Split) -> None:
+    pictures = ImageDataset(split, PREPROCESS, Augmentation(3, 0.5, 0.5))
 
     def made(batches: range) -> list[Batch]:
-        order = Order(len(part), 7, seed=3, whole=True, batches=batches)
+        order = Order(len(split), 7, seed=3, whole=True, batches=batches)
         return list(loader.loader(pictures, order, workers=0))
 
     assert equal(made(range(5, 9)), made(range(9))[5:])
@@ -158,9 +158,9 @@ def test_a_loader_that_starts_late_gives_the_rest_to_the_bit(part: Split) -> Non
     ("size", "whole", "batches"), [(7, False, 4), (7, True, 3), (100, True, 1), (24, True, 1)]
 )
 def test_only_a_last_batch_that_is_not_full_is_left_out(
-    part: Split, size: int, whole: bool, batches: int
+    split: Split, size: int, whole: bool, batches: int
 ) -> None:
-    pictures = ImageDataset(part, PREPROCESS)
+    pictures = ImageDataset(split, PREPROCESS)
     loaded = loader.loader(pictures, Order(24, size, whole=whole), workers=0)
     assert len(list(loaded)) == len(loaded) == batches
 
@@ -187,19 +187,19 @@ def test_a_group_of_which_a_picture_has_no_tag_is_unknown_and_nothing_else(
         assert {tag for tag in range(TAGS) if row[tag] == -1} == unknown
 
 
-def test_pictures_without_a_tag_of_a_category_leave_it_open(part: Split, tags: list[Tag]) -> None:
+def test_pictures_without_a_tag_of_a_category_leave_it_open(split: Split, tags: list[Tag]) -> None:
     groups = {
         category: np.flatnonzero([CATEGORIES[tag.category] == category for tag in tags])
         for category in ("rating", "artist")
     }
-    pictures, order = ImageDataset(part, PREPROCESS), Order(len(part), len(part))
+    pictures, order = ImageDataset(split, PREPROCESS), Order(len(split), len(split))
     batches = loader.loader(pictures, order, workers=0, unlabelled=list(groups.values()))
     (batch,) = batches
-    truth = torch.from_numpy(part.labels.toarray())
+    truth = torch.from_numpy(split.labels.toarray())
     unknown = torch.zeros_like(truth)
     without = ~truth[:, groups["artist"]].any(dim=1)
     unknown[np.ix_(without.numpy(), groups["artist"])] = True
-    assert 0 < without.sum() < len(part)
+    assert 0 < without.sum() < len(split)
     assert truth[:, groups["rating"]].any(dim=1).all()
     assert torch.equal(batch.targets == -1, unknown)
     assert torch.equal(batch.targets == 1, truth)

@@ -119,15 +119,15 @@ NORM = {"mean": HALF, "std": HALF}
     ],
 )
 def test_another_preprocessing_is_refused(
-    write: Callable[[str, str], Path], content: object
+    write_file: Callable[[str, str], Path], content: object
 ) -> None:
-    path = write("preprocess.json", json.dumps(content))
+    path = write_file("preprocess.json", json.dumps(content))
     with pytest.raises(TaggerError, match=r"preprocess\.json is no preprocessing of ours"):
         preprocess.read(path)
 
 
-def test_a_broken_file_is_refused(write: Callable[[str, str], Path], tmp_path: Path) -> None:
+def test_a_broken_file_is_refused(write_file: Callable[[str, str], Path], tmp_path: Path) -> None:
     with pytest.raises(TaggerError, match="must be JSON"):
-        preprocess.read(write("preprocess.json", "{"))
+        preprocess.read(write_file("preprocess.json", "{"))
     with pytest.raises(TaggerError, match="is missing"):
         preprocess.read(tmp_path / "none.json")

@@ -151,23 +151,23 @@ def batch_of(part: Split, by: Preprocess, rows: range) -> loader.Batch:
 
 @pytest.mark.parametrize("fitting", FITTINGS)
 def test_what_reaches_the_device_is_what_preprocess_makes_alone_and_in_a_batch(
-    part: Split, fitting: str
+    split: Split, fitting: str
 ) -> None:
     by = prepared(fitting)
-    together, targets = loader.to_device(batch_of(part, by, range(9)), CPU, by)
+    together, targets = loader.to_device(batch_of(split, by, range(9)), CPU, by)
     assert together.shape == (9, 3, 24, 24)
     assert together.dtype == targets.dtype == torch.float32
     for row in range(9):
-        single, _ = loader.to_device(batch_of(part, by, range(row, row + 1)), CPU, by)
-        alone = by(decode.open_rgb(part.locations[row]))
+        single, _ = loader.to_device(batch_of(split, by, range(row, row + 1)), CPU, by)
+        alone = by(decode.open_rgb(split.locations[row]))
         assert np.array_equal(together[row].numpy(), alone)
         assert np.array_equal(single[0].numpy(), alone)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
-def test_cuda_normalises_to_the_same_bits(part: Split) -> None:
+def test_cuda_normalises_to_the_same_bits(split: Split) -> None:
     by = prepared("pad")
-    batch = batch_of(part, by, range(9))
+    batch = batch_of(split, by, range(9))
     pixels, _ = loader.to_device(batch, torch.device("cuda"), by)
     assert torch.equal(pixels.cpu(), loader.to_device(batch, CPU, by)[0])
 
@@ -189,10 +189,10 @@ def in_a_tar(part: Split, folder: Path) -> Split:
     return Split([where[name] for name, _ in members], part.labels)
 
 
-def test_a_folder_and_a_tar_give_the_same_bits(part: Split, tmp_path: Path) -> None:
-    packed = in_a_tar(part, tmp_path)
+def test_a_folder_and_a_tar_give_the_same_bits(split: Split, tmp_path: Path) -> None:
+    packed = in_a_tar(split, tmp_path)
     assert all(place.offset > 0 for place in packed.locations)
-    one, other = (batch_of(some, prepared("pad"), range(len(part))) for some in (part, packed))
+    one, other = (batch_of(some, prepared("pad"), range(len(split))) for some in (split, packed))
     assert torch.equal(one.pixels, other.pixels)
     assert torch.equal(one.targets, other.targets)
     assert one.rows == other.rows
@@ -213,20 +213,20 @@ class Listening(nn.Module):
 
 
 @pytest.mark.parametrize("fitting", FITTINGS)
-def test_predict_shows_the_model_the_same_bits(part: Split, fitting: str) -> None:
+def test_predict_shows_the_model_the_same_bits(split: Split, fitting: str) -> None:
     by = prepared(fitting)
-    model = Listening(part.labels.shape[1])
-    judged = of_model(model, part, by, batch_size=7, workers=0)
+    model = Listening(split.labels.shape[1])
+    judged = of_model(model, split, by, batch_size=7, workers=0)
     heard = torch.cat(model.heard).numpy()
-    assert judged.rows == list(range(len(part)))
+    assert judged.rows == list(range(len(split)))
     assert [len(pixels) for pixels in model.heard] == [7, 7, 7, 3]
-    for row, place in enumerate(part.locations):
+    for row, place in enumerate(split.locations):
         assert np.array_equal(heard[row], by(decode.open_rgb(place)))
 
 
-def test_batches_that_end_anywhere_show_the_same_bits(part: Split) -> None:
+def test_batches_that_end_anywhere_show_the_same_bits(split: Split) -> None:
     by = prepared("pad")
     for size in (1, 5, 24):
-        batches = loader.loader(ImageDataset(part, by), Order(len(part), size), workers=0)
+        batches = loader.loader(ImageDataset(split, by), Order(len(split), size), workers=0)
         together = torch.cat([batch.pixels for batch in batches])
-        assert torch.equal(together, batch_of(part, by, range(len(part))).pixels)
+        assert torch.equal(together, batch_of(split, by, range(len(split))).pixels)

@@ -76,8 +76,8 @@ def test_tall_wide_tiny_and_large_ones(before: Size, after: Size, name: str, kin
 
 
 @pytest.mark.parametrize("name", FILTERS)
-def test_real_pictures(part: Split, name: str) -> None:
-    for row, place in enumerate(part.locations):
+def test_real_pictures(split: Split, name: str) -> None:
+    for row, place in enumerate(split.locations):
         image = np.asarray(decode.open_rgb(place))
         for size in ((16, 16), (40, 40), (100, 100), (32, 20), (17, 7 + row)):
             assert_equal(image, size, name)
@@ -100,8 +100,8 @@ def test_one_colour_stays_that_colour(name: str, level: int) -> None:
 
 
 @pytest.mark.parametrize("name", FILTERS)
-def test_what_others_read_with_one_call_of_pillow_is_the_same(part: Split, name: str) -> None:
-    for place in part.locations:
+def test_what_others_read_with_one_call_of_pillow_is_the_same(split: Split, name: str) -> None:
+    for place in split.locations:
         image = decode.open_rgb(place)
         for size in ((40, 40), (100, 100), (32, 20), (20, 32)):
             once = np.asarray(image.resize(size, resize.FILTERS[name])).astype(int)

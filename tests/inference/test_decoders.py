@@ -27,17 +27,17 @@ def decode_all(
 
 
 @pytest.fixture
-def paths(part: Split) -> list[Path]:
+def paths(split: Split) -> list[Path]:
     """More pictures than are decoded without other processes."""
-    return [Path(place.path) for place in part.locations]
+    return [Path(place.path) for place in split.locations]
 
 
 @pytest.fixture
-def slow(noise: Path, tmp_path: Path) -> list[Path]:
+def slow(large_image: Path, tmp_path: Path) -> list[Path]:
     """Pictures that take some time each."""
     links = [tmp_path / f"slow{number:02}.png" for number in range(decoders.FEW + 8)]
     for link in links:
-        link.hardlink_to(noise)
+        link.hardlink_to(large_image)
     return links
 
 

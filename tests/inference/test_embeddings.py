@@ -92,13 +92,13 @@ def test_what_holds_no_embeddings_is_told(path: Path, content: bytes) -> None:
 
 
 def test_infer_writes_what_the_graph_says(
-    run: Callable[..., int], pictures: Path, export_folder: Path, part: Split
+    run_infer: Callable[..., int], image_folder: Path, export_folder: Path, split: Split
 ) -> None:
-    assert run(pictures, "--embeddings", "seen.npz") == 0
+    assert run_infer(image_folder, "--embeddings", "seen.npz") == 0
     tagger = exported.load(export_folder, "cpu")
-    square = tagger.preprocess.fit(decode.open_rgb(part.locations[0]))
+    square = tagger.preprocess.fit(decode.open_rgb(split.locations[0]))
     expected: Row | None = tagger.engine(square[None], True).embeddings
     assert expected is not None
     found = read(Path("seen.npz"))
-    assert list(found) == [str(pictures / f"{name}.png") for name in "abc"]
-    assert found[str(pictures / "a.png")] == pytest.approx(expected[0], abs=1e-5)
+    assert list(found) == [str(image_folder / f"{name}.png") for name in "abc"]
+    assert found[str(image_folder / "a.png")] == pytest.approx(expected[0], abs=1e-5)

@@ -45,8 +45,8 @@ def test_without_a_table_the_way_out_is_told(tmp_path: Path) -> None:
         implications.changing("add", tmp_path, {})
 
 
-def test_a_folder_of_rules_is_read(write: Callable[[str, str], Path]) -> None:
-    table = write(
+def test_a_folder_of_rules_is_read(write_file: Callable[[str, str], Path]) -> None:
+    table = write_file(
         "rules/tag_implications.csv",
         "antecedent_name,consequent_name\ntabby_cat,cat\ncat,animal\n",
     )

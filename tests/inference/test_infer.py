@@ -19,10 +19,10 @@ Infer = Callable[..., int]
 
 
 @pytest.fixture
-def expected(export_folder: Path, part: Split, tags: list[Tag]) -> dict[str, float]:
+def expected(export_folder: Path, split: Split, tags: list[Tag]) -> dict[str, float]:
     """What the model gives for picture a.png, by falling confidence."""
     tagger = exported.load(export_folder, "cpu")
-    scores = tagger([decode.open_rgb(part.locations[0])])[0]
+    scores = tagger([decode.open_rgb(split.locations[0])])[0]
     given = sorted(zip(scores.tolist(), range(len(tags)), strict=True), key=lambda s: (-s[0], s[1]))
     return {tags[column].name: score for score, column in given}
 
@@ -44,8 +44,8 @@ def above(expected: dict[str, float], threshold: float) -> list[str]:
     ],
 )
 def test_text_is_in_the_words_promised(
-    run: Infer,
-    pictures: Path,
+    run_infer: Infer,
+    image_folder: Path,
     expected: dict[str, float],
     capsys: pytest.CaptureFixture[str],
     lang: str,
@@ -53,32 +53,32 @@ def test_text_is_in_the_words_promised(
     heading: str,
     nothing: str,
 ) -> None:
-    file = pictures / "a.png"
-    assert run(file, "--threshold", "0.5", "--lang", lang) == 0
+    file = image_folder / "a.png"
+    assert run_infer(file, "--threshold", "0.5", "--lang", lang) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines == [picture.format(file), heading, *above(expected, 0.5), ""]
-    assert run(file, "--threshold", "1", "--lang", lang) == 0
+    assert run_infer(file, "--threshold", "1", "--lang", lang) == 0
     assert capsys.readouterr().out.splitlines() == [picture.format(file), nothing, ""]
 
 
 def test_the_closing_lines_are_in_those_words_too(
-    run: Infer, pictures: Path, capsys: pytest.CaptureFixture[str]
+    run_infer: Infer, image_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (pictures / "broken.png").write_bytes(b"no picture")
-    assert run(pictures, "--output", "csv", "--lang", "zh") == 1
+    (image_folder / "broken.png").write_bytes(b"no picture")
+    assert run_infer(image_folder, "--output", "csv", "--lang", "zh") == 1
     tagged, failed = capsys.readouterr().err.splitlines()
     assert tagged.startswith("已打标签: 3 张")
     assert failed == "失败: 1 张，见 infer_failures.csv"  # noqa: RUF001
 
 
 def test_without_a_threshold_each_tag_has_its_own(
-    run: Infer,
-    pictures: Path,
+    run_infer: Infer,
+    image_folder: Path,
     capsys: pytest.CaptureFixture[str],
     expected: dict[str, float],
     export_folder: Path,
 ) -> None:
-    assert run(pictures / "a.png") == 0
+    assert run_infer(image_folder / "a.png") == 0
     tagger = exported.load(export_folder, "cpu")
     limits = {t.name: limit for t, limit in zip(tagger.tags, tagger.thresholds, strict=True)}
     wanted = [f"{t}: {score:.4f}" for t, score in expected.items() if score >= limits[t]]
@@ -86,23 +86,23 @@ def test_without_a_threshold_each_tag_has_its_own(
 
 
 def test_folders_are_entered_only_when_asked(
-    run: Infer, pictures: Path, capsys: pytest.CaptureFixture[str]
+    run_infer: Infer, image_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run(pictures) == 0
+    assert run_infer(image_folder) == 0
     assert capsys.readouterr().out.count("Picture:") == 3
-    assert run(pictures, "--recursive", "--batch-size", 3) == 0
+    assert run_infer(image_folder, "--recursive", "--batch-size", 3) == 0
     assert capsys.readouterr().out.count("Picture:") == 4
-    assert run(pictures, pictures / "a.png", pictures / "b.png") == 0
+    assert run_infer(image_folder, image_folder / "a.png", image_folder / "b.png") == 0
     assert capsys.readouterr().out.count("Picture:") == 3
 
 
 def test_json_holds_every_category_and_the_likeliest_rating(
-    run: Infer, pictures: Path, expected: dict[str, float], tags: list[Tag]
+    run_infer: Infer, image_folder: Path, expected: dict[str, float], tags: list[Tag]
 ) -> None:
-    assert run(pictures, "--output", "json", "--threshold", "0.4", "--recursive") == 0
+    assert run_infer(image_folder, "--output", "json", "--threshold", "0.4", "--recursive") == 0
     content = json.loads(Path("tags.json").read_text(encoding="utf-8"))
     names = ["a.png", "b.png", "c.png", "inner/d.png"]
-    assert [one["file"] for one in content] == [str(pictures / name) for name in names]
+    assert [one["file"] for one in content] == [str(image_folder / name) for name in names]
     first = content[0]
     assert first.keys() == {"file", "rating", "tags"}
     assert list(first["tags"]) == list(CATEGORIES.values())
@@ -117,48 +117,56 @@ def test_json_holds_every_category_and_the_likeliest_rating(
 
 
 def test_csv_has_a_row_per_picture_and_tag(
-    run: Infer, pictures: Path, expected: dict[str, float], tmp_path: Path
+    run_infer: Infer, image_folder: Path, expected: dict[str, float], tmp_path: Path
 ) -> None:
     out = tmp_path / "out" / "deep"
-    assert run(pictures / "a.png", "--output", "csv", "--threshold", 0.4, "--output-dir", out) == 0
+    assert (
+        run_infer(
+            image_folder / "a.png", "--output", "csv", "--threshold", 0.4, "--output-dir", out
+        )
+        == 0
+    )
     with (out / "tags.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     assert rows
     assert list(rows[0]) == ["file", "tag", "category", "confidence"]
-    assert {row["file"] for row in rows} == {str(pictures / "a.png")}
+    assert {row["file"] for row in rows} == {str(image_folder / "a.png")}
     assert {row["tag"]: float(row["confidence"]) for row in rows} == {
         tag: pytest.approx(score, abs=1e-6) for tag, score in expected.items() if score >= 0.4
     }
 
 
 def test_sidecars_are_written_beside_and_never_overwritten_unasked(
-    run: Infer, pictures: Path, expected: dict[str, float], capsys: pytest.CaptureFixture[str]
+    run_infer: Infer,
+    image_folder: Path,
+    expected: dict[str, float],
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    (pictures / "b.txt").write_text("mine, by hand\n")
-    assert run(pictures, "--output", "txt", "--threshold", "0.5") == 2
+    (image_folder / "b.txt").write_text("mine, by hand\n")
+    assert run_infer(image_folder, "--output", "txt", "--threshold", "0.5") == 2
     told = capsys.readouterr().err
     assert told.startswith("error: 1 sidecars are there already")
     assert "--overwrite" in told
-    assert (pictures / "b.txt").read_text() == "mine, by hand\n"
-    assert not (pictures / "a.txt").exists()
-    assert run(pictures, "--output", "txt", "--threshold", "0.5", "--overwrite") == 0
+    assert (image_folder / "b.txt").read_text() == "mine, by hand\n"
+    assert not (image_folder / "a.txt").exists()
+    assert run_infer(image_folder, "--output", "txt", "--threshold", "0.5", "--overwrite") == 0
     wanted = ", ".join(tag for tag, score in expected.items() if score >= 0.5)
-    assert (pictures / "a.txt").read_bytes() == f"{wanted}\n".encode()
-    assert (pictures / "b.txt").read_text() != "mine, by hand\n"
+    assert (image_folder / "a.txt").read_bytes() == f"{wanted}\n".encode()
+    assert (image_folder / "b.txt").read_text() != "mine, by hand\n"
 
 
 def test_sidecars_elsewhere_keep_their_subfolders(
-    run: Infer, pictures: Path, tmp_path: Path
+    run_infer: Infer, image_folder: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    assert run(pictures, "--output", "txt", "--recursive", "--output-dir", out) == 0
+    assert run_infer(image_folder, "--output", "txt", "--recursive", "--output-dir", out) == 0
     written = {path.relative_to(out).as_posix() for path in out.rglob("*.txt")}
     assert written == {"a.txt", "b.txt", "c.txt", "inner/d.txt"}
-    assert not list(pictures.rglob("*.txt"))
+    assert not list(image_folder.rglob("*.txt"))
 
 
 def test_the_program_tags_without_torch_dvc_and_mlflow(
-    root: Path, pictures: Path, export_folder: Path, tmp_path: Path
+    root: Path, image_folder: Path, export_folder: Path, tmp_path: Path
 ) -> None:
     program = (
         "import atexit, runpy, sys\n"
@@ -168,7 +176,15 @@ def test_the_program_tags_without_torch_dvc_and_mlflow(
         "runpy.run_path(sys.argv[0], run_name='__main__')\n"
     )
     script = str(root / "stages" / "infer.py")
-    arguments = [str(pictures), "--model", str(export_folder), "--device", "cpu", "--lang", "zh"]
+    arguments = [
+        str(image_folder),
+        "--model",
+        str(export_folder),
+        "--device",
+        "cpu",
+        "--lang",
+        "zh",
+    ]
     ended = subprocess.run(
         [sys.executable, "-W", "error", "-c", program, script, *arguments],
         env=os.environ | {"PYTHONPATH": str(root / "stages")},
@@ -182,14 +198,14 @@ def test_the_program_tags_without_torch_dvc_and_mlflow(
 
 
 def test_the_script_runs_from_any_folder(
-    root: Path, pictures: Path, export_folder: Path, tmp_path: Path, expected: dict[str, float]
+    root: Path, image_folder: Path, export_folder: Path, tmp_path: Path, expected: dict[str, float]
 ) -> None:
-    (pictures / "b.png").write_bytes(b"no picture")
+    (image_folder / "b.png").write_bytes(b"no picture")
     ended = subprocess.run(
         [
             sys.executable,
             root / "stages" / "infer.py",
-            pictures,
+            image_folder,
             "--model",
             export_folder,
             "--threshold",
@@ -208,7 +224,7 @@ def test_the_script_runs_from_any_folder(
     assert ended.returncode == 1, ended.stderr
     lines = ended.stdout.splitlines()
     assert lines[: len(above(expected, 0.5)) + 2] == [
-        f"图片: {pictures / 'a.png'}",
+        f"图片: {image_folder / 'a.png'}",
         "预测标签 (置信度 > 0.5):",
         *above(expected, 0.5),
     ]

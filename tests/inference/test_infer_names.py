@@ -29,26 +29,26 @@ NAMES = [
 
 
 @pytest.fixture
-def folder(part: Split, tmp_path: Path) -> Path:
+def folder(split: Split, tmp_path: Path) -> Path:
     folder = tmp_path / "named"
     folder.mkdir()
-    for place, name in zip(part.locations, NAMES, strict=False):
+    for place, name in zip(split.locations, NAMES, strict=False):
         shutil.copyfile(place.path, folder / name)
     return folder
 
 
 @pytest.fixture
-def latin(part: Split, tmp_path: Path) -> Path:
+def latin(split: Split, tmp_path: Path) -> Path:
     """A picture whose name is no UTF-8."""
     path = os.fsencode(tmp_path / "latin") + b"/\xc4\xe3.png"
     (tmp_path / "latin").mkdir()
-    shutil.copyfile(part.locations[0].path, path)
+    shutil.copyfile(split.locations[0].path, path)
     return Path(os.fsdecode(path))
 
 
 @pytest.mark.parametrize("output", ["json", "jsonl", "csv", "parquet"])
-def test_tables_hold_every_name_as_it_is(run: Infer, folder: Path, output: str) -> None:
-    assert run(folder, "--output", output) == 0
+def test_tables_hold_every_name_as_it_is(run_infer: Infer, folder: Path, output: str) -> None:
+    assert run_infer(folder, "--output", output) == 0
     path = Path(f"tags.{output}")
     if output == "csv":
         found = [row["file"] for row in files.read_csv(path)]
@@ -61,15 +61,15 @@ def test_tables_hold_every_name_as_it_is(run: Infer, folder: Path, output: str) 
     assert set(found) == {str(folder / name) for name in NAMES}
 
 
-def test_every_name_gets_its_sidecar(run: Infer, folder: Path) -> None:
-    assert run(folder, "--output", "txt") == 0
+def test_every_name_gets_its_sidecar(run_infer: Infer, folder: Path) -> None:
+    assert run_infer(folder, "--output", "txt") == 0
     assert len(list(folder.glob("*.txt"))) == len(NAMES)
 
 
 def test_text_shows_control_characters_escaped(
-    run: Infer, folder: Path, capsys: pytest.CaptureFixture[str]
+    run_infer: Infer, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run(folder, "--threshold", 1) == 0
+    assert run_infer(folder, "--threshold", 1) == 0
     shown = [line for line in capsys.readouterr().out.splitlines() if "Picture: " in line]
     assert len(shown) == len(NAMES)
     assert f"Picture: {folder}/two\\nlines.png" in shown
@@ -79,34 +79,34 @@ def test_text_shows_control_characters_escaped(
 
 @pytest.mark.parametrize("output", ["text", "txt", "json", "jsonl", "csv", "parquet"])
 def test_a_name_that_is_no_utf_8_is_tagged_and_gone_on_with(
-    run: Infer, latin: Path, output: str, capsys: pytest.CaptureFixture[str]
+    run_infer: Infer, latin: Path, output: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     escaped = f"{latin.parent}/\\udcc4\\udce3.png"
-    assert run(latin.parent, "--output", output) == 0
+    assert run_infer(latin.parent, "--output", output) == 0
     if output == "text":
         assert f"Picture: {escaped}" in capsys.readouterr().out
     elif output == "txt":
         assert latin.with_suffix(".txt").is_file()
     else:
-        assert run(latin, "--output", output, "--skip-existing") == 0
+        assert run_infer(latin, "--output", output, "--skip-existing") == 0
         assert "skipped: 1 pictures" in capsys.readouterr().err
     if output == "csv":
         assert {row["file"] for row in files.read_csv(Path("tags.csv"))} == {escaped}
 
 
-def test_a_bad_picture_of_a_bad_name_is_listed(run: Infer, latin: Path) -> None:
+def test_a_bad_picture_of_a_bad_name_is_listed(run_infer: Infer, latin: Path) -> None:
     latin.write_bytes(b"no picture")
-    assert run(latin, "--output", "csv") == 1
+    assert run_infer(latin, "--output", "csv") == 1
     (failure,) = files.read_csv(Path("infer_failures.csv"))
     assert failure["file"] == f"{latin.parent}/\\udcc4\\udce3.png"
 
 
 def test_a_list_on_stdin_may_name_it(
-    run: Infer, latin: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    run_infer: Infer, latin: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     listed = tmp_path / "list.txt"
     listed.write_bytes(os.fsencode(latin) + b"\n")
     with listed.open() as file:
         monkeypatch.setattr(sys, "stdin", file)
-        assert run("-", "--output", "jsonl") == 0
+        assert run_infer("-", "--output", "jsonl") == 0
     assert json.loads(Path("tags.jsonl").read_text())["file"].endswith(".png")

@@ -19,13 +19,13 @@ Infer = Callable[..., int]
 
 
 @pytest.fixture
-def captioned(run: Infer, pictures: Path) -> Callable[..., list[str]]:
+def captioned(run_infer: Infer, image_folder: Path) -> Callable[..., list[str]]:
     """Return the tags of the sidecar of picture a.png."""
 
     def captioned(*arguments: object) -> list[str]:
         rest = ("--output", "txt", "--overwrite", "--threshold", "0.3")
-        assert run(pictures / "a.png", *rest, *arguments) == 0
-        return (pictures / "a.txt").read_text(encoding="utf-8").rstrip("\n").split(", ")
+        assert run_infer(image_folder / "a.png", *rest, *arguments) == 0
+        return (image_folder / "a.txt").read_text(encoding="utf-8").rstrip("\n").split(", ")
 
     return captioned
 
@@ -40,9 +40,9 @@ def test_captions_have_underscores_unless_spaces_are_asked_for(
 
 
 def test_captions_for_prompts_have_weights_and_escaped_parentheses(
-    captioned: Callable[..., list[str]], run: Infer, pictures: Path
+    captioned: Callable[..., list[str]], run_infer: Infer, image_folder: Path
 ) -> None:
-    assert run(pictures / "a.png", "--output", "csv", "--threshold", "0.3") == 0
+    assert run_infer(image_folder / "a.png", "--output", "csv", "--threshold", "0.3") == 0
     scores = {row["tag"]: float(row["confidence"]) for row in files.read_csv(Path("tags.csv"))}
     plain = captioned()
     assert captioned("--confidence") == [f"({tag}:{scores[tag]:.2f})" for tag in plain]
@@ -59,16 +59,16 @@ def test_words_go_first_and_names_are_replaced(captioned: Callable[..., list[str
 
 
 def test_skipped_pictures_are_not_tagged(
-    run: Infer, pictures: Path, capsys: pytest.CaptureFixture[str]
+    run_infer: Infer, image_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run(pictures, "--recursive", "--skip", "b.*", "--skip", "inner/*") == 0
+    assert run_infer(image_folder, "--recursive", "--skip", "b.*", "--skip", "inner/*") == 0
     assert capsys.readouterr().out.count("Picture:") == 2
 
 
 def test_a_glob_that_the_shell_left_is_expanded(
-    run: Infer, pictures: Path, capsys: pytest.CaptureFixture[str]
+    run_infer: Infer, image_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run(pictures / "[ab].png") == 0
+    assert run_infer(image_folder / "[ab].png") == 0
     assert capsys.readouterr().out.count("Picture:") == 2
 
 
@@ -109,37 +109,37 @@ def test_thresholds_are_read_in_every_form(text: str, expected: Limits) -> None:
     ],
 )
 def test_what_makes_no_sense_ends_with_2_and_nothing_written(
-    run: Infer,
-    pictures: Path,
+    run_infer: Infer,
+    image_folder: Path,
     capsys: pytest.CaptureFixture[str],
     arguments: list[str],
     told: str,
 ) -> None:
-    assert run(pictures, *arguments) == 2
+    assert run_infer(image_folder, *arguments) == 2
     captured = capsys.readouterr()
     assert told in captured.err.splitlines()[-1]
     assert not captured.out
     assert not list(Path().iterdir())
-    assert not list(pictures.glob("*.txt"))
+    assert not list(image_folder.glob("*.txt"))
 
 
 def test_thresholds_of_categories_need_their_table(
-    run: Infer,
-    pictures: Path,
+    run_infer: Infer,
+    image_folder: Path,
     export_folder: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     for name in ("model.onnx", "selected_tags.csv", "preprocess.json"):
         (tmp_path / name).hardlink_to(export_folder / name)
-    assert run(pictures, "--model", tmp_path, "--threshold", "category") == 2
+    assert run_infer(image_folder, "--model", tmp_path, "--threshold", "category") == 2
     assert "thresholds.csv, which is missing" in capsys.readouterr().err
 
 
 def test_a_reader_that_has_seen_enough_breaks_nothing(
-    root: Path, export_folder: Path, pictures: Path, tmp_path: Path
+    root: Path, export_folder: Path, image_folder: Path, tmp_path: Path
 ) -> None:
-    command = [sys.executable, root / "stages" / "infer.py", pictures, "--model", export_folder]
+    command = [sys.executable, root / "stages" / "infer.py", image_folder, "--model", export_folder]
     started = subprocess.Popen(
         list(map(str, command)),
         cwd=tmp_path,
@@ -176,9 +176,9 @@ def test_defaults_come_from_the_parameters_and_are_checked_there(
 
 
 def test_auto_is_a_process_for_each_core_and_a_batch_that_suits_the_device(
-    shipped: Params, root: Path
+    default_params: Params, root: Path
 ) -> None:
-    asked = cli.parse(["x"], shipped.infer, root, 5)
+    asked = cli.parse(["x"], default_params.infer, root, 5)
     assert (asked.pace.batch_size, asked.pace.workers, asked.pace.timeout) == (None, 5, 60)
-    asked = cli.parse(["x", "--workers", "0", "--batch-size", "3"], shipped.infer, root, 5)
+    asked = cli.parse(["x", "--workers", "0", "--batch-size", "3"], default_params.infer, root, 5)
     assert (asked.pace.batch_size, asked.pace.workers) == (3, 0)

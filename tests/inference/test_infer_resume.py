@@ -25,20 +25,20 @@ def whole(path: Path) -> object:
 
 @pytest.mark.parametrize("output", TABLES)
 def test_a_table_is_gone_on_with_to_what_one_run_would_have_made(
-    run: Infer, pictures: Path, output: str, capsys: pytest.CaptureFixture[str]
+    run_infer: Infer, image_folder: Path, output: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = Path(f"tags.{output}")
-    assert run(pictures, "--output", output, "--recursive") == 0
+    assert run_infer(image_folder, "--output", output, "--recursive") == 0
     at_once = whole(path)
     path.unlink()
-    assert run(pictures / "a.png", "--output", output, "--skip-existing") == 0
+    assert run_infer(image_folder / "a.png", "--output", output, "--skip-existing") == 0
     capsys.readouterr()
-    assert run(pictures, "--output", output, "--recursive", "--skip-existing") == 0
+    assert run_infer(image_folder, "--output", output, "--recursive", "--skip-existing") == 0
     assert whole(path) == at_once
     told = capsys.readouterr().err
     assert "tagged: 3 pictures" in told
     assert "skipped: 1 pictures, which were done before" in told
-    assert run(pictures, "--output", output, "--recursive", "--skip-existing") == 0
+    assert run_infer(image_folder, "--output", output, "--recursive", "--skip-existing") == 0
     assert whole(path) == at_once
     assert "skipped: 4 pictures" in capsys.readouterr().err
 
@@ -46,80 +46,86 @@ def test_a_table_is_gone_on_with_to_what_one_run_would_have_made(
 @pytest.mark.parametrize("output", TABLES)
 @pytest.mark.parametrize("content", [b"\xff\xfe no table", b'{"a": 1}\n', b"x,y\n1,2\n"])
 def test_what_is_no_table_of_ours_is_not_gone_on_with(
-    run: Infer, pictures: Path, output: str, content: bytes, capsys: pytest.CaptureFixture[str]
+    run_infer: Infer,
+    image_folder: Path,
+    output: str,
+    content: bytes,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     path = Path(f"tags.{output}")
     path.write_bytes(content)
-    assert run(pictures, "--output", output, "--skip-existing") == 2
+    assert run_infer(image_folder, "--output", output, "--skip-existing") == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert f"tags.{output} is no table of this program" in line
     assert path.read_bytes() == content
 
 
-def test_sidecars_that_are_there_are_skipped(run: Infer, pictures: Path) -> None:
-    (pictures / "b.txt").write_text("mine\n")
-    assert run(pictures, "--output", "txt", "--skip-existing") == 0
-    assert (pictures / "b.txt").read_text() == "mine\n"
-    assert (pictures / "a.txt").is_file()
-    assert (pictures / "c.txt").is_file()
+def test_sidecars_that_are_there_are_skipped(run_infer: Infer, image_folder: Path) -> None:
+    (image_folder / "b.txt").write_text("mine\n")
+    assert run_infer(image_folder, "--output", "txt", "--skip-existing") == 0
+    assert (image_folder / "b.txt").read_text() == "mine\n"
+    assert (image_folder / "a.txt").is_file()
+    assert (image_folder / "c.txt").is_file()
 
 
-def test_tags_are_added_to_sidecars_each_once(run: Infer, pictures: Path) -> None:
+def test_tags_are_added_to_sidecars_each_once(run_infer: Infer, image_folder: Path) -> None:
     rest = ("--output", "txt", "--threshold", "0.5")
-    assert run(pictures / "a.png", *rest) == 0
-    given = (pictures / "a.txt").read_text().strip().split(", ")
+    assert run_infer(image_folder / "a.png", *rest) == 0
+    given = (image_folder / "a.txt").read_text().strip().split(", ")
     mine = f"my_style, {given[-1].replace('_', ' ')}"
-    (pictures / "a.txt").write_text(f"{mine}\n")
+    (image_folder / "a.txt").write_text(f"{mine}\n")
     for _ in range(2):
-        assert run(pictures / "a.png", *rest, "--append") == 0
+        assert run_infer(image_folder / "a.png", *rest, "--append") == 0
         expected = [*mine.split(", "), *given[:-1]]
-        assert (pictures / "a.txt").read_text().strip().split(", ") == expected
+        assert (image_folder / "a.txt").read_text().strip().split(", ") == expected
 
 
-def test_a_sidecar_in_another_encoding_is_left_as_it_is(run: Infer, pictures: Path) -> None:
-    (pictures / "a.txt").write_bytes("größe".encode("latin-1"))
-    assert run(pictures, "--output", "txt", "--append") == 1
-    assert (pictures / "a.txt").read_bytes() == "größe".encode("latin-1")
+def test_a_sidecar_in_another_encoding_is_left_as_it_is(
+    run_infer: Infer, image_folder: Path
+) -> None:
+    (image_folder / "a.txt").write_bytes("größe".encode("latin-1"))
+    assert run_infer(image_folder, "--output", "txt", "--append") == 1
+    assert (image_folder / "a.txt").read_bytes() == "größe".encode("latin-1")
     (failure,) = files.read_csv(Path("infer_failures.csv"))
     assert failure["reason"] == "unreadable sidecar"
-    assert (pictures / "b.txt").is_file()
+    assert (image_folder / "b.txt").is_file()
 
 
-def test_a_list_of_failures_goes_when_all_is_well(run: Infer, pictures: Path) -> None:
-    good = (pictures / "b.png").read_bytes()
-    (pictures / "b.png").write_bytes(b"no picture")
-    assert run(pictures, "--output", "csv") == 1
+def test_a_list_of_failures_goes_when_all_is_well(run_infer: Infer, image_folder: Path) -> None:
+    good = (image_folder / "b.png").read_bytes()
+    (image_folder / "b.png").write_bytes(b"no picture")
+    assert run_infer(image_folder, "--output", "csv") == 1
     assert Path("infer_failures.csv").is_file()
-    (pictures / "b.png").write_bytes(good)
-    assert run(pictures, "--output", "csv", "--skip-existing") == 0
+    (image_folder / "b.png").write_bytes(good)
+    assert run_infer(image_folder, "--output", "csv", "--skip-existing") == 0
     assert not Path("infer_failures.csv").exists()
-    assert tables.done(Path("tags.csv")) == {str(pictures / f"{name}.png") for name in "abc"}
+    assert tables.done(Path("tags.csv")) == {str(image_folder / f"{name}.png") for name in "abc"}
 
 
 @pytest.mark.parametrize("suffix", embeddings.SUFFIXES)
 def test_a_picture_without_its_embedding_is_not_done(
-    run: Infer, pictures: Path, suffix: str
+    run_infer: Infer, image_folder: Path, suffix: str
 ) -> None:
     vectors = Path(f"seen{suffix}")
-    assert run(pictures, "--output", "csv") == 0
+    assert run_infer(image_folder, "--output", "csv") == 0
     rest = ("--output", "csv", "--embeddings", vectors, "--skip-existing")
-    assert run(pictures / "a.png", *rest) == 0
-    assert embeddings.done(vectors) == {str(pictures / "a.png")}
-    assert run(pictures, *rest) == 0
-    assert embeddings.done(vectors) == {str(pictures / f"{name}.png") for name in "abc"}
+    assert run_infer(image_folder / "a.png", *rest) == 0
+    assert embeddings.done(vectors) == {str(image_folder / "a.png")}
+    assert run_infer(image_folder, *rest) == 0
+    assert embeddings.done(vectors) == {str(image_folder / f"{name}.png") for name in "abc"}
     rows = files.read_csv(Path("tags.csv"))
     assert len({(row["file"], row["tag"]) for row in rows}) == len(rows)
 
 
 @pytest.mark.parametrize("output", ["jsonl", "txt"])
 def test_ctrl_c_keeps_what_was_tagged_and_says_how_to_go_on(
-    root: Path, export_folder: Path, noise: Path, tmp_path: Path, output: str
+    root: Path, export_folder: Path, large_image: Path, tmp_path: Path, output: str
 ) -> None:
     folder = tmp_path / "many"
     folder.mkdir()
     paths = [folder / f"{number:03}.png" for number in range(80)]
     for path in paths:
-        path.hardlink_to(noise)
+        path.hardlink_to(large_image)
     command = [sys.executable, root / "stages" / "infer.py", folder, "--model", export_folder]
     command += ["--output", output, "--batch-size", "1", "--workers", "1", "--skip-existing"]
     run = partial(subprocess.Popen, list(map(str, command)), cwd=tmp_path, stderr=subprocess.PIPE)

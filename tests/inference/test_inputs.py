@@ -15,11 +15,11 @@ Paint = Callable[[str], Path]
 
 @pytest.fixture
 def names(
-    paint: Paint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    write_image: Paint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[..., list[str]]:
     """Find among some pictures, from the folder that holds them, and return the paths."""
     for name in ("a.png", "b.jpg", "in/c.png", "in/deep/d.png", "thumbs/a.png"):
-        paint(name)
+        write_image(name)
     (tmp_path / "a.txt").write_text("tag\n")
     monkeypatch.chdir(tmp_path)
 
@@ -49,9 +49,9 @@ def test_a_glob_finds_pictures_alone_and_two_stars_enter_folders(
 
 
 def test_a_file_whose_name_looks_like_a_glob_is_itself(
-    names: Callable[..., list[str]], paint: Paint
+    names: Callable[..., list[str]], write_image: Paint
 ) -> None:
-    paint("[ab].png")
+    write_image("[ab].png")
     assert names("[ab].png") == ["[ab].png"]
 
 
@@ -85,9 +85,9 @@ def test_a_list_may_name_what_is_gone(names: Callable[..., list[str]]) -> None:
 
 
 def test_what_cannot_be_read_is_found_with_its_reason(
-    tmp_path: Path, paint: Paint, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, write_image: Paint, caplog: pytest.LogCaptureFixture
 ) -> None:
-    paint("set/a.png")
+    write_image("set/a.png")
     os.mkfifo(tmp_path / "set" / "pipe.png")
     (tmp_path / "set" / "link").symlink_to(tmp_path)
     found = inputs.find([str(tmp_path / "set")], recursive=True)

@@ -28,10 +28,10 @@ FOUND = [Found(Path(f"{name}.png"), Path()) for name in "abc"]
 
 
 @pytest.fixture
-def asked(shipped: Params, root: Path, tmp_path: Path) -> Callable[..., Options]:
+def asked(default_params: Params, root: Path, tmp_path: Path) -> Callable[..., Options]:
     def asked(*words: str) -> Options:
         arguments = ["x", "--output-dir", str(tmp_path / "out"), *words]
-        return cli.parse(arguments, shipped.infer, root, 2)
+        return cli.parse(arguments, default_params.infer, root, 2)
 
     return asked
 
@@ -81,15 +81,15 @@ def test_a_file_is_not_taken_for_a_folder(asked: Callable[..., Options], tmp_pat
 
 
 def test_what_is_no_picture_at_all_is_listed_and_has_no_sidecar(
-    run: Callable[..., int], pictures: Path
+    run_infer: Callable[..., int], image_folder: Path
 ) -> None:
-    os.mkfifo(pictures / "pipe.png")
+    os.mkfifo(image_folder / "pipe.png")
     for mode in ("--overwrite", "--skip-existing"):
-        assert run(pictures, "--output", "txt", mode) == 1
+        assert run_infer(image_folder, "--output", "txt", mode) == 1
         (failure,) = files.read_csv(Path("infer_failures.csv"))
-        assert failure["file"] == str(pictures / "pipe.png")
+        assert failure["file"] == str(image_folder / "pipe.png")
         assert failure["detail"] == "neither a file nor a folder"
-    assert not (pictures / "pipe.txt").exists()
+    assert not (image_folder / "pipe.txt").exists()
 
 
 def caption(name: str, *given: Given) -> Caption:

@@ -27,18 +27,18 @@ def tagger(export_folder: Path) -> Tagger:
 
 
 @pytest.fixture
-def scores(tagger: Tagger, part: Split) -> dict[str, float]:
+def scores(tagger: Tagger, split: Split) -> dict[str, float]:
     """What the model says of picture a.png, by tag."""
-    row = tagger([decode.open_rgb(part.locations[0])])[0]
+    row = tagger([decode.open_rgb(split.locations[0])])[0]
     return {tag.name: float(score) for tag, score in zip(tagger.tags, row, strict=True)}
 
 
 @pytest.fixture
-def said(run: Callable[..., int], pictures: Path) -> Said:
+def said(run_infer: Callable[..., int], image_folder: Path) -> Said:
     """Return what tags.json says of picture a.png, by category, without the rating."""
 
     def said(*arguments: object) -> dict[str, dict[str, float]]:
-        assert run(pictures / "a.png", "--output", "json", *arguments) == 0
+        assert run_infer(image_folder / "a.png", "--output", "json", *arguments) == 0
         (content,) = json.loads(Path("tags.json").read_text(encoding="utf-8"))
         tags: dict[str, Any] = content["tags"]
         tags.pop("rating", None)
@@ -100,15 +100,15 @@ def test_calibrated_confidences_are_divided_by_the_temperature_of_the_category(
 
 
 def test_calibrated_needs_the_temperatures(
-    run: Callable[..., int],
+    run_infer: Callable[..., int],
     export_folder: Path,
-    pictures: Path,
+    image_folder: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     copy = Path(shutil.copytree(export_folder, tmp_path / "export"))
     (copy / "calibration.json").unlink()
-    assert run(pictures / "a.png", "--model", copy, "--calibrated") == 2
+    assert run_infer(image_folder / "a.png", "--model", copy, "--calibrated") == 2
     assert "--calibrated needs" in capsys.readouterr().err
 
 
@@ -134,27 +134,27 @@ def test_only_the_categories_asked_for_are_written(said: Said) -> None:
 
 
 def test_the_rating_is_the_likeliest_whatever_the_threshold(
-    run: Callable[..., int], pictures: Path, scores: dict[str, float], tagger: Tagger
+    run_infer: Callable[..., int], image_folder: Path, scores: dict[str, float], tagger: Tagger
 ) -> None:
     ratings = {t.name: scores[t.name] for t in tagger.tags if t.category == 9}
     likeliest = max(ratings, key=lambda tag: ratings[tag])
     for output in ("json", "jsonl"):
-        assert run(pictures / "a.png", "--threshold", 1, "--output", output) == 0
+        assert run_infer(image_folder / "a.png", "--threshold", 1, "--output", output) == 0
         text = Path(f"tags.{output}").read_text(encoding="utf-8")
         content = json.loads(text)[0] if output == "json" else json.loads(text)
         assert content["rating"] == likeliest
         assert content["tags"]["rating"] == {likeliest: round(ratings[likeliest], 6)}
-    assert run(pictures / "a.png", "--threshold", 1, "--output", "csv") == 0
+    assert run_infer(image_folder / "a.png", "--threshold", 1, "--output", "csv") == 0
     (row,) = files.read_csv(Path("tags.csv"))
     assert (row["tag"], row["category"]) == (likeliest, "rating")
 
 
 def test_implications_remove_what_is_implied_or_add_it(
-    said: Said, scores: dict[str, float], write: Callable[[str, str], Path]
+    said: Said, scores: dict[str, float], write_file: Callable[[str, str], Path]
 ) -> None:
     everything = said("--threshold", 0.3)
     general = sorted(everything["general"], key=lambda tag: -scores[tag])
-    table = write(
+    table = write_file(
         "rules/tag_implications.csv",
         f"antecedent_name,consequent_name\n{general[1]},{general[0]}\n{general[1]},hair\n",
     )
@@ -180,15 +180,15 @@ def test_another_name_is_written_everywhere_and_no_name_leaves_a_tag_out(
 
 
 def test_a_batch_gives_what_single_pictures_give(
-    run: Callable[..., int], part: Split, tmp_path: Path
+    run_infer: Callable[..., int], split: Split, tmp_path: Path
 ) -> None:
     """Whatever the batch size, the order and the number of processes: the same to 1e-5."""
-    paths = [place.path for place in part.locations]
+    paths = [place.path for place in split.locations]
     tables = []
     for number, (size, workers, order) in enumerate(((1, 0, 1), (7, 2, 1), (24, 1, -1))):
         out = tmp_path / f"out{number}"
         arguments = ("--batch-size", size, "--workers", workers, "--threshold", 0)
-        assert run(*paths[::order], *arguments, "--output", "csv", "--output-dir", out) == 0
+        assert run_infer(*paths[::order], *arguments, "--output", "csv", "--output-dir", out) == 0
         rows = files.read_csv(out / "tags.csv")
         tables.append({(row["file"], row["tag"]): float(row["confidence"]) for row in rows})
     assert len(tables[0]) == len(paths) * len({tag for _, tag in tables[0]})

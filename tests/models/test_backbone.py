@@ -56,9 +56,9 @@ def pixels(preset: Preset, pictures: int = 2) -> Tensor:
 
 @pytest.mark.parametrize("name", LAPTOP)
 def test_laptop_presets_run_and_come_back_bit_for_bit(
-    shipped: Params, save: Save, name: str
+    default_params: Params, save: Save, name: str
 ) -> None:
-    preset = shipped.models[name]
+    preset = default_params.models[name]
     model = backbone.build(preset, tags=7).eval()
     folder = save(model, preset)
     with torch.inference_mode():
@@ -72,8 +72,8 @@ def test_laptop_presets_run_and_come_back_bit_for_bit(
 
 
 @pytest.mark.parametrize("name", LARGE)
-def test_presets_of_real_recipes_build(shipped: Params, name: str) -> None:
-    preset = shipped.models[name].model_copy(update={"pretrained": False})
+def test_presets_of_real_recipes_build(default_params: Params, name: str) -> None:
+    preset = default_params.models[name].model_copy(update={"pretrained": False})
     with torch.device("meta"):
         model: Any = backbone.build(preset, TAGS)
         assert model(torch.empty(1, 3, preset.image_size, preset.image_size)).shape == (1, TAGS)
@@ -83,8 +83,8 @@ def test_presets_of_real_recipes_build(shipped: Params, name: str) -> None:
     assert millions == pytest.approx(LARGE[name], rel=0.02)
 
 
-def test_every_preset_is_one_of_these(shipped: Params) -> None:
-    assert [*LAPTOP, *LARGE] == list(shipped.models)
+def test_every_preset_is_one_of_these(default_params: Params) -> None:
+    assert [*LAPTOP, *LARGE] == list(default_params.models)
 
 
 def test_the_saved_config_tells_timm_how_pictures_are_prepared(
@@ -130,9 +130,9 @@ def test_an_unknown_tag_of_a_known_backbone_is_one_line(preset: Preset, tag: str
 
 @pytest.mark.parametrize(("name", "size"), [("vit", 97), ("vit", 8), ("eva02", 97), ("eva02", 96)])
 def test_an_image_size_that_the_patches_do_not_fill_is_refused(
-    shipped: Params, name: str, size: int
+    default_params: Params, name: str, size: int
 ) -> None:
-    preset = shipped.models[name].model_copy(update={"image_size": size})
+    preset = default_params.models[name].model_copy(update={"image_size": size})
     with pytest.raises(TaggerError, match=rf"\A[^\n]*\b{size}\b[^\n]*\Z"):
         backbone.build(preset, 5)
 
@@ -161,9 +161,9 @@ def test_a_weights_file_gives_the_body_and_a_fresh_head(
 
 
 def test_a_weights_file_is_taken_where_timms_own_is_in_another_form(
-    shipped: Params, tmp_path: Path
+    default_params: Params, tmp_path: Path
 ) -> None:
-    preset = shipped.models["vit"].model_copy(update={"image_size": 224})
+    preset = default_params.models["vit"].model_copy(update={"image_size": 224})
     torch.manual_seed(1)
     source: Any = timm.create_model(preset.backbone)  # timm's own weights are a NumPy archive
     save_file(source.state_dict(), tmp_path / "vit.safetensors")
@@ -182,9 +182,9 @@ def test_a_missing_weights_file_is_named(preset: Preset) -> None:
 @pytest.mark.parametrize("name", ["bad.safetensors", "bad.pth"])
 @pytest.mark.parametrize("content", [b"", b"no weights, surely", b"\x80\x02K\x01."])
 def test_a_file_that_holds_no_weights_is_refused_by_name(
-    preset: Preset, write: Callable[[str, bytes], Path], name: str, content: bytes
+    preset: Preset, write_file: Callable[[str, bytes], Path], name: str, content: bytes
 ) -> None:
-    given = preset.model_copy(update={"pretrained": str(write(name, content))})
+    given = preset.model_copy(update={"pretrained": str(write_file(name, content))})
     with pytest.raises(TaggerError, match=rf"\A[^\n]*{name}[^\n]*\Z"):
         backbone.build(given, 5)
 

@@ -86,12 +86,12 @@ def test_the_graph_has_the_opset_names_and_shapes_promised(
 
 @pytest.mark.parametrize("name", SIZES)
 def test_every_preset_becomes_a_graph_that_agrees_with_torch(
-    shipped: Params, tmp_path: Path, name: str
+    default_params: Params, tmp_path: Path, name: str
 ) -> None:
     size = SIZES[name]
     changed = {"image_size": size, "pretrained": False, "model_args": SHRUNK.get(name, {})}
     torch.manual_seed(0)
-    model = backbone.build(shipped.models[name].model_copy(update=changed), 5).eval()
+    model = backbone.build(default_params.models[name].model_copy(update=changed), 5).eval()
     onnx_graph.write_model(model, tmp_path / "model.onnx", size=size, opset=17)
     pixels = random_pixels(size, 3)
     session = ort.InferenceSession(tmp_path / "model.onnx")
@@ -126,27 +126,29 @@ def test_the_same_model_gives_the_same_graph(model_folder: Path, tmp_path: Path)
     assert written[0] == written[1]
 
 
-def test_an_opset_that_the_backbone_cannot_have_is_refused(shipped: Params, tmp_path: Path) -> None:
-    swin = shipped.models["vit"].model_copy(update={"image_size": 32})
+def test_an_opset_that_the_backbone_cannot_have_is_refused(
+    default_params: Params, tmp_path: Path
+) -> None:
+    swin = default_params.models["vit"].model_copy(update={"image_size": 32})
     with pytest.raises(TaggerError, match=r"opset|ONNX"):
         onnx_graph.write_model(backbone.build(swin, 5), tmp_path / "model.onnx", size=32, opset=5)
     assert not list(tmp_path.iterdir())
 
 
 def test_the_export_tags_as_the_model_does(
-    model_folder: Path, tagger: Tagger, part: Split, tags: list[Tag]
+    model_folder: Path, tagger: Tagger, split: Split, tags: list[Tag]
 ) -> None:
     model = backbone.load(model_folder)
-    judged = of_model(model, part, tagger.preprocess, batch_size=5, workers=0)
-    scores = tagger([decode.open_rgb(file) for file in part.locations])
+    judged = of_model(model, split, tagger.preprocess, batch_size=5, workers=0)
+    scores = tagger([decode.open_rgb(file) for file in split.locations])
     assert scores == pytest.approx(judged.scores, abs=1e-5)
-    assert np.array_equal(judged.truth, part.labels.toarray() > 0)
+    assert np.array_equal(judged.truth, split.labels.toarray() > 0)
     assert judged.scores.std() > 0.1
     assert list(tagger.tags) == tags
 
 
-def test_a_batch_gives_what_single_pictures_give(tagger: Tagger, part: Split) -> None:
-    pictures = [decode.open_rgb(file) for file in part.locations[:9]]
+def test_a_batch_gives_what_single_pictures_give(tagger: Tagger, split: Split) -> None:
+    pictures = [decode.open_rgb(file) for file in split.locations[:9]]
     alone = np.concatenate([tagger([picture]) for picture in pictures])
     assert tagger(pictures) == pytest.approx(alone, abs=1e-5)
 
@@ -201,7 +203,7 @@ def test_a_damaged_export_is_refused_by_name(
 
 def test_cuda_that_is_not_there_is_told_and_the_cpu_used(
     export_folder: Path,
-    part: Split,
+    split: Split,
     tagger: Tagger,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
@@ -209,5 +211,5 @@ def test_cuda_that_is_not_there_is_told_and_the_cpu_used(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     on_cpu = exported.load(export_folder, "cuda")
     assert "CUDA is not available, going on with the CPU." in caplog.messages
-    picture = decode.open_rgb(part.locations[0])
+    picture = decode.open_rgb(split.locations[0])
     assert np.array_equal(on_cpu([picture]), tagger([picture]))

@@ -40,12 +40,12 @@ small = st.integers(1, 48)
 
 
 @pytest.fixture
-def read(write: Write) -> Callable[[Stages], Preprocess]:
+def read(write_file: Write) -> Callable[[Stages], Preprocess]:
     """Read stages from a file, with those that end every list."""
 
     def read(stages: Stages) -> Preprocess:
         content = json.dumps({"test": [*stages, TENSOR, NORMALIZE]})
-        return external_preprocess.read(write("preprocess.json", content))
+        return external_preprocess.read(write_file("preprocess.json", content))
 
     return read
 
@@ -172,10 +172,10 @@ def test_a_crop_of_a_larger_picture_is_not_taken_for_ours(
     assert np.array_equal(prepared.fit(noise(50, 70)), expected(noise(50, 70)))
 
 
-def test_one_constant_is_that_of_all_channels(write: Write) -> None:
+def test_one_constant_is_that_of_all_channels(write_file: Write) -> None:
     for mean in (0.25, [0.25]):
         content = {"test": [*FOREIGN, TENSOR, NORMALIZE | {"mean": mean, "std": 1}]}
-        prepared = external_preprocess.read(write("preprocess.json", json.dumps(content)))
+        prepared = external_preprocess.read(write_file("preprocess.json", json.dumps(content)))
         assert (prepared.mean, prepared.std) == ((0.25,) * 3, (1.0,) * 3)
         expected = prepared.fit(noise(9, 4)).transpose(2, 0, 1) / 255 - 0.25
         assert prepared(noise(9, 4)) == pytest.approx(expected, abs=1e-6)
@@ -214,13 +214,13 @@ def test_what_is_not_known_is_told_in_one_line(
 
 
 @pytest.mark.parametrize("content", ["[]", "{}", '{"test": 3}', '{"test": null}', "3"])
-def test_a_file_without_stages_is_told_in_one_line(write: Write, content: str) -> None:
+def test_a_file_without_stages_is_told_in_one_line(write_file: Write, content: str) -> None:
     with pytest.raises(TaggerError, match=r"\A[^\n]*preprocess\.json has stages that[^\n]*\Z"):
-        external_preprocess.read(write("preprocess.json", content))
+        external_preprocess.read(write_file("preprocess.json", content))
 
 
-def test_a_file_that_is_not_there_or_broken_is_told(write: Write, tmp_path: Path) -> None:
+def test_a_file_that_is_not_there_or_broken_is_told(write_file: Write, tmp_path: Path) -> None:
     with pytest.raises(TaggerError, match="is missing"):
         external_preprocess.read(tmp_path / "none.json")
     with pytest.raises(TaggerError, match="must be JSON"):
-        external_preprocess.read(write("preprocess.json", "{"))
+        external_preprocess.read(write_file("preprocess.json", "{"))

@@ -59,10 +59,10 @@ def of_modules(model: nn.Module, weights: set[str]) -> set[str]:
 @pytest.mark.parametrize("head", ["linear", "query"])
 @pytest.mark.parametrize("name", ["mobilenetv4", "convnext", "vit", "swin", "eva02", *SMALL])
 def test_stages_hold_every_weight_but_the_heads_once_from_the_input_on(
-    shipped: Params, preset: Preset, name: str, head: heads.Head
+    default_params: Params, preset: Preset, name: str, head: heads.Head
 ) -> None:
     update = {"backbone": name, "image_size": 160}
-    chosen = shipped.models.get(name) or preset.model_copy(update=update)
+    chosen = default_params.models.get(name) or preset.model_copy(update=update)
     with torch.device("meta"):
         model = backbone.build(chosen, TAGS, head)
     stages = freezing.stages(model)
@@ -88,14 +88,14 @@ def test_later_stages_come_later_in_the_network(name: str) -> None:
 
 @pytest.mark.parametrize("frozen", [0, 1, 3, 6])
 def test_frozen_weights_and_statistics_stay_and_all_others_move(
-    model: nn.Module, preset: Preset, shipped: Params, frozen: int
+    model: nn.Module, preset: Preset, default_params: Params, frozen: int
 ) -> None:
     stages = freezing.stages(model)
     assert len(stages) == 6
     still = of_modules(model, {name for stage in stages[:frozen] for name in stage})
     before = copied(model)
     freezing.freeze(model, frozen)
-    learn(model, preset, shipped)
+    learn(model, preset, default_params)
     assert moved(model, before) == before.keys() - still
 
 
@@ -113,13 +113,13 @@ def test_a_frozen_model_gives_the_same_features_in_training(preset: Preset) -> N
 
 @pytest.mark.parametrize("head", ["linear", "query"])
 def test_with_all_stages_frozen_the_head_alone_learns(
-    preset: Preset, shipped: Params, head: heads.Head
+    preset: Preset, default_params: Params, head: heads.Head
 ) -> None:
     torch.manual_seed(0)
     model = backbone.build(preset, TAGS, head)
     freezing.freeze(model, 1000)
     before = copied(model)
-    learn(model, preset, shipped)
+    learn(model, preset, default_params)
     assert moved(model, before) == head_of(model)
 
 
@@ -131,11 +131,11 @@ def test_freezing_nothing_makes_all_learn_again(model: nn.Module) -> None:
 
 
 def test_stages_learn_one_after_another_from_the_head_on(
-    model: nn.Module, preset: Preset, shipped: Params
+    model: nn.Module, preset: Preset, default_params: Params
 ) -> None:
     """The optimizer is made once, before anything is frozen: it moves what is freed later."""
     stages = freezing.stages(model)
-    recipe = shipped.train.model_copy(update={"freeze": 2, "unfreeze_every": 1, "epochs": 3})
+    recipe = default_params.train.model_copy(update={"freeze": 2, "unfreeze_every": 1, "epochs": 3})
     plan = Plan(recipe, per_epoch=2, batch_size=8, stages=len(stages))
     made = optimizer.of(model, preset, recipe)
     for step in range(plan.steps):

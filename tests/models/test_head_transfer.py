@@ -111,7 +111,7 @@ def test_predictions_for_tags_that_stay_are_those_of_the_old_model_on_real_pictu
     export_folder: Path,
     preset: Preset,
     tags: list[Tag],
-    part: Split,
+    split: Split,
     tmp_path: Path,
     kind: str,
 ) -> None:
@@ -123,8 +123,8 @@ def test_predictions_for_tags_that_stay_are_those_of_the_old_model_on_real_pictu
         (tmp_path / "selected_tags.csv").write_text("\n".join(lines), encoding="utf-8")
     wanted = [*general("not_seen", "red_hair_never_seen"), *reversed(tags[3:])]
     model, carried = start(folder, preset, wanted)
-    old = outputs(backbone.load(model_folder), part, preset)
-    found = outputs(model, part, preset)
+    old = outputs(backbone.load(model_folder), split, preset)
+    found = outputs(model, split, preset)
     assert old.std() > 0.1
     torch.testing.assert_close(found[:, 2:], old[:, 3:].flip(1), rtol=0, atol=1e-6)
     assert Counter(tag.outcome for tag in carried) == {
@@ -168,7 +168,7 @@ def test_a_query_head_stays_as_it_is_with_the_same_tags(
 def test_tags_that_stay_under_a_query_head_keep_their_predictions(
     trained: Callable[..., Path],
     preset: Preset,
-    part: Split,
+    split: Split,
     count: int,
     dropped: int,
     added: int,
@@ -177,8 +177,8 @@ def test_tags_that_stay_under_a_query_head_keep_their_predictions(
     folder = trained(olds, preset, "query")
     tags = [*general(*(f"new_{number}" for number in range(added))), *reversed(olds[dropped:])]
     model, carried = start(folder, preset, tags, head="query")
-    theirs = outputs(backbone.load(folder), part, preset)
-    ours = outputs(model, part, preset)
+    theirs = outputs(backbone.load(folder), split, preset)
+    ours = outputs(model, split, preset)
     assert theirs.std() > 0.1
     torch.testing.assert_close(ours[:, added:], theirs[:, dropped:].flip(1), rtol=1e-5, atol=1e-5)
     assert carried[0].source == f"mean of all {count - dropped} general"
@@ -276,10 +276,12 @@ def test_a_name_counts_more_than_an_alias() -> None:
     assert matched(general("blonde_hair"), longhair="blonde_hair") == {("blonde_hair", 0): 5}
 
 
-def test_old_names_are_read_however_they_are_written(write: Callable[[str, str], Path]) -> None:
+def test_old_names_are_read_however_they_are_written(
+    write_file: Callable[[str, str], Path],
+) -> None:
     lines = ["category,tag_id,name,best_threshold", '4,1,"Hatsune Miku",0.3']
     lines += [",2,saber \\(fate\\),", "general,3,a,", "77,4,b,", ""]
-    tags = taglists.read_tags(write("tagger/selected_tags.csv", "\n".join(lines)).parent)
+    tags = taglists.read_tags(write_file("tagger/selected_tags.csv", "\n".join(lines)).parent)
     assert [(tag.name, tag.category) for tag in tags] == [
         ("hatsune_miku", 4),
         ("saber_(fate)", UNKNOWN),

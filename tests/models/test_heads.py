@@ -140,9 +140,9 @@ def test_tags_with_a_query_each_carry_it_with_them() -> None:
 @pytest.mark.parametrize("name", LAPTOP)
 @pytest.mark.parametrize("head", ["linear", "query"])
 def test_outputs_are_what_the_model_says_and_what_its_backbone_pools(
-    shipped: Params, name: str, head: heads.Head
+    default_params: Params, name: str, head: heads.Head
 ) -> None:
-    preset = shipped.models[name]
+    preset = default_params.models[name]
     model: Any = backbone.build(preset, 7, head).eval()
     pixels = random_pixels(preset.image_size)
     body = model if head == "linear" else model.backbone
@@ -200,15 +200,15 @@ def trained(preset: Preset, part: Split, steps: int) -> tuple[QueryTagger, Tenso
     return model, logits.detach()
 
 
-def test_it_learns_two_dozen_pictures_by_heart(preset: Preset, part: Split) -> None:
-    _, logits = trained(preset, part, steps=60)
-    truth = part.labels.toarray() > 0
+def test_it_learns_two_dozen_pictures_by_heart(preset: Preset, split: Split) -> None:
+    _, logits = trained(preset, split, steps=60)
+    truth = split.labels.toarray() > 0
     assert ((logits.numpy() > 0) == truth).mean() > 0.995
 
 
 @pytest.mark.usefixtures("deterministic")
-def test_training_again_gives_the_same_bits(preset: Preset, part: Split) -> None:
-    (one, _), (again, _) = (trained(preset, part, steps=3) for _ in range(2))
+def test_training_again_gives_the_same_bits(preset: Preset, split: Split) -> None:
+    (one, _), (again, _) = (trained(preset, split, steps=3) for _ in range(2))
     for name, weights in one.state_dict().items():
         assert torch.equal(weights, again.state_dict()[name]), name
 
@@ -348,7 +348,7 @@ def test_it_compiles_as_one_graph(preset: Preset) -> None:
 
 
 def test_the_export_has_no_files_for_timm_and_all_for_the_other_tools(
-    preset: Preset, part: Split, tags: list[Tag], tmp_path: Path
+    preset: Preset, split: Split, tags: list[Tag], tmp_path: Path
 ) -> None:
     source, target = tmp_path / "tagger", tmp_path / "export"
     model = query(preset, len(tags))
@@ -370,10 +370,10 @@ def test_the_export_has_no_files_for_timm_and_all_for_the_other_tools(
         "wd14",
         "kohya",
     }
-    shown = [(place.path, decode.open_rgb(place)) for place in part.locations[:8]]
+    shown = [(place.path, decode.open_rgb(place)) for place in split.locations[:8]]
     found = compatibility.check_compatibility(target, shown, load.load(source, "cpu", CPU), 1e-4)
     assert found.tools["infer"].largest_difference < 1e-5
     assert "timm" not in found.tools
-    pictures = [decode.open_rgb(place) for place in part.locations[:3]]
+    pictures = [decode.open_rgb(place) for place in split.locations[:3]]
     ours, theirs = (load.load(folder, "cpu", CPU) for folder in (source, target))
     assert ours(pictures) == pytest.approx(theirs(pictures), abs=1e-5)

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from support import foreign
+from support import third_party_layouts
 from tagger.core import files
 from tagger.core.errors import TaggerError
 from tagger.core.vocabulary import UNKNOWN, Tag
@@ -36,13 +36,13 @@ def threads() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def opened(part: Split) -> list[Image.Image]:
-    return [decode.open_rgb(place) for place in part.locations[:5]]
+def opened(split: Split) -> list[Image.Image]:
+    return [decode.open_rgb(place) for place in split.locations[:5]]
 
 
 @pytest.fixture(scope="module")
-def squares(opened: list[Image.Image], prepared: Preprocess) -> Pixels:
-    return np.stack([prepared.fit(picture) for picture in opened])
+def squares(opened: list[Image.Image], preprocessing: Preprocess) -> Pixels:
+    return np.stack([preprocessing.fit(picture) for picture in opened])
 
 
 def by_torch(model: nn.Module, prepared: Preprocess, squares: Pixels) -> Numbers:
@@ -52,8 +52,8 @@ def by_torch(model: nn.Module, prepared: Preprocess, squares: Pixels) -> Numbers
 
 
 @pytest.fixture(scope="module")
-def expected(model: nn.Module, prepared: Preprocess, squares: Pixels) -> Numbers:
-    return by_torch(model, prepared, squares)
+def expected(model: nn.Module, preprocessing: Preprocess, squares: Pixels) -> Numbers:
+    return by_torch(model, preprocessing, squares)
 
 
 @pytest.fixture(scope="module")
@@ -66,10 +66,10 @@ def folders(
     """The same model in each layout."""
     made = tmp_path_factory.mktemp("layouts")
     return {
-        "wd14": foreign.wd14(model_folder, tags, made / "wd14"),
-        "imgutils": foreign.imgutils(export_folder, tags, made / "imgutils"),
-        "timm": foreign.timms(model_folder, tags, made / "timm"),
-        "bgr": foreign.timms(model_folder, tags, made / "bgr", bgr=True),
+        "wd14": third_party_layouts.wd14(model_folder, tags, made / "wd14"),
+        "imgutils": third_party_layouts.imgutils(export_folder, tags, made / "imgutils"),
+        "timm": third_party_layouts.timms(model_folder, tags, made / "timm"),
+        "bgr": third_party_layouts.timms(model_folder, tags, made / "bgr", bgr=True),
         "export": export_folder,
     }
 
@@ -97,12 +97,12 @@ def test_pictures_are_padded_in_white_where_nothing_else_is_said(
 
 
 def test_stages_of_others_are_applied(
-    folders: dict[str, Path], opened: list[Image.Image], model: nn.Module, prepared: Preprocess
+    folders: dict[str, Path], opened: list[Image.Image], model: nn.Module, preprocessing: Preprocess
 ) -> None:
     tagger = layouts.load(folders["imgutils"], use=CPU)
     other = external_preprocess.read(folders["imgutils"] / "preprocess.json")
     squares = np.stack([other.fit(picture) for picture in opened])
-    assert tagger(opened) == pytest.approx(by_torch(model, prepared, squares), abs=1e-5)
+    assert tagger(opened) == pytest.approx(by_torch(model, preprocessing, squares), abs=1e-5)
     assert isinstance(tagger.preprocess, external_preprocess.Staged)
 
 
@@ -232,11 +232,13 @@ Said = Callable[..., dict[str, dict[str, float]]]
 
 
 @pytest.fixture
-def said(run: Callable[..., int], pictures: Path) -> Said:
+def said(run_infer: Callable[..., int], image_folder: Path) -> Said:
     """Return what infer.py says of picture a.png, by category."""
 
     def said(model: Path, *arguments: object) -> dict[str, dict[str, float]]:
-        assert run(pictures / "a.png", "--output", "json", "--model", model, *arguments) == 0
+        assert (
+            run_infer(image_folder / "a.png", "--output", "json", "--model", model, *arguments) == 0
+        )
         (content,) = json.loads(Path("tags.json").read_text(encoding="utf-8"))
         found: dict[str, dict[str, float]] = content["tags"]
         return found
@@ -272,7 +274,7 @@ def test_infer_gives_general_tags_where_categories_are_not_known(
 def test_a_graph_with_channels_first_is_no_wd14(
     model_folder: Path, tags: list[Tag], tmp_path: Path
 ) -> None:
-    folder = foreign.wd14(model_folder, tags, tmp_path / "first", last=False)
+    folder = third_party_layouts.wd14(model_folder, tags, tmp_path / "first", last=False)
     told = refused(folder)
     assert "takes ['batch', 3, 32, 32], not (batch, size, size, 3) as in the WD14 layout." in told
 

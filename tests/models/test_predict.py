@@ -40,9 +40,9 @@ class Cramped(nn.Module):
 
 
 @pytest.fixture
-def cramped(part: Split) -> Cramped:
+def cramped(split: Split) -> Cramped:
     torch.manual_seed(0)
-    return Cramped(part.labels.shape[1], 1000)
+    return Cramped(split.labels.shape[1], 1000)
 
 
 def blank(pictures: int) -> Batch:
@@ -53,16 +53,16 @@ def blank(pictures: int) -> Batch:
 @pytest.mark.parametrize(("room", "given"), [(11, [11, 11, 2]), (3, [11, 6, 3, 3, 3, 2, 3])])
 def test_without_room_pictures_are_judged_fewer_at_a_time(
     cramped: Cramped,
-    part: Split,
-    prepared: Preprocess,
+    split: Split,
+    preprocessing: Preprocess,
     caplog: pytest.LogCaptureFixture,
     room: int,
     given: list[int],
 ) -> None:
-    whole = of_model(cramped, part, prepared, batch_size=11)
+    whole = of_model(cramped, split, preprocessing, batch_size=11)
     cramped.room, cramped.given = room, []
     with caplog.at_level(logging.WARNING):
-        found = of_model(cramped.train(), part, prepared, batch_size=11)
+        found = of_model(cramped.train(), split, preprocessing, batch_size=11)
     assert cramped.training
     assert cramped.given[: len(given)] == given
     assert found.rows == whole.rows
@@ -76,30 +76,30 @@ def test_without_room_pictures_are_judged_fewer_at_a_time(
 
 
 def test_a_model_without_room_for_one_picture_is_told_in_one_line_and_left_as_it_was(
-    cramped: Cramped, part: Split, prepared: Preprocess
+    cramped: Cramped, split: Split, preprocessing: Preprocess
 ) -> None:
     cramped.room = 0
     with pytest.raises(TaggerError, match=r"\AThe memory of the device does not suffice .*\Z"):
-        of_model(cramped.train(), part, prepared, batch_size=4)
+        of_model(cramped.train(), split, preprocessing, batch_size=4)
     assert cramped.given == [4, 2, 1]
     assert cramped.training
 
 
 def test_where_others_wait_in_the_middle_of_the_model_too_many_pictures_are_refused(
-    cramped: Cramped, part: Split, prepared: Preprocess, monkeypatch: pytest.MonkeyPatch
+    cramped: Cramped, split: Split, preprocessing: Preprocess, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cramped.room = 3
     monkeypatch.setattr(distributed, "in_parts", lambda model: True)
     with pytest.raises(TaggerError, match=r"\A.* 4 pictures .* Lower train\.micro_batch\.\Z"):
-        of_model(cramped, part, prepared, batch_size=4)
+        of_model(cramped, split, preprocessing, batch_size=4)
     assert cramped.given == [4]
 
 
 def test_a_batch_without_pictures_is_computed_and_gives_nothing(
-    cramped: Cramped, prepared: Preprocess
+    cramped: Cramped, preprocessing: Preprocess
 ) -> None:
     empty = blank(0)._replace(pixels=torch.empty((0, 1, 1, 3), dtype=torch.uint8))
-    found = predict.by_torch(cramped, prepared)(empty)
+    found = predict.by_torch(cramped, preprocessing)(empty)
     assert found.shape == (0, cramped.head.out_features)
     assert cramped.given == [1]
 
@@ -119,7 +119,7 @@ def how() -> dict[str, Any]:
 @pytest.mark.parametrize("deterministic", [False, True])
 @pytest.mark.parametrize("user", ["evaluate", "infer"])
 def test_every_judgement_is_computed_in_whole_float32_and_otherwise_as_before(
-    prepared: Preprocess, monkeypatch: pytest.MonkeyPatch, user: str, deterministic: bool
+    preprocessing: Preprocess, monkeypatch: pytest.MonkeyPatch, user: str, deterministic: bool
 ) -> None:
     seen: list[dict[str, Any]] = []
 
@@ -139,9 +139,9 @@ def test_every_judgement_is_computed_in_whole_float32_and_otherwise_as_before(
         before = how()
         batch = blank(2)
         if user == "evaluate":
-            predict.by_torch(Watching(), prepared)(batch)
+            predict.by_torch(Watching(), preprocessing)(batch)
         else:
-            engine = runtimes.on_torch(Path("none"), prepared, Device("cpu"))
+            engine = runtimes.on_torch(Path("none"), preprocessing, Device("cpu"))
             engine(batch.pixels.numpy(), False)
         assert how() == before
     finally:

@@ -21,9 +21,9 @@ CPU = Device("cpu", cores=1)
 
 
 @pytest.fixture
-def squares(part: Split, export_folder: Path) -> Pixels:
+def squares(split: Split, export_folder: Path) -> Pixels:
     prepared = exported.load(export_folder, "cpu").preprocess
-    return np.stack([prepared.fit(decode.open_rgb(place)) for place in part.locations[:7]])
+    return np.stack([prepared.fit(decode.open_rgb(place)) for place in split.locations[:7]])
 
 
 @pytest.mark.parametrize("embed", [False, True])
@@ -143,7 +143,7 @@ def test_no_room_for_a_single_picture_ends_it_in_one_line() -> None:
 
 
 def test_the_first_tag_of_an_export_is_there_without_torch_and_without_processes(
-    root: Path, export_folder: Path, pictures: Path, tmp_path: Path
+    root: Path, export_folder: Path, image_folder: Path, tmp_path: Path
 ) -> None:
     """One picture is tagged at once: nothing is loaded or started that many would need."""
     program = (
@@ -155,7 +155,7 @@ def test_the_first_tag_of_an_export_is_there_without_torch_and_without_processes
         "loaded = {'torch', 'timm', 'numba', 'pandas', 'multiprocessing.forkserver'}\n"
         "print(sorted(loaded & sys.modules.keys()))\n"
     )
-    arguments = [root / "stages" / "infer.py", pictures / "a.png", "--model", export_folder]
+    arguments = [root / "stages" / "infer.py", image_folder / "a.png", "--model", export_folder]
     ended = subprocess.run(
         [sys.executable, "-c", program, *map(str, arguments), "--device", "cpu"],
         env={"PYTHONPATH": str(root / "stages"), "PATH": ""},

@@ -107,21 +107,23 @@ def test_every_preset_field_is_explained_above_the_presets(root: Path) -> None:
         assert f"{field}:" in explained
 
 
-def test_presets_are_those_promised(shipped: Params) -> None:
+def test_presets_are_those_promised(default_params: Params) -> None:
     laptop = {"mobilenetv4", "convnext", "vit", "swin", "eva02"}
-    assert shipped.models.keys() == laptop | {
+    assert default_params.models.keys() == laptop | {
         "convnext_base",
         "vit_base",
         "swinv2_base",
         "eva02_large",
     }
-    assert {name for name, preset in shipped.models.items() if not preset.pretrained} == laptop
-    assert shipped.preset == shipped.models["mobilenetv4"]
+    assert {
+        name for name, preset in default_params.models.items() if not preset.pretrained
+    } == laptop
+    assert default_params.preset == default_params.models["mobilenetv4"]
 
 
-def test_parameters_cannot_be_changed(shipped: Params) -> None:
+def test_parameters_cannot_be_changed(default_params: Params) -> None:
     with pytest.raises(ValidationError, match="frozen"):
-        shipped.train.epochs = 1
+        default_params.train.epochs = 1
 
 
 def test_an_added_unknown_key_names_the_nearest_one(edit: Edit) -> None:
@@ -219,9 +221,9 @@ def test_a_mistake_is_one_line_that_says_where_and_what(
     ],
 )
 def test_a_file_that_holds_no_parameters_is_told_in_one_line(
-    write: Callable[[str, bytes], Path], content: bytes, told: str
+    write_file: Callable[[str, bytes], Path], content: bytes, told: str
 ) -> None:
-    path = write("params.yaml", content)
+    path = write_file("params.yaml", content)
     with pytest.raises(TaggerError, match=rf"\A{re.escape(str(path))} {told}[^\n]*\Z"):
         params.load(path)
 
@@ -289,9 +291,9 @@ def test_how_often_reads_back_what_it_says(number: float, unit: str) -> None:
     assert TypeAdapter(Often).validate_python(str(every)) == every
 
 
-def test_nothing_kept_is_said_by_an_empty_value(shipped: Params) -> None:
-    assert shipped.train.keep_every is None
-    assert shipped.recipe.keep_every is None
+def test_nothing_kept_is_said_by_an_empty_value(default_params: Params) -> None:
+    assert default_params.train.keep_every is None
+    assert default_params.recipe.keep_every is None
 
 
 def test_auto_is_left_to_the_device(edit: Edit) -> None:
@@ -327,9 +329,9 @@ CACHING = {"freeze": "all", "cache_embeddings": True}
     ],
 )
 def test_embeddings_are_cached_only_where_none_ever_changes(
-    shipped: Params, more: dict[str, object], allowed: bool
+    default_params: Params, more: dict[str, object], allowed: bool
 ) -> None:
-    content = shipped.train.model_dump() | CACHING | more
+    content = default_params.train.model_dump() | CACHING | more
     if allowed:
         assert Train.model_validate(content).cache_embeddings == content["cache_embeddings"]
         return
@@ -337,8 +339,8 @@ def test_embeddings_are_cached_only_where_none_ever_changes(
         Train.model_validate(content)
 
 
-def test_a_training_starts_from_one_model_only(shipped: Params) -> None:
-    content = shipped.train.model_dump()
+def test_a_training_starts_from_one_model_only(default_params: Params) -> None:
+    content = default_params.train.model_dump()
     for start in ({"init_from": "models/old"}, {"resume_from": "old.pt"}):
         Train.model_validate(content | start)
     with pytest.raises(ValidationError, match="give one of them"):
@@ -348,26 +350,26 @@ def test_a_training_starts_from_one_model_only(shipped: Params) -> None:
 PRESET = "models.mobilenetv4.train"
 
 
-def test_without_wishes_of_the_preset_the_recipe_is_train(shipped: Params) -> None:
-    for name, preset in shipped.models.items():
-        recipe = shipped.model_copy(update={"model": name}).recipe
-        assert (recipe == shipped.train) is not bool(preset.train)
+def test_without_wishes_of_the_preset_the_recipe_is_train(default_params: Params) -> None:
+    for name, preset in default_params.models.items():
+        recipe = default_params.model_copy(update={"model": name}).recipe
+        assert (recipe == default_params.train) is not bool(preset.train)
 
 
 def test_a_preset_has_its_values_in_place_of_those_of_train_and_no_others(
-    edit: Edit, shipped: Params
+    edit: Edit, default_params: Params
 ) -> None:
     wishes = {"ema": 0.999, "loss": {"kind": "focal", "gamma": 3}, "unlabelled": []}
     p = params.load(edit(PRESET, wishes | {"validate_every": "100 steps"}))
-    assert p.train == shipped.train
+    assert p.train == default_params.train
     changed = p.recipe.model_dump()
     assert (p.recipe.loss.kind, p.recipe.loss.gamma) == ("focal", 3)
-    assert changed.pop("loss") == shipped.train.loss.model_dump() | wishes["loss"]  # type: ignore[operator]
-    expected = shipped.train.model_dump() | {"ema": 0.999, "unlabelled": []}
+    assert changed.pop("loss") == default_params.train.loss.model_dump() | wishes["loss"]  # type: ignore[operator]
+    expected = default_params.train.model_dump() | {"ema": 0.999, "unlabelled": []}
     expected |= {"validate_every": "100 steps"}
     del expected["loss"]
     assert changed == expected
-    assert p.model_copy(update={"model": "vit"}).recipe == shipped.train
+    assert p.model_copy(update={"model": "vit"}).recipe == default_params.train
 
 
 @pytest.mark.parametrize(
@@ -405,9 +407,9 @@ def test_a_mistake_of_a_preset_says_which_and_where(
     ],
 )
 def test_wishes_of_prepare_that_could_not_be_met_are_refused(
-    shipped: Params, wishes: dict[str, Any], told: str
+    default_params: Params, wishes: dict[str, Any], told: str
 ) -> None:
-    content = params.overlaid(shipped.prepare.model_dump(mode="json"), wishes)
+    content = params.overlaid(default_params.prepare.model_dump(mode="json"), wishes)
     with pytest.raises(ValidationError, match=told):
         params.Prepare.model_validate(content)
     params.Prepare.model_validate(content | {"verify": "header", "source": "folder"})

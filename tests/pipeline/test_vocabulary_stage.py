@@ -51,12 +51,12 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def run(shipped: Params, capsys: pytest.CaptureFixture[str]) -> Run:
+def run(default_params: Params, capsys: pytest.CaptureFixture[str]) -> Run:
     """Run the stage as shipped but for what is named; return what it prints."""
 
     def run(**wanted: Any) -> str:
-        changed = shipped.vocabulary.model_dump() | {"min_count": 1} | wanted
-        stage.main(type(shipped.vocabulary).model_validate(changed))
+        changed = default_params.vocabulary.model_dump() | {"min_count": 1} | wanted
+        stage.main(type(default_params.vocabulary).model_validate(changed))
         return capsys.readouterr().out
 
     return run
@@ -129,9 +129,9 @@ def test_the_same_input_gives_the_same_bytes(run: Run, project: Path) -> None:
     assert files_in(project) == first
 
 
-def test_unknown_names_and_idle_globs_are_told(run: Run, write: Write) -> None:
+def test_unknown_names_and_idle_globs_are_told(run: Run, write_file: Write) -> None:
     listed = ["1girl", "miku", "gone", "teto", "luka", "null"]
-    write("mine.csv", "\n".join(["name", *listed]))
+    write_file("mine.csv", "\n".join(["name", *listed]))
     exclude = ["*_(cosplay)", "null"]
     assert run(source="mine.csv", include=["hatsune*", "rin*"], exclude=exclude) == (
         "kept 2 of 8 tags, 33.3% of all labels -> data/vocabulary.csv\n"
@@ -162,15 +162,17 @@ LISTS = [
 
 @pytest.mark.parametrize(("text", "wanted", "kept"), LISTS)
 def test_only_what_a_list_names_is_learnt(
-    run: Run, write: Write, text: str, wanted: dict[str, Any], kept: list[str]
+    run: Run, write_file: Write, text: str, wanted: dict[str, Any], kept: list[str]
 ) -> None:
-    run(source=write("mine.csv", text), **wanted)
+    run(source=write_file("mine.csv", text), **wanted)
     assert names() == kept
 
 
-def test_ids_and_categories_of_a_list_win_but_counts_are_those_seen(run: Run, write: Write) -> None:
+def test_ids_and_categories_of_a_list_win_but_counts_are_those_seen(
+    run: Run, write_file: Write
+) -> None:
     rows = "tag_id,name,category,count\n77,1girl,4,900\n,null,,\n78,long_hair,,5\n"
-    run(source=write("mine.csv", rows), min_count=5)
+    run(source=write_file("mine.csv", rows), min_count=5)
     assert vocabulary.read(stage.VOCABULARY) == [
         Tag(78, "long_hair", 0, 2),
         Tag(17, "null", 0, 1),

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
-from support.harms import (
+from support.hostile_models import (
     BULK,
     Change,
     Evil,
@@ -114,11 +114,11 @@ REFUSED: dict[str, tuple[Change, str]] = {
 
 @pytest.mark.parametrize("harm", REFUSED)
 def test_a_folder_that_means_harm_is_one_line_and_little_memory(
-    hostile: Path, part: Split, tmp_path: Path, harm: str
+    hostile: Path, split: Split, tmp_path: Path, harm: str
 ) -> None:
     change, told = REFUSED[harm]
     change(hostile)
-    ended = tagged(hostile, part, tmp_path / "work")
+    ended = tagged(hostile, split, tmp_path / "work")
     (line,) = ended.told
     assert ended.code == 2
     assert line.startswith("error: ") and told in line
@@ -128,11 +128,11 @@ def test_a_folder_that_means_harm_is_one_line_and_little_memory(
 
 @pytest.mark.parametrize("name", ["../../x", "/etc/x", "=cmd|' /C calc'!A1", "a" * 1000])
 def test_a_name_of_a_tag_is_a_text_and_no_path(
-    hostile: Path, part: Split, tmp_path: Path, name: str
+    hostile: Path, split: Split, tmp_path: Path, name: str
 ) -> None:
     row(name)(hostile)
     before = {path for path in tmp_path.rglob("*") if path.is_file()}
-    ended = tagged(hostile, part, tmp_path / "work")
+    ended = tagged(hostile, split, tmp_path / "work")
     assert ended.code == 0, ended.told
     (written,) = {path for path in tmp_path.rglob("*") if path.is_file()} - before
     assert written == tmp_path / "work/out/0000.txt"
@@ -141,32 +141,32 @@ def test_a_name_of_a_tag_is_a_text_and_no_path(
 
 
 def test_links_to_files_of_a_cache_are_followed(
-    hostile: Path, export_folder: Path, part: Split, tmp_path: Path
+    hostile: Path, export_folder: Path, split: Split, tmp_path: Path
 ) -> None:
     for name in ("model.onnx", "selected_tags.csv", "preprocess.json"):
         link(name, str(export_folder / name))(hostile)
-    assert tagged(hostile, part, tmp_path / "work").code == 0
+    assert tagged(hostile, split, tmp_path / "work").code == 0
 
 
 def test_no_numbers_for_a_picture_end_the_tagging_in_one_line(
-    hostile: Path, part: Split, tmp_path: Path
+    hostile: Path, split: Split, tmp_path: Path
 ) -> None:
     """The square that a model is tried with is black; where there is light, this one overflows."""
     graph(value=3e38, end="Identity")(hostile)
     stage(-1, mean=[0, 0, 0], std=[1e-3] * 3)(hostile)
-    ended = tagged(hostile, part, tmp_path / "work")
+    ended = tagged(hostile, split, tmp_path / "work")
     assert ended.code == 2
     (line,) = ended.told
     assert line.startswith("error: The model gives what is no number for")
     assert not list((tmp_path / "work").rglob("*.txt"))
 
 
-def test_a_pickle_beside_a_graph_is_never_run(hostile: Path, part: Split, tmp_path: Path) -> None:
+def test_a_pickle_beside_a_graph_is_never_run(hostile: Path, split: Split, tmp_path: Path) -> None:
     proof = tmp_path / "proof"
     evil = pickle.dumps({"state_dict": Evil(proof)}) + bytes(BULK)
     for name in ("model.safetensors", "pytorch_model.bin", "model.pth", "preprocess.pkl"):
         (hostile / name).write_bytes(evil)
-    assert tagged(hostile, part, tmp_path / "work").code == 0
+    assert tagged(hostile, split, tmp_path / "work").code == 0
     assert not proof.exists()
     pickle.loads(evil)
     assert proof.exists()

@@ -12,9 +12,9 @@ from typing import NamedTuple
 
 import pytest
 
-from support import nasty
-from support.nasty import Nasty
-from support.nasty_pictures import encoded, photo
+from support import malformed_images
+from support.image_bytes import encoded, photo
+from support.malformed_images import Nasty
 from tagger.images import find_images
 from tagger.inference import tables
 from tagger.inference.pipeline import Pace
@@ -48,7 +48,7 @@ class Ended(NamedTuple):
 def files(tmp_path_factory: pytest.TempPathFactory) -> list[Nasty]:
     """All nasty files, and two good ones among them."""
     folder = tmp_path_factory.mktemp("nasty") / "files"
-    built = nasty.build(folder)
+    built = malformed_images.build(folder)
     for name in GOOD:
         path = folder / name
         path.write_bytes(encoded(photo(), path.suffix.removeprefix(".").upper()))

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from support.harms import BULK, Evil
+from support.hostile_models import BULK, Evil
 from tagger.core.errors import TaggerError
 from tagger.models import backbone, checkpoints, external_preprocess, layouts
 

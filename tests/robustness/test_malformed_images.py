@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from support import nasty
-from support.nasty import Nasty
+from support import malformed_images
+from support.malformed_images import Nasty
 from tagger.images import decode, find_images
 from tagger.images.location import Location
 from tagger.images.preprocess import Preprocess
@@ -26,7 +26,7 @@ LARGEST = 5000 * 4800  # pixels, more than any of the pictures has
 
 @pytest.fixture(scope="module")
 def everything(tmp_path_factory: pytest.TempPathFactory) -> list[Nasty]:
-    return nasty.build(tmp_path_factory.mktemp("nasty") / "files")
+    return malformed_images.build(tmp_path_factory.mktemp("nasty") / "files")
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +57,7 @@ def test_there_are_many_nasty_files_the_same_each_time(
     assert len(everything) >= 150
     assert len({file.path for file in everything}) == len(everything)
     begun = time.monotonic()
-    again = nasty.build(tmp_path / "again")
+    again = malformed_images.build(tmp_path / "again")
     assert time.monotonic() - begun < 10
     for file, other in zip(everything, again, strict=True):
         assert (file.name, file.expected) == (other.name, other.expected)
@@ -146,20 +146,20 @@ def open_in_a_thread(file: Path | Location, writer: Path) -> list[object]:
 @pytest.mark.usefixtures("ready")
 @pytest.mark.parametrize("by_place", [False, True])
 def test_a_named_pipe_is_unreadable(everything: list[Nasty], by_place: bool) -> None:
-    (pipe,) = [file.path for file in everything if file.name == nasty.FIFO]
+    (pipe,) = [file.path for file in everything if file.name == malformed_images.FIFO]
     assert open_in_a_thread(Location(str(pipe), 0, 8) if by_place else pipe, pipe)
 
 
 def test_a_named_pipe_is_never_found_among_pictures(everything: list[Nasty]) -> None:
     folder = everything[0].path.parent
     found = {entry.name for one in find_images.directories(folder) for entry in one.pictures}
-    assert nasty.FIFO not in found
+    assert malformed_images.FIFO not in found
     assert "folder.jpg" not in found
     assert {"forbidden.png", "link.png", "dangling.png"} <= found
 
 
 def test_one_picture_of_a_spider_stack_is_unreadable(everything: list[Nasty]) -> None:
-    (spider,) = [file.path for file in everything if file.path.name == nasty.SPIDER]
+    (spider,) = [file.path for file in everything if file.path.name == malformed_images.SPIDER]
     assert isinstance(opened(spider), str)
 
 

@@ -8,8 +8,8 @@ import pyarrow as pa
 import pytest
 from scipy.sparse import csr_array
 
-from support import nasty
-from support.nasty import Nasty
+from support import malformed_images
+from support.malformed_images import Nasty
 from tagger.data import verify
 from tagger.images import decode, loader
 from tagger.images.dataset import ImageDataset, Key, Split
@@ -29,7 +29,7 @@ STAGES = Path(__file__).parents[2] / "stages"
 @pytest.fixture(scope="module")
 def fed(tmp_path_factory: pytest.TempPathFactory) -> list[Nasty]:
     """What is given to training."""
-    return nasty.build(tmp_path_factory.mktemp("nasty") / "files")
+    return malformed_images.build(tmp_path_factory.mktemp("nasty") / "files")
 
 
 @pytest.fixture

@@ -216,9 +216,9 @@ def test_a_table_names_the_parts_in_any_order_and_may_have_more(
     ],
 )
 def test_a_table_that_cannot_be_is_refused_in_one_line(
-    write: Write, name: str, content: str | bytes, reason: str
+    write_file: Write, name: str, content: str | bytes, reason: str
 ) -> None:
-    path = write(name, content)
+    path = write_file(name, content)
     with pytest.raises(TaggerError, match=reason) as told:
         deterministic.given(path, "id", "split", texts([1, 2, 3]), SPLITS)
     assert "\n" not in str(told.value)

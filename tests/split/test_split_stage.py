@@ -58,11 +58,11 @@ def write(rows: list[dict[str, Any]]) -> None:
 
 
 @pytest.fixture
-def run(shipped: Params) -> Run:
+def run(default_params: Params) -> Run:
     """Run the stage as it is shipped but for some parameters."""
 
     def run(seed: int = 0, **values: Any) -> None:
-        content = shipped.split.model_dump() | {"given": "mine.csv"} | values
+        content = default_params.split.model_dump() | {"given": "mine.csv"} | values
         split.main(Split.model_validate(content), seed)
 
     return run

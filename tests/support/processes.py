@@ -11,7 +11,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory, TemporaryFile
 from typing import IO, NamedTuple
 
-from support import clones, zygote
+from support import clones, fork_server
 
 _ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")  # a fork has no more
 
@@ -83,15 +83,15 @@ class _Zygote:
     """The process that forks, and what goes in the place of python in a search path."""
 
     def __init__(self) -> None:
-        self._folder = TemporaryDirectory(prefix="zygote-")
+        self._folder = TemporaryDirectory(prefix="fork-server-")
         self.socket = f"{self._folder.name}/socket"
         self.programs = Path(self._folder.name, "bin")
         self.programs.mkdir()
         python = self.programs / "python"
-        python.write_text(f'#!/bin/sh\nexec "{sys.executable}" -IS "{zygote.__file__}" "$@"\n')
+        python.write_text(f'#!/bin/sh\nexec "{sys.executable}" -IS "{fork_server.__file__}" "$@"\n')
         python.chmod(0o755)
         self._process = subprocess.Popen(
-            [*apart(), sys.executable, zygote.__file__, "--serve", self.socket],
+            [*apart(), sys.executable, fork_server.__file__, "--serve", self.socket],
             env=os.environ | dict.fromkeys(_ONE_THREAD, "1"),
             stdin=subprocess.PIPE,  # it ends with this
             stdout=subprocess.PIPE,
@@ -113,10 +113,10 @@ def origin() -> int:
 def start(folder: Path, *words: object, **more: str) -> Running:
     """Start a script, `-m` and a module, or `dvc`, in a folder; with more variables."""
     forks, env = _zygote(), clones.environment(**more)
-    env |= {"PATH": f"{forks.programs}{os.pathsep}{env['PATH']}", zygote.SOCKET: forks.socket}
+    env |= {"PATH": f"{forks.programs}{os.pathsep}{env['PATH']}", fork_server.SOCKET: forks.socket}
     output = TemporaryFile()  # noqa: SIM115  # closed with what is returned
     told = [str(word) for word in words]
-    asked = zygote.ask(forks.socket, told, str(folder), env, output.fileno())
+    asked = fork_server.ask(forks.socket, told, str(folder), env, output.fileno())
     return Running(*asked, output)
 
 

@@ -48,24 +48,24 @@ def test_ctrl_c_while_a_loop_is_compiled_is_heard_after(monkeypatch: pytest.Monk
 
 
 @pytest.fixture
-def reading(part: Split) -> Iterator[tuple[Any, list[Any]]]:
+def reading(split: Split) -> Iterator[tuple[Any, list[Any]]]:
     """Batches read by two processes that have just been started, and these processes."""
-    pictures = ImageDataset(part, Preprocess(16, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)))
-    batches: Any = iter(loader.loader(pictures, Order(len(part), 1), workers=2))
+    pictures = ImageDataset(split, Preprocess(16, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)))
+    batches: Any = iter(loader.loader(pictures, Order(len(split), 1), workers=2))
     yield batches, batches._workers
     batches._shutdown_workers()
 
 
 @pytest.mark.parametrize("number", NUMBERS)
 def test_a_signal_to_all_does_not_end_those_that_read_pictures(
-    reading: tuple[Any, list[Any]], part: Split, number: signal.Signals
+    reading: tuple[Any, list[Any]], split: Split, number: signal.Signals
 ) -> None:
     batches, workers = reading
     for worker in workers:
         subprocess.run(["kill", f"-{number.value}", str(worker.pid)], check=True)
     time.sleep(0.3)
     assert all(worker.is_alive() for worker in workers)
-    assert len(list(batches)) == len(part)
+    assert len(list(batches)) == len(split)
 
 
 def test_those_that_read_pictures_end_by_the_signal_of_their_parent(
@@ -79,9 +79,9 @@ def test_those_that_read_pictures_end_by_the_signal_of_their_parent(
     assert [worker.exitcode for worker in workers] == [0, 0]
 
 
-def test_those_that_read_pictures_end_at_once_when_all_are_read(part: Split) -> None:
-    pictures = ImageDataset(part, Preprocess(16, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)))
-    batches: Any = iter(loader.loader(pictures, Order(len(part), 8), workers=2))
+def test_those_that_read_pictures_end_at_once_when_all_are_read(split: Split) -> None:
+    pictures = ImageDataset(split, Preprocess(16, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)))
+    batches: Any = iter(loader.loader(pictures, Order(len(split), 8), workers=2))
     assert len(list(batches)) == 3
     begun = time.monotonic()
     batches._shutdown_workers()

@@ -33,14 +33,14 @@ def test_numbers_that_make_no_sense_are_refused(
 
 
 def test_two_processes_tag_every_picture_once(
-    run: Callable[..., int], pictures: Path, monkeypatch: pytest.MonkeyPatch
+    run_infer: Callable[..., int], image_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (pictures / "b.png").write_bytes(b"no picture")
+    (image_folder / "b.png").write_bytes(b"no picture")
     monkeypatch.setenv("WORLD_SIZE", "2")
     rest = ("--recursive", "--output", "csv", "--embeddings", "seen.npz")
     for rank, code in ((0, 0), (1, 1)):
         monkeypatch.setenv("RANK", str(rank))
-        assert run(pictures, *rest) == code
+        assert run_infer(image_folder, *rest) == code
     shares = [
         {Path(row["file"]).name for row in files.read_csv(Path(f"tags.rank{rank}.csv"))}
         for rank in (0, 1)

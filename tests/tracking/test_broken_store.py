@@ -11,7 +11,7 @@ import mlflow
 import pytest
 from sqlalchemy import Engine, event
 
-from support.stores import away, client, locked, project, refusing, silent, stored
+from support.mlflow_stores import away, client, locked, project, refusing, silent, stored
 from tagger.tracking import runs, store
 
 pytestmark = pytest.mark.usefixtures("project")

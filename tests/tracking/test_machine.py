@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from support.stores import client, project, stored
+from support.mlflow_stores import client, project, stored
 from tagger.tracking import runs
 
 __all__ = ["project"]

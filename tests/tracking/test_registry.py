@@ -7,7 +7,7 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import LoggedModelStatus
 
-from support.stores import away, client, project, stored
+from support.mlflow_stores import away, client, project, stored
 from tagger.core.errors import TaggerError
 from tagger.tracking import registry, runs
 

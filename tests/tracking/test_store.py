@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from support import processes
-from support.stores import client, every, project, stored
+from support.mlflow_stores import client, every, project, stored
 from tagger.tracking import runs
 
 __all__ = ["project"]

@@ -9,7 +9,7 @@ import pytest
 from matplotlib.figure import Figure
 from mlflow import MlflowClient
 
-from support.stores import client, every, project, some, stored
+from support.mlflow_stores import client, every, project, some, stored
 from tagger.tracking import machine, runs, store
 
 pytestmark = pytest.mark.usefixtures("project")

@@ -34,7 +34,7 @@ pytestmark = pytest.mark.timeout(400)
 
 @pytest.fixture(scope="module")
 def fresh(
-    tmp_path_factory: pytest.TempPathFactory, shipped: Params, demo: Path, preset: Preset
+    tmp_path_factory: pytest.TempPathFactory, default_params: Params, demo: Path, preset: Preset
 ) -> Project:
     """A project whose last batch of validation pictures is too small for two processes."""
     folder = tmp_path_factory.mktemp("projects") / "fresh"
@@ -45,7 +45,7 @@ def fresh(
     small = {"backbone": "test_vit", "batch_size": 4, "learning_rate": 1e-3}
     vit = preset.model_copy(update=small | {"model_args": arguments})
     recipe: dict[str, Any] = {"optimizer": "sgd", "ema": 0.9, "max_norm": 10.0, "validate_on": 5}
-    return project(folder, shipped, demo, vit, **recipe, snapshot_every="1 step")
+    return project(folder, default_params, demo, vit, **recipe, snapshot_every="1 step")
 
 
 @pytest.fixture(scope="module")
@@ -166,10 +166,15 @@ def test_where_one_is_killed_all_go_on_from_the_last_snapshot(
 
 @pytest.mark.parametrize("processes", [5, 100])
 def test_a_batch_too_small_for_the_processes_is_told(
-    shipped: Params, preset: Preset, tags: list[Tag], part: Split, tmp_path: Path, processes: int
+    default_params: Params,
+    preset: Preset,
+    tags: list[Tag],
+    split: Split,
+    tmp_path: Path,
+    processes: int,
 ) -> None:
     group = ProcessGroup(World(0, processes, 0, processes), torch.device("cpu"))
-    parts = {"train": part, "validation": part}
+    parts = {"train": split, "validation": split}
     with (
         as_it_was(),
         pytest.raises(
@@ -177,11 +182,11 @@ def test_a_batch_too_small_for_the_processes_is_told(
             match=rf"^A batch of 8 pictures is too small for {processes} processes: each needs",
         ),
     ):
-        setup.training(asked(shipped, preset, **PLAIN), tags, parts, group, tmp_path)
+        setup.training(asked(default_params, preset, **PLAIN), tags, parts, group, tmp_path)
 
 
 def test_a_process_without_a_readable_picture_keeps_nobody_waiting(
-    shipped: Params, demo: Path, fresh: Project, tmp_path: Path
+    default_params: Params, demo: Path, fresh: Project, tmp_path: Path
 ) -> None:
     """Of the pictures to judge by, those of a batch that the second process reads are gone."""
     drawn = tmp_path / "demo"
@@ -189,7 +194,7 @@ def test_a_process_without_a_readable_picture_keeps_nobody_waiting(
     content = yaml.safe_load((fresh.folder / "params.yaml").read_text(encoding="utf-8"))
     vit = Preset.model_validate(content["models"]["small"])
     recipe: dict[str, Any] = {"parallel": "fsdp", "validate_on": 5, "epochs": 1, "optimizer": "sgd"}
-    made = project(tmp_path / "project", shipped, drawn, vit, **recipe)
+    made = project(tmp_path / "project", default_params, drawn, vit, **recipe)
     posts = manifest.read_posts(made.folder / "data/posts.parquet", 10_000)
     places = list(manifest.locations(posts.table))[16:23]
     for row in (1, 4):  # the second and fourth of five that are spread over seven
@@ -255,12 +260,12 @@ def test_all_put_parts_together_and_one_keeps_them(monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.parametrize("rank", [0, 1])
 def test_only_the_leading_process_holds_copies(
-    shipped: Params, preset: Preset, tags: list[Tag], part: Split, tmp_path: Path, rank: int
+    default_params: Params, preset: Preset, tags: list[Tag], split: Split, tmp_path: Path, rank: int
 ) -> None:
     group = ProcessGroup(World(rank, 2, rank, 2), torch.device("cpu"))
     with as_it_was():
-        p = asked(shipped, preset, ema=0.9)
-        training = setup.training(p, tags, {"train": part, "validation": part}, group, tmp_path)
+        p = asked(default_params, preset, ema=0.9)
+        training = setup.training(p, tags, {"train": split, "validation": split}, group, tmp_path)
     content = training.learner.state()
     copies = [*content["model"].values(), *content["average"].values()]
     assert {isinstance(copy, Tensor) for copy in copies} == {rank == 0}

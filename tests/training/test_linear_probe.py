@@ -19,75 +19,75 @@ from tagger.training.linear_probe import Embedded
 
 
 @pytest.fixture(scope="module")
-def made(model: nn.Module, part: Split, prepared: Preprocess) -> Embedded:
-    return linear_probe.embed(model, part, prepared, batch_size=7, workers=0)
+def made(model: nn.Module, split: Split, preprocessing: Preprocess) -> Embedded:
+    return linear_probe.embed(model, split, preprocessing, batch_size=7, workers=0)
 
 
 def test_the_head_makes_of_an_embedding_what_the_model_makes_of_the_picture(
-    model: Any, part: Split, prepared: Preprocess, made: Embedded
+    model: Any, split: Split, preprocessing: Preprocess, made: Embedded
 ) -> None:
     assert made.embeddings.dtype == np.float32
-    assert len(made) == len(part) == len(made.embeddings)
+    assert len(made) == len(split) == len(made.embeddings)
     with torch.inference_mode():
-        for row, place in enumerate(part.locations):
-            pixels = torch.from_numpy(prepared(decode.open_rgb(place)))[None]
+        for row, place in enumerate(split.locations):
+            pixels = torch.from_numpy(preprocessing(decode.open_rgb(place)))[None]
             logits = model.get_classifier()(torch.from_numpy(made.embeddings[row]))
             torch.testing.assert_close(logits, model(pixels)[0], rtol=1e-4, atol=1e-4)
 
 
 def test_a_model_in_training_mode_gives_the_same_embeddings_and_keeps_its_statistics(
-    model: nn.Module, part: Split, prepared: Preprocess, made: Embedded
+    model: nn.Module, split: Split, preprocessing: Preprocess, made: Embedded
 ) -> None:
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    again = linear_probe.embed(model.train(), part, prepared, batch_size=7, workers=0)
+    again = linear_probe.embed(model.train(), split, preprocessing, batch_size=7, workers=0)
     assert np.array_equal(again.embeddings, made.embeddings)
     assert all(value.equal(before[name]) for name, value in model.state_dict().items())
 
 
 def test_a_loader_gives_embeddings_in_its_order_with_their_tags(
-    part: Split, prepared: Preprocess, made: Embedded
+    split: Split, preprocessing: Preprocess, made: Embedded
 ) -> None:
-    order = Order(len(part), 5, seed=1, batches=range(7))
+    order = Order(len(split), 5, seed=1, batches=range(7))
     cpu = torch.device("cpu")
     for batch, keys in zip(loader.loader(made, order, workers=0), order, strict=True):
         rows = [key.row for key in keys]
-        inputs, targets = loader.to_device(batch, cpu, prepared)
+        inputs, targets = loader.to_device(batch, cpu, preprocessing)
         assert batch.rows == rows
         assert np.array_equal(inputs, made.embeddings[rows])
-        assert np.array_equal(targets, part.labels[rows].toarray())
+        assert np.array_equal(targets, split.labels[rows].toarray())
         assert inputs.dtype == targets.dtype == torch.float32
 
 
 def test_an_unreadable_picture_is_left_out_with_its_tags_and_told(
     model: nn.Module,
-    part: Split,
-    prepared: Preprocess,
+    split: Split,
+    preprocessing: Preprocess,
     made: Embedded,
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    places = list(part.locations)
+    places = list(split.locations)
     places[3] = places[10] = Location(str(tmp_path / "gone.png"), 0, 8)
     with caplog.at_level(logging.WARNING):
         some = linear_probe.embed(
-            model, Split(places, part.labels), prepared, batch_size=7, workers=0
+            model, Split(places, split.labels), preprocessing, batch_size=7, workers=0
         )
-    rows = [row for row in range(len(part)) if row not in (3, 10)]
+    rows = [row for row in range(len(split)) if row not in (3, 10)]
     assert [record.message.partition(": ")[0] for record in caplog.records] == [
         f"left out {tmp_path / 'gone.png'}"
     ] * 2
     assert len(some) == len(some.part) == len(rows)
-    assert some.part.locations == [part.locations[row] for row in rows]
-    assert np.array_equal(some.part.labels.toarray(), part.labels[rows].toarray())
+    assert some.part.locations == [split.locations[row] for row in rows]
+    assert np.array_equal(some.part.labels.toarray(), split.labels[rows].toarray())
     np.testing.assert_allclose(some.embeddings, made.embeddings[rows], rtol=1e-4, atol=1e-5)
     for new, old in enumerate(rows):
         assert np.array_equal(some[Key(0, new)].tags, made[Key(0, old)].tags)
 
 
 def test_nothing_readable_is_nothing_embedded(
-    model: nn.Module, part: Split, prepared: Preprocess, tmp_path: Path
+    model: nn.Module, split: Split, preprocessing: Preprocess, tmp_path: Path
 ) -> None:
-    gone = Split([Location(str(tmp_path / "gone.png"), 0, 8)] * 3, part.labels[:3])
-    none = linear_probe.embed(model, gone, prepared, batch_size=2, workers=0)
+    gone = Split([Location(str(tmp_path / "gone.png"), 0, 8)] * 3, split.labels[:3])
+    none = linear_probe.embed(model, gone, preprocessing, batch_size=2, workers=0)
     assert len(none) == len(none.embeddings) == 0
-    assert none.part.labels.shape == (0, part.labels.shape[1])
+    assert none.part.labels.shape == (0, split.labels.shape[1])

@@ -184,17 +184,17 @@ def test_weights_are_in_inverse_proportion_to_the_logarithm_of_the_counts() -> N
 
 @pytest.mark.parametrize("kind", ["bce", "asymmetric", "focal"])
 def test_tag_weights_scale_the_gradient_of_each_tag(
-    logits: Tensor, targets: Tensor, shipped: Params, kind: str
+    logits: Tensor, targets: Tensor, default_params: Params, kind: str
 ) -> None:
-    plain = gradient(wanted(shipped, COUNTS, kind=kind), logits, targets)
+    plain = gradient(wanted(default_params, COUNTS, kind=kind), logits, targets)
     weighted = gradient(
-        wanted(shipped, COUNTS, kind=kind, tag_weights="log_count"), logits, targets
+        wanted(default_params, COUNTS, kind=kind, tag_weights="log_count"), logits, targets
     )
     torch.testing.assert_close(weighted, plain * losses.log_count_weights(COUNTS))
 
 
-def test_the_weighted_mean_of_a_constant_is_that_constant(shipped: Params) -> None:
-    loss = wanted(shipped, COUNTS, tag_weights="log_count", reduction="mean")
+def test_the_weighted_mean_of_a_constant_is_that_constant(default_params: Params) -> None:
+    loss = wanted(default_params, COUNTS, tag_weights="log_count", reduction="mean")
     targets = torch.tensor([1.0, 0.0, -1.0, 1.0] * 10).repeat(3, 1)
     torch.testing.assert_close(loss(torch.zeros(3, 40), targets), torch.tensor(2.0).log())
 
@@ -207,22 +207,24 @@ def test_smoothing_moves_known_labels_to_a_half_and_unknown_ones_nowhere() -> No
 
 
 def test_smoothed_cross_entropy_is_torchs_of_the_smoothed_labels(
-    logits: Tensor, targets: Tensor, shipped: Params
+    logits: Tensor, targets: Tensor, default_params: Params
 ) -> None:
     expected = BCEWithLogitsLoss(reduction="sum")(logits, targets * 0.8 + 0.1) / len(logits)
-    torch.testing.assert_close(wanted(shipped, COUNTS, smoothing=0.2)(logits, targets), expected)
+    torch.testing.assert_close(
+        wanted(default_params, COUNTS, smoothing=0.2)(logits, targets), expected
+    )
     targets[:, ::3] = -1
-    slope = gradient(wanted(shipped, COUNTS, smoothing=0.2), logits, targets)
+    slope = gradient(wanted(default_params, COUNTS, smoothing=0.2), logits, targets)
     assert (slope[:, ::3] == 0).all()
     assert (slope[:, 1::3] != 0).all()
 
 
 @pytest.mark.parametrize("gamma", [0.0, 0.5, 2.0, 5.0])
 def test_focal_loss_is_torchvisions(
-    logits: Tensor, targets: Tensor, shipped: Params, gamma: float
+    logits: Tensor, targets: Tensor, default_params: Params, gamma: float
 ) -> None:
     reference = partial(sigmoid_focal_loss, alpha=-1, gamma=gamma, reduction="sum")
-    ours = wanted(shipped, COUNTS, kind="focal", gamma=gamma)
+    ours = wanted(default_params, COUNTS, kind="focal", gamma=gamma)
     torch.testing.assert_close(ours(logits, targets), reference(logits, targets) / len(logits))
     torch.testing.assert_close(
         gradient(ours, logits, targets),
@@ -313,28 +315,32 @@ def test_the_two_way_loss_falls_as_positives_rise_above_negatives(
     ],
 )
 def test_a_recipe_gives_the_loss_of_its_kind(
-    logits: Tensor, targets: Tensor, shipped: Params, settings: dict[str, object], direct: Loss
+    logits: Tensor,
+    targets: Tensor,
+    default_params: Params,
+    settings: dict[str, object],
+    direct: Loss,
 ) -> None:
-    loss = wanted(shipped, COUNTS, **settings)
+    loss = wanted(default_params, COUNTS, **settings)
     assert loss(logits, targets) == direct(logits, targets)
     if settings["kind"] == "two_way":
         return
-    mean = wanted(shipped, COUNTS, reduction="mean", **settings)
+    mean = wanted(default_params, COUNTS, reduction="mean", **settings)
     torch.testing.assert_close(mean(logits, targets), direct(logits, targets) / 40)
 
 
 def test_smoothing_makes_no_positives_for_the_two_way_loss(
-    logits: Tensor, targets: Tensor, shipped: Params
+    logits: Tensor, targets: Tensor, default_params: Params
 ) -> None:
     smooth, plain = (
-        wanted(shipped, COUNTS, kind="two_way", smoothing=share) for share in (0.1, 0.0)
+        wanted(default_params, COUNTS, kind="two_way", smoothing=share) for share in (0.1, 0.0)
     )
     assert smooth(logits, targets) == plain(logits, targets) > 0
 
 
 @pytest.mark.parametrize("kind", ["bce", "asymmetric", "focal", "two_way"])
-def test_every_kind_takes_mixed_labels(logits: Tensor, shipped: Params, kind: str) -> None:
+def test_every_kind_takes_mixed_labels(logits: Tensor, default_params: Params, kind: str) -> None:
     mixed = torch.from_numpy(np.random.default_rng(0).random((6, 40), np.float32))
-    loss = wanted(shipped, COUNTS, kind=kind)
+    loss = wanted(default_params, COUNTS, kind=kind)
     assert loss(logits, mixed).isfinite()
     assert gradient(loss, logits, mixed).isfinite().all()

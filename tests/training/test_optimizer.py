@@ -21,8 +21,8 @@ from tagger.training.optimizer import share_of_peak
 
 
 @pytest.fixture
-def recipe(shipped: Params) -> Train:
-    return shipped.train
+def recipe(default_params: Params) -> Train:
+    return default_params.train
 
 
 def named(preset: Preset, backbone_name: str, layer_decay: float = 1.0) -> Preset:

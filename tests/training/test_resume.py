@@ -50,13 +50,13 @@ def torch_as_it_was() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def fresh(
-    tmp_path_factory: pytest.TempPathFactory, shipped: Params, demo: Path, preset: Preset
+    tmp_path_factory: pytest.TempPathFactory, default_params: Params, demo: Path, preset: Preset
 ) -> Project:
     """A project in which nothing is trained yet."""
     folder = tmp_path_factory.mktemp("projects") / "fresh"
     small = preset.model_copy(update={"batch_size": 4, "drop_path": 0.2})
     often: dict[str, Any] = {"epochs": EPOCHS, "snapshot_every": "1 step"}
-    return project(folder, shipped, demo, small, **RANDOM, **often)
+    return project(folder, default_params, demo, small, **RANDOM, **often)
 
 
 @pytest.fixture(scope="module")
@@ -197,19 +197,19 @@ def test_more_epochs_go_on_from_a_finished_training_by_the_new_schedule(
 
 
 @pytest.fixture
-def parts(part: Split) -> dict[str, Split]:
-    return {"train": part, "validation": part.head(8)}
+def parts(split: Split) -> dict[str, Split]:
+    return {"train": split, "validation": split.head(8)}
 
 
 def test_a_changed_learning_rate_starts_anew_and_changed_workers_go_on(
-    shipped: Params, preset: Preset, tags: list[Tag], parts: dict[str, Split], tmp_path: Path
+    default_params: Params, preset: Preset, tags: list[Tag], parts: dict[str, Split], tmp_path: Path
 ) -> None:
     faster = preset.model_copy(update={"learning_rate": 2e-2})
     reached = []
     for p in (
-        asked(shipped, preset),
-        asked(shipped, faster),
-        asked(shipped, preset, workers=1, snapshot_every="1 step"),
+        asked(default_params, preset),
+        asked(default_params, faster),
+        asked(default_params, preset, workers=1, snapshot_every="1 step"),
     ):
         training = start(p, tags, parts, tmp_path / setup.fingerprint(p, {}))
         reached.append(training.position.step)
@@ -222,10 +222,10 @@ def test_a_changed_learning_rate_starts_anew_and_changed_workers_go_on(
 
 
 def test_fewer_epochs_than_are_behind_it_are_told(
-    shipped: Params, preset: Preset, tags: list[Tag], parts: dict[str, Split], tmp_path: Path
+    default_params: Params, preset: Preset, tags: list[Tag], parts: dict[str, Split], tmp_path: Path
 ) -> None:
     def begin(at: str, **recipe: Any) -> Any:
-        return start(asked(shipped, preset, **recipe), tags, parts, tmp_path / at)
+        return start(asked(default_params, preset, **recipe), tags, parts, tmp_path / at)
 
     training = begin("a", epochs=2)
     ended(training)
@@ -239,10 +239,10 @@ def test_fewer_epochs_than_are_behind_it_are_told(
 
 
 def test_a_training_with_other_settings_that_is_killed_goes_on_as_well(
-    shipped: Params, preset: Preset, tags: list[Tag], parts: dict[str, Split], tmp_path: Path
+    default_params: Params, preset: Preset, tags: list[Tag], parts: dict[str, Split], tmp_path: Path
 ) -> None:
     def begin(at: str, **recipe: Any) -> Any:
-        p = asked(shipped, preset, snapshot_every="1 step", ema=0.9, **recipe)
+        p = asked(default_params, preset, snapshot_every="1 step", ema=0.9, **recipe)
         return start(p, tags, parts, tmp_path / at)
 
     first = begin("first", epochs=1)

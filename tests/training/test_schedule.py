@@ -13,8 +13,8 @@ from tagger.training.schedule import Plan, Position
 
 
 @pytest.fixture(scope="module")
-def recipe(shipped: Params) -> Train:
-    return shipped.train
+def recipe(default_params: Params) -> Train:
+    return default_params.train
 
 
 def planned(recipe: Train, per_epoch: int = 10, stages: int = 0, **changes: Any) -> Plan:
@@ -50,10 +50,10 @@ def test_what_is_due_every_so_often(
 
 @given(st.integers(1, 50), st.integers(1, 8), st.integers(1, 8))
 def test_whole_epochs_end_with_a_judgement(
-    shipped: Params, per_epoch: int, epochs: int, number: int
+    default_params: Params, per_epoch: int, epochs: int, number: int
 ) -> None:
     every = Every(number, "epoch")
-    plan = planned(shipped.train, per_epoch, epochs=epochs, validate_every=every)
+    plan = planned(default_params.train, per_epoch, epochs=epochs, validate_every=every)
     ends = [epoch * per_epoch for epoch in range(number, epochs + 1, number)]
     assert when(plan, "judges") == sorted({*ends, epochs * per_epoch})
 
@@ -63,10 +63,10 @@ OFTEN = st.builds(Every, st.floats(0.1, 30), st.sampled_from(["epoch", "step"]))
 
 @given(st.integers(1, 20), st.integers(1, 5), OFTEN, st.none() | OFTEN)
 def test_weights_are_kept_only_where_they_are_judged_and_the_last_always_are(
-    shipped: Params, per_epoch: int, epochs: int, validate: Every, keep: Every | None
+    default_params: Params, per_epoch: int, epochs: int, validate: Every, keep: Every | None
 ) -> None:
     plan = planned(
-        shipped.train, per_epoch, epochs=epochs, validate_every=validate, keep_every=keep
+        default_params.train, per_epoch, epochs=epochs, validate_every=validate, keep_every=keep
     )
     assert plan.steps == per_epoch * epochs
     judged, kept = when(plan, "judges"), when(plan, "keeps")
@@ -125,9 +125,11 @@ def test_a_training_is_over_when_patience_has_run_out(
     st.integers(1, 6),
 )
 def test_one_more_stage_learns_after_every_so_many_epochs(
-    shipped: Params, freeze: int | str, every: int | None, stages: int, per_epoch: int
+    default_params: Params, freeze: int | str, every: int | None, stages: int, per_epoch: int
 ) -> None:
-    plan = planned(shipped.train, per_epoch, stages, freeze=freeze, unfreeze_every=every, epochs=30)
+    plan = planned(
+        default_params.train, per_epoch, stages, freeze=freeze, unfreeze_every=every, epochs=30
+    )
     first = stages if freeze == "all" else min(int(freeze), stages)
     for epoch in range(30):
         steps = range(epoch * per_epoch, (epoch + 1) * per_epoch)

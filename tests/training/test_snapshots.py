@@ -47,13 +47,13 @@ def kept(tmp_path: Path) -> Snapshots:
 
 
 @pytest.fixture
-def parts(part: Split) -> dict[str, Split]:
-    return {"train": part, "validation": part.head(8)}
+def parts(split: Split) -> dict[str, Split]:
+    return {"train": split, "validation": split.head(8)}
 
 
 @pytest.fixture
 def begin(
-    shipped: Params, preset: Preset, tags: list[Tag], parts: Parts, tmp_path: Path
+    default_params: Params, preset: Preset, tags: list[Tag], parts: Parts, tmp_path: Path
 ) -> Starter:
     """Start a training: of `preset`, in a folder named `at`, with keys of `train`."""
     default = preset
@@ -64,7 +64,7 @@ def begin(
         few = {
             name: Split(part.locations, part.labels[:, : len(tags)]) for name, part in parts.items()
         }
-        return start(asked(shipped, preset, **recipe), tags, few, tmp_path / at)
+        return start(asked(default_params, preset, **recipe), tags, few, tmp_path / at)
 
     return begin
 
@@ -278,28 +278,28 @@ HASHES = {"posts": "a", "vocabulary": "b", "split": "c"}
     ids=str,
 )
 def test_a_training_is_another_where_what_comes_of_it_is(
-    shipped: Params, preset: Preset, change: dict[str, Any], other: bool
+    default_params: Params, preset: Preset, change: dict[str, Any], other: bool
 ) -> None:
-    usual, changed = asked(shipped, preset), asked(shipped, preset, **change)
+    usual, changed = asked(default_params, preset), asked(default_params, preset, **change)
     assert usual.recipe != changed.recipe
     names = [setup.fingerprint(p, HASHES) for p in (usual, changed)]
     assert (names[0] != names[1]) == other
 
 
 def test_a_training_is_another_with_other_seed_preset_or_data(
-    shipped: Params, preset: Preset
+    default_params: Params, preset: Preset
 ) -> None:
     faster = preset.model_copy(update={"learning_rate": 2e-2})
     overlaid = preset.model_copy(update={"train": {"ema": 0.5}})
     names = {
-        setup.fingerprint(asked(shipped, preset), HASHES),
-        setup.fingerprint(asked(shipped, preset, seed=1), HASHES),
-        setup.fingerprint(asked(shipped, faster), HASHES),
-        setup.fingerprint(asked(shipped, overlaid), HASHES),
-        setup.fingerprint(asked(shipped, preset), HASHES | {"split": "d"}),
+        setup.fingerprint(asked(default_params, preset), HASHES),
+        setup.fingerprint(asked(default_params, preset, seed=1), HASHES),
+        setup.fingerprint(asked(default_params, faster), HASHES),
+        setup.fingerprint(asked(default_params, overlaid), HASHES),
+        setup.fingerprint(asked(default_params, preset), HASHES | {"split": "d"}),
     }
     assert len(names) == 5
-    again = asked(shipped, preset).model_copy(update={"evaluate": None})
+    again = asked(default_params, preset).model_copy(update={"evaluate": None})
     assert setup.fingerprint(again, HASHES) in names
 
 

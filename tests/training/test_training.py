@@ -58,8 +58,8 @@ def torch_as_it_was() -> Iterator[None]:
 
 
 @pytest.fixture
-def parts(part: Split) -> dict[str, Split]:
-    return {"train": part, "validation": part.head(8)}
+def parts(split: Split) -> dict[str, Split]:
+    return {"train": split, "validation": split.head(8)}
 
 
 @pytest.fixture
@@ -70,7 +70,7 @@ def vit(preset: Preset) -> Preset:
 
 @pytest.fixture
 def begin(
-    shipped: Params, preset: Preset, tags: list[Tag], parts: Parts, tmp_path: Path
+    default_params: Params, preset: Preset, tags: list[Tag], parts: Parts, tmp_path: Path
 ) -> Starter:
     """Start a training: of `preset`, in a folder named `at`, with keys of `train`."""
     default, given = preset, parts
@@ -78,7 +78,7 @@ def begin(
     def begin(
         preset: Preset = default, parts: Parts = given, at: str = "a", seed: int = 0, **recipe: Any
     ) -> Training:
-        return start(asked(shipped, preset, seed, **recipe), tags, parts, tmp_path / at)
+        return start(asked(default_params, preset, seed, **recipe), tags, parts, tmp_path / at)
 
     return begin
 
@@ -579,14 +579,14 @@ def test_validations_and_kept_weights_come_when_asked_for(
     assert all(one.weights for one in history if one.keep)
 
 
-def test_validation_takes_pictures_from_the_whole_part(begin: Starter, part: Split) -> None:
-    training = begin(validate_on=3, epochs=1, parts={"train": part, "validation": part})
+def test_validation_takes_pictures_from_the_whole_part(begin: Starter, split: Split) -> None:
+    training = begin(validate_on=3, epochs=1, parts={"train": split, "validation": split})
     (judgement,) = training.run()
     assert [place.path for place in training.judge.part.locations] == [
-        part.locations[row].path for row in (0, 11, 23)
+        split.locations[row].path for row in (0, 11, 23)
     ]
     assert len(judgement.predictions.scores) == 3
-    sheet = training.judge.sheet(judgement.predictions, ["a"] * part.labels.shape[1])
+    sheet = training.judge.sheet(judgement.predictions, ["a"] * split.labels.shape[1])
     assert min(sheet.size) > 32
 
 
@@ -729,10 +729,10 @@ def test_what_is_unlabelled_moves_nothing(
 
 
 def test_what_is_unlabelled_is_not_judged(
-    begin: Starter, parts: Parts, rating: list[int], part: Split
+    begin: Starter, parts: Parts, rating: list[int], split: Split
 ) -> None:
     """A rating said of a picture that has none makes no difference, as in the evaluation."""
-    some = {**parts, "validation": without(part, rating, slice(10))}
+    some = {**parts, "validation": without(split, rating, slice(10))}
     training = begin(parts=some, epochs=1)
     figures, told = training.judge(training.learner.judged)
     known = np.ones(told.truth.shape, np.bool_)
@@ -747,7 +747,7 @@ def test_what_is_unlabelled_is_not_judged(
     micro = average_precision_score(told.truth[known], told.scores[known])
     assert figures["micro_ap"] == pytest.approx(micro)
     loss = log_loss(told.truth[known], told.scores[known], normalize=False, labels=[False, True])
-    assert figures["validation_loss"] == pytest.approx(loss / len(part), rel=1e-5)
+    assert figures["validation_loss"] == pytest.approx(loss / len(split), rel=1e-5)
 
 
 # What learns
@@ -819,11 +819,11 @@ HEAD = {"freeze": "all", "cache_embeddings": True}
 
 
 def test_a_head_on_kept_embeddings_is_one_trained_by_hand(
-    begin: Starter, preset: Preset, part: Split, tags: list[Tag]
+    begin: Starter, preset: Preset, split: Split, tags: list[Tag]
 ) -> None:
     training = begin(epochs=3, optimizer="adamw", **HEAD, augment={"mixup": 0.5})
     before = {name: value.clone() for name, value in training.model.state_dict().items()}
-    seen = embeddings(training.model, part, training)
+    seen = embeddings(training.model, split, training)
     head = nn.Linear(seen.shape[1], len(tags))
     head.load_state_dict({kind: before[f"classifier.{kind}"] for kind in ("weight", "bias")})
     groups: list[dict[str, Any]] = [
@@ -831,7 +831,7 @@ def test_a_head_on_kept_embeddings_is_one_trained_by_hand(
         {"params": [head.weight]},
     ]
     adamw: Any = torch.optim.AdamW(groups, weight_decay=0.05)
-    truth = torch.from_numpy(part.labels.toarray()).float()
+    truth = torch.from_numpy(split.labels.toarray()).float()
     order = loader.Order(24, 8, 0, whole=True, batches=range(9))
     for step, keys in enumerate(order):
         rows = [key.row for key in keys]
@@ -849,7 +849,7 @@ def test_a_head_on_kept_embeddings_is_one_trained_by_hand(
     assert curve(history)[-1] < curve(history)[0]
     whole: Any = backbone.build(preset, len(tags))
     whole.load_state_dict(after)
-    scores = whole.get_classifier()(embeddings(whole, part.head(8), training)).sigmoid()
+    scores = whole.get_classifier()(embeddings(whole, split.head(8), training)).sigmoid()
     assert np.allclose(scores.detach(), history[-1].predictions.scores, atol=1e-5)
 
 
@@ -910,7 +910,7 @@ def test_a_head_on_embeddings_goes_on_with_the_backbone_it_began_with(
 
 @pytest.mark.timeout(200)
 def test_the_stage_starts_from_a_tagger_with_other_tags(
-    shipped: Params,
+    default_params: Params,
     demo: Path,
     preset: Preset,
     model_folder: Path,
@@ -920,7 +920,7 @@ def test_the_stage_starts_from_a_tagger_with_other_tags(
     """With a rate that moves nothing, what the old and the new model share is the same."""
     still = preset.model_copy(update={"learning_rate": 1e-30})
     made = project(
-        tmp_path / "project", shipped, demo, still, init_from=str(model_folder), epochs=1
+        tmp_path / "project", default_params, demo, still, init_from=str(model_folder), epochs=1
     )
     tags_file = made.folder / "data" / "vocabulary.csv"
     kept = [tag for tag in vocabulary.read(tags_file) if tag.name != tags[0].name]

@@ -63,13 +63,15 @@ def equal(some: Predictions, others: Predictions) -> bool:
     )
 
 
-def test_figures_are_those_of_predict(model: nn.Module, part: Split, prepared: Preprocess) -> None:
+def test_figures_are_those_of_predict(
+    model: nn.Module, split: Split, preprocessing: Preprocess
+) -> None:
     model.train()
-    figures, predictions = judge_of(part, prepared)(model)
+    figures, predictions = judge_of(split, preprocessing)(model)
     assert model.training
-    by = of_model(model, part, prepared, batch_size=5, workers=0)
+    by = of_model(model, split, preprocessing, batch_size=5, workers=0)
     assert equal(predictions, by)
-    assert by.rows == list(range(len(part)))
+    assert by.rows == list(range(len(split)))
     assert figures.keys() == {"macro_ap", "micro_ap", "validation_loss"}
     assert figures["macro_ap"] == pytest.approx(dense.macro_ap(by.scores, by.truth))
     assert figures["micro_ap"] == pytest.approx(dense.micro_ap(by.scores, by.truth))
@@ -77,14 +79,14 @@ def test_figures_are_those_of_predict(model: nn.Module, part: Split, prepared: P
 
 
 def test_the_loss_is_torchs_cross_entropy_summed_over_tags(
-    model: nn.Module, part: Split, prepared: Preprocess
+    model: nn.Module, split: Split, preprocessing: Preprocess
 ) -> None:
-    figures, _ = judge_of(part, prepared)(model)
-    inputs = [torch.from_numpy(prepared(decode.open_rgb(place))) for place in part.locations]
-    truth = torch.from_numpy(part.labels.toarray()).float()
+    figures, _ = judge_of(split, preprocessing)(model)
+    inputs = [torch.from_numpy(preprocessing(decode.open_rgb(place))) for place in split.locations]
+    truth = torch.from_numpy(split.labels.toarray()).float()
     with torch.inference_mode():
         logits = model.eval()(torch.stack(inputs))
-    expected = binary_cross_entropy_with_logits(logits, truth, reduction="sum") / len(part)
+    expected = binary_cross_entropy_with_logits(logits, truth, reduction="sum") / len(split)
     assert figures["validation_loss"] == pytest.approx(float(expected), rel=1e-4)
 
 
@@ -99,39 +101,39 @@ def broken(part: Split, folder: Path) -> Split:
 @pytest.mark.parametrize("batch_size", [7, 23])  # of the last, some processes have no part
 def test_several_processes_come_to_what_one_comes_to(
     model: nn.Module,
-    part: Split,
-    prepared: Preprocess,
+    split: Split,
+    preprocessing: Preprocess,
     tmp_path: Path,
     ranks: int,
     batch_size: int,
 ) -> None:
-    some = broken(part, tmp_path)
-    figures, predictions = judge_of(some, prepared, batch_size=batch_size)(model)
+    some = broken(split, tmp_path)
+    figures, predictions = judge_of(some, preprocessing, batch_size=batch_size)(model)
     assert [row for row, _ in predictions.failures] == [4, 23]
     groups = [ProcessGroup(World(rank, ranks, rank, ranks), CPU) for rank in range(ranks)]
     shares: list[Any] = [
         predict.predict_batches(
             model,
-            judge_of(some, prepared, group, batch_size).batches,
-            prepared,
-            part.labels.shape[1],
+            judge_of(some, preprocessing, group, batch_size).batches,
+            preprocessing,
+            split.labels.shape[1],
         )
         for group in groups
     ]
     assert all(len(share.rows) < len(predictions.rows) for share in shares)
     leading = Told(groups[0].world, CPU, shares)
-    shared, together = judge_of(some, prepared, leading, batch_size)(model)
+    shared, together = judge_of(some, preprocessing, leading, batch_size)(model)
     assert equal(together, predictions)
     assert shared == pytest.approx(figures, abs=1e-5)
     following = Told(groups[1].world, CPU, [], shared)
-    assert judge_of(some, prepared, following, batch_size)(model)[0] == shared
+    assert judge_of(some, preprocessing, following, batch_size)(model)[0] == shared
 
 
 def test_without_a_readable_picture_every_figure_is_0(
-    model: nn.Module, part: Split, prepared: Preprocess, tmp_path: Path
+    model: nn.Module, split: Split, preprocessing: Preprocess, tmp_path: Path
 ) -> None:
-    gone = Split([Location(str(tmp_path / "gone.png"), 0, 8)] * 3, part.labels[:3])
-    figures, predictions = judge_of(gone, prepared)(model)
+    gone = Split([Location(str(tmp_path / "gone.png"), 0, 8)] * 3, split.labels[:3])
+    figures, predictions = judge_of(gone, preprocessing)(model)
     assert figures == {"macro_ap": 0, "micro_ap": 0, "validation_loss": 0}
     assert (predictions.rows, len(predictions.failures)) == ([], 3)
 
@@ -143,18 +145,18 @@ def test_probabilities_of_0_and_1_that_are_wrong_cost_much_and_not_without_end()
 
 
 def test_the_sheet_shows_each_picture_with_its_likeliest_tags(
-    model: nn.Module, part: Split, prepared: Preprocess, tags: list[Tag]
+    model: nn.Module, split: Split, preprocessing: Preprocess, tags: list[Tag]
 ) -> None:
     """As if each were drawn alone, with a threshold that lets eight tags pass."""
-    judge = judge_of(part, prepared)
+    judge = judge_of(split, preprocessing)
     _, predictions = judge(model)
     names = [tag.name for tag in tags]
     whole = judge.sheet(predictions, names)
-    assert len(part) > validation.SHOWN
+    assert len(split) > validation.SHOWN
     for number, row in enumerate(predictions.rows[: validation.SHOWN]):
         scores, truth = predictions.scores[[number]], predictions.truth[[number]]
         eighth = np.sort(scores[0])[-8].astype(np.float64)
-        picture = decode.open_rgb(part.locations[row])
+        picture = decode.open_rgb(split.locations[row])
         alone = contact_sheet.draw([picture], scores, truth, names, np.full(len(tags), eighth))
         tile = alone.crop((12, 34, alone.width // 3, alone.height - 12))
         across, down = number % 4 * 344, number // 4 * 180
@@ -164,25 +166,25 @@ def test_the_sheet_shows_each_picture_with_its_likeliest_tags(
 
 
 def test_the_sheet_of_few_pictures_leaves_out_those_unreadable(
-    model: nn.Module, part: Split, prepared: Preprocess, tags: list[Tag], tmp_path: Path
+    model: nn.Module, split: Split, preprocessing: Preprocess, tags: list[Tag], tmp_path: Path
 ) -> None:
-    judge = judge_of(broken(part, tmp_path).head(6), prepared)
+    judge = judge_of(broken(split, tmp_path).head(6), preprocessing)
     _, predictions = judge(model)
     drawn = judge.sheet(predictions, [tag.name for tag in tags])
     assert drawn.height == 2 * 180 + 34
-    whole = judge_of(part.head(4), prepared)
+    whole = judge_of(split.head(4), preprocessing)
     first = whole.sheet(whole(model)[1], [tag.name for tag in tags])
     box = (0, 0, first.width, 34 + 168)
     assert ImageChops.difference(drawn.crop(box), first.crop(box)).getbbox() is None
 
 
 def test_the_sheet_is_grey_where_a_picture_has_gone_since(
-    model: nn.Module, part: Split, prepared: Preprocess, tags: list[Tag], tmp_path: Path
+    model: nn.Module, split: Split, preprocessing: Preprocess, tags: list[Tag], tmp_path: Path
 ) -> None:
-    judge, names = judge_of(part, prepared), [tag.name for tag in tags]
+    judge, names = judge_of(split, preprocessing), [tag.name for tag in tags]
     _, predictions = judge(model)
     whole = judge.sheet(predictions, names)
-    drawn = replace(judge, part=broken(part, tmp_path)).sheet(predictions, names)
+    drawn = replace(judge, part=broken(split, tmp_path)).sheet(predictions, names)
     box = (12, 34 + 180, 12 + 168, 34 + 180 + 168)  # of the fifth
     assert drawn.crop(box).getcolors() == [(168 * 168, (234, 238, 242))]
     assert ImageChops.difference(whole, drawn).getbbox() == box

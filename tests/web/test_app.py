@@ -24,7 +24,7 @@ from playwright.sync_api import Browser, Locator, Page, expect
 import app
 from support import browser as browsers
 from support.browser import Opened
-from support.nasty_pictures import encoded, photo, png
+from support.image_bytes import encoded, photo, png
 from tagger.core import errors
 from tagger.core.vocabulary import Tag, count_categories
 from tagger.images.decode import Pixels
@@ -146,15 +146,15 @@ def zipped(page: Page) -> dict[str, str]:
 def test_captions_and_sidecars_are_those_of_infer(
     browser: Browser,
     site: Site,
-    pictures: Path,
-    run: Callable[..., int],
+    image_folder: Path,
+    run_infer: Callable[..., int],
 ) -> None:
-    pictures.joinpath("b.png").rename(pictures / "b_(c).猫.png")
-    files = sorted(pictures.glob("*.png"))
+    image_folder.joinpath("b.png").rename(image_folder / "b_(c).猫.png")
+    files = sorted(image_folder.glob("*.png"))
     with visited(browser, site) as page:
         drop(page, *files)
-        run(pictures, "--output", "txt")
-        expected = {path.name: path.read_text() for path in pictures.glob("*.txt")}
+        run_infer(image_folder, "--output", "txt")
+        expected = {path.name: path.read_text() for path in image_folder.glob("*.txt")}
         assert len(expected) == 3
         assert zipped(page) == expected
         assert caption(page) + "\n" == expected["a.txt"]
@@ -164,8 +164,8 @@ def test_captions_and_sidecars_are_those_of_infer(
         page.get_by_label("Spaces for").check()
         page.get_by_label("Escape").check()
         own = ["--spaces", "--escape-parentheses", "--overwrite"]
-        run(pictures, "--output", "txt", "--threshold", own_limits(page), *own)
-        again = {path.name: path.read_text() for path in pictures.glob("*.txt")}
+        run_infer(image_folder, "--output", "txt", "--threshold", own_limits(page), *own)
+        again = {path.name: path.read_text() for path in image_folder.glob("*.txt")}
         assert again != expected
         expect(page.locator("#caption textarea")).to_have_value(again["a.txt"].rstrip("\n"))
         assert zipped(page) == again
@@ -185,10 +185,10 @@ def own_limits(page: Page) -> str:
 
 
 def test_a_moved_slider_changes_the_tags_of_its_category(
-    browser: Browser, site: Site, pictures: Path, tags: list[Tag]
+    browser: Browser, site: Site, image_folder: Path, tags: list[Tag]
 ) -> None:
     with visited(browser, site) as page:
-        drop(page, pictures / "a.png")
+        drop(page, image_folder / "a.png")
         page.get_by_label("set by me").check()
         general = page.locator("#tags section[data-category=general] .tag")
         others = page.locator("#tags section:not([data-category=general]) .tag")
@@ -226,11 +226,11 @@ def bad(tmp_path: Path) -> list[Path]:
 
 
 def test_bad_pictures_are_listed_and_the_others_tagged(
-    browser: Browser, site: Site, pictures: Path, bad: list[Path]
+    browser: Browser, site: Site, image_folder: Path, bad: list[Path]
 ) -> None:
     others = set(site.folder.rglob("*.jpg"))  # of visitors before
     with visited(browser, site) as page:
-        drop(page, bad[0], pictures / "a.png", *bad[1:], pictures / "b.png")
+        drop(page, bad[0], image_folder / "a.png", *bad[1:], image_folder / "b.png")
         told = page.get_by_role("alert")
         expect(told).to_contain_text("Not read: 6 of 8")
         rows = {row.split(": ")[0]: row for row in told.locator("li").all_inner_texts()}
@@ -242,11 +242,11 @@ def test_bad_pictures_are_listed_and_the_others_tagged(
         listed = list(csv.DictReader(io.StringIO(found["infer_failures.csv"])))
         assert [row["file"] for row in listed] == [path.name for path in bad]
         assert {row["reason"] for row in listed} == {"unreadable picture"}
-        drop(page, pictures / "c.png")  # it lives on, and keeps what was there
+        drop(page, image_folder / "c.png")  # it lives on, and keeps what was there
         expect(page.locator("#gallery .thumbnail-item")).to_have_count(3)
         assert len(zipped(page)) == 4
         left = [path for path in site.folder.rglob("*") if path.is_file()]
-        uploads = {path.read_bytes() for path in (*bad, *pictures.glob("*.png"))} - {b""}
+        uploads = {path.read_bytes() for path in (*bad, *image_folder.glob("*.png"))} - {b""}
         assert left
         assert not [path for path in left if path.read_bytes() in uploads]
         page.get_by_role("button", name="Start over").click()
@@ -256,24 +256,24 @@ def test_bad_pictures_are_listed_and_the_others_tagged(
 
 
 def test_pictures_dropped_while_others_are_tagged_wait_for_their_turn(
-    browser: Browser, site: Site, pictures: Path
+    browser: Browser, site: Site, image_folder: Path
 ) -> None:
     with visited(browser, site) as page:
         with page.expect_response("**/queue/join**"):
-            page.set_input_files("input[type=file]", str(pictures / "a.png"))
-        drop(page, pictures / "b.png")
+            page.set_input_files("input[type=file]", str(image_folder / "a.png"))
+        drop(page, image_folder / "b.png")
         expect(page.locator("#gallery .thumbnail-item")).to_have_count(2)
 
 
 def test_pictures_of_the_same_stem_have_a_sidecar_each(
-    browser: Browser, site: Site, pictures: Path, tmp_path: Path
+    browser: Browser, site: Site, image_folder: Path, tmp_path: Path
 ) -> None:
     twin = tmp_path / "twin" / "a.png"
     twin.parent.mkdir()
-    shutil.copyfile(pictures / "b.png", twin)
-    Image.open(pictures / "c.png").save(pictures / "a.webp")
+    shutil.copyfile(image_folder / "b.png", twin)
+    Image.open(image_folder / "c.png").save(image_folder / "a.webp")
     with visited(browser, site) as page:
-        drop(page, pictures / "a.png", pictures / "a.webp", twin, pictures / "c.png")
+        drop(page, image_folder / "a.png", image_folder / "a.webp", twin, image_folder / "c.png")
         assert set(zipped(page)) == {"a.png.txt", "a.webp.txt", "a.png (2).txt", "c.txt"}
 
 
@@ -295,18 +295,18 @@ class Deadly(UploadDecoder):
 
 
 def test_a_picture_that_kills_its_decoder_costs_itself_alone(
-    export_folder: Path, pictures: Path, tmp_path: Path
+    export_folder: Path, image_folder: Path, tmp_path: Path
 ) -> None:
-    (pictures / "b.png").write_bytes(b"deadly")
+    (image_folder / "b.png").write_bytes(b"deadly")
     visit = Album(tmp_path)
-    uploads = [Upload(path, path.name) for path in sorted(pictures.glob("*.png"))]
+    uploads = [Upload(path, path.name) for path in sorted(image_folder.glob("*.png"))]
     done = visit.add(uploads, exported.load(export_folder, "cpu"), Pace(None, 1, 60), Deadly(9, 9))
     assert list(done)[-1] == 3
     assert [picture.name for picture in visit.images] == ["a.png", "c.png"]
     (failure,) = visit.failures
     assert failure.file == "b.png"
     assert "was killed" in failure.detail
-    assert not list(pictures.glob("*.png"))
+    assert not list(image_folder.glob("*.png"))
 
 
 @pytest.mark.parametrize(
@@ -324,10 +324,10 @@ def test_a_name_never_leads_out_of_the_zip(given: str, kept: str) -> None:
 
 
 def test_a_tag_that_is_chosen_shows_where_the_model_looks(
-    browser: Browser, site: Site, pictures: Path
+    browser: Browser, site: Site, image_folder: Path
 ) -> None:
     with visited(browser, site) as page:
-        drop(page, pictures / "a.png", pictures / "b.png")
+        drop(page, image_folder / "a.png", image_folder / "b.png")
         picture = page.locator("#picture img")
         plain = picture.get_attribute("src") or ""
         tag = page.locator("button.tag").nth(1)
@@ -344,10 +344,12 @@ def test_a_tag_that_is_chosen_shows_where_the_model_looks(
         expect(picture).not_to_have_attribute("src", plain)
 
 
-def test_a_narrow_page_fits_and_can_be_read(browser: Browser, site: Site, pictures: Path) -> None:
+def test_a_narrow_page_fits_and_can_be_read(
+    browser: Browser, site: Site, image_folder: Path
+) -> None:
     with visited(browser, site, width=390) as page:
         assert browsers.overflow(page) <= 0
-        drop(page, *sorted(pictures.glob("*.png")))
+        drop(page, *sorted(image_folder.glob("*.png")))
         page.get_by_label("set by me").check()
         expect(number_of(page, "General")).to_be_visible()
         assert browsers.overflow(page) <= 0
@@ -357,7 +359,7 @@ def test_a_narrow_page_fits_and_can_be_read(browser: Browser, site: Site, pictur
 
 
 def test_without_weights_there_are_no_maps_and_chinese_is_spoken(
-    browser: Browser, root: Path, export_folder: Path, pictures: Path, tmp_path: Path
+    browser: Browser, root: Path, export_folder: Path, image_folder: Path, tmp_path: Path
 ) -> None:
     bare = tmp_path / "bare"
     leave = shutil.ignore_patterns("*.safetensors", "thresholds.csv")
@@ -367,7 +369,7 @@ def test_without_weights_there_are_no_maps_and_chinese_is_spoken(
         expect(page.locator("h1")).to_have_text("给插画打标签")
         said = "element => getComputedStyle(element, '::after').content"
         assert "拖到这里" in page.locator("#drop .wrap").last.evaluate(said)
-        drop(page, pictures / "a.png")
+        drop(page, image_folder / "a.png")
         assert page.locator("button.tag").count() == 0
         expect(page.locator("#hint")).to_contain_text("model.safetensors")
         expect(page.get_by_label("所属类别的")).to_have_count(0)  # none were fitted

@@ -24,11 +24,11 @@ TAGS = 5
 
 
 @pytest.fixture
-def build(shipped: Params) -> Callable[..., nn.Module]:
+def build(default_params: Params) -> Callable[..., nn.Module]:
     """Build a preset's model, its logits as far from 0 as those of a trained one."""
 
     def build(name: str, size: int | None = None, head: Head = "linear") -> nn.Module:
-        preset = shipped.models[name]
+        preset = default_params.models[name]
         size = size or preset.image_size
         torch.manual_seed(0)
         model = backbone.build(preset.model_copy(update={"image_size": size}), TAGS, head).eval()
@@ -53,9 +53,9 @@ def first_map(model: nn.Module, pixels: Tensor) -> Heatmap:
 @pytest.mark.parametrize("head", ["linear", "query"])
 @pytest.mark.parametrize("name", LAPTOP)
 def test_every_laptop_preset_has_a_map(
-    build: Callable[..., nn.Module], shipped: Params, name: str, head: Head
+    build: Callable[..., nn.Module], default_params: Params, name: str, head: Head
 ) -> None:
-    heat = first_map(build(name, head=head), noise(shipped.models[name].image_size))
+    heat = first_map(build(name, head=head), noise(default_params.models[name].image_size))
     assert heat.shape == (6, 6)
     assert np.isfinite(heat).all()
     assert heat.min() >= 0

@@ -37,13 +37,13 @@ def post(number: int, **columns: Any) -> Row:
 
 
 @pytest.fixture
-def source(tmp_path: Path, shipped: Params) -> Callable[[list[Row]], DanbooruSource]:
+def source(tmp_path: Path, default_params: Params) -> Callable[[list[Row]], DanbooruSource]:
     """Return a source of some metadata, with pictures in the folder `pictures`."""
     (tmp_path / "pictures").mkdir()
 
     def source(rows: list[Row]) -> DanbooruSource:
         path = metadata(tmp_path / "metadata.parquet", rows)
-        return DanbooruSource(path, tmp_path / "pictures", shipped.prepare.fetch)
+        return DanbooruSource(path, tmp_path / "pictures", default_params.prepare.fetch)
 
     return source
 
@@ -177,10 +177,10 @@ def wanted(*numbers: int) -> dict[str, bytes | None]:
 
 
 def test_pictures_are_found_loose_in_tars_and_below_folders(
-    source: Callable[[list[Row]], DanbooruSource], tmp_path: Path, write: Write
+    source: Callable[[list[Row]], DanbooruSource], tmp_path: Path, write_file: Write
 ) -> None:
-    write("pictures/1.png", MEMBERS[0][1])
-    write("pictures/0002/2.JPG", MEMBERS[1][1])
+    write_file("pictures/1.png", MEMBERS[0][1])
+    write_file("pictures/0002/2.JPG", MEMBERS[1][1])
     shards.write_tar(tmp_path / "pictures/0003.tar", MEMBERS[2:4])
     pack(tmp_path / "pictures/below/0005.tar", [("./images/5.webp", MEMBERS[4][1])])
     pack(tmp_path / "pictures/0006.tar", [("d" * 120 + "/6.webp", MEMBERS[5][1])])
@@ -198,11 +198,11 @@ def test_where_the_first_or_last_picture_is_missing_no_other_takes_its_place(
 
 
 def test_what_lies_beside_a_picture_is_none(
-    source: Callable[[list[Row]], DanbooruSource], tmp_path: Path, write: Write
+    source: Callable[[list[Row]], DanbooruSource], tmp_path: Path, write_file: Write
 ) -> None:
     members = [("1.json", b"{}"), ("1.txt", b"smile"), MEMBERS[0], ("a1.webp", b""), ("1", b"")]
     pack(tmp_path / "pictures/0001.tar", members)
-    write("pictures/2.txt", "smile")
+    write_file("pictures/2.txt", "smile")
     assert contents(source([post(1), post(2)])) == {**wanted(1), "2": None}
 
 
@@ -259,13 +259,13 @@ def test_an_index_of_another_tar_costs_no_picture(
 
 
 def test_a_damaged_tar_costs_its_own_pictures_alone(
-    source: Callable[[list[Row]], DanbooruSource], tmp_path: Path, write: Write
+    source: Callable[[list[Row]], DanbooruSource], tmp_path: Path, write_file: Write
 ) -> None:
     shards.write_tar(tmp_path / "pictures/a.tar", MEMBERS[:3])
     cut = tmp_path / "pictures/a.tar"
     cut.write_bytes(cut.read_bytes()[: 3 * 512 + 1])
-    write("pictures/b.tar", b"no tar at all" * 100)
-    write("pictures/c.tar", b"")
+    write_file("pictures/b.tar", b"no tar at all" * 100)
+    write_file("pictures/c.tar", b"")
     shards.write_tar(tmp_path / "pictures/d.tar", MEMBERS[3:])
     found = source([post(number) for number in range(1, 8)])
     assert contents(found) == {**wanted(1, 4, 5, 6, 7), "2": None, "3": None}
@@ -286,10 +286,10 @@ def test_members_of_unsafe_names_are_left_out_and_counted(
 
 
 def test_names_that_are_no_utf8_cost_nothing_else(
-    source: Callable[[list[Row]], DanbooruSource], tmp_path: Path, write: Write
+    source: Callable[[list[Row]], DanbooruSource], tmp_path: Path, write_file: Write
 ) -> None:
     odd = os.fsdecode(b"\xff\xfe")
-    write("pictures/2.webp", MEMBERS[1][1])
+    write_file("pictures/2.webp", MEMBERS[1][1])
     (tmp_path / "pictures" / odd).mkdir()
     (tmp_path / "pictures" / odd / "3.webp").write_bytes(b"3")
     (tmp_path / "pictures" / f"{odd}.webp").write_bytes(b"x")
@@ -302,9 +302,9 @@ def test_names_that_are_no_utf8_cost_nothing_else(
 
 
 def test_what_is_linked_or_hangs_costs_nothing_else(
-    source: Callable[[list[Row]], DanbooruSource], tmp_path: Path, write: Write
+    source: Callable[[list[Row]], DanbooruSource], tmp_path: Path, write_file: Write
 ) -> None:
-    write("pictures/1.webp", MEMBERS[0][1])
+    write_file("pictures/1.webp", MEMBERS[0][1])
     (tmp_path / "pictures/loop").symlink_to(".")
     (tmp_path / "pictures/2.webp").symlink_to("nowhere.webp")
     os.mkfifo(tmp_path / "pictures/3.webp")
@@ -315,7 +315,7 @@ def test_what_is_linked_or_hangs_costs_nothing_else(
 
 
 def test_a_whole_run_writes_places_from_which_pictures_are_read(
-    tmp_path: Path, demo: Path, shipped: Params, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, demo: Path, default_params: Params, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("DVC_ROOT", raising=False)
@@ -325,7 +325,7 @@ def test_a_whole_run_writes_places_from_which_pictures_are_read(
     pack(Path("pictures/0001.tar"), [*tars[3:5], ("7.png", b"no picture")])
     Path("pictures/5.png").write_bytes(drawn[5])
     rows = [post(number, rating="gsqe"[number % 4]) for number in range(8)]
-    p = shipped.prepare.model_copy(
+    p = default_params.prepare.model_copy(
         update={
             "source": "danbooru",
             "path": metadata(Path("metadata.parquet"), rows),

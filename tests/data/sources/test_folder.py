@@ -45,12 +45,14 @@ def read(*folders: Path, separator: str = ",") -> Found:
 
 
 @pytest.fixture
-def sole(tmp_path: Path, paint: Paint, write: Write) -> Callable[[str, str | bytes], Any]:
+def sole(
+    tmp_path: Path, write_image: Paint, write_file: Write
+) -> Callable[[str, str | bytes], Any]:
     """Return the tags that one sidecar gives a picture, or else why it gives none."""
 
     def sole(name: str, content: str | bytes, separator: str = ",") -> Any:
-        paint("a.png")
-        write(name, content)
+        write_image("a.png")
+        write_file(name, content)
         found = read(tmp_path, separator=separator)
         return found.tags.get("a.png") or found.rejected["a.png"]
 
@@ -74,11 +76,16 @@ def sole(tmp_path: Path, paint: Paint, write: Write) -> Callable[[str, str | byt
     ],
 )
 def test_sidecars_are_read_as_people_write_them(
-    project: Path, paint: Paint, write: Write, shipped: Params, content: bytes, tags: list[str]
+    project: Path,
+    write_image: Paint,
+    write_file: Write,
+    default_params: Params,
+    content: bytes,
+    tags: list[str],
 ) -> None:
-    paint("pictures/a.png")
-    write("pictures/a.txt", content)
-    prepared(shipped, path="pictures")
+    write_image("pictures/a.png")
+    write_file("pictures/a.txt", content)
+    prepared(default_params, path="pictures")
     (names,) = labels()
     assert sorted(names) == sorted(tags)
 
@@ -160,8 +167,10 @@ def test_json_without_a_tag_has_no_tags(sole: Callable[..., Any], content: str) 
     assert sole("a.json", content)[0] == "no tags"
 
 
-def test_the_first_of_four_sidecars_counts(tmp_path: Path, paint: Paint, write: Write) -> None:
-    paint("a.png")
+def test_the_first_of_four_sidecars_counts(
+    tmp_path: Path, write_image: Paint, write_file: Write
+) -> None:
+    write_image("a.png")
     contents = {
         "a.png.json": '["fourth"]',
         "a.json": '["third"]',
@@ -169,17 +178,17 @@ def test_the_first_of_four_sidecars_counts(tmp_path: Path, paint: Paint, write: 
         "a.txt": "first",
     }
     for name, content in contents.items():
-        write(name, content)
+        write_file(name, content)
         (tags,) = read(tmp_path).tags["a.png"].values()
         assert tags[0] in content
 
 
 def test_each_of_two_pictures_of_one_stem_can_have_its_own(
-    tmp_path: Path, paint: Paint, write: Write
+    tmp_path: Path, write_image: Paint, write_file: Write
 ) -> None:
     for name in ("a.png", "a.jpg"):
-        paint(name)
-        write(f"{name}.txt", f"tag_of_{name[2:]}")
+        write_image(name)
+        write_file(f"{name}.txt", f"tag_of_{name[2:]}")
     assert read(tmp_path).tags == {
         "a.jpg": {None: ["tag_of_jpg"]},
         "a.png": {None: ["tag_of_png"]},
@@ -199,13 +208,13 @@ def test_each_of_two_pictures_of_one_stem_can_have_its_own(
     ],
 )
 def test_a_picture_without_readable_tags_is_left_out_and_the_rest_kept(
-    tmp_path: Path, paint: Paint, write: Write, sidecar: bytes | None, reason: str
+    tmp_path: Path, write_image: Paint, write_file: Write, sidecar: bytes | None, reason: str
 ) -> None:
     for name in ("bad.png", "good.png"):
-        paint(name)
-    write("good.txt", "smile")
+        write_image(name)
+    write_file("good.txt", "smile")
     if sidecar is not None:
-        write("bad.txt", sidecar)
+        write_file("bad.txt", sidecar)
     found = read(tmp_path)
     assert list(found.tags) == ["good.png"]
     assert list(found.rejected) == ["bad.png"]
@@ -213,10 +222,12 @@ def test_a_picture_without_readable_tags_is_left_out_and_the_rest_kept(
     assert found.rejected["bad.png"][1].isprintable()
 
 
-def test_a_sidecar_that_is_no_file_is_none(tmp_path: Path, paint: Paint, write: Write) -> None:
+def test_a_sidecar_that_is_no_file_is_none(
+    tmp_path: Path, write_image: Paint, write_file: Write
+) -> None:
     for name in ("a.png", "b.png", "c.png"):
-        paint(name)
-    write("a.txt", "smile")
+        write_image(name)
+    write_file("a.txt", "smile")
     (tmp_path / "b.txt").mkdir()
     os.mkfifo(tmp_path / "c.txt")
     rejected = read(tmp_path).rejected
@@ -227,19 +238,19 @@ def test_a_sidecar_that_is_no_file_is_none(tmp_path: Path, paint: Paint, write: 
 
 
 def test_a_folder_without_anything_to_use_is_refused(
-    tmp_path: Path, paint: Paint, write: Write
+    tmp_path: Path, write_image: Paint, write_file: Write
 ) -> None:
     with pytest.raises(TaggerError, match="there is no folder"):
         read(tmp_path / "none")
     with pytest.raises(TaggerError, match="holds no pictures"):
         read(tmp_path)
-    paint("a.png")
+    write_image("a.png")
     with pytest.raises(TaggerError, match=r"None of the 1 pictures.*a\.png needs its tags in a"):
         read(tmp_path)
 
 
-def test_folders_that_share_pictures_are_refused(tmp_path: Path, paint: Paint) -> None:
-    paint("one/two/a.png")
+def test_folders_that_share_pictures_are_refused(tmp_path: Path, write_image: Paint) -> None:
+    write_image("one/two/a.png")
     (tmp_path / "link").symlink_to("one")
     for folders in (("one", "one/two"), ("one/two", "one"), ("one", "one"), ("one", "link")):
         with pytest.raises(TaggerError, match=r"prepare\.more_folders: .* share pictures"):
@@ -248,10 +259,12 @@ def test_folders_that_share_pictures_are_refused(tmp_path: Path, paint: Paint) -
         read(tmp_path / "one", tmp_path / "three")
 
 
-def test_ids_of_several_folders_are_unique(tmp_path: Path, paint: Paint, write: Write) -> None:
+def test_ids_of_several_folders_are_unique(
+    tmp_path: Path, write_image: Paint, write_file: Write
+) -> None:
     for name in ("one", "two", "three/four"):
-        paint(f"{name}/x/a.png")
-        write(f"{name}/x/a.txt", name)
+        write_image(f"{name}/x/a.png")
+        write_file(f"{name}/x/a.txt", name)
     found = read(tmp_path / "one", tmp_path / "two", tmp_path / "three")
     assert found.tags == {
         "x/a.png": {None: ["one"]},
@@ -275,17 +288,19 @@ def test_ids_of_several_folders_are_unique(tmp_path: Path, paint: Paint, write: 
         "x" * 251,
     ],
 )
-def test_names_of_all_kinds_are_ids(tmp_path: Path, paint: Paint, write: Write, name: str) -> None:
-    paint(f"{name}.png")
-    write(f"{name}.txt", "smile")
+def test_names_of_all_kinds_are_ids(
+    tmp_path: Path, write_image: Paint, write_file: Write, name: str
+) -> None:
+    write_image(f"{name}.png")
+    write_file(f"{name}.txt", "smile")
     assert read(tmp_path) == ({f"{name}.png": {None: ["smile"]}}, {})
 
 
 def test_a_name_that_cannot_be_printed_is_left_out(
-    tmp_path: Path, paint: Paint, write: Write
+    tmp_path: Path, write_image: Paint, write_file: Write
 ) -> None:
-    paint("good.png")
-    write("good.txt", "smile")
+    write_image("good.png")
+    write_file("good.txt", "smile")
     (tmp_path / os.fsdecode(b"folder\xff")).mkdir()
     for odd in (b"\xc4\xe3.png", b"new\nline.png", b"tab\t.png", b"folder\xff/a.png"):
         (tmp_path / os.fsdecode(odd)).write_bytes((tmp_path / "good.png").read_bytes())
@@ -296,14 +311,16 @@ def test_a_name_that_cannot_be_printed_is_left_out(
     assert all(name.isascii() and name.isprintable() for name in found.rejected)
 
 
-def test_what_is_not_followed_is_told(tmp_path: Path, paint: Paint, write: Write) -> None:
-    paint("a.png")
-    write("a.txt", "smile")
+def test_what_is_not_followed_is_told(
+    tmp_path: Path, write_image: Paint, write_file: Write
+) -> None:
+    write_image("a.png")
+    write_file("a.txt", "smile")
     (tmp_path / "loop").symlink_to(".")
     (tmp_path / "dangling.png").symlink_to("nowhere")
     (tmp_path / "itself.png").symlink_to("itself.png")
     (tmp_path / "linked.png").symlink_to("a.png")
-    write("linked.txt", "smile")
+    write_file("linked.txt", "smile")
     found = read(tmp_path)
     assert list(found.tags) == ["a.png", "linked.png"]
     assert {name: reason for name, (reason, _) in found.rejected.items()} == {
@@ -314,13 +331,13 @@ def test_what_is_not_followed_is_told(tmp_path: Path, paint: Paint, write: Write
 
 
 def test_folders_of_many_chunks_come_in_order(
-    tmp_path: Path, paint: Paint, write: Write, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, write_image: Paint, write_file: Write, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(folder, "_CHUNK", 3)
-    content = paint("00.png").read_bytes()
+    content = write_image("00.png").read_bytes()
     for number in range(20):
-        write(f"{number:02d}.png", content)
-        write(f"{number:02d}.txt", f"tag_{number}")
+        write_file(f"{number:02d}.png", content)
+        write_file(f"{number:02d}.txt", f"tag_{number}")
     assert read(tmp_path).tags == {f"{n:02d}.png": {None: [f"tag_{n}"]} for n in range(20)}
 
 
@@ -362,11 +379,11 @@ def outcome() -> tuple[list[str], list[str]]:
 
 
 def test_categories_of_json_reach_the_tags(
-    project: Path, paint: Paint, write: Write, shipped: Params
+    project: Path, write_image: Paint, write_file: Write, default_params: Params
 ) -> None:
-    paint("pictures/a.png")
-    write("pictures/a.json", '{"character": ["Hatsune Miku"], "general": ["smile"]}')
-    prepared(shipped, path="pictures")
+    write_image("pictures/a.png")
+    write_file("pictures/a.json", '{"character": ["Hatsune Miku"], "general": ["smile"]}')
+    prepared(default_params, path="pictures")
     tags = pq.read_table(prepare.TAGS).to_pydict()
     assert dict(zip(tags["name"], tags["category"], strict=True)) == {
         "smile": 0,
@@ -375,13 +392,13 @@ def test_categories_of_json_reach_the_tags(
 
 
 def test_the_size_is_that_of_the_upright_picture(
-    project: Path, write: Write, shipped: Params
+    project: Path, write_file: Write, default_params: Params
 ) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # turn by a quarter
-    write("pictures/a.txt", "smile")
+    write_file("pictures/a.txt", "smile")
     Image.new("RGB", (20, 10)).save("pictures/a.jpg", exif=exif)
-    prepared(shipped, path="pictures")
+    prepared(default_params, path="pictures")
     post = pq.read_table(prepare.POSTS).to_pylist()[0]
     assert (post["width"], post["height"], post["offset"]) == (10, 20, 0)
     assert post["size"] == Path(post["file"]).stat().st_size
@@ -402,7 +419,7 @@ SOME_NAMES = ["a", "b", "inner/a", 'q"u,o', "new\nline", "初音", "wide\u3000",
 @settings(max_examples=12, derandomize=True)
 def test_every_picture_is_a_post_or_rejected_and_never_both(
     tmp_path_factory: pytest.TempPathFactory,
-    shipped: Params,
+    default_params: Params,
     verify: str,
     pictures: dict[str, tuple[str, bytes | None, bool]],
 ) -> None:
@@ -417,7 +434,7 @@ def test_every_picture_is_a_post_or_rejected_and_never_both(
             draw(Path("pictures", f"{name}.png"), kind)
             if sidecar is not None:
                 Path("pictures", name + (".json" if as_json else ".txt")).write_bytes(sidecar)
-        prepared(shipped, path="pictures", verify=verify)
+        prepared(default_params, path="pictures", verify=verify)
         posts, rejected = outcome()
         assert len(set(posts)) == len(posts)
         assert sorted([*posts, *rejected]) == sorted(
@@ -442,22 +459,22 @@ def draw(path: Path, kind: str) -> None:
 
 
 def test_a_picture_of_two_folders_by_the_same_path_is_listed(
-    project: Path, paint: Paint, write: Write, shipped: Params
+    project: Path, write_image: Paint, write_file: Write, default_params: Params
 ) -> None:
     for name in ("pictures/more/a", "more/a"):
-        paint(f"{name}.png")
-        write(f"{name}.txt", "smile")
-    prepared(shipped, path="pictures", more_folders=[Path("more")])
+        write_image(f"{name}.png")
+        write_file(f"{name}.txt", "smile")
+    prepared(default_params, path="pictures", more_folders=[Path("more")])
     posts, rejected = outcome()
     assert sorted([*posts, *rejected]) == ["more/a.png", "more/a.png"]
 
 
 def test_nothing_to_use_is_one_line_and_writes_nothing(
-    project: Path, paint: Paint, shipped: Params, capsys: pytest.CaptureFixture[str]
+    project: Path, write_image: Paint, default_params: Params, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    paint("pictures/a.png")
+    write_image("pictures/a.png")
     with pytest.raises(SystemExit) as ended, errors.reported():
-        prepared(shipped, path="pictures")
+        prepared(default_params, path="pictures")
     assert ended.value.code == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: None of the 1 pictures in pictures has a sidecar")

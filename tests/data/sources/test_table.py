@@ -216,8 +216,8 @@ def test_a_missing_column_is_named_with_the_nearest(tmp_path: Path) -> None:
             read(path, path_column="paths", tag_column="tag_string")
 
 
-def test_a_row_of_another_width_is_left_out_and_listed(write: Write) -> None:
-    path = write("t.csv", 'path,tags\na.png,a\nb.png,b,c\n"c\n.png"\nd.png,d\n')
+def test_a_row_of_another_width_is_left_out_and_listed(write_file: Write) -> None:
+    path = write_file("t.csv", 'path,tags\na.png,a\nb.png,b,c\n"c\n.png"\nd.png,d\n')
     assert [row["id"] for row in read(path)] == ["a.png", "d.png"]
     first, second = rejected(path)
     assert first[:2] == second[:2] == ("t.csv: a row", "unreadable row")
@@ -236,17 +236,19 @@ def test_a_value_of_another_type_names_its_column(tmp_path: Path, column: str, v
     assert "\n" not in str(error.value)
 
 
-def test_empty_cells_are_nulls(write: Write) -> None:
-    empty, full = read(write("t.csv", "path,tags,id\n,,\na.png,a,1\n"))
+def test_empty_cells_are_nulls(write_file: Write) -> None:
+    empty, full = read(write_file("t.csv", "path,tags,id\n,,\na.png,a,1\n"))
     assert (empty["id"], empty["file"]) == (None, None)
     assert (full["id"], full["file"]) == ("1", "pictures/a.png")
 
 
 @pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
 @pytest.mark.parametrize("end", ["\n", "\r\n"])
-def test_a_byte_order_mark_and_any_line_end_are_read(write: Write, mark: bytes, end: str) -> None:
+def test_a_byte_order_mark_and_any_line_end_are_read(
+    write_file: Write, mark: bytes, end: str
+) -> None:
     content = end.join(['"path","tags"', "a.png,a", ""])
-    (row,) = read(write("t.csv", mark + content.encode()))
+    (row,) = read(write_file("t.csv", mark + content.encode()))
     assert (row["id"], row["tags"]) == ("a.png", ["a"])
 
 
@@ -270,8 +272,10 @@ def test_a_byte_order_mark_and_any_line_end_are_read(write: Write, mark: bytes, 
         ("t", b"path,tags\n"),
     ],
 )
-def test_what_is_no_such_table_is_told_in_one_line(write: Write, name: str, content: bytes) -> None:
-    path = write(name, content)
+def test_what_is_no_such_table_is_told_in_one_line(
+    write_file: Write, name: str, content: bytes
+) -> None:
+    path = write_file(name, content)
     with pytest.raises(TaggerError, match=rf"{path}") as error:
         read(path)
     assert "\n" not in str(error.value)
@@ -305,8 +309,10 @@ def test_rows_of_many_blocks_come_in_order(tmp_path: Path, monkeypatch: pytest.M
         assert [row["tags"] for row in found] == [[row["tags"]] for row in rows]
 
 
-def test_a_file_that_is_not_there_or_is_none_has_no_place(tmp_path: Path, paint: Paint) -> None:
-    size = paint("a.png").stat().st_size
+def test_a_file_that_is_not_there_or_is_none_has_no_place(
+    tmp_path: Path, write_image: Paint
+) -> None:
+    size = write_image("a.png").stat().st_size
     os.mkfifo(tmp_path / "pipe.png")
     (tmp_path / "folder.png").mkdir()
     names = ["a.png", "none.png", "pipe.png", "folder.png", "nul\0.png", "x" * 300, "a.png/b", None]
@@ -323,12 +329,12 @@ def test_a_file_that_is_not_there_or_is_none_has_no_place(tmp_path: Path, paint:
 
 
 def test_a_whole_run_keeps_what_can_be_used_and_lists_the_rest(
-    tmp_path: Path, paint: Paint, shipped: Params, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, write_image: Paint, default_params: Params, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("DVC_ROOT", raising=False)
     for name in ("a", "b", "c", "again", "un,tagged"):
-        paint(f"pictures/{name}.png")
+        write_image(f"pictures/{name}.png")
     rows = [
         {"id": "1", "path": "a.png", "tags": "null, nan, 1girl"},
         {"id": "2", "path": "b.png", "tags": "NaN,smile"},
@@ -339,7 +345,7 @@ def test_a_whole_run_keeps_what_can_be_used_and_lists_the_rest(
         {"id": "7", "path": "none.png", "tags": "smile"},
     ]
     changes = {"source": "table", "path": write_rows(Path("t.csv"), rows)}
-    p = shipped.prepare.model_copy(update={**changes, "pictures": Path("pictures")})
+    p = default_params.prepare.model_copy(update={**changes, "pictures": Path("pictures")})
     prepare.main(p)
     names = pq.read_table(prepare.TAGS)["name"].to_pylist()
     posts = pq.read_table(prepare.POSTS).to_pylist()
@@ -370,7 +376,7 @@ def test_a_whole_run_keeps_what_can_be_used_and_lists_the_rest(
 )
 @pytest.mark.parametrize("odd", ["", "three,columns,alone\n"])
 def test_every_filter_on_posts_works_with_a_table(
-    tmp_path: Path, shipped: Params, filters: dict[str, Any], left: list[str], odd: str
+    tmp_path: Path, default_params: Params, filters: dict[str, Any], left: list[str], odd: str
 ) -> None:
     path = tmp_path / "table.csv"
     path.write_text(
@@ -378,8 +384,8 @@ def test_every_filter_on_posts_works_with_a_table(
         "a.png,smile,1,2,2024-01-01T00:00:00Z,false\n"
         "b.png,smile,2,3,2024-03-01T00:00:00Z,true\n" + odd
     )
-    chosen = type(shipped.prepare.filters).model_validate(
-        shipped.prepare.filters.model_dump() | filters
+    chosen = type(default_params.prepare.filters).model_validate(
+        default_params.prepare.filters.model_dump() | filters
     )
     lexicon, left_out = Lexicon(rules.read(tmp_path)), RejectedPosts()
     found = ingest.read_posts(table(path), lexicon, chosen, left_out)

@@ -60,20 +60,20 @@ def known(read: rules.Rules) -> dict[str, tuple[int, int]]:
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
-def test_tags_are_read_with_category_and_id(tmp_path: Path, write: Write, suffix: str) -> None:
+def test_tags_are_read_with_category_and_id(tmp_path: Path, write_file: Write, suffix: str) -> None:
     rows = table(["tag_id", "name", "category"], [(7 + n, name, 4) for n, name in enumerate(NAMES)])
-    write(f"tags{suffix}", content(rows, suffix))
+    write_file(f"tags{suffix}", content(rows, suffix))
     read = known(rules.read(tmp_path))
     assert read == {vocabulary.normalize_name(name): (4, 7 + n) for n, name in enumerate(NAMES)}
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_the_tags_of_site_tags_are_read_deprecated_ones_too(
-    tmp_path: Path, write: Write, suffix: str
+    tmp_path: Path, write_file: Write, suffix: str
 ) -> None:
     names = ["id", "name", "post_count", "category", "is_deprecated"]
     rows = table(names, [(1, "1girl", 9, 0, False), (2, "old", 3, 5, True), (3, "miku", 1, 4, 0)])
-    write(f"tags{suffix}", content(rows if suffix != ".parquet" else rows[:2], suffix))
+    write_file(f"tags{suffix}", content(rows if suffix != ".parquet" else rows[:2], suffix))
     read = rules.read(tmp_path)
     assert known(read)["1girl"] == (0, 1)
     assert known(read)["old"] == (5, 2)
@@ -99,27 +99,29 @@ def test_the_tags_of_site_tags_are_read_deprecated_ones_too(
 )
 def test_active_pairs_are_read(
     tmp_path: Path,
-    write: Write,
+    write_file: Write,
     suffix: str,
     names: Sequence[str],
     rows: Sequence[Sequence[str]],
 ) -> None:
-    write(f"tag_aliases{suffix}", content(table(names, rows), suffix))
+    write_file(f"tag_aliases{suffix}", content(table(names, rows), suffix))
     assert rules.read(tmp_path).aliases == {"a": "b", "null": "nan", "^_^": ":d"}
     (tmp_path / f"tag_aliases{suffix}").rename(tmp_path / f"tag_implications{suffix}")
     assert rules.read(tmp_path).implications == {"a": ("b",), "null": ("nan",), "^_^": (":d",)}
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
-def test_renames_are_read_and_an_empty_one_drops(tmp_path: Path, write: Write, suffix: str) -> None:
+def test_renames_are_read_and_an_empty_one_drops(
+    tmp_path: Path, write_file: Write, suffix: str
+) -> None:
     nothing = "" if suffix == ".csv" else None
     rows = table(["from", "to"], [("a b", "C"), ("bad_id", nothing), ("nan", "null")])
-    write(f"renames{suffix}", content(rows, suffix))
+    write_file(f"renames{suffix}", content(rows, suffix))
     assert rules.read(tmp_path).renames == {"a_b": "c", "bad_id": "", "nan": "null"}
 
 
-def test_lines_of_json_are_read_under_the_name_of_json(tmp_path: Path, write: Write) -> None:
-    write("tags.json", '\ufeff{"name": "a", "category": 0}\n\n{"name": "b", "category": 4}\n')
+def test_lines_of_json_are_read_under_the_name_of_json(tmp_path: Path, write_file: Write) -> None:
+    write_file("tags.json", '\ufeff{"name": "a", "category": 0}\n\n{"name": "b", "category": 4}\n')
     assert known(rules.read(tmp_path)) == {"a": (0, -1), "b": (4, -1)}
 
 
@@ -128,8 +130,8 @@ def test_without_tables_only_the_ratings_have_a_category(tmp_path: Path) -> None
     assert read == rules.Rules(known_tags=RATINGS)
 
 
-def test_a_rating_keeps_the_id_that_a_table_gives_it(tmp_path: Path, write: Write) -> None:
-    write("tags.csv", "name,category,tag_id\ngeneral,9,5\nexplicit,9,\nsensitive,0,\n")
+def test_a_rating_keeps_the_id_that_a_table_gives_it(tmp_path: Path, write_file: Write) -> None:
+    write_file("tags.csv", "name,category,tag_id\ngeneral,9,5\nexplicit,9,\nsensitive,0,\n")
     read = rules.read(tmp_path)
     assert {name: read.known_tags[name] for name in RATINGS} == RATINGS | {
         "general": (9, 5),
@@ -137,8 +139,8 @@ def test_a_rating_keeps_the_id_that_a_table_gives_it(tmp_path: Path, write: Writ
     }
 
 
-def test_tags_csv_gives_categories_and_ids(tmp_path: Path, write: Write) -> None:
-    write("tags.csv", '\ufeffname,category,tag_id\r\nmiku,4,42\r\n"a,""b""",3,\r\nnan,0,7\r\n')
+def test_tags_csv_gives_categories_and_ids(tmp_path: Path, write_file: Write) -> None:
+    write_file("tags.csv", '\ufeffname,category,tag_id\r\nmiku,4,42\r\n"a,""b""",3,\r\nnan,0,7\r\n')
     assert known(rules.read(tmp_path)) == {"miku": (4, 42), 'a,"b"': (3, -1), "nan": (0, 7)}
 
 
@@ -147,31 +149,37 @@ def test_tags_csv_gives_categories_and_ids(tmp_path: Path, write: Write) -> None
     [("4", 4), (" 4", 4), ("4.0", 4), ("character", 4), ("Character", 4), ("general", 0), ("9", 9)],
 )
 def test_a_category_is_a_number_or_a_name(
-    tmp_path: Path, write: Write, written: str, category: int
+    tmp_path: Path, write_file: Write, written: str, category: int
 ) -> None:
-    write("tags.csv", f"name,category\nx,{written}\n")
+    write_file("tags.csv", f"name,category\nx,{written}\n")
     assert known(rules.read(tmp_path)) == {"x": (category, -1)}
 
 
 @pytest.mark.parametrize(("written", "tag_id"), [("42", 42), ("42.0", 42), ("", -1), ("-7", -1)])
-def test_an_id_is_a_number_or_none(tmp_path: Path, write: Write, written: str, tag_id: int) -> None:
-    write("tags.csv", f"name,category,id\nx,0,{written}\n")
+def test_an_id_is_a_number_or_none(
+    tmp_path: Path, write_file: Write, written: str, tag_id: int
+) -> None:
+    write_file("tags.csv", f"name,category,id\nx,0,{written}\n")
     assert known(rules.read(tmp_path)) == {"x": (0, tag_id)}
 
 
-def test_an_id_may_be_missing_from_some_rows(tmp_path: Path, write: Write) -> None:
+def test_an_id_may_be_missing_from_some_rows(tmp_path: Path, write_file: Write) -> None:
     floats = pa.table({"name": ["a", "b"], "category": [0, 4], "id": [3.0, float("nan")]})
     pq.write_table(floats, tmp_path / "tags.parquet")
     assert known(rules.read(tmp_path)) == {"a": (0, 3), "b": (4, -1)}
     (tmp_path / "tags.parquet").unlink()
-    write("tags.jsonl", '{"name": "a", "category": 0, "id": 3}\n{"name": "b", "category": 4}\n')
+    write_file(
+        "tags.jsonl", '{"name": "a", "category": 0, "id": 3}\n{"name": "b", "category": 4}\n'
+    )
     assert known(rules.read(tmp_path)) == {"a": (0, 3), "b": (4, -1)}
 
 
-def test_names_are_brought_into_the_form_of_the_sidecars(tmp_path: Path, write: Write) -> None:
-    write("tags.csv", "name,category,is_deprecated\nHatsune Miku,4,f\nOld  One,0,t\n")
-    write("tag_aliases.csv", "alias,tag\nMiku H,Hatsune Miku\n")
-    write("tag_implications.csv", "antecedent_name,consequent_name\nMiku \\(a\\),Some Series\n")
+def test_names_are_brought_into_the_form_of_the_sidecars(tmp_path: Path, write_file: Write) -> None:
+    write_file("tags.csv", "name,category,is_deprecated\nHatsune Miku,4,f\nOld  One,0,t\n")
+    write_file("tag_aliases.csv", "alias,tag\nMiku H,Hatsune Miku\n")
+    write_file(
+        "tag_implications.csv", "antecedent_name,consequent_name\nMiku \\(a\\),Some Series\n"
+    )
     read = rules.read(tmp_path)
     assert known(read)["hatsune_miku"] == (4, -1)
     assert read.deprecated == {"old_one"}
@@ -198,16 +206,18 @@ def test_a_normal_name_has_no_spaces_or_capitals_and_stays_as_it_is(text: str) -
     ],
 )
 def test_mistakes_in_tags_csv_are_told_with_their_line(
-    tmp_path: Path, write: Write, row: str, reason: str
+    tmp_path: Path, write_file: Write, row: str, reason: str
 ) -> None:
-    write("tags.csv", f'name,category\n\n"o\nk",0\n{row}\n')  # lines, not rows
+    write_file("tags.csv", f'name,category\n\n"o\nk",0\n{row}\n')  # lines, not rows
     with pytest.raises(TaggerError, match=rf"tags\.csv: line 5: {reason}"):
         rules.read(tmp_path)
 
 
 @pytest.mark.parametrize("tag_id", ["x", "4.5", "inf", "9" * 20])
-def test_what_is_no_id_is_told_with_its_line(tmp_path: Path, write: Write, tag_id: str) -> None:
-    write("tags.csv", f"name,category,id\na,0,{tag_id}\n")
+def test_what_is_no_id_is_told_with_its_line(
+    tmp_path: Path, write_file: Write, tag_id: str
+) -> None:
+    write_file("tags.csv", f"name,category,id\na,0,{tag_id}\n")
     with pytest.raises(TaggerError, match=rf"tags\.csv: line 2: '{tag_id}' is no id"):
         rules.read(tmp_path)
 
@@ -239,9 +249,9 @@ def test_what_is_no_id_is_told_with_its_line(tmp_path: Path, write: Write, tag_i
     ],
 )
 def test_a_table_that_cannot_be_used_is_told_in_one_line(
-    tmp_path: Path, write: Write, name: str, text: str | bytes, reason: str
+    tmp_path: Path, write_file: Write, name: str, text: str | bytes, reason: str
 ) -> None:
-    write(name, text)
+    write_file(name, text)
     with pytest.raises(TaggerError, match=rf"{name}:? {reason}") as raised:
         rules.read(tmp_path)
     assert "\n" not in str(raised.value)
@@ -258,21 +268,21 @@ def test_a_folder_in_place_of_a_table_is_told_in_one_line(tmp_path: Path) -> Non
     [("tags.csv", "name,category\n"), ("tags.json", "[]"), ("tag_aliases.csv", "alias,tag\r\n")],
 )
 def test_a_table_without_rows_says_nothing(
-    tmp_path: Path, write: Write, name: str, text: str
+    tmp_path: Path, write_file: Write, name: str, text: str
 ) -> None:
-    write(name, text)
+    write_file(name, text)
     assert rules.read(tmp_path) == rules.Rules(known_tags=RATINGS)
 
 
-def test_of_several_folders_the_first_counts(tmp_path: Path, write: Write) -> None:
-    write("1/tags.csv", "name,category,is_deprecated\na,4,false\nb,0,\n")
-    write("2/tags.csv", "name,category,is_deprecated\na,0,true\nb,5,true\nc,3,true\n")
-    write("1/tag_aliases.csv", "alias,tag\nx,first\n")
-    write("2/tag_aliases.csv", "alias,tag\nx,second\ny,second\n")
-    write("1/renames.csv", "from,to\nr,first\n")
-    write("2/renames.csv", "from,to\nr,second\ns,\n")
-    write("1/tag_implications.csv", "antecedent_name,consequent_name\ni,one\n")
-    write("2/tag_implications.csv", "antecedent_name,consequent_name\ni,two\n")
+def test_of_several_folders_the_first_counts(tmp_path: Path, write_file: Write) -> None:
+    write_file("1/tags.csv", "name,category,is_deprecated\na,4,false\nb,0,\n")
+    write_file("2/tags.csv", "name,category,is_deprecated\na,0,true\nb,5,true\nc,3,true\n")
+    write_file("1/tag_aliases.csv", "alias,tag\nx,first\n")
+    write_file("2/tag_aliases.csv", "alias,tag\nx,second\ny,second\n")
+    write_file("1/renames.csv", "from,to\nr,first\n")
+    write_file("2/renames.csv", "from,to\nr,second\ns,\n")
+    write_file("1/tag_implications.csv", "antecedent_name,consequent_name\ni,one\n")
+    write_file("2/tag_implications.csv", "antecedent_name,consequent_name\ni,two\n")
     read = rules.read(tmp_path / "1", tmp_path / "2")
     assert known(read) == {"a": (4, -1), "b": (0, -1), "c": (3, -1)}
     assert "a" not in read.deprecated
@@ -282,40 +292,44 @@ def test_of_several_folders_the_first_counts(tmp_path: Path, write: Write) -> No
     assert read.implications == {"i": ("one", "two")}  # both hold: a tag may imply several
 
 
-def test_within_a_table_the_first_row_counts(tmp_path: Path, write: Write) -> None:
-    write("tags.csv", "name,category\na,4\nA,0\n")
-    write("tag_aliases.csv", "alias,tag\nx,first\nx,second\n")
+def test_within_a_table_the_first_row_counts(tmp_path: Path, write_file: Write) -> None:
+    write_file("tags.csv", "name,category\na,4\nA,0\n")
+    write_file("tag_aliases.csv", "alias,tag\nx,first\nx,second\n")
     read = rules.read(tmp_path)
     assert (known(read), read.aliases) == ({"a": (4, -1)}, {"x": "first"})
 
 
 def test_a_new_name_has_the_category_of_the_old_unless_it_has_its_own(
-    tmp_path: Path, write: Write
+    tmp_path: Path, write_file: Write
 ) -> None:
-    write("tags.csv", "name,category,id\nhatsune_miku,4,7\nold,0,8\nmeta,5,9\nbad,0,1\n")
-    write("renames.csv", "from,to\nhatsune_miku,初音ミク\nold,meta\nunknown,new\nbad,\n")
+    write_file("tags.csv", "name,category,id\nhatsune_miku,4,7\nold,0,8\nmeta,5,9\nbad,0,1\n")
+    write_file("renames.csv", "from,to\nhatsune_miku,初音ミク\nold,meta\nunknown,new\nbad,\n")
     read = known(rules.read(tmp_path))
     assert read["初音ミク"] == (4, 7)
     assert read["meta"] == (5, 9)
     assert not {"new", ""} & read.keys()
 
 
-def test_alias_chains_are_followed_to_their_end(tmp_path: Path, write: Write) -> None:
-    write("tag_aliases.csv", "alias,tag\nc,d\na,b\nb,c\nself,self\n")
+def test_alias_chains_are_followed_to_their_end(tmp_path: Path, write_file: Write) -> None:
+    write_file("tag_aliases.csv", "alias,tag\nc,d\na,b\nb,c\nself,self\n")
     read = rules.read(tmp_path)
     assert read.aliases == {"a": "d", "b": "d", "c": "d"}
     assert not read.cycles
 
 
-def test_aliases_that_end_nowhere_are_reported_and_left_out(tmp_path: Path, write: Write) -> None:
-    write("tag_aliases.csv", "alias,tag\na,b\nb,a\ninto,a\nx,y\n")
+def test_aliases_that_end_nowhere_are_reported_and_left_out(
+    tmp_path: Path, write_file: Write
+) -> None:
+    write_file("tag_aliases.csv", "alias,tag\na,b\nb,a\ninto,a\nx,y\n")
     read = rules.read(tmp_path)
     assert read.aliases == {"x": "y"}
     assert sorted(read.cycles) == ["alias a -> b", "alias b -> a", "alias into -> a"]
 
 
-def test_implications_that_lead_back_are_reported_and_closed(tmp_path: Path, write: Write) -> None:
-    write("tag_implications.csv", "alias,tag\na,b\nb,c\nc,a\nx,a\n")
+def test_implications_that_lead_back_are_reported_and_closed(
+    tmp_path: Path, write_file: Write
+) -> None:
+    write_file("tag_implications.csv", "alias,tag\na,b\nb,c\nc,a\nx,a\n")
     read = rules.read(tmp_path)
     assert read.implications == {
         "a": ("b", "c"),
@@ -327,10 +341,10 @@ def test_implications_that_lead_back_are_reported_and_closed(tmp_path: Path, wri
 
 
 def test_implications_hold_under_the_names_that_aliases_lead_to(
-    tmp_path: Path, write: Write
+    tmp_path: Path, write_file: Write
 ) -> None:
-    write("tag_aliases.csv", "alias,tag\nold_cat,cat\nbeast,animal\nkitty,cat\n")
-    write(
+    write_file("tag_aliases.csv", "alias,tag\nold_cat,cat\nbeast,animal\nkitty,cat\n")
+    write_file(
         "tag_implications.csv",
         "antecedent_name,consequent_name\nold_cat,beast\nanimal,alive\nkitty,cat\n",
     )
@@ -340,10 +354,10 @@ def test_implications_hold_under_the_names_that_aliases_lead_to(
 
 
 def test_deprecated_tags_are_not_implied_but_what_they_imply_is(
-    tmp_path: Path, write: Write
+    tmp_path: Path, write_file: Write
 ) -> None:
-    write("tags.csv", "name,category,is_deprecated\nb,0,True\n")
-    write("tag_implications.csv", "antecedent_name,consequent_name\na,b\nb,c\n")
+    write_file("tags.csv", "name,category,is_deprecated\nb,0,True\n")
+    write_file("tag_implications.csv", "antecedent_name,consequent_name\na,b\nb,c\n")
     assert rules.read(tmp_path).implications["a"] == ("c",)
 
 

@@ -18,7 +18,7 @@ from tagger.tracking import runs
 
 
 @pytest.fixture(scope="module")
-def folder(export_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def mlflow_folder(export_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The model as MLflow keeps it."""
     root = tmp_path_factory.mktemp("logged")
     (root / "mlflow.db").write_bytes(_empty_store())
@@ -33,8 +33,8 @@ def folder(export_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Ite
 
 
 @pytest.fixture(scope="module")
-def model(folder: Path) -> Any:
-    return loaded(str(folder))
+def mlflow_model(mlflow_folder: Path) -> Any:
+    return loaded(str(mlflow_folder))
 
 
 def loaded(uri: str) -> Any:
@@ -49,10 +49,10 @@ def loaded(uri: str) -> Any:
 
 
 @pytest.fixture
-def several(part: Split, tmp_path: Path) -> list[Path]:
+def image_files(split: Split, tmp_path: Path) -> list[Path]:
     """Pictures of three kinds, more than are tagged at a time."""
     paths = [tmp_path / f"{row:02}.{('png', 'jpg', 'webp')[row % 3]}" for row in range(10)]
-    for place, path in zip(part.locations, paths, strict=False):
+    for place, path in zip(split.locations, paths, strict=False):
         with Image.open(place.path) as image:
             image.convert("RGB").save(path)
     return paths

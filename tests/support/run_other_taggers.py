@@ -1,6 +1,6 @@
 """Tag pictures by the tools of others; run in their environment, see tests/export/tools.txt.
 
-python tag_as_others.py EXPORT GENERAL CHARACTER PICTURE...: thresholds, then pictures. Prints JSON:
+python run_other_taggers.py EXPORT GENERAL CHARACTER PICTURE...: thresholds, then pictures. Prints JSON:
 tool -> picture -> tag -> confidence. Instead of downloading, each takes the files of the export.
 """
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from support.nasty_pictures import (
+from support.image_bytes import (
     Content,
     Expected,
     black,
