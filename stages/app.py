@@ -28,7 +28,7 @@ def main(arguments: Sequence[str]) -> None:
     with server.private_folder() as folder, at:
         from tagger.web import page, widgets
 
-        decode.begin()
+        decode.init_process()
         visits = prepare(asked, p, folder)
         print(f"{visits.model_summary}\n{server.url_of(at)}", flush=True)
         words = widgets.drop_css(visits.messages)
@@ -40,7 +40,7 @@ def main(arguments: Sequence[str]) -> None:
 def parse(arguments: Sequence[str], p: "Infer") -> argparse.Namespace:
     from tagger.inference import values
 
-    parser = errors.Parser(
+    parser = errors.ArgumentParser(
         prog="app.py",
         description="Tag pictures on a page in the browser.",
         allow_abbrev=False,
@@ -68,7 +68,7 @@ def prepare(asked: argparse.Namespace, p: "Infer", folder: Path) -> "PageHandler
     from tagger.web.handlers import PageHandlers
     from tagger.web.messages import MESSAGES
 
-    cores = world.world().cores
+    cores = world.read_world().cores
     tagger = load.load(
         asked.model, asked.device, Device(asked.device, cores=cores), calibrated=p.calibrated
     )
@@ -86,6 +86,6 @@ def prepare(asked: argparse.Namespace, p: "Infer", folder: Path) -> "PageHandler
 
 
 if __name__ == "__main__":
-    with errors.reported():
+    with errors.exit_on_error():
         logging.basicConfig(format="%(message)s", level=logging.WARNING)
         main(sys.argv[1:])

@@ -17,5 +17,5 @@ def main(p: params.Params) -> None:
 
 
 if __name__ == "__main__":
-    with errors.reported():
+    with errors.exit_on_error():
         main(params.of_stage(__doc__))

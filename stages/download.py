@@ -49,5 +49,5 @@ def get(repo: str, revision: str, connections: int, *targets: Path, below: str =
 
 
 if __name__ == "__main__":
-    with errors.reported():
+    with errors.exit_on_error():
         main(params.of_stage(__doc__).prepare.fetch)

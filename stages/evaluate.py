@@ -49,16 +49,16 @@ METRIC = "test.macro_ap"  # by which the best run is found
 
 
 def main(p: params.Params, other: Path | None = None) -> None:
-    decode.begin()
-    scratch.reach(*p.prepare.picture_folders)
-    tags, parts = dataset.read(POSTS, TAGS, MODEL / "vocabulary.csv", SPLIT)
+    decode.init_process()
+    scratch.link_project_folders(*p.prepare.picture_folders)
+    tags, parts = dataset.read_splits(POSTS, TAGS, MODEL / "vocabulary.csv", SPLIT)
     if not len(parts["test"]):
         raise TaggerError("The split has no test pictures to judge the model by. Raise split.test.")
     trained = files.read_json(MODEL / "run.json")
     prepared = preprocess.read(MODEL / "preprocess.json")
     with (
-        distributed.group() as group,
-        scratch.borrowed("evaluate") if group.is_main else nullcontext(Path()) as folder,
+        distributed.process_group() as group,
+        scratch.temporary_folder("evaluate") if group.is_main else nullcontext(Path()) as folder,
     ):
         unlabelled, loading = trained["params"]["train"]["unlabelled"], p.evaluate.loading
         predictor = Predictor(group, folder, unlabelled, **loading)
@@ -88,7 +88,7 @@ def write(judged: Evaluation, content: Content) -> None:
     files.write_json(FIGURES, judged.figures)
     for path in TABLES:
         files.write_csv(path, *judged.tables[path.stem])
-    with files.replacing(SHEET) as partial:
+    with files.atomic_write(SHEET) as partial:
         judged.test.sheet().save(partial, format="PNG")
     html_page.write(REPORT, content)
 
@@ -113,7 +113,7 @@ def register(name: str, alias: str) -> None:
 
 
 def asked_for(arguments: Sequence[str]) -> argparse.Namespace:
-    parser = errors.Parser(prog="evaluate.py", description=__doc__)
+    parser = errors.ArgumentParser(prog="evaluate.py", description=__doc__)
     one = parser.add_mutually_exclusive_group()
     one.add_argument("--against", type=Path, metavar="DIR", help="another tagger, of any layout")
     one.add_argument("--register", metavar="NAME", help="of the model in MLflow's registry")
@@ -126,7 +126,7 @@ def asked_for(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    with errors.reported():
+    with errors.exit_on_error():
         asked = asked_for(sys.argv[1:])
         if asked.register:
             register(asked.register, asked.alias)

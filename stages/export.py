@@ -37,14 +37,14 @@ REPORT = Path("metrics/export.json")
 
 
 def main(p: params.Params) -> None:
-    decode.begin()
-    scratch.reach(*p.prepare.picture_folders)
-    tags, parts = dataset.read(POSTS, TAGS, MODEL / "vocabulary.csv", SPLIT)
+    decode.init_process()
+    scratch.link_project_folders(*p.prepare.picture_folders)
+    tags, parts = dataset.read_splits(POSTS, TAGS, MODEL / "vocabulary.csv", SPLIT)
     run = files.read_json(MODEL / "run.json")
     fitted = thresholds.read(THRESHOLDS)
     names = ExportTags(tags, thresholds.per_tag(fitted, tags, p.evaluate.threshold), fitted)
     model = training_folder.load(MODEL)
-    with files.replacing(EXPORT) as folder:
+    with files.atomic_write(EXPORT) as folder:
         package.write(folder, MODEL, CALIBRATION, names, p.export.opset)
         trials = lighten(folder, parts, run["params"]["train"]["unlabelled"], p)
         samples.write(folder, parts["test"], p.export.samples)
@@ -66,7 +66,7 @@ def lighten(
     folder: Path, parts: Mapping[str, Split], unlabelled: Sequence[Any], p: params.Params
 ) -> dict[str, QuantizationTrial]:
     """Add lighter weights to the export, as far as they do as well."""
-    with scratch.borrowed("export") as room:
+    with scratch.temporary_folder("export") as room:
         predictor = predictions.alone(room, unlabelled, **p.evaluate.loading)
         return QuantizationTrials(
             folder, parts["validation"], parts["test"], predictor, p.export
@@ -97,7 +97,7 @@ def tell(
 
 def check(folder: Path, named: Sequence[str], p: params.Params) -> None:
     """Try an export as it is: on the pictures named, or on those that came with it."""
-    decode.begin()
+    decode.init_process()
     whole = checksums.check(folder)
     if not (named or (folder / samples.FOLDER).is_dir()):
         raise TaggerError(f"{folder} came without pictures to try it on. Name some with --on.")
@@ -119,7 +119,7 @@ def push(repo: str, *, private: bool, message: str) -> None:
 
 
 def asked_for(arguments: Sequence[str]) -> argparse.Namespace:
-    parser = errors.Parser(prog="export.py", description=__doc__)
+    parser = errors.ArgumentParser(prog="export.py", description=__doc__)
     one = parser.add_mutually_exclusive_group()
     one.add_argument("--check", type=Path, metavar="DIR", help="try an export as it is")
     one.add_argument("--push", metavar="REPO", help="upload models/export, as USER/NAME")
@@ -138,7 +138,7 @@ def asked_for(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    with errors.reported():
+    with errors.exit_on_error():
         asked = asked_for(sys.argv[1:])
         if asked.check:
             check(asked.check, asked.on, params.load())

@@ -26,7 +26,7 @@ def main(arguments: Sequence[str]) -> int:
     from tagger.inference import cli, inputs, outputs
     from tagger.system import world
 
-    here = world.world()
+    here = world.read_world()
     asked = cli.parse(arguments, params.load(ROOT / params.PATH).infer, ROOT, here.cores)
     stdin = sys.stdin.buffer if inputs.STDIN in asked.inputs else None
     found = inputs.find(asked.inputs, recursive=asked.recursive, skip=asked.skip, stdin=stdin)
@@ -54,23 +54,23 @@ def run(asked: "Options", plan: "Plan", here: "World", tally: "Tally") -> bool:
     from tagger.models.runtimes import Device
     from tagger.system import progress, signals
 
-    decode.begin()
-    decoding = asked.pace.workers > 0 and len(plan.todo) > decoders.FEW
+    decode.init_process()
+    decoding = asked.pace.workers > 0 and len(plan.todo) > decoders.MAX_IN_PROCESS
     use = Device(asked.device, here.local_rank, here.cores, busy=decoding)
     tagger = load.load(asked.model, asked.device, use, calibrated=asked.calibrated)
     choose = outputs.captioner(asked, tagger)
     begun = time.monotonic()
-    with signals.stop_asked() as stop:
+    with signals.stop_on_signal() as stop:
         blocks = pipeline.tag(tagger, plan.todo, asked.pace, embed=bool(plan.embeddings), stop=stop)
         if asked.output != "text":
-            blocks = progress.count(blocks, len(plan.todo), "tagging")
+            blocks = progress.track_rows(blocks, len(plan.todo), "tagging")
         outputs.write(blocks, choose, asked, plan, tally)
         tally.seconds = time.monotonic() - begun
         return stop.is_set() and tally.seen < len(plan.todo)
 
 
 if __name__ == "__main__":
-    with errors.reported():
+    with errors.exit_on_error():
         logging.basicConfig(format="%(message)s")
         try:
             raise SystemExit(main(sys.argv[1:]))

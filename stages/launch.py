@@ -67,5 +67,5 @@ def wait_for(command: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    with errors.reported():
+    with errors.exit_on_error():
         raise SystemExit(main(sys.argv[1:]))

@@ -33,11 +33,11 @@ REJECTED_SHEET = Path("metrics/rejected.jpg")
 
 
 def main(p: params.Prepare) -> None:
-    decode.begin()
-    scratch.reach(*p.picture_folders)
+    decode.init_process()
+    scratch.link_project_folders(*p.picture_folders)
     for name, folder in p.written.items():
-        scratch.check_lasting(f"prepare.{name}", folder)
-    with scratch.kept("prepare") as memory:
+        scratch.check_persistent(f"prepare.{name}", folder)
+    with scratch.resumable_folder("prepare") as memory:
         prepare(p, memory)
 
 
@@ -88,16 +88,16 @@ def report(
     files.write_csv(PER_POST, overview.PER_POST, overview.tags_per_post(found))
     files.write_csv(SIDES, overview.SIDES, overview.count_sides(found))
     files.write_csv(ASPECTS, overview.ASPECTS, overview.count_aspects(found))
-    with files.replacing(DRAWING) as partial:
+    with files.atomic_write(DRAWING) as partial:
         overview.plot(found, tags).savefig(partial, format="png")
-    with files.replacing(ACCEPTED_SHEET) as partial:
-        contact_sheet.contact(overview.accepted_images(found, tags)).save(partial, "JPEG")
-    with files.replacing(REJECTED_SHEET) as partial:
-        contact_sheet.contact(overview.rejected_images(left_out.table(), folders)).save(
+    with files.atomic_write(ACCEPTED_SHEET) as partial:
+        contact_sheet.caption_sheet(overview.accepted_images(found, tags)).save(partial, "JPEG")
+    with files.atomic_write(REJECTED_SHEET) as partial:
+        contact_sheet.caption_sheet(overview.rejected_images(left_out.table(), folders)).save(
             partial, "JPEG"
         )
 
 
 if __name__ == "__main__":
-    with errors.reported():
+    with errors.exit_on_error():
         main(params.of_stage(__doc__).prepare)

@@ -65,7 +65,7 @@ def report(
     files.write_json(REPORT, {"posts": len(parts), **numbers, "groups": groups})
     files.write_csv(PER_TAG, (*balance.TAGS, *SPLITS), balance.tag_rows(even, tags))
     files.write_csv(PER_BAND, balance.BANDS, balance.band_rows(even, chance, SPLITS))
-    with files.replacing(DRAWING) as partial:
+    with files.atomic_write(DRAWING) as partial:
         balance.figure(even, chance, SPLITS).savefig(partial, format="png")
     print(f"{', '.join(f'{n:,} {part}' for n, part in zip(sizes, SPLITS, strict=True))} -> {SPLIT}")
     for part in SPLITS:
@@ -76,6 +76,6 @@ def report(
 
 
 if __name__ == "__main__":
-    with errors.reported():
+    with errors.exit_on_error():
         p = params.of_stage(__doc__)
         main(p.split, p.seed)

@@ -30,14 +30,17 @@ log = logging.getLogger("train")
 
 
 def main(p: params.Params) -> None:
-    decode.begin()
-    scratch.reach(*p.prepare.picture_folders)
+    decode.init_process()
+    scratch.link_project_folders(*p.prepare.picture_folders)
     read = {path.stem: path for path in (POSTS, VOCABULARY, SPLIT)} | setup.starting_points(p)
-    hashes = {name: files.sha256(files.require(path)) for name, path in read.items()}
-    folder = scratch.of("train") / setup.fingerprint(p, hashes)
-    with distributed.group() as group, scratch.alone(folder) if group.is_main else nullcontext():
+    hashes = {name: files.sha256_file(files.require(path)) for name, path in read.items()}
+    folder = scratch.stage_folder("train") / setup.fingerprint(p, hashes)
+    with (
+        distributed.process_group() as group,
+        scratch.locked(folder) if group.is_main else nullcontext(),
+    ):
         run_logger.start_log(folder / MODEL.name / run_logger.LOG if group.is_main else None)
-        tags, parts = dataset.read(POSTS, TAGS, VOCABULARY, SPLIT)
+        tags, parts = dataset.read_splits(POSTS, TAGS, VOCABULARY, SPLIT)
         pictures = len(parts["train"])
         log.info(f"{p.model}: {p.preset.backbone}, {pictures:,} pictures, {len(tags)} tags")
         training = setup.training(p, tags, parts, group, folder)
@@ -78,13 +81,13 @@ def lead(
         run.log_params({"micro_batch": training.learner.micro_batch or "whole"})
         ended = folder.with_name(f"{p.model}-{p.recipe.epochs}.pt")
         log.info(f"To go on from here: train.resume_from={ended} with more train.epochs")
-        files.copy(making, MODEL)  # what is killed from here on finds all that it needs
+        files.copy_folder(making, MODEL)  # what is killed from here on finds all that it needs
         logged = (MODEL / run_logger.LOG, MODEL / CARRIED, CURVE, REPORT, VOCABULARY)
         run.log_files(*(path for path in logged if path.exists()))
         training.snapshots.move(ended)
-    scratch.forget(folder)
+    scratch.remove_folder(folder)
 
 
 if __name__ == "__main__":
-    with errors.reported():
+    with errors.exit_on_error():
         main(params.of_stage(__doc__))

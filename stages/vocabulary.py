@@ -30,7 +30,7 @@ def main(p: params.Vocabulary) -> None:
         PER_POST, coverage.PER_POST_COLUMNS, enumerate(covered.posts_by_tag_count.tolist())
     )
     files.write_csv(BY_SIZE, coverage.BY_SIZE_COLUMNS, coverage.coverage_by_size(seen))
-    with files.replacing(DRAWING) as partial:
+    with files.atomic_write(DRAWING) as partial:
         coverage.plot(found, covered).savefig(partial, format="png")
     tell(found, covered, p.source)
 
@@ -49,5 +49,5 @@ def tell(found: select.Selection, covered: coverage.Coverage, source: Path) -> N
 
 
 if __name__ == "__main__":
-    with errors.reported():
+    with errors.exit_on_error():
         main(params.of_stage(__doc__).vocabulary)

@@ -150,7 +150,7 @@ def export_folder(model_folder: Path, tags: list[Tag]) -> Path:
     thresholds.write(fitted, project / export.THRESHOLDS)
     temperatures = {row.category: 1.5 + place / 10 for place, row in enumerate(fitted)}
     calibration.write(temperatures, project / export.CALIBRATION)
-    with files.replacing(project / export.EXPORT) as unfinished:
+    with files.atomic_write(project / export.EXPORT) as unfinished:
         names = package.ExportTags(tags, limits, fitted)
         package.write(unfinished, model_folder, project / export.CALIBRATION, names, 17)
     return project / export.EXPORT
@@ -246,7 +246,7 @@ def run_infer(
         if "--model" not in words:
             words += ["--model", str(export_folder)]
         try:
-            with errors.reported():
+            with errors.exit_on_error():
                 return infer.main(words)
         except SystemExit as ended:
             return int(ended.code or 0)

@@ -106,7 +106,7 @@ def decoding(model: Path, pictures: Path) -> dict[str, float]:
 
     prepared = preprocess.read(model / "preprocess.json")
     paths = sorted(pictures.iterdir())
-    found = decoders.squares(paths, prepared, workers=2, timeout=60, stop=threading.Event())
+    found = decoders.decode_squares(paths, prepared, workers=2, timeout=60, stop=threading.Event())
     next(found)
     start = time.perf_counter()
     return {"rate": sum(1 for _ in found) / (time.perf_counter() - start)}
@@ -116,8 +116,8 @@ def computing(model: Path, pictures: Path) -> dict[str, float]:
     from tagger.images import decode, preprocess
     from tagger.models import runtimes
 
-    decode.begin()
-    prepared = preprocess.read(model / "preprocess.json").for_many()
+    decode.init_process()
+    prepared = preprocess.read(model / "preprocess.json").compiled()
     engine = runtimes.on_onnx(model / "model.onnx", prepared, runtimes.Device("cpu", cores=2))
     squares = np.zeros((8, prepared.size, prepared.size, 3), np.uint8)
     engine(squares, False)

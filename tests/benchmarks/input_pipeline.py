@@ -82,12 +82,12 @@ def ours(files: list[Path]) -> float:
     from tagger.images import dataset, decode, loader
     from tagger.images.preprocess import Preprocess
 
-    decode.begin()
+    decode.init_process()
     places = [Location(str(file), 0, file.stat().st_size) for file in files]
     part = dataset.Split(places, csr_array((len(files), 10), dtype=np.bool_))
     prepared = Preprocess(SIZE, (0.5,) * 3, (0.5,) * 3)
-    order = loader.Order(len(files), _BATCH)
-    batches = loader.loader(dataset.ImageDataset(part, prepared), order, workers=_WORKERS)
+    order = loader.ResumableBatchSampler(len(files), _BATCH)
+    batches = loader.build_loader(dataset.ImageDataset(part, prepared), order, workers=_WORKERS)
     cpu = torch.device("cpu")
     return rate((loader.to_device(one, cpu, prepared)[0] for one in batches), len)
 
@@ -156,7 +156,7 @@ def libvips(data: bytes) -> Any:
 def this_project(data: bytes) -> Any:
     from tagger.images import decode, resize
 
-    return resize.compiled(decode.open_pixels(data), (SIZE, SIZE), "bicubic")
+    return resize.resize_compiled(decode.open_pixels(data), (SIZE, SIZE), "bicubic")
 
 
 def show_decoders(folder: Path) -> None:
@@ -165,7 +165,7 @@ def show_decoders(folder: Path) -> None:
 
     from tagger.images import decode
 
-    decode.begin()
+    decode.init_process()
     torch.set_num_threads(1)
     decoders = (pillow, pillow_draft, torchvision, simplejpeg, libvips, this_project)
     print(f"{'':22}" + "".join(f"{decoder.__name__:>22}" for decoder in decoders))

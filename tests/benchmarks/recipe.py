@@ -68,13 +68,13 @@ def changed(p: Params, seed: int, wanted: dict[str, Any]) -> Params:
 def train(p: Params) -> dict[str, float]:
     """Return the figures of one training on the test part."""
     data = ROOT / "data"
-    tags, parts = dataset.read(
+    tags, parts = dataset.read_splits(
         data / "posts.parquet",
         data / "tags.parquet",
         data / "vocabulary.csv",
         data / "split.parquet",
     )
-    with tempfile.TemporaryDirectory() as folder, distributed.group() as group:
+    with tempfile.TemporaryDirectory() as folder, distributed.process_group() as group:
         training = setup.training(p, tags, parts, group, Path(folder))
         for judgement in training.run():
             weights = judgement.weights

@@ -28,7 +28,7 @@ from tagger.demo import draw
 from tagger.evaluation import fit_thresholds, prediction_store, quantized_logits
 from tagger.images import loader, preprocess
 from tagger.images.dataset import ImageDataset, Split
-from tagger.images.loader import Order
+from tagger.images.loader import ResumableBatchSampler
 from tagger.images.location import Location
 from tagger.models import backbone, predict
 
@@ -216,8 +216,8 @@ def demonstration() -> tuple[Judged, list[Tag]]:
             [Location(str(file), 0, file.stat().st_size) for file in files], csr_array(truth)
         )
         prepared = preprocess.read(model / "preprocess.json")
-        pictures, order = ImageDataset(part, prepared), Order(len(part), 64)
-        batches = loader.loader(pictures, order, workers=0)
+        pictures, order = ImageDataset(part, prepared), ResumableBatchSampler(len(part), 64)
+        batches = loader.build_loader(pictures, order, workers=0)
         found = predict.predict_batches(backbone.load(model), batches, prepared, len(tags))
     return Judged(quantized_logits.finite_logit(found.scores), found.truth), tags
 

@@ -49,7 +49,7 @@ def training(folder: Path, minutes: float) -> dict[str, float]:
     tables = [ROOT / "data" / f"{name}.parquet" for name in ("posts", "tags", "split")]
     known = ROOT / "data/vocabulary.csv"
     os.chdir(ROOT)  # the pictures are named from there
-    tags, parts = dataset.read(tables[0], tables[1], known, tables[2])
+    tags, parts = dataset.read_splits(tables[0], tables[1], known, tables[2])
     part = parts["validation"]
     pictures = [decode.open_rgb(part.locations[row], (255, 255, 255)) for row in range(8)]
     scores = np.random.default_rng(0).random((8, len(tags)), np.float32)
@@ -71,13 +71,13 @@ def training(folder: Path, minutes: float) -> dict[str, float]:
         with clock("figures"):
             run.log_metrics(figures | dict.fromkeys("abcd", 1.0), step=step)
         with clock("sheets drawn"):
-            drawn = contact_sheet.draw(pictures, scores, truth, names, columns=4)
+            drawn = contact_sheet.prediction_sheet(pictures, scores, truth, names, columns=4)
         with clock("sheets"):
             run.log_image(drawn, "validation", step)
     with clock("checkpoints"):
         for file in ("model.safetensors", "last.safetensors"):
             path = ROOT / "models/tagger" / file
-            run.log_checkpoint(path.stem, path, figures, step, files.sha256(path))
+            run.log_checkpoint(path.stem, path, figures, step, files.sha256_file(path))
     kept = ("models/tagger/train.log", "metrics/train.csv", "metrics/train.json")
     with clock("files"):
         run.log_files(known, *(ROOT / name for name in kept))

@@ -164,17 +164,17 @@ def draw(folder: Path, count: int, tags: int) -> None:
 def held(folder: Path, batches: int, workers: int) -> dict[str, float]:
     """Return the memory of all processes in GB while labels are read, and two waits in seconds."""
     begun = time.perf_counter()
-    part = dataset.read(*(folder / name for name in TABLES))[1]["train"]
+    part = dataset.read_splits(*(folder / name for name in TABLES))[1]["train"]
     read = time.perf_counter()
-    order = loader.Order(len(part), _BATCH, 0, whole=True)
+    order = loader.ResumableBatchSampler(len(part), _BATCH, 0, drop_last=True)
     next(iter(order))
     ordered = time.perf_counter()
-    order.batches = range(batches)
+    order.batch_numbers = range(batches)
     pictures = dataset.ImageDataset(part, Preprocess(4, (0.5,) * 3, (0.5,) * 3))
     with patch.object(decode, "open_pixels", lambda *_: np.zeros((4, 4, 3), np.uint8)):
         most = max(
             sum(map(measure._proportional, measure._family(os.getpid())))
-            for number, _ in enumerate(loader.loader(pictures, order, workers=workers))
+            for number, _ in enumerate(loader.build_loader(pictures, order, workers=workers))
             if number % 250 == 0
         )
     return {"GB": most / 1e9, "read": read - begun, "order": ordered - read}
@@ -232,7 +232,7 @@ def main() -> None:
     parser.add_argument("--part")
     asked = parser.parse_args()
     if asked.part:
-        decode.begin()
+        decode.init_process()
         tables = asked.folder / f"{asked.posts}x{asked.labels}"
         parts: dict[str, Callable[[], Any]] = {
             "whole": partial(whole, asked),

@@ -237,9 +237,9 @@ def test_rejected_pictures_are_found_in_every_folder(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("tiles", "rows"), [(0, 1), (1, 1), (6, 1), (7, 2), (1_000, 167)])
 def test_a_sheet_has_room_for_every_tile(tiles: int, rows: int) -> None:
-    drawn = contact_sheet.contact([(None, "a")] * tiles)
+    drawn = contact_sheet.caption_sheet([(None, "a")] * tiles)
     assert drawn.width == 6 * 180 + 12
-    one = contact_sheet.contact([(None, "a")]).height - 12
+    one = contact_sheet.caption_sheet([(None, "a")]).height - 12
     assert drawn.height - 12 == rows * (one if tiles else one - 14)
     places = [(90 + tile % 6 * 180, 90 + tile // 6 * one) for tile in range(6 * rows)]
     grey = [drawn.getpixel(place) == (234, 238, 242) for place in places if place[1] < drawn.height]
@@ -249,7 +249,7 @@ def test_a_sheet_has_room_for_every_tile(tiles: int, rows: int) -> None:
 @pytest.mark.parametrize("text", ODD)
 def test_any_text_is_drawn_within_the_width_of_its_tile(text: str) -> None:
     picture = Image.new("RGB", (900, 3), "red")
-    drawn = contact_sheet.contact([(picture, text)] * 2, columns=2).convert("L")
+    drawn = contact_sheet.caption_sheet([(picture, text)] * 2, columns=2).convert("L")
     between = drawn.crop((180 + 4, 0, 192 - 2, drawn.height))  # what parts the two tiles
     assert between.getextrema() == (255, 255)
     assert drawn.height <= 12 + 168 + 8 * 14 + 16

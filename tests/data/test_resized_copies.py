@@ -88,7 +88,7 @@ def test_the_shorter_side_is_limited_and_the_aspect_kept(
 
 
 def member(row: Row) -> bytes:
-    return decode.read(Location(row["shard"], row["offset"], row["size"]))
+    return decode.read_bytes(Location(row["shard"], row["offset"], row["size"]))
 
 
 def test_a_copy_looks_like_its_picture_upright_and_on_white(tmp_path: Path, demo: Path) -> None:

@@ -38,8 +38,8 @@ def taught(tmp_path_factory: pytest.TempPathFactory, model_folder: Path, split: 
     """A model that knows the pictures, as `train` leaves it."""
     folder = Path(shutil.copytree(model_folder, tmp_path_factory.mktemp("taught") / "tagger"))
     model, prepared = backbone.load(folder).train(), preprocess.read(folder / "preprocess.json")
-    squares = np.stack([prepared.fit(decode.open_rgb(place)) for place in split.locations])
-    pixels = loader.normalised(torch.from_numpy(squares), torch.device("cpu"), prepared)
+    squares = np.stack([prepared.to_square(decode.open_rgb(place)) for place in split.locations])
+    pixels = loader.normalise_squares(torch.from_numpy(squares), torch.device("cpu"), prepared)
     targets = torch.from_numpy(split.labels.toarray()).float()
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
     for _ in range(60):

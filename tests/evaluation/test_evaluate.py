@@ -59,7 +59,9 @@ def copied(odd: Project, tmp_path: Path) -> Project:
 
 def rows(made: Project, path: Path) -> dict[str, Mapping[str, Any]]:
     """Return the rows of a table by the name of the tag."""
-    return {str(row["name"]): row for _, row in records.rows(made.folder / path) if row["name"]}
+    return {
+        str(row["name"]): row for _, row in records.read_rows(made.folder / path) if row["name"]
+    }
 
 
 @pytest.mark.parametrize("part", ["test", "validation"])

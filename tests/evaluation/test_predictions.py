@@ -23,7 +23,7 @@ from tagger.evaluation.predictions import Predicted, Predictor
 from tagger.images.dataset import Split
 from tagger.images.preprocess import Preprocess
 from tagger.models import predict
-from tagger.system.world import cores
+from tagger.system.world import available_cores
 
 Run = Callable[..., Predicted]
 
@@ -172,4 +172,4 @@ def test_alone_is_alone_among_others_too(
     predictor = predictions.alone(tmp_path / "kept", (), batch_size=5, workers=0)
     found = predictor("test", split, tags, predict.by_torch(model, preprocessing), preprocessing)
     assert found is not None and len(found.scored) == len(split)
-    assert predictor.group.world.cores == max(1, cores() // 2)  # the other has its share
+    assert predictor.group.world.cores == max(1, available_cores() // 2)  # the other has its share

@@ -150,7 +150,7 @@ def odd(tmp_path: Path, model_folder: Path) -> Path:
     files.write_json(tmp_path / "calibration.json", {})
     names = package.ExportTags(ODD, np.full(len(ODD), 0.5), fitted)
     files.write_csv(source / "vocabulary.csv", Tag._fields, ODD)
-    with files.replacing(tmp_path / "odd") as folder:
+    with files.atomic_write(tmp_path / "odd") as folder:
         package.write(folder, source, tmp_path / "calibration.json", names, 17)
     return tmp_path / "odd"
 

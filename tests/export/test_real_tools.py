@@ -26,7 +26,7 @@ GENERAL, CHARACTER = 0.4, 0.6
 def python(root: Path) -> Path:
     """The interpreter of an environment with the tools, made once for this clone."""
     wanted = root / "tests/export/tools.txt"
-    folder = root / ".scratch" / f"clients-{files.sha256(wanted)[:12]}"
+    folder = root / ".scratch" / f"clients-{files.sha256_file(wanted)[:12]}"
     folder.parent.mkdir(exist_ok=True)
     with folder.with_suffix(".lock").open("w") as lock:
         fcntl.lockf(lock, fcntl.LOCK_EX)  # of several processes that test

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from tagger.core.errors import TaggerError
 from tagger.images import loader
 from tagger.images.augment import Augmentation, BatchAugmentation
-from tagger.images.dataset import ImageDataset, Key, Split
+from tagger.images.dataset import ImageDataset, SampleKey, Split
 from tagger.images.decode import Pixels
-from tagger.images.loader import Order
+from tagger.images.loader import ResumableBatchSampler
 from tagger.images.preprocess import Preprocess
 from tagger.models import backbone
 from tagger.params import Preset
@@ -35,14 +35,14 @@ def noise(width: int = 40, height: int = 30) -> Pixels:
     return np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
-def drawn(augment: Augmentation, key: Key) -> tuple[bytes, str]:
+def drawn(augment: Augmentation, key: SampleKey) -> tuple[bytes, str]:
     """Return the pixels of a picture and the filter that resizes it."""
     pixels, prepared = augment(noise(), PREPARED, key)
     return np.asarray(pixels).tobytes(), prepared.interpolation
 
 
 def test_a_picture_looks_the_same_whatever_was_drawn_before() -> None:
-    keys = [Key(epoch, row) for epoch in (0, 1) for row in range(25)]
+    keys = [SampleKey(epoch, row) for epoch in (0, 1) for row in range(25)]
     first = {key: drawn(EVERYTHING, key) for key in keys}
     np.random.default_rng(1).shuffle(keys)
     torch.manual_seed(99)
@@ -55,12 +55,12 @@ def test_a_picture_looks_the_same_whatever_was_drawn_before() -> None:
 
 def test_the_size_of_the_square_changes_nothing_of_what_is_drawn() -> None:
     for row in range(10):
-        assert drawn(EVERYTHING, Key(1, row)) == drawn(EVERYTHING, Key(1, row, 64))
+        assert drawn(EVERYTHING, SampleKey(1, row)) == drawn(EVERYTHING, SampleKey(1, row, 64))
 
 
 def test_random_resize_takes_each_filter_about_as_often() -> None:
     augment = Augmentation(0, random_resize=True)
-    taken = [drawn(augment, Key(1, row)) for row in range(300)]
+    taken = [drawn(augment, SampleKey(1, row)) for row in range(300)]
     assert {pixels for pixels, _ in taken} == {noise().tobytes()}
     names = [name for _, name in taken]
     assert {name: names.count(name) > 70 for name in set(names)} == {
@@ -68,7 +68,7 @@ def test_random_resize_takes_each_filter_about_as_often() -> None:
         "bicubic": True,
         "lanczos": True,
     }
-    assert {drawn(Augmentation(0), Key(1, row))[1] for row in range(20)} == {"bicubic"}
+    assert {drawn(Augmentation(0), SampleKey(1, row))[1] for row in range(20)} == {"bicubic"}
 
 
 def test_the_filter_drawn_is_the_one_used(split: Split) -> None:
@@ -76,8 +76,8 @@ def test_the_filter_drawn_is_the_one_used(split: Split) -> None:
     pictures, plain = ImageDataset(split, PREPARED, augment), ImageDataset(split, PREPARED)
     same = 0
     for row in range(len(split)):
-        drawn_pixels, usual = pictures[Key(1, row)].pixels, plain[Key(1, row)].pixels
-        bicubic = augment(noise(), PREPARED, Key(1, row))[1].interpolation == "bicubic"
+        drawn_pixels, usual = pictures[SampleKey(1, row)].pixels, plain[SampleKey(1, row)].pixels
+        bicubic = augment(noise(), PREPARED, SampleKey(1, row))[1].interpolation == "bicubic"
         assert np.array_equal(drawn_pixels, usual) == bicubic  # type: ignore[arg-type]
         same += bicubic
     assert 0 < same < len(split)
@@ -85,8 +85,8 @@ def test_the_filter_drawn_is_the_one_used(split: Split) -> None:
 
 def test_trivial_augment_changes_pictures_each_its_own_way() -> None:
     augment = Augmentation(0, trivial=True)
-    looks = [drawn(augment, Key(1, row))[0] for row in range(60)]
-    assert looks == [drawn(augment, Key(1, row))[0] for row in range(60)]
+    looks = [drawn(augment, SampleKey(1, row))[0] for row in range(60)]
+    assert looks == [drawn(augment, SampleKey(1, row))[0] for row in range(60)]
     assert len(set(looks)) > 40
 
 
@@ -94,14 +94,14 @@ def test_trivial_augment_leaves_the_global_generator_alone() -> None:
     torch.manual_seed(5)
     before = torch.random.get_rng_state()
     for row in range(5):
-        drawn(Augmentation(0, trivial=True), Key(1, row))
+        drawn(Augmentation(0, trivial=True), SampleKey(1, row))
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
 def test_augmenting_does_not_change_the_picture_given() -> None:
     pixels = noise()
     for row in range(30):
-        EVERYTHING(pixels, PREPARED, Key(1, row))
+        EVERYTHING(pixels, PREPARED, SampleKey(1, row))
     assert np.array_equal(pixels, noise())
 
 
@@ -267,10 +267,10 @@ def test_training_batches_with_everything_at_once_repeat_themselves_at_every_siz
     model = backbone.build(preset, split.labels.shape[1])
     prepared = backbone.preprocessing(model, preset)
     mixing = BatchAugmentation(3, mixup=0.4, cutmix=0.4, cutout=0.3)
-    order = Order(len(split), 3, seed=0, sizes=(32, 48, 64))
+    order = ResumableBatchSampler(len(split), 3, seed=0, sizes=(32, 48, 64))
     made = []
     for _ in range(2):
-        batches = loader.loader(ImageDataset(split, prepared, EVERYTHING), order, workers=0)
+        batches = loader.build_loader(ImageDataset(split, prepared, EVERYTHING), order, workers=0)
         inputs = [loader.to_device(batch, torch.device("cpu"), prepared) for batch in batches]
         made.append([mixing(*given, number, 0, 0) for number, given in enumerate(inputs)])
     for (pixels, targets), (again, same) in zip(*made, strict=True):

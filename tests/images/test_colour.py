@@ -160,7 +160,7 @@ def test_after_begin_pillow_does_not_warn(tmp_path: Path, monkeypatch: pytest.Mo
         decode.open_rgb(path)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        decode.begin()
+        decode.init_process()
         assert decode.open_rgb(path).size == (288, 192)
         with pytest.raises(UserWarning, match="another's"):
             warnings.warn("another's", UserWarning, stacklevel=1)

@@ -15,8 +15,8 @@ from tagger.core import manifest, vocabulary
 from tagger.core.vocabulary import Tag
 from tagger.images import dataset, decode, loader
 from tagger.images.augment import Augmentation
-from tagger.images.dataset import ImageDataset, Key, Split
-from tagger.images.loader import Collate, Order
+from tagger.images.dataset import ImageDataset, SampleKey, Split
+from tagger.images.loader import Collate, ResumableBatchSampler
 from tagger.images.location import Location
 from tagger.images.preprocess import Preprocess
 
@@ -33,12 +33,14 @@ def broken(part: Split, tmp_path: Path) -> Split:
 
 
 def changed(augment: Augmentation, image: Image.Image, epoch: int, row: int) -> Image.Image:
-    pixels, _ = augment(np.asarray(image), PREPROCESS, Key(epoch, row))
+    pixels, _ = augment(np.asarray(image), PREPROCESS, SampleKey(epoch, row))
     return Image.fromarray(pixels)
 
 
 def test_labels_match_the_sidecars(split: Split, tags: list[Tag]) -> None:
-    batches = loader.loader(ImageDataset(split, PREPROCESS), Order(len(split), 5, 1), workers=0)
+    batches = loader.build_loader(
+        ImageDataset(split, PREPROCESS), ResumableBatchSampler(len(split), 5, 1), workers=0
+    )
     names = {tag.name for tag in tags}
     for batch in batches:
         for row, targets in zip(batch.rows, batch.targets, strict=True):
@@ -51,10 +53,10 @@ def test_labels_match_the_sidecars(split: Split, tags: list[Tag]) -> None:
 
 
 def test_pixels_are_those_of_the_picture_preprocessed(split: Split) -> None:
-    sample = ImageDataset(split, PREPROCESS)[Key(0, 4)]
+    sample = ImageDataset(split, PREPROCESS)[SampleKey(0, 4)]
     assert sample.row == 4
     assert sample.pixels is not None
-    assert np.array_equal(sample.pixels, PREPROCESS.fit(decode.open_rgb(split.locations[4])))
+    assert np.array_equal(sample.pixels, PREPROCESS.to_square(decode.open_rgb(split.locations[4])))
     batch = Collate(split.labels.shape[1])([sample])
     pixels, targets = loader.to_device(batch, torch.device("cpu"), PREPROCESS)
     assert np.array_equal(pixels[0], PREPROCESS(decode.open_rgb(split.locations[4])))
@@ -66,7 +68,11 @@ def test_an_unreadable_picture_is_replaced_by_the_next_with_its_own_tags(
 ) -> None:
     some = broken(split, tmp_path)
     batches = list(
-        loader.loader(ImageDataset(some, PREPROCESS, replacing=True), Order(8, 4), workers=0)
+        loader.build_loader(
+            ImageDataset(some, PREPROCESS, replace_unreadable=True),
+            ResumableBatchSampler(8, 4),
+            workers=0,
+        )
     )
     assert [batch.rows for batch in batches] == [[0, 1, 3, 3], [4, 6, 6, 7]]
     assert [[row for row, _ in batch.failures] for batch in batches] == [[2], [5]]
@@ -76,7 +82,7 @@ def test_an_unreadable_picture_is_replaced_by_the_next_with_its_own_tags(
 
 def test_an_unreadable_picture_is_left_out_and_reported(split: Split, tmp_path: Path) -> None:
     pictures = ImageDataset(broken(split, tmp_path), PREPROCESS)
-    batches = list(loader.loader(pictures, Order(8, 3), workers=0))
+    batches = list(loader.build_loader(pictures, ResumableBatchSampler(8, 3), workers=0))
     assert [batch.rows for batch in batches] == [[0, 1], [3, 4], [6, 7]]
     assert [batch.pixels.shape[0] for batch in batches] == [2, 2, 2]
     failures = [failure for batch in batches for failure in batch.failures]
@@ -86,7 +92,7 @@ def test_an_unreadable_picture_is_left_out_and_reported(split: Split, tmp_path: 
 
 def test_a_batch_of_unreadable_pictures_is_empty(split: Split, tmp_path: Path) -> None:
     pictures = ImageDataset(broken(split, tmp_path), PREPROCESS)
-    batch = Collate(split.labels.shape[1])([pictures[Key(0, 2)], pictures[Key(0, 5)]])
+    batch = Collate(split.labels.shape[1])([pictures[SampleKey(0, 2)], pictures[SampleKey(0, 5)]])
     assert (batch.rows, [row for row, _ in batch.failures]) == ([], [2, 5])
 
 
@@ -143,9 +149,9 @@ def test_posts_spread_over_a_part_are_in_order_and_from_end_to_end(length: int, 
 
 
 def test_counts_are_those_of_the_labels(split: Split) -> None:
-    assert np.array_equal(split.counts(), split.labels.toarray().sum(axis=0))
+    assert np.array_equal(split.tag_counts(), split.labels.toarray().sum(axis=0))
     absent = Split(split.locations, csr_array((len(split), 7), dtype=bool))
-    assert absent.counts().tolist() == [0] * 7
+    assert absent.tag_counts().tolist() == [0] * 7
 
 
 def test_parts_of_the_split_are_read_with_their_own_rows(tmp_path: Path) -> None:
@@ -162,7 +168,7 @@ def test_parts_of_the_split_are_read_with_their_own_rows(tmp_path: Path) -> None
     vocabulary.write(tags[::-1], tmp_path / "vocabulary.csv")
     parts = np.array([0, 2, 0, 1, 0], dtype=np.int8)
     manifest.write_split(pa.chunked_array([[str(i) for i in range(5)]]), parts, tmp_path / "split")
-    read, by_name = dataset.read(
+    read, by_name = dataset.read_splits(
         *(tmp_path / name for name in ("posts", "tags", "vocabulary.csv", "split"))
     )
     assert read == tags[::-1]

@@ -27,12 +27,14 @@ for directory in find_images.directories(Path(".")):
 
 
 def unread(folder: Path) -> list[tuple[str, str]]:
-    return [reason for directory in find_images.directories(folder) for reason in directory.unread]
+    return [
+        reason for directory in find_images.scan_folders(folder) for reason in directory.unreadable
+    ]
 
 
 def pictures_of(folder: Path, *, recursive: bool = True) -> list[Path]:
-    found = find_images.directories(folder, recursive=recursive)
-    return [Path(entry.path) for directory in found for entry in directory.pictures]
+    found = find_images.scan_folders(folder, recursive=recursive)
+    return [Path(entry.path) for directory in found for entry in directory.images]
 
 
 def test_pictures_of_a_folder_come_before_those_below_it_by_name(
@@ -49,12 +51,12 @@ def test_pictures_of_a_folder_come_before_those_below_it_by_name(
 
 @pytest.mark.parametrize("name", ["a.png", "a.JPG", ".png", "a.b.jpeg", "初音.webp", "a.jfif"])
 def test_a_picture_is_known_by_its_suffix(name: str) -> None:
-    assert find_images.is_picture(name)
+    assert find_images.is_image_name(name)
 
 
 @pytest.mark.parametrize("name", ["png", "gif", "a.txt", "a.png.txt", "a.", "", "a.pn"])
 def test_a_name_without_a_picture_s_suffix_is_none(name: str) -> None:
-    assert not find_images.is_picture(name)
+    assert not find_images.is_image_name(name)
 
 
 def test_a_folder_named_like_a_picture_is_a_folder(tmp_path: Path, write_image: Paint) -> None:

@@ -59,7 +59,7 @@ ENCODINGS: list[tuple[str, dict[str, Any]]] = [
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "P", "RGBA", "LA", "1", "CMYK", "YCbCr"])
 def test_every_encoding_gives_the_pixels_of_the_one_opener(tmp_path: Any, mode: str) -> None:
-    decode.begin()
+    decode.init_process()
     compared = 0
     for form, options in ENCODINGS:
         for size in ((67, 45), (1, 1), (17, 300), (64, 48)):
@@ -78,7 +78,7 @@ def test_every_encoding_gives_the_pixels_of_the_one_opener(tmp_path: Any, mode: 
 @pytest.mark.parametrize("orientation", [*range(10), 65535])
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "TIFF", "AVIF"])
 def test_turned_pictures_are_upright(tmp_path: Any, form: str, orientation: int) -> None:
-    decode.begin()
+    decode.init_process()
     exif = Image.Exif()
     exif[0x0112] = orientation
     data = encoded(photo(), form, exif=exif)
@@ -88,7 +88,7 @@ def test_turned_pictures_are_upright(tmp_path: Any, form: str, orientation: int)
 
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP"])
 def test_an_orientation_told_by_xmp_alone_is_judged_alike(tmp_path: Any, form: str) -> None:
-    decode.begin()
+    decode.init_process()
     xmp = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
     data = encoded(photo(), form, xmp=xmp)
     expected = np.asarray(decode.open_rgb(data, BACKGROUND))
@@ -97,7 +97,7 @@ def test_an_orientation_told_by_xmp_alone_is_judged_alike(tmp_path: Any, form: s
 
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "TIFF", "AVIF"])
 def test_colours_of_a_profile_are_converted(tmp_path: Any, form: str) -> None:
-    decode.begin()
+    decode.init_process()
     data = encoded(photo(), form, icc_profile=P3)
     made = pixels_of(data, tmp_path)
     assert np.array_equal(made, np.asarray(decode.open_rgb(data, BACKGROUND)))
@@ -105,7 +105,7 @@ def test_colours_of_a_profile_are_converted(tmp_path: Any, form: str) -> None:
 
 
 def test_a_transparent_colour_lies_on_the_background(tmp_path: Any) -> None:
-    decode.begin()
+    decode.init_process()
     image = Image.new("RGB", (8, 8), (60, 30, 12))
     made = pixels_of(encoded(image, "PNG", transparency=(60, 30, 12)), tmp_path)
     assert (made == BACKGROUND).all()
@@ -113,7 +113,7 @@ def test_a_transparent_colour_lies_on_the_background(tmp_path: Any) -> None:
 
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP"])
 def test_damaged_ones_are_judged_alike(tmp_path: Any, form: str) -> None:
-    decode.begin()
+    decode.init_process()
     whole = encoded(photo(), form)
     random = np.random.default_rng(0)
     opened = 0
@@ -133,9 +133,9 @@ def test_damaged_ones_are_judged_alike(tmp_path: Any, form: str) -> None:
 
 
 def test_pixels_may_be_changed_and_are_laid_out_as_numpy_does(tmp_path: Any) -> None:
-    decode.begin()
+    decode.init_process()
     for form in ("JPEG", "PNG", "WEBP"):
         made = pixels_of(encoded(photo(), form), tmp_path)
-        fitted = Preprocess(16, (0.5,) * 3, (0.5,) * 3).for_many().fit(made)
+        fitted = Preprocess(16, (0.5,) * 3, (0.5,) * 3).compiled().to_square(made)
         assert fitted.shape == (16, 16, 3)
         assert made.shape == (45, 67, 3)

@@ -134,7 +134,7 @@ def test_floating_point_colours_keep_their_shades() -> None:
 def test_an_animated_one_is_told() -> None:
     frames = np.stack([np.full((8, 6, 3), level, np.uint8) for level in (10, 100, 200)])
     with pytest.raises(decode.Animated):
-        decode.refuse_animated(encoded(frames))
+        decode.check_still(encoded(frames))
 
 
 @pytest.mark.parametrize("level", ["header", "decode"])

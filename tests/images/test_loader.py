@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from tagger.core.vocabulary import CATEGORIES, Tag
 from tagger.images import loader
 from tagger.images.augment import Augmentation
-from tagger.images.dataset import ImageDataset, Key, Sample, Split
-from tagger.images.loader import Batch, Collate, Order
+from tagger.images.dataset import ImageDataset, Sample, SampleKey, Split
+from tagger.images.loader import Batch, Collate, ResumableBatchSampler
 from tagger.images.preprocess import Preprocess
 
 PREPROCESS = Preprocess(16, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
@@ -21,7 +21,7 @@ LENGTH, SIZE = st.integers(1, 200), st.integers(1, 50)
 SEED = st.none() | st.integers(0, 2**32)
 
 
-def rows(batches: Sequence[Sequence[Key]]) -> list[int]:
+def rows(batches: Sequence[Sequence[SampleKey]]) -> list[int]:
     return [key.row for key in chain.from_iterable(batches)]
 
 
@@ -42,8 +42,16 @@ def test_batches_from_anywhere_are_those_of_the_whole_training(
     """A training goes on after a break as if there had been none."""
     sizes, share = (16, 24, 32), (ranks - 1, ranks)
 
-    def order(batches: range) -> Order:
-        return Order(length, size, seed, sizes=sizes, whole=whole, batches=batches, share=share)
+    def order(batches: range) -> ResumableBatchSampler:
+        return ResumableBatchSampler(
+            length,
+            size,
+            seed,
+            sizes=sizes,
+            drop_last=whole,
+            batch_numbers=batches,
+            rank_and_size=share,
+        )
 
     every = list(order(range(start + count)))
     assert list(order(range(start, start + count))) == every[start:]
@@ -54,9 +62,17 @@ def test_batches_from_anywhere_are_those_of_the_whole_training(
 def test_the_shares_of_all_processes_are_the_batch_each_picture_once(
     length: int, size: int, seed: int | None, ranks: int, whole: bool
 ) -> None:
-    def order(rank: int, ranks: int) -> Order:
+    def order(rank: int, ranks: int) -> ResumableBatchSampler:
         share, batches = (rank, ranks), range(2, 9)
-        return Order(length, size, seed, sizes=(16, 32), whole=whole, batches=batches, share=share)
+        return ResumableBatchSampler(
+            length,
+            size,
+            seed,
+            sizes=(16, 32),
+            drop_last=whole,
+            batch_numbers=batches,
+            rank_and_size=share,
+        )
 
     shares = zip(*(order(rank, ranks) for rank in range(ranks)), strict=True)
     for batch, parts in zip(order(0, 1), shares, strict=True):
@@ -69,10 +85,12 @@ def test_the_shares_of_all_processes_are_the_batch_each_picture_once(
 
 @given(LENGTH, SIZE, SEED, st.integers(0, 1000))
 def test_every_epoch_is_a_permutation(length: int, size: int, seed: int | None, epoch: int) -> None:
-    per_epoch = Order(length, size).per_epoch
+    per_epoch = ResumableBatchSampler(length, size).batches_per_epoch
     assert per_epoch == -(-length // size)
     first = epoch * per_epoch
-    batches = list(Order(length, size, seed, batches=range(first, first + per_epoch)))
+    batches = list(
+        ResumableBatchSampler(length, size, seed, batch_numbers=range(first, first + per_epoch))
+    )
     assert sorted(rows(batches)) == list(range(length))
     assert {key.epoch for batch in batches for key in batch} == {epoch}
     assert all(len(batch) == size for batch in batches[:-1])
@@ -82,14 +100,16 @@ def test_every_epoch_is_a_permutation(length: int, size: int, seed: int | None, 
 def test_whole_batches_are_full_unless_all_pictures_make_none(
     length: int, size: int, seed: int
 ) -> None:
-    batches = list(Order(length, size, seed, whole=True))
+    batches = list(ResumableBatchSampler(length, size, seed, drop_last=True))
     assert [len(batch) for batch in batches] == [size] * (length // size) or [length]
     assert len(set(rows(batches))) == len(rows(batches))
 
 
 def test_epochs_and_seeds_have_orders_of_their_own() -> None:
     orders = [
-        tuple(rows(list(Order(50, 50, seed, batches=range(epoch, epoch + 1)))))
+        tuple(
+            rows(list(ResumableBatchSampler(50, 50, seed, batch_numbers=range(epoch, epoch + 1))))
+        )
         for seed in (0, 1)
         for epoch in (0, 1)
     ]
@@ -98,7 +118,15 @@ def test_epochs_and_seeds_have_orders_of_their_own() -> None:
 
 def test_pictures_left_out_of_one_epoch_are_not_those_left_out_of_the_next() -> None:
     epochs = [
-        set(rows(list(Order(24, 10, 0, whole=True, batches=range(2 * epoch, 2 * epoch + 2)))))
+        set(
+            rows(
+                list(
+                    ResumableBatchSampler(
+                        24, 10, 0, drop_last=True, batch_numbers=range(2 * epoch, 2 * epoch + 2)
+                    )
+                )
+            )
+        )
         for epoch in range(5)
     ]
     assert {len(epoch) for epoch in epochs} == {20}
@@ -106,17 +134,28 @@ def test_pictures_left_out_of_one_epoch_are_not_those_left_out_of_the_next() -> 
 
 
 def test_without_a_seed_the_order_is_that_of_the_rows() -> None:
-    assert list(Order(3, 2)) == [[Key(0, 0), Key(0, 1)], [Key(0, 2)]]
+    assert list(ResumableBatchSampler(3, 2)) == [
+        [SampleKey(0, 0), SampleKey(0, 1)],
+        [SampleKey(0, 2)],
+    ]
 
 
 def test_no_pictures_make_no_batches() -> None:
-    assert list(Order(0, 4, 0)) == list(Order(0, 4, whole=True)) == []
+    assert (
+        list(ResumableBatchSampler(0, 4, 0))
+        == list(ResumableBatchSampler(0, 4, drop_last=True))
+        == []
+    )
 
 
 def test_every_size_is_drawn_and_each_batch_has_one_on_all_processes(split: Split) -> None:
-    def order(batches: range, rank: int = 0) -> list[list[Key]]:
+    def order(batches: range, rank: int = 0) -> list[list[SampleKey]]:
         sizes = (16, 24, 32)
-        return list(Order(200, 8, seed=0, sizes=sizes, batches=batches, share=(rank, 2)))
+        return list(
+            ResumableBatchSampler(
+                200, 8, seed=0, sizes=sizes, batch_numbers=batches, rank_and_size=(rank, 2)
+            )
+        )
 
     batches = order(range(25))
     assert all(len({key.size for key in batch}) == 1 for batch in batches)
@@ -125,8 +164,8 @@ def test_every_size_is_drawn_and_each_batch_has_one_on_all_processes(split: Spli
     assert [batch[0].size for batch in order(range(25), rank=1)] == drawn
     assert [batch[0].size for batch in order(range(25, 50))] != drawn
 
-    some = Order(len(split), 3, seed=0, sizes=(16, 24, 32))
-    loaded = loader.loader(ImageDataset(split, PREPROCESS), some, workers=0)
+    some = ResumableBatchSampler(len(split), 3, seed=0, sizes=(16, 24, 32))
+    loaded = loader.build_loader(ImageDataset(split, PREPROCESS), some, workers=0)
     for batch, keys in zip(loaded, some, strict=True):
         assert batch.pixels.shape == (3, keys[0].size, keys[0].size, 3)
 
@@ -137,8 +176,8 @@ def test_batches_are_the_same_with_and_without_workers(split: Split, batches: ra
     groups = [np.arange(3), np.array([], dtype=np.int64)]
     made = []
     for workers in (0, 2):
-        order = Order(len(split), 7, seed=3, sizes=(16, 24), batches=batches)
-        made.append(list(loader.loader(pictures, order, workers=workers, unlabelled=groups)))
+        order = ResumableBatchSampler(len(split), 7, seed=3, sizes=(16, 24), batch_numbers=batches)
+        made.append(list(loader.build_loader(pictures, order, workers=workers, unlabelled=groups)))
     assert equal(*made)
     assert len(made[0]) == 8
     assert len({tuple(batch.rows) for batch in made[0]}) == 8  # of two epochs
@@ -148,8 +187,8 @@ def test_a_loader_that_starts_late_gives_the_rest_to_the_bit(split: Split) -> No
     pictures = ImageDataset(split, PREPROCESS, Augmentation(3, 0.5, 0.5))
 
     def made(batches: range) -> list[Batch]:
-        order = Order(len(split), 7, seed=3, whole=True, batches=batches)
-        return list(loader.loader(pictures, order, workers=0))
+        order = ResumableBatchSampler(len(split), 7, seed=3, drop_last=True, batch_numbers=batches)
+        return list(loader.build_loader(pictures, order, workers=0))
 
     assert equal(made(range(5, 9)), made(range(9))[5:])
 
@@ -161,7 +200,9 @@ def test_only_a_last_batch_that_is_not_full_is_left_out(
     split: Split, size: int, whole: bool, batches: int
 ) -> None:
     pictures = ImageDataset(split, PREPROCESS)
-    loaded = loader.loader(pictures, Order(24, size, whole=whole), workers=0)
+    loaded = loader.build_loader(
+        pictures, ResumableBatchSampler(24, size, drop_last=whole), workers=0
+    )
     assert len(list(loaded)) == len(loaded) == batches
 
 
@@ -192,8 +233,8 @@ def test_pictures_without_a_tag_of_a_category_leave_it_open(split: Split, tags: 
         category: np.flatnonzero([CATEGORIES[tag.category] == category for tag in tags])
         for category in ("rating", "artist")
     }
-    pictures, order = ImageDataset(split, PREPROCESS), Order(len(split), len(split))
-    batches = loader.loader(pictures, order, workers=0, unlabelled=list(groups.values()))
+    pictures, order = ImageDataset(split, PREPROCESS), ResumableBatchSampler(len(split), len(split))
+    batches = loader.build_loader(pictures, order, workers=0, unlabelled=list(groups.values()))
     (batch,) = batches
     truth = torch.from_numpy(split.labels.toarray())
     unknown = torch.zeros_like(truth)

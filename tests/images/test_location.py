@@ -72,9 +72,9 @@ def test_places_of_many_posts_are_no_objects() -> None:
 
 
 def test_a_part_of_many_posts_holds_few_objects(written: list[Path]) -> None:
-    _, warm = dataset.read(*written)  # what is made once is made now
+    _, warm = dataset.read_splits(*written)  # what is made once is made now
     before = sys.getallocatedblocks()
-    _, parts = dataset.read(*written)
+    _, parts = dataset.read_splits(*written)
     assert sys.getallocatedblocks() - before < FEW_OBJECTS
     assert {name: len(part) for name, part in parts.items()} == {
         "train": 90_000,
@@ -87,7 +87,7 @@ def test_a_part_of_many_posts_holds_few_objects(written: list[Path]) -> None:
         part: Split = parts[name]
         for place in (0, 1, 777, len(part) - 1):
             assert part.locations[place] == expected(int(rows[place]))
-            assert part.tags(place).tolist() == [rows[place] % 2]
+            assert part.tag_columns(place).tolist() == [rows[place] % 2]
     head = parts["train"].head(1000)
     assert isinstance(head.locations, Locations)
     assert len(head) == len(head.locations) == head.labels.shape[0] == 1000

@@ -29,7 +29,7 @@ def test_the_whole_picture_lies_undistorted_in_the_middle(
     width: int, height: int, size: int
 ) -> None:
     black = Image.new("RGB", (width, height))
-    square = np.asarray(Preprocess(size, HALF, HALF).fit(black))
+    square = np.asarray(Preprocess(size, HALF, HALF).to_square(black))
     assert square.shape == (size, size, 3)
     dark = (square == 0).all(axis=2)
     rows, columns = np.flatnonzero(dark.any(axis=1)), np.flatnonzero(dark.any(axis=0))
@@ -63,7 +63,7 @@ def test_input_equals_a_plain_reference(shape: tuple[int, int], name: str) -> No
 
 def test_a_picture_of_the_right_size_is_left_as_it_is() -> None:
     image = noise(32, 32)
-    assert np.array_equal(np.asarray(IMAGENET.fit(image)), np.asarray(image))
+    assert np.array_equal(np.asarray(IMAGENET.to_square(image)), np.asarray(image))
 
 
 @pytest.mark.parametrize("prepared", [IMAGENET, Preprocess(448, HALF, (0.1, 0.2, 1 / 3))])
@@ -93,9 +93,12 @@ def test_the_file_has_the_stages_that_imgutils_reads(tmp_path: Path) -> None:
 
 def test_constants_come_from_the_backbone() -> None:
     config = {"mean": HALF, "std": [0.1, 0.2, 0.3], "interpolation": "bilinear", "crop_pct": 0.9}
-    assert preprocess.from_config(config, 96) == Preprocess(96, HALF, (0.1, 0.2, 0.3), "bilinear")
+    assert preprocess.from_timm_config(config, 96) == Preprocess(
+        96, HALF, (0.1, 0.2, 0.3), "bilinear"
+    )
     assert (
-        preprocess.from_config(config | {"interpolation": "random"}, 96).interpolation == "bicubic"
+        preprocess.from_timm_config(config | {"interpolation": "random"}, 96).interpolation
+        == "bicubic"
     )
 
 

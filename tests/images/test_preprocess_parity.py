@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from support.predictions import of_model
 from tagger.data.hub import shards
 from tagger.images import decode, loader, preprocess, resize
-from tagger.images.dataset import ImageDataset, Key, Split
+from tagger.images.dataset import ImageDataset, SampleKey, Split
 from tagger.images.decode import Pixels
-from tagger.images.loader import Collate, Order
+from tagger.images.loader import Collate, ResumableBatchSampler
 from tagger.images.location import WHITE, Location
 from tagger.images.preprocess import Preprocess
 
@@ -41,11 +41,13 @@ def plainly(image: Image.Image, by: Preprocess) -> Pixels:
     """Return a picture as a square, as one would do it by hand with Pillow."""
     size = by.size
     if by.fitting == "stretch":
-        return resize.by_pillow(np.asarray(image), (size, size), by.interpolation)
+        return resize.resize_with_pillow(np.asarray(image), (size, size), by.interpolation)
     side = max(image.size) if by.fitting == "pad" else min(image.size)
     whole = round if by.fitting == "pad" else int
     width, height = (max(1, whole(size * one / side)) for one in image.size)
-    small = Image.fromarray(resize.by_pillow(np.asarray(image), (width, height), by.interpolation))
+    small = Image.fromarray(
+        resize.resize_with_pillow(np.asarray(image), (width, height), by.interpolation)
+    )
     if by.fitting == "pad":
         square = Image.new("RGB", (size, size), by.background)
         square.paste(small, ((size - width) // 2, (size - height) // 2))
@@ -59,7 +61,7 @@ def plainly(image: Image.Image, by: Preprocess) -> Pixels:
 def test_fitting_equals_a_plain_reference(shape: tuple[int, int], size: int, fitting: str) -> None:
     by = prepared(fitting, size)
     image = noise(*shape)
-    square, expected = by.fit(image), plainly(image, by)
+    square, expected = by.to_square(image), plainly(image, by)
     assert square.shape == (size, size, 3)
     assert np.array_equal(square, expected)
 
@@ -70,7 +72,7 @@ def test_a_crop_and_a_stretch_have_no_border_and_a_pad_the_whole(
     shape: tuple[int, int], fitting: str
 ) -> None:
     image = Image.new("RGB", shape, "black")
-    square = prepared(fitting).fit(image)
+    square = prepared(fitting).to_square(image)
     green = (square == (10, 200, 30)).all(axis=2)
     assert (square[~green] == 0).all()
     border = 1 - max(1, round(24 * min(shape) / max(shape))) / 24
@@ -80,8 +82,8 @@ def test_a_crop_and_a_stretch_have_no_border_and_a_pad_the_whole(
 def test_a_crop_is_the_middle() -> None:
     pixels = np.zeros((24, 72, 3), np.uint8)
     pixels[:, 24:48] = 255
-    assert (prepared("crop").fit(Image.fromarray(pixels)) == 255).all()
-    assert (prepared("crop").fit(Image.fromarray(pixels.transpose(1, 0, 2))) == 255).all()
+    assert (prepared("crop").to_square(Image.fromarray(pixels)) == 255).all()
+    assert (prepared("crop").to_square(Image.fromarray(pixels.transpose(1, 0, 2))) == 255).all()
 
 
 @pytest.mark.parametrize("fitting", FITTINGS)
@@ -117,9 +119,9 @@ def test_the_file_has_the_stages_that_imgutils_reads_and_is_read_back(
 def test_a_crop_is_that_which_imgutils_makes(shape: tuple[int, int]) -> None:
     by = prepared("crop")
     width, height = int(24 * shape[0] / shape[1]), 24
-    small = resize.by_pillow(np.asarray(noise(*shape)), (width, height), "bicubic")
+    small = resize.resize_with_pillow(np.asarray(noise(*shape)), (width, height), "bicubic")
     left = (width - 24) // 2
-    assert np.array_equal(by.fit(noise(*shape)), small[:, left : left + 24])
+    assert np.array_equal(by.to_square(noise(*shape)), small[:, left : left + 24])
 
 
 @settings(max_examples=60)
@@ -127,9 +129,9 @@ def test_a_crop_is_that_which_imgutils_makes(shape: tuple[int, int]) -> None:
 def test_for_many_gives_the_same_bits(shape: tuple[int, int], fitting: str, name: str) -> None:
     by = prepared(fitting, name=name)
     image = noise(*shape)
-    assert np.array_equal(by.for_many().fit(image), by.fit(image))
-    assert by.for_many()(image).tobytes() == by(image).tobytes()
-    assert by.for_many() == by
+    assert np.array_equal(by.compiled().to_square(image), by.to_square(image))
+    assert by.compiled()(image).tobytes() == by(image).tobytes()
+    assert by.compiled() == by
 
 
 def test_every_level_is_normalised_as_by_hand() -> None:
@@ -137,7 +139,7 @@ def test_every_level_is_normalised_as_by_hand() -> None:
     levels = np.arange(256, dtype=np.uint8).reshape(16, 16, 1).repeat(3, axis=2)
     mean, std = np.array([MEAN, STD], np.float32)
     expected = (levels.astype(np.float32) / np.float32(255) - mean) / std
-    for one in (by, by.for_many()):
+    for one in (by, by.compiled()):
         made = one.normalise(levels[None])
         assert made.dtype == np.float32
         assert made.shape == (1, 3, 16, 16)
@@ -146,7 +148,7 @@ def test_every_level_is_normalised_as_by_hand() -> None:
 
 def batch_of(part: Split, by: Preprocess, rows: range) -> loader.Batch:
     pictures = ImageDataset(part, by)
-    return Collate(part.labels.shape[1])([pictures[Key(0, row)] for row in rows])
+    return Collate(part.labels.shape[1])([pictures[SampleKey(0, row)] for row in rows])
 
 
 @pytest.mark.parametrize("fitting", FITTINGS)
@@ -227,6 +229,8 @@ def test_predict_shows_the_model_the_same_bits(split: Split, fitting: str) -> No
 def test_batches_that_end_anywhere_show_the_same_bits(split: Split) -> None:
     by = prepared("pad")
     for size in (1, 5, 24):
-        batches = loader.loader(ImageDataset(split, by), Order(len(split), size), workers=0)
+        batches = loader.build_loader(
+            ImageDataset(split, by), ResumableBatchSampler(len(split), size), workers=0
+        )
         together = torch.cat([batch.pixels for batch in batches])
         assert torch.equal(together, batch_of(split, by, range(len(split))).pixels)

@@ -29,8 +29,8 @@ def black_and_white(size: Size, seed: int = 0) -> Pixels:
 
 
 def assert_equal(image: Pixels, size: Size, name: str) -> None:
-    plain = resize.by_pillow(image, size, name)
-    fast = resize.compiled(image, size, name)
+    plain = resize.resize_with_pillow(image, size, name)
+    fast = resize.resize_compiled(image, size, name)
     assert plain.shape == fast.shape == (size[1], size[0], 3)
     assert plain.dtype == fast.dtype == np.uint8
     assert np.array_equal(plain, fast)
@@ -86,7 +86,7 @@ def test_real_pictures(split: Split, name: str) -> None:
 @pytest.mark.parametrize("name", FILTERS)
 def test_a_picture_of_the_size_asked_is_left_as_it_is(name: str) -> None:
     image = noise((50, 31))
-    for resized in (resize.compiled, resize.by_pillow):
+    for resized in (resize.resize_compiled, resize.resize_with_pillow):
         assert np.array_equal(resized(image, (50, 31), name), image)
 
 
@@ -95,7 +95,7 @@ def test_a_picture_of_the_size_asked_is_left_as_it_is(name: str) -> None:
 def test_one_colour_stays_that_colour(name: str, level: int) -> None:
     image = np.full((200, 90, 3), (level, 255 - level, 7), np.uint8)
     for size in ((13, 20), (200, 300)):
-        pixels = resize.compiled(image, size, name)
+        pixels = resize.resize_compiled(image, size, name)
         assert (pixels == (level, 255 - level, 7)).all()
 
 
@@ -105,17 +105,17 @@ def test_what_others_read_with_one_call_of_pillow_is_the_same(split: Split, name
         image = decode.open_rgb(place)
         for size in ((40, 40), (100, 100), (32, 20), (20, 32)):
             once = np.asarray(image.resize(size, resize.FILTERS[name])).astype(int)
-            assert np.array_equal(resize.compiled(np.asarray(image), size, name), once)
+            assert np.array_equal(resize.resize_compiled(np.asarray(image), size, name), once)
 
 
 def test_filters_differ() -> None:
     image = noise((60, 60))
-    made = {resize.compiled(image, (25, 25), name).tobytes() for name in FILTERS}
+    made = {resize.resize_compiled(image, (25, 25), name).tobytes() for name in FILTERS}
     assert len(made) == 3
 
 
 def test_the_picture_itself_is_not_changed() -> None:
     image = noise((60, 40))
     before = image.copy()
-    resize.compiled(image, (25, 70), "bicubic")
+    resize.resize_compiled(image, (25, 70), "bicubic")
     assert np.array_equal(image, before)

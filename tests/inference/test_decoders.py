@@ -23,7 +23,9 @@ def decode_all(
     paths: list[Path], *, workers: int, timeout: float = SLOW, prepared: Preprocess = PREPARED
 ) -> list[Square]:
     stop = threading.Event()
-    return list(decoders.squares(paths, prepared, workers=workers, timeout=timeout, stop=stop))
+    return list(
+        decoders.decode_squares(paths, prepared, workers=workers, timeout=timeout, stop=stop)
+    )
 
 
 @pytest.fixture
@@ -35,14 +37,14 @@ def paths(split: Split) -> list[Path]:
 @pytest.fixture
 def slow(large_image: Path, tmp_path: Path) -> list[Path]:
     """Pictures that take some time each."""
-    links = [tmp_path / f"slow{number:02}.png" for number in range(decoders.FEW + 8)]
+    links = [tmp_path / f"slow{number:02}.png" for number in range(decoders.MAX_IN_PROCESS + 8)]
     for link in links:
         link.hardlink_to(large_image)
     return links
 
 
 def alone(paths: list[Path]) -> list[np.ndarray[tuple[int, ...], np.dtype[np.uint8]]]:
-    return [PREPARED.fit(decode.open_rgb(path)) for path in paths]
+    return [PREPARED.to_square(decode.open_rgb(path)) for path in paths]
 
 
 @pytest.mark.parametrize("workers", [0, 1, 3])
@@ -50,7 +52,7 @@ def alone(paths: list[Path]) -> list[np.ndarray[tuple[int, ...], np.dtype[np.uin
 def test_squares_are_the_same_and_in_order_for_any_number_of_processes(
     paths: list[Path], workers: int, times: int
 ) -> None:
-    assert len(paths) < decoders.MANY < 2 * len(paths)
+    assert len(paths) < decoders.MIN_FOR_JIT < 2 * len(paths)
     found = decode_all(paths * times, workers=workers)
     assert np.array_equal(np.stack(found), np.stack(alone(paths) * times))
 
@@ -71,7 +73,7 @@ def signalled(paths: list[Path], number: signal.Signals, timeout: float = SLOW) 
     stop = threading.Event()
     found = []
     timer = threading.Timer(0.1, lambda: hit(number))
-    for one in decoders.squares(paths, PREPARED, workers=1, timeout=timeout, stop=stop):
+    for one in decoders.decode_squares(paths, PREPARED, workers=1, timeout=timeout, stop=stop):
         found.append(one)
         if len(found) == 3:
             timer.start()
@@ -116,7 +118,7 @@ def test_in_this_process_too_a_picture_may_take_only_so_long(slow: list[Path]) -
 @pytest.mark.parametrize("workers", [0, 2])
 def test_once_stopped_no_more_come_and_no_process_is_left(paths: list[Path], workers: int) -> None:
     stop = threading.Event()
-    squares = decoders.squares(paths, PREPARED, workers=workers, timeout=SLOW, stop=stop)
+    squares = decoders.decode_squares(paths, PREPARED, workers=workers, timeout=SLOW, stop=stop)
     next(squares)
     stop.set()
     assert len(list(squares)) < len(paths) - 1

@@ -96,7 +96,7 @@ def test_infer_writes_what_the_graph_says(
 ) -> None:
     assert run_infer(image_folder, "--embeddings", "seen.npz") == 0
     tagger = exported.load(export_folder, "cpu")
-    square = tagger.preprocess.fit(decode.open_rgb(split.locations[0]))
+    square = tagger.preprocess.to_square(decode.open_rgb(split.locations[0]))
     expected: Row | None = tagger.engine(square[None], True).embeddings
     assert expected is not None
     found = read(Path("seen.npz"))

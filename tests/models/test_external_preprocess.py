@@ -126,7 +126,7 @@ def test_a_picture_is_padded_as_ours_are(width: int, height: int, size: int) -> 
     picture = noise(width, height)
     ours = Preprocess(size, (0, 0, 0), (1, 1, 1), "bilinear", (1, 2, 3))
     stage = {"type": "pad_to_size", "size": size, "background_color": [1, 2, 3]}
-    assert np.array_equal(made(stage, picture), ours.fit(picture))
+    assert np.array_equal(made(stage, picture), ours.to_square(picture))
 
 
 def test_sides_of_a_frame_are_width_and_height_and_colours_have_names() -> None:
@@ -158,7 +158,7 @@ def test_stages_in_a_row_are_those_of_pillow_and_torchvision(
     assert prepared.size == 32
     found = prepared(np.asarray(picture))
     assert found == pytest.approx(rest(frame).numpy(), abs=1e-5)
-    assert np.array_equal(found, prepared.for_many()(picture))
+    assert np.array_equal(found, prepared.compiled()(picture))
     assert np.array_equal(found, pickle.loads(pickle.dumps(prepared))(picture))
 
 
@@ -169,7 +169,7 @@ def test_a_crop_of_a_larger_picture_is_not_taken_for_ours(
     expected = transforms.Compose(
         [transforms.Resize(36, transforms.InterpolationMode.BICUBIC), transforms.CenterCrop(32)]
     )
-    assert np.array_equal(prepared.fit(noise(50, 70)), expected(noise(50, 70)))
+    assert np.array_equal(prepared.to_square(noise(50, 70)), expected(noise(50, 70)))
 
 
 def test_one_constant_is_that_of_all_channels(write_file: Write) -> None:
@@ -177,7 +177,7 @@ def test_one_constant_is_that_of_all_channels(write_file: Write) -> None:
         content = {"test": [*FOREIGN, TENSOR, NORMALIZE | {"mean": mean, "std": 1}]}
         prepared = external_preprocess.read(write_file("preprocess.json", json.dumps(content)))
         assert (prepared.mean, prepared.std) == ((0.25,) * 3, (1.0,) * 3)
-        expected = prepared.fit(noise(9, 4)).transpose(2, 0, 1) / 255 - 0.25
+        expected = prepared.to_square(noise(9, 4)).transpose(2, 0, 1) / 255 - 0.25
         assert prepared(noise(9, 4)) == pytest.approx(expected, abs=1e-6)
 
 

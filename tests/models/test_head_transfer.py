@@ -35,7 +35,7 @@ def general(*names: str, category: int = 0) -> list[Tag]:
 def outputs(model: nn.Module, part: Split, preset: Preset) -> Tensor:
     """Return the logits of real pictures, (8, tags)."""
     prepared = backbone.preprocessing(model, preset)
-    squares = np.stack([prepared.fit(decode.open_rgb(place)) for place in part.locations[:8]])
+    squares = np.stack([prepared.to_square(decode.open_rgb(place)) for place in part.locations[:8]])
     with torch.inference_mode():
         logits: Tensor = model.eval()(torch.from_numpy(prepared.normalise(squares)))
     return logits

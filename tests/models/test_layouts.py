@@ -42,12 +42,12 @@ def opened(split: Split) -> list[Image.Image]:
 
 @pytest.fixture(scope="module")
 def squares(opened: list[Image.Image], preprocessing: Preprocess) -> Pixels:
-    return np.stack([preprocessing.fit(picture) for picture in opened])
+    return np.stack([preprocessing.to_square(picture) for picture in opened])
 
 
 def by_torch(model: nn.Module, prepared: Preprocess, squares: Pixels) -> Numbers:
     with torch.inference_mode():
-        inputs = loader.normalised(torch.from_numpy(squares), torch.device("cpu"), prepared)
+        inputs = loader.normalise_squares(torch.from_numpy(squares), torch.device("cpu"), prepared)
         return np.asarray(model(inputs).sigmoid())
 
 
@@ -92,7 +92,7 @@ def test_pictures_are_padded_in_white_where_nothing_else_is_said(
     tall = Image.new("RGB", (20, 50), "navy")
     tagger = layouts.load(folders[layout], use=CPU)
     assert tagger(opened) == pytest.approx(expected, abs=1e-5)
-    square = tagger.preprocess.fit(tall)
+    square = tagger.preprocess.to_square(tall)
     assert (square.shape, square[0, 0].tolist()) == ((32, 32, 3), [255, 255, 255])
 
 
@@ -101,7 +101,7 @@ def test_stages_of_others_are_applied(
 ) -> None:
     tagger = layouts.load(folders["imgutils"], use=CPU)
     other = external_preprocess.read(folders["imgutils"] / "preprocess.json")
-    squares = np.stack([other.fit(picture) for picture in opened])
+    squares = np.stack([other.to_square(picture) for picture in opened])
     assert tagger(opened) == pytest.approx(by_torch(model, preprocessing, squares), abs=1e-5)
     assert isinstance(tagger.preprocess, external_preprocess.Staged)
 

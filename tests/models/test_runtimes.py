@@ -23,7 +23,7 @@ CPU = Device("cpu", cores=1)
 @pytest.fixture
 def squares(split: Split, export_folder: Path) -> Pixels:
     prepared = exported.load(export_folder, "cpu").preprocess
-    return np.stack([prepared.fit(decode.open_rgb(place)) for place in split.locations[:7]])
+    return np.stack([prepared.to_square(decode.open_rgb(place)) for place in split.locations[:7]])
 
 
 @pytest.mark.parametrize("embed", [False, True])

@@ -191,7 +191,7 @@ def test_a_list_can_be_the_vocabulary_of_before(run: Run) -> None:
 def mistake(run: Run, capsys: pytest.CaptureFixture[str], **wanted: Any) -> str:
     """Return the one line said of a mistake that leaves every file as it was."""
     before = files_in(Path())
-    with pytest.raises(SystemExit) as ended, errors.reported():
+    with pytest.raises(SystemExit) as ended, errors.exit_on_error():
         run(**wanted)
     said = capsys.readouterr()
     assert (ended.value.code, said.out) == (2, "")

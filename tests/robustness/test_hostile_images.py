@@ -90,7 +90,9 @@ def ended(
 def test_good_pictures_are_tagged_and_every_other_file_is_listed_once(
     ended: Ended, files: list[Nasty]
 ) -> None:
-    there = [path for path in files[0].path.parent.iterdir() if find_images.is_picture(path.name)]
+    there = [
+        path for path in files[0].path.parent.iterdir() if find_images.is_image_name(path.name)
+    ]
     meant = {tables.name(path) for path in there if not path.is_dir()}
     assert len(meant) > 150
     listed = [failure["file"] for failure in ended.failures]

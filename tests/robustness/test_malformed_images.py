@@ -37,7 +37,7 @@ def files(everything: list[Nasty]) -> list[Nasty]:
 @pytest.fixture
 def ready() -> None:
     """Any warning that still escapes is an error."""
-    decode.begin()
+    decode.init_process()
 
 
 def opened(file: Path | Location) -> tuple[int, int] | str:
@@ -152,7 +152,7 @@ def test_a_named_pipe_is_unreadable(everything: list[Nasty], by_place: bool) -> 
 
 def test_a_named_pipe_is_never_found_among_pictures(everything: list[Nasty]) -> None:
     folder = everything[0].path.parent
-    found = {entry.name for one in find_images.directories(folder) for entry in one.pictures}
+    found = {entry.name for one in find_images.scan_folders(folder) for entry in one.images}
     assert malformed_images.FIFO not in found
     assert "folder.jpg" not in found
     assert {"forbidden.png", "link.png", "dangling.png"} <= found

@@ -12,8 +12,8 @@ from support import malformed_images
 from support.malformed_images import Nasty
 from tagger.data import verify
 from tagger.images import decode, loader
-from tagger.images.dataset import ImageDataset, Key, Split
-from tagger.images.loader import Batch, Order
+from tagger.images.dataset import ImageDataset, SampleKey, Split
+from tagger.images.loader import Batch, ResumableBatchSampler
 from tagger.images.location import Location
 from tagger.images.preprocess import Preprocess
 
@@ -35,13 +35,13 @@ def fed(tmp_path_factory: pytest.TempPathFactory) -> list[Nasty]:
 @pytest.fixture
 def ready() -> None:
     """Any warning that still escapes is an error."""
-    decode.begin()
+    decode.init_process()
 
 
 @pytest.fixture(scope="module")
 def readable(fed: list[Nasty]) -> list[bool]:
     with warnings.catch_warnings():
-        decode.begin()
+        decode.init_process()
         return [is_picture(file.place) for file in fed]
 
 
@@ -60,8 +60,10 @@ def is_picture(place: Location) -> bool:
 
 
 def batches(part: Split, *, workers: int = 0, replacing: bool = False) -> list[Batch]:
-    pictures = ImageDataset(part, PREPARED, replacing=replacing)
-    return list(loader.loader(pictures, Order(len(part), 32), workers=workers))
+    pictures = ImageDataset(part, PREPARED, replace_unreadable=replacing)
+    return list(
+        loader.build_loader(pictures, ResumableBatchSampler(len(part), 32), workers=workers)
+    )
 
 
 @pytest.mark.usefixtures("ready")
@@ -93,7 +95,7 @@ def test_the_next_picture_stands_for_one_that_is_unreadable(
     pixels = np.concatenate([batch.pixels for batch in made])
     for row, place in enumerate(following):
         if row == place:
-            expected = PREPARED.fit(decode.open_rgb(fed[row].path))
+            expected = PREPARED.to_square(decode.open_rgb(fed[row].path))
             assert np.array_equal(pixels[row], expected), fed[row].name
         else:
             assert np.array_equal(pixels[row], pixels[place])
@@ -104,7 +106,7 @@ def test_a_hundred_unreadable_pictures_in_a_row_are_given_up(tmp_path: Path) -> 
     gone = Split(
         [Location(str(tmp_path / "none"), 0, 8)] * 120, csr_array((120, 1), dtype=np.bool_)
     )
-    sample = ImageDataset(gone, PREPARED, replacing=True)[Key(0, 50)]
+    sample = ImageDataset(gone, PREPARED, replace_unreadable=True)[SampleKey(0, 50)]
     assert sample.pixels is None
     assert [row for row, _ in sample.failures] == [*range(50, 120), *range(30)]
 

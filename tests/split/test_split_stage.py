@@ -74,7 +74,7 @@ def mistake(run: Run, capsys: pytest.CaptureFixture[str], project: Path) -> Mist
 
     def mistake(**values: Any) -> str:
         before = contents(project)
-        with pytest.raises(SystemExit) as ended, errors.reported():
+        with pytest.raises(SystemExit) as ended, errors.exit_on_error():
             run(**values)
         assert ended.value.code == 2
         told = capsys.readouterr()

@@ -45,7 +45,9 @@ def with_model(
 def trained(made: Project, run_id: str | None) -> None:
     """Say of the model of a project in which run of MLflow it was trained."""
     data = [made.folder / "data" / name for name in ("posts.parquet", "split.parquet")]
-    hashes = {path.stem: files.sha256(path) for path in data} | {"vocabulary": "as of the model"}
+    hashes = {path.stem: files.sha256_file(path) for path in data} | {
+        "vocabulary": "as of the model"
+    }
     settings = setup.settings(params.load(made.folder / "params.yaml"))
     content = {"run_id": run_id, "params": settings, "data": hashes}
     files.write_json(made.folder / "models" / "tagger" / "run.json", content)
@@ -88,7 +90,7 @@ def evaluated(made: Project, other: Path | None = None) -> str:
 def told(action: Callable[[], object], capsys: pytest.CaptureFixture[str]) -> str:
     """Return the one line that a mistake of the user's ends in."""
     capsys.readouterr()
-    with pytest.raises(SystemExit) as ended, errors.reported():
+    with pytest.raises(SystemExit) as ended, errors.exit_on_error():
         action()
     assert ended.value.code == 2
     printed = capsys.readouterr()
@@ -101,7 +103,7 @@ def told(action: Callable[[], object], capsys: pytest.CaptureFixture[str]) -> st
 def read(made: Project) -> tuple[list[Tag], dict[str, Split]]:
     """Return the tags of the model, and the parts of the split."""
     with inside(made):
-        return dataset.read(
+        return dataset.read_splits(
             evaluate.POSTS, evaluate.TAGS, evaluate.MODEL / "vocabulary.csv", evaluate.SPLIT
         )
 

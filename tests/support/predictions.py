@@ -19,7 +19,7 @@ from tagger.evaluation.counting import Ints
 from tagger.evaluation.prediction_store import PredictionStore
 from tagger.images import loader
 from tagger.images.dataset import ImageDataset, Split
-from tagger.images.loader import Order
+from tagger.images.loader import ResumableBatchSampler
 from tagger.images.preprocess import Preprocess
 from tagger.models import predict
 from tagger.models.predict import Predictions
@@ -37,7 +37,9 @@ def of_model(
 ) -> Predictions:
     """Return the model's probabilities for every readable picture of a part, in its order."""
     pictures = ImageDataset(part, preprocess)
-    batches = loader.loader(pictures, Order(len(part), batch_size), workers=workers)
+    batches = loader.build_loader(
+        pictures, ResumableBatchSampler(len(part), batch_size), workers=workers
+    )
     return predict.predict_batches(model, batches, preprocess, part.labels.shape[1])
 
 

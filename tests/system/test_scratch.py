@@ -68,7 +68,7 @@ def alive(number: int) -> bool:
 
 def entered(folder: Path) -> bool:
     try:
-        with scratch.alone(folder):
+        with scratch.locked(folder):
             return True
     except TaggerError:
         return False
@@ -78,7 +78,7 @@ def test_a_folder_in_use_is_refused_and_told_which(tmp_path: Path, hold: Hold) -
     folder = tmp_path / "train" / "a1b2"
     process, _ = hold(folder)
     with pytest.raises(TaggerError, match=r"under way in another process, .*a1b2\.lock\. Wait"):
-        scratch.alone(folder).__enter__()
+        scratch.locked(folder).__enter__()
     assert entered(tmp_path / "train" / "c3d4")
     assert process.poll() is None
 
@@ -98,10 +98,10 @@ def test_a_folder_is_free_once_its_process_is_killed_though_its_children_live(
 
 def test_a_folder_is_free_after_the_work_and_after_a_mistake(tmp_path: Path, hold: Hold) -> None:
     folder = tmp_path / "a1b2"
-    with scratch.alone(folder):
+    with scratch.locked(folder):
         pass
     assert [path.suffix for path in tmp_path.iterdir()] == [".lock"]
-    with pytest.raises(RuntimeError), scratch.alone(folder):
+    with pytest.raises(RuntimeError), scratch.locked(folder):
         raise RuntimeError
     hold(folder)
     assert not entered(folder)
@@ -109,10 +109,10 @@ def test_a_folder_is_free_after_the_work_and_after_a_mistake(tmp_path: Path, hol
 
 def test_the_folder_itself_may_go_while_it_is_held(tmp_path: Path) -> None:
     folder = tmp_path / "a1b2"
-    with scratch.alone(folder):
+    with scratch.locked(folder):
         (folder / "snapshots").mkdir(parents=True)
-        scratch.forget(folder)
-        scratch.forget(folder)
+        scratch.remove_folder(folder)
+        scratch.remove_folder(folder)
     assert [path.suffix for path in tmp_path.iterdir()] == [".lock"]
 
 
@@ -120,10 +120,10 @@ def test_what_is_kept_is_in_the_project_not_in_a_copy_of_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("DVC_ROOT", raising=False)
-    assert scratch.of("train") == Path(".scratch/train")
+    assert scratch.stage_folder("train") == Path(".scratch/train")
     monkeypatch.setenv("DVC_ROOT", str(tmp_path))
-    assert scratch.of("train") == tmp_path / ".scratch" / "train"
-    assert scratch.project() == tmp_path
+    assert scratch.stage_folder("train") == tmp_path / ".scratch" / "train"
+    assert scratch.project_root() == tmp_path
 
 
 @pytest.fixture
@@ -140,12 +140,12 @@ def copies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]
 def test_what_is_borrowed_is_empty_at_first_and_gone_afterwards(
     copies: tuple[Path, Path], tmp_path: Path
 ) -> None:
-    with scratch.borrowed("evaluate") as folder:
+    with scratch.temporary_folder("evaluate") as folder:
         assert folder.parent == tmp_path / ".scratch" / "evaluate"
         assert not folder.exists()
         folder.mkdir()
         (folder / "test.logits").write_bytes(b"123")
-    with pytest.raises(KeyboardInterrupt), scratch.borrowed("evaluate") as again:
+    with pytest.raises(KeyboardInterrupt), scratch.temporary_folder("evaluate") as again:
         assert again == folder
         assert not folder.exists()
         (folder / "inner").mkdir(parents=True)
@@ -156,25 +156,28 @@ def test_what_is_borrowed_is_empty_at_first_and_gone_afterwards(
 def test_a_working_copy_borrows_once_at_a_time_and_another_beside_it(
     copies: tuple[Path, Path], hold: Hold, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with scratch.borrowed("evaluate") as folder:
+    with scratch.temporary_folder("evaluate") as folder:
         pass
     hold(folder)
     with (
         pytest.raises(TaggerError, match="The same is under way in another process"),
-        scratch.borrowed("evaluate"),
+        scratch.temporary_folder("evaluate"),
     ):
         raise AssertionError
     monkeypatch.chdir(copies[1])
-    with scratch.borrowed("evaluate") as other, scratch.borrowed("another") as third:
+    with (
+        scratch.temporary_folder("evaluate") as other,
+        scratch.temporary_folder("another") as third,
+    ):
         assert len({folder, other, third}) == 3
 
 
 def test_what_a_killed_process_left_is_gone_for_the_next(copies: tuple[Path, Path]) -> None:
-    with scratch.borrowed("evaluate") as folder:
+    with scratch.temporary_folder("evaluate") as folder:
         pass
     folder.mkdir()
     (folder / "test.logits").write_bytes(b"left")
-    with scratch.borrowed("evaluate") as again:
+    with scratch.temporary_folder("evaluate") as again:
         assert not (again / "test.logits").exists()
 
 
@@ -182,10 +185,10 @@ def test_what_is_kept_is_there_after_a_failure_and_gone_after_success(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DVC_ROOT", str(tmp_path))
-    with pytest.raises(ZeroDivisionError), scratch.kept("prepare") as folder:
+    with pytest.raises(ZeroDivisionError), scratch.resumable_folder("prepare") as folder:
         files.write_text(folder / "chunk", "1")
         raise ZeroDivisionError
-    with scratch.kept("prepare") as again:
+    with scratch.resumable_folder("prepare") as again:
         assert again == folder
         assert (again / "chunk").read_text() == "1"
     assert not folder.exists()
@@ -194,10 +197,10 @@ def test_what_is_kept_is_there_after_a_failure_and_gone_after_success(
 def test_two_working_copies_keep_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DVC_ROOT", str(tmp_path))
     (tmp_path / "copy").mkdir()
-    with scratch.kept("prepare") as folder:
+    with scratch.resumable_folder("prepare") as folder:
         files.write_text(folder / "chunk", "1")
         monkeypatch.chdir(tmp_path / "copy")
-        with scratch.kept("prepare") as other:
+        with scratch.resumable_folder("prepare") as other:
             assert other != folder
         assert (folder / "chunk").exists()
 
@@ -207,11 +210,11 @@ def test_what_would_be_thrown_away_with_a_copy_of_the_project_is_refused(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DVC_ROOT", str(tmp_path))
-    scratch.check_lasting("prepare.copies.folder", Path("data/shards"))
+    scratch.check_persistent("prepare.copies.folder", Path("data/shards"))
     monkeypatch.setenv("DVC_ROOT", "/")
-    scratch.check_lasting("prepare.copies.folder", tmp_path)
+    scratch.check_persistent("prepare.copies.folder", tmp_path)
     with pytest.raises(TaggerError, match=r"^prepare\.copies\.folder is data/shards, .*absolute"):
-        scratch.check_lasting("prepare.copies.folder", Path("data/shards"))
+        scratch.check_persistent("prepare.copies.folder", Path("data/shards"))
 
 
 def test_a_copy_of_the_project_reaches_pictures_that_nobody_brought(
@@ -224,14 +227,16 @@ def test_a_copy_of_the_project_reaches_pictures_that_nobody_brought(
     monkeypatch.setenv("DVC_ROOT", str(project))
     monkeypatch.chdir(copy)
     for _ in range(2):
-        scratch.reach(Path("data/shards"), Path("data/danbooru"), Path("data/none"), Path("/etc"))
+        scratch.link_project_folders(
+            Path("data/shards"), Path("data/danbooru"), Path("data/none"), Path("/etc")
+        )
         assert Path("data/shards/0.tar").read_text() == "the project's"
         assert Path("data/danbooru/images/1.tar").read_text() == "the project's"
         assert Path("data/danbooru/tags.csv").read_text() == "the copy's"
         assert not Path("data/none").exists()
-    scratch.check_lasting("prepare.copies.folder", Path("data/shards"))
+    scratch.check_persistent("prepare.copies.folder", Path("data/shards"))
     monkeypatch.chdir(project)
-    scratch.reach(Path("data/shards"))
+    scratch.link_project_folders(Path("data/shards"))
     assert not Path("data/shards").is_symlink()
 
 
@@ -243,7 +248,7 @@ def test_a_disk_without_locks_is_told_once_and_keeps_nobody_out(
 
     monkeypatch.setattr(fcntl, "lockf", refuse)
     for _ in range(2):
-        with scratch.alone(tmp_path / "held"):
+        with scratch.locked(tmp_path / "held"):
             pass
     (told,) = [record.message for record in caplog.records]
     assert told.startswith(f"{tmp_path} knows no locks (")
@@ -259,6 +264,6 @@ def test_a_lock_of_another_is_told_however_the_system_says_it(
     monkeypatch.setattr(fcntl, "lockf", refuse)
     with (
         pytest.raises(TaggerError, match="under way in another process"),
-        scratch.alone(tmp_path / "held"),
+        scratch.locked(tmp_path / "held"),
     ):
         pass

@@ -12,10 +12,10 @@ from llvmlite.binding import ExecutionEngine
 
 from tagger.images import loader
 from tagger.images.dataset import ImageDataset, Split
-from tagger.images.loader import Order
+from tagger.images.loader import ResumableBatchSampler
 from tagger.images.preprocess import Preprocess
-from tagger.system.jit import always
-from tagger.system.signals import stop_asked
+from tagger.system.jit import compiled
+from tagger.system.signals import stop_on_signal
 
 NUMBERS = [signal.SIGINT, signal.SIGTERM]
 
@@ -23,7 +23,7 @@ NUMBERS = [signal.SIGINT, signal.SIGTERM]
 @pytest.mark.parametrize("number", NUMBERS)
 def test_a_signal_asks_once_and_twice_insists(number: signal.Signals) -> None:
     before = signal.getsignal(number)
-    with stop_asked() as stop:
+    with stop_on_signal() as stop:
         assert not stop.is_set()
         os.kill(os.getpid(), number)
         assert stop.wait(5)
@@ -40,7 +40,7 @@ def test_ctrl_c_while_a_loop_is_compiled_is_heard_after(monkeypatch: pytest.Monk
         os.kill(os.getpid(), signal.SIGINT)
         return find(*arguments)
 
-    loop: Any = always(eval("lambda count: count + 1"))  # in no file: it is compiled each time
+    loop: Any = compiled(eval("lambda count: count + 1"))  # in no file: it is compiled each time
     monkeypatch.setattr(ExecutionEngine, "_find_module_ptr", interrupted)
     with pytest.raises(KeyboardInterrupt):
         loop(1)
@@ -51,7 +51,9 @@ def test_ctrl_c_while_a_loop_is_compiled_is_heard_after(monkeypatch: pytest.Monk
 def reading(split: Split) -> Iterator[tuple[Any, list[Any]]]:
     """Batches read by two processes that have just been started, and these processes."""
     pictures = ImageDataset(split, Preprocess(16, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)))
-    batches: Any = iter(loader.loader(pictures, Order(len(split), 1), workers=2))
+    batches: Any = iter(
+        loader.build_loader(pictures, ResumableBatchSampler(len(split), 1), workers=2)
+    )
     yield batches, batches._workers
     batches._shutdown_workers()
 
@@ -81,7 +83,9 @@ def test_those_that_read_pictures_end_by_the_signal_of_their_parent(
 
 def test_those_that_read_pictures_end_at_once_when_all_are_read(split: Split) -> None:
     pictures = ImageDataset(split, Preprocess(16, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)))
-    batches: Any = iter(loader.loader(pictures, Order(len(split), 8), workers=2))
+    batches: Any = iter(
+        loader.build_loader(pictures, ResumableBatchSampler(len(split), 8), workers=2)
+    )
     assert len(list(batches)) == 3
     begun = time.monotonic()
     batches._shutdown_workers()

@@ -60,14 +60,14 @@ def sums(results: Iterator[pa.Table]) -> list[list[int]]:
 
 def test_there_is_one_result_per_chunk_in_their_order() -> None:
     chunks = values(*range(12))
-    results = list(workers.mapped(partial(slow_at_first), iter(chunks)))
+    results = list(workers.map_chunks(partial(slow_at_first), iter(chunks)))
     assert [result["value"].to_pylist() for result in results] == [[n] for n in range(12)]
 
 
 @pytest.mark.parametrize("chunks", [[], values([1, 2])])
 def test_no_chunk_and_one_chunk_are_worked_on_here(chunks: list[pa.Table]) -> None:
     here = partial(lambda chunk: chunk.append_column("process", pa.array([os.getpid()] * 2)))
-    results = list(workers.mapped(here, chunks))
+    results = list(workers.map_chunks(here, chunks))
     assert [result["process"].to_pylist() for result in results] == [[os.getpid()] * 2] * len(
         chunks
     )
@@ -82,7 +82,7 @@ def test_only_a_few_chunks_are_held_at_a_time() -> None:
             taken += 1
             yield chunk
 
-    results = workers.mapped(partial(slow_at_first), chunks())
+    results = workers.map_chunks(partial(slow_at_first), chunks())
     next(results)
     assert taken <= 2 * (os.cpu_count() or 1) + 1
     assert len(list(results)) == 199
@@ -92,15 +92,15 @@ def test_only_a_few_chunks_are_held_at_a_time() -> None:
 def test_what_was_done_is_not_done_again(tmp_path: Path, chunks: list[pa.Table]) -> None:
     log, memory = tmp_path / "log", tmp_path / "memory"
     add = partial(plus, number=10, log=str(log))
-    first = sums(workers.mapped(add, chunks, memory))
+    first = sums(workers.map_chunks(add, chunks, memory))
     assert first == [[v + 10 for v in chunk["value"].to_pylist()] for chunk in chunks]
     done = log.read_text()
     assert len(done.splitlines()) == len(chunks)
-    assert sums(workers.mapped(add, chunks, memory)) == first
+    assert sums(workers.map_chunks(add, chunks, memory)) == first
     assert log.read_text() == done
-    scratch.forget(memory)
+    scratch.remove_folder(memory)
     assert not memory.exists()
-    assert sums(workers.mapped(add, chunks, memory)) == first
+    assert sums(workers.map_chunks(add, chunks, memory)) == first
     assert len(log.read_text().splitlines()) == 2 * len(chunks)
 
 
@@ -108,7 +108,7 @@ def test_without_a_memory_everything_is_done_again(tmp_path: Path) -> None:
     log = tmp_path / "log"
     add = partial(plus, number=1, log=str(log))
     for _ in range(2):
-        assert sums(workers.mapped(add, values(5))) == [[6]]
+        assert sums(workers.map_chunks(add, values(5))) == [[6]]
     assert len(log.read_text().splitlines()) == 2
 
 
@@ -117,7 +117,7 @@ def test_other_settings_and_other_chunks_are_not_confused(tmp_path: Path) -> Non
     for number in (1, 2, 11):
         for chunk in (1, [1, 1], [11], 2):
             add = partial(plus, number=number, log=log)
-            (result,) = sums(workers.mapped(add, values(chunk), memory))
+            (result,) = sums(workers.map_chunks(add, values(chunk), memory))
             assert result == [v + number for v in ([chunk] if isinstance(chunk, int) else chunk)]
     assert len(Path(log).read_text().splitlines()) == 12
 
@@ -137,12 +137,12 @@ def test_a_key_is_that_of_the_values_and_of_the_settings(
     rows: list[tuple[str | None, int | None]], others: list[tuple[str | None, int | None]]
 ) -> None:
     one, other = partial(plus, number=1, log=""), partial(plus, number=2, log="")
-    key = workers.key(one, table(rows))
+    key = workers.chunk_key(one, table(rows))
     in_two = pa.concat_tables([table(rows[:3]), table(rows[3:])])
-    assert workers.key(one, in_two) == key
-    assert (workers.key(one, table(others)) == key) == (rows == others)
-    assert workers.key(other, table(rows)) != key
-    assert workers.key(partial(slow_at_first), table(rows)) != key
+    assert workers.chunk_key(one, in_two) == key
+    assert (workers.chunk_key(one, table(others)) == key) == (rows == others)
+    assert workers.chunk_key(other, table(rows)) != key
+    assert workers.chunk_key(partial(slow_at_first), table(rows)) != key
 
 
 @given(st.lists(st.integers(0, 9)), st.integers(1, 7))
@@ -167,12 +167,12 @@ def test_items_made_ahead_come_in_order_and_an_error_comes_through() -> None:
 
 def test_a_process_that_dies_is_one_clear_line() -> None:
     with pytest.raises(TaggerError, match=r"A process died while working on dies.*Run again"):
-        list(workers.mapped(partial(dies), values(*range(6))))
+        list(workers.map_chunks(partial(dies), values(*range(6))))
 
 
 def test_a_mistake_found_by_a_process_is_told_here() -> None:
     with pytest.raises(TaggerError, match=r"chunk \[0\] is a mistake"):
-        list(workers.mapped(partial(mistaken), values(*range(6))))
+        list(workers.map_chunks(partial(mistaken), values(*range(6))))
 
 
 @pytest.mark.timeout(60)
@@ -180,7 +180,7 @@ def test_a_mistake_found_by_a_process_is_told_here() -> None:
 def test_a_run_that_is_broken_off_while_a_result_is_sent_ends(
     used: Callable[[Iterator[pa.Table]], Iterator[pa.Table]],
 ) -> None:
-    results: Any = used(workers.mapped(partial(large), values(*range(12))))
+    results: Any = used(workers.map_chunks(partial(large), values(*range(12))))
     assert len(next(results)) == 1
     results.close()
 

@@ -7,7 +7,7 @@ import pytest
 
 from tagger.core import files
 from tagger.core.errors import TaggerError
-from tagger.system.world import world
+from tagger.system.world import read_world
 
 
 def test_alone_there_is_one_process_and_files_bear_no_mark(
@@ -15,9 +15,9 @@ def test_alone_there_is_one_process_and_files_bear_no_mark(
 ) -> None:
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)
-    assert world() == (0, 1, 0, 1)
-    assert world().mark == ""
-    assert world().cores >= 1
+    assert read_world() == (0, 1, 0, 1)
+    assert read_world().file_suffix == ""
+    assert read_world().cores >= 1
 
 
 @pytest.mark.parametrize(
@@ -29,7 +29,7 @@ def test_numbers_that_make_no_sense_are_refused(
     for name, value in given.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(TaggerError, match="Start with torchrun"):
-        world()
+        read_world()
 
 
 def test_two_processes_tag_every_picture_once(

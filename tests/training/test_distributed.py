@@ -218,7 +218,7 @@ def test_what_is_told_on_gpus_goes_through_the_memory_of_the_machine(
     monkeypatch.setattr(dist, "destroy_process_group", lambda: None)
     for cuda in (True, False):
         monkeypatch.setattr(torch.cuda, "is_available", lambda cuda=cuda: cuda)
-        with distributed.group() as group:
+        with distributed.process_group() as group:
             assert group.device == torch.device("cuda", 1) if cuda else torch.device("cpu")
     assert asked == ["cpu:gloo,cuda:nccl", "gloo"]
 
@@ -226,16 +226,16 @@ def test_what_is_told_on_gpus_goes_through_the_memory_of_the_machine(
 def test_a_copy_has_nothing_in_common_with_what_it_is_of() -> None:
     """Some optimizers hold lists of tensors, as long as a weight has dimensions."""
     state: Any = {0: {"Q": [torch.ones(2), torch.ones(3)], "step": 7}, 1: {"Q": [], "pair": (1, 2)}}
-    copy = distributed.whole(state)
+    copy = distributed.full_state_dict(state)
     for values in state[0]["Q"]:
         values += 1
     assert [values.tolist() for values in copy[0]["Q"]] == [[1, 1], [1, 1, 1]]
     assert (copy[0]["step"], copy[1]) == (7, {"Q": [], "pair": (1, 2)})
-    again = distributed.whole(state, copy)
+    again = distributed.full_state_dict(state, copy)
     assert [values.tolist() for values in again[0]["Q"]] == [[2, 2], [2, 2, 2]]
     for one, other in zip(copy[0]["Q"], again[0]["Q"], strict=True):
         assert one.data_ptr() == other.data_ptr()
-    shorter = distributed.whole({0: {"Q": [torch.zeros(2)]}}, copy)
+    shorter = distributed.full_state_dict({0: {"Q": [torch.zeros(2)]}}, copy)
     assert [values.tolist() for values in shorter[0]["Q"]] == [[0, 0]]
 
 
@@ -253,9 +253,9 @@ def test_all_put_parts_together_and_one_keeps_them(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(distributed, "DTensor", Parted)
     state = {"model": {"a": Parted(0), "b": torch.zeros(1)}, "moments": [Parted(1)], "step": 3}
     nothing = {"model": {"a": None, "b": None}, "moments": [None], "step": 3}
-    assert distributed.whole(state, wanted=False) == nothing
+    assert distributed.full_state_dict(state, needed=False) == nothing
     assert asked == [0, 1]
-    assert distributed.whole(state)["moments"][0].tolist() == [1, 1]
+    assert distributed.full_state_dict(state)["moments"][0].tolist() == [1, 1]
 
 
 @pytest.mark.parametrize("rank", [0, 1])

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from tagger.images import decode, loader
-from tagger.images.dataset import Key, Split
-from tagger.images.loader import Order
+from tagger.images.dataset import SampleKey, Split
+from tagger.images.loader import ResumableBatchSampler
 from tagger.images.location import Location
 from tagger.images.preprocess import Preprocess
 from tagger.training import linear_probe
@@ -47,9 +47,9 @@ def test_a_model_in_training_mode_gives_the_same_embeddings_and_keeps_its_statis
 def test_a_loader_gives_embeddings_in_its_order_with_their_tags(
     split: Split, preprocessing: Preprocess, made: Embedded
 ) -> None:
-    order = Order(len(split), 5, seed=1, batches=range(7))
+    order = ResumableBatchSampler(len(split), 5, seed=1, batch_numbers=range(7))
     cpu = torch.device("cpu")
-    for batch, keys in zip(loader.loader(made, order, workers=0), order, strict=True):
+    for batch, keys in zip(loader.build_loader(made, order, workers=0), order, strict=True):
         rows = [key.row for key in keys]
         inputs, targets = loader.to_device(batch, cpu, preprocessing)
         assert batch.rows == rows
@@ -76,12 +76,12 @@ def test_an_unreadable_picture_is_left_out_with_its_tags_and_told(
     assert [record.message.partition(": ")[0] for record in caplog.records] == [
         f"left out {tmp_path / 'gone.png'}"
     ] * 2
-    assert len(some) == len(some.part) == len(rows)
-    assert some.part.locations == [split.locations[row] for row in rows]
-    assert np.array_equal(some.part.labels.toarray(), split.labels[rows].toarray())
+    assert len(some) == len(some.split) == len(rows)
+    assert some.split.locations == [split.locations[row] for row in rows]
+    assert np.array_equal(some.split.labels.toarray(), split.labels[rows].toarray())
     np.testing.assert_allclose(some.embeddings, made.embeddings[rows], rtol=1e-4, atol=1e-5)
     for new, old in enumerate(rows):
-        assert np.array_equal(some[Key(0, new)].tags, made[Key(0, old)].tags)
+        assert np.array_equal(some[SampleKey(0, new)].tags, made[SampleKey(0, old)].tags)
 
 
 def test_nothing_readable_is_nothing_embedded(
@@ -90,4 +90,4 @@ def test_nothing_readable_is_nothing_embedded(
     gone = Split([Location(str(tmp_path / "gone.png"), 0, 8)] * 3, split.labels[:3])
     none = linear_probe.embed(model, gone, preprocessing, batch_size=2, workers=0)
     assert len(none) == len(none.embeddings) == 0
-    assert none.part.labels.shape == (0, split.labels.shape[1])
+    assert none.split.labels.shape == (0, split.labels.shape[1])

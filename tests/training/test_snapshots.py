@@ -354,7 +354,7 @@ def test_an_average_begins_with_the_weights_where_there_was_none(
 
 def test_the_seal_is_the_hash_that_everyone_computes(finished: Path) -> None:
     seal = json.loads(finished.with_suffix(".json").read_text(encoding="utf-8"))
-    assert seal == {"sha256": files.sha256(finished)}
+    assert seal == {"sha256": files.sha256_file(finished)}
 
 
 # Of another version of the code

@@ -808,7 +808,7 @@ def test_what_is_frozen_drops_nothing_out(begin: Starter, vit: Preset) -> None:
 def embeddings(model: Any, part: Split, training: Training) -> Tensor:
     """Return what the head sees of each picture, (pictures, features)."""
     prepared = training.preprocess
-    squares = np.stack([prepared.fit(decode.open_rgb(place)) for place in part.locations])
+    squares = np.stack([prepared.to_square(decode.open_rgb(place)) for place in part.locations])
     with torch.inference_mode():
         inputs = torch.from_numpy(prepared.normalise(squares))
         made: Tensor = model.eval().forward_head(model.forward_features(inputs), pre_logits=True)
@@ -832,7 +832,7 @@ def test_a_head_on_kept_embeddings_is_one_trained_by_hand(
     ]
     adamw: Any = torch.optim.AdamW(groups, weight_decay=0.05)
     truth = torch.from_numpy(split.labels.toarray()).float()
-    order = loader.Order(24, 8, 0, whole=True, batches=range(9))
+    order = loader.ResumableBatchSampler(24, 8, 0, drop_last=True, batch_numbers=range(9))
     for step, keys in enumerate(order):
         rows = [key.row for key in keys]
         loss = SUM(head(seen[rows]), truth[rows]).sum() / len(rows)

@@ -16,7 +16,7 @@ from tagger.core.vocabulary import Tag
 from tagger.evaluation.metrics import dense
 from tagger.images import contact_sheet, decode, loader
 from tagger.images.dataset import ImageDataset, Split
-from tagger.images.loader import Order
+from tagger.images.loader import ResumableBatchSampler
 from tagger.images.location import Location
 from tagger.images.preprocess import Preprocess
 from tagger.models import predict
@@ -49,8 +49,8 @@ class Told(ProcessGroup):
 def judge_of(
     part: Split, prepared: Preprocess, group: ProcessGroup = ALONE, batch_size: int = 7
 ) -> Judge:
-    order = Order(len(part), batch_size, share=group.rank_and_size)
-    batches = loader.loader(ImageDataset(part, prepared), order, workers=0)
+    order = ResumableBatchSampler(len(part), batch_size, rank_and_size=group.rank_and_size)
+    batches = loader.build_loader(ImageDataset(part, prepared), order, workers=0)
     return Judge(part, batches, prepared, group)
 
 
@@ -157,7 +157,9 @@ def test_the_sheet_shows_each_picture_with_its_likeliest_tags(
         scores, truth = predictions.scores[[number]], predictions.truth[[number]]
         eighth = np.sort(scores[0])[-8].astype(np.float64)
         picture = decode.open_rgb(split.locations[row])
-        alone = contact_sheet.draw([picture], scores, truth, names, np.full(len(tags), eighth))
+        alone = contact_sheet.prediction_sheet(
+            [picture], scores, truth, names, np.full(len(tags), eighth)
+        )
         tile = alone.crop((12, 34, alone.width // 3, alone.height - 12))
         across, down = number % 4 * 344, number // 4 * 180
         box = (12 + across, 34 + down, 12 + across + tile.width, 34 + down + tile.height)

@@ -425,7 +425,7 @@ def test_an_upload_that_is_far_too_large_is_refused_before_it_is_whole(site: Sit
 def test_a_port_that_is_taken_is_told_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
-        with pytest.raises(SystemExit) as ended, errors.reported():
+        with pytest.raises(SystemExit) as ended, errors.exit_on_error():
             app.main(["--port", port])
     assert ended.value.code == 2
     (line,) = capsys.readouterr().err.splitlines()
@@ -438,7 +438,7 @@ def test_a_port_that_is_taken_is_told_in_one_line(capsys: pytest.CaptureFixture[
 def test_a_mistake_ends_with_exit_code_2_and_one_line(
     wrong: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(SystemExit) as ended, errors.reported():
+    with pytest.raises(SystemExit) as ended, errors.exit_on_error():
         app.main(wrong)
     assert ended.value.code == 2
     assert len(capsys.readouterr().err.splitlines()) == 1

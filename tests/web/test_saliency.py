@@ -171,9 +171,9 @@ def test_the_place_of_a_picture_is_where_it_is_put() -> None:
     for fitting in ("pad", "stretch"):
         prepared = Preprocess(96, (0.5,) * 3, (0.5,) * 3, fitting=fitting)
         for width, height in ((200, 101), (33, 96), (7, 300)):
-            square = prepared.fit(np.zeros((height, width, 3), np.uint8))
+            square = prepared.to_square(np.zeros((height, width, 3), np.uint8))
             rows, columns = np.nonzero(square[..., 0] == 0)
-            left, top, right, bottom = prepared.place(width, height)
+            left, top, right, bottom = prepared.image_box(width, height)
             assert (columns.min(), columns.max() + 1) == (left, right)
             assert (rows.min(), rows.max() + 1) == (top, bottom)
 

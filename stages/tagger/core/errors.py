@@ -9,15 +9,15 @@ from contextlib import contextmanager
 from difflib import get_close_matches
 from typing import NoReturn
 
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-NO_RIGHT = (errno.EACCES, errno.EPERM, errno.EROFS)
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+PERMISSION_DENIED = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 class TaggerError(Exception):
     """A mistake of the user's. Its message is all that a person sees of it."""
 
 
-class Parser(argparse.ArgumentParser):
+class ArgumentParser(argparse.ArgumentParser):
     """Reads the command line, and tells of a mistake as everything else does, in one line."""
 
     def error(self, message: str) -> NoReturn:
@@ -25,7 +25,7 @@ class Parser(argparse.ArgumentParser):
 
 
 @contextmanager
-def reported() -> Iterator[None]:
+def exit_on_error() -> Iterator[None]:
     """End the program with exit code 2 and one line on standard error, where the user erred."""
     try:
         yield
@@ -33,10 +33,10 @@ def reported() -> Iterator[None]:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
     except OSError as error:
-        if error.errno not in (*NO_ROOM, *NO_RIGHT):
+        if error.errno not in (*DISK_FULL, *PERMISSION_DENIED):
             raise
         where = f"{error.filename}: " if error.filename else ""
-        way_out = "Make room" if error.errno in NO_ROOM else "Allow it"
+        way_out = "Make room" if error.errno in DISK_FULL else "Allow it"
         reason = os.strerror(error.errno)
         print(f"error: {where}{reason}. {way_out}, then run again.", file=sys.stderr)
         raise SystemExit(2) from None
@@ -50,7 +50,7 @@ def one_line(error: BaseException) -> str:
     return " ".join(str(error).split()).rstrip(".") or type(error).__name__
 
 
-def did_you_mean(word: str, known: Iterable[str]) -> str:
+def did_you_mean(word: str, choices: Iterable[str]) -> str:
     """Return " Did you mean 'x'?" for the known word nearest to this one, else nothing."""
-    nearest = get_close_matches(word, list(known), n=1)
+    nearest = get_close_matches(word, list(choices), n=1)
     return f" Did you mean {nearest[0]!r}?" if nearest else ""

@@ -12,13 +12,13 @@ from typing import Any, TextIO
 
 from rich.filesize import decimal
 
-from tagger.core.errors import NO_RIGHT, NO_ROOM, TaggerError
+from tagger.core.errors import DISK_FULL, PERMISSION_DENIED, TaggerError
 
-SMALL = 32 << 20  # bytes of JSON, or of a list of tags, at most: such files are read whole
+MAX_BYTES = 32 << 20  # bytes of JSON, or of a list of tags, at most: such files are read whole
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path) -> Iterator[Path]:
     """Yield a sibling to write to, file or folder; it takes the place of `path` on success only.
 
     Parents are created: DVC removes the outputs of a stage before it runs.
@@ -40,9 +40,9 @@ def replacing(path: Path) -> Iterator[Path]:
 
 def _name(error: OSError, partial: Path, path: Path) -> None:
     """Let an error name what cannot be written, and not nothing, the sibling or what is copied."""
-    if error.errno not in (*NO_ROOM, *NO_RIGHT):
+    if error.errno not in (*DISK_FULL, *PERMISSION_DENIED):
         return
-    is_copy = error.errno in NO_ROOM and error.filename2
+    is_copy = error.errno in DISK_FULL and error.filename2
     named = error.filename
     if named is None or is_copy or Path(os.fsdecode(named)).is_relative_to(partial):
         error.filename = str(path)
@@ -53,7 +53,7 @@ def _partial(name: str) -> str:
     """Return a name for what is unfinished: that of the file, unless it is as long as names get."""
     marked = f".{name}.partial"
     whole = os.fsencode(marked)
-    return marked if len(whole) < 256 else f".{digest(whole).hex()}.partial"
+    return marked if len(whole) < 256 else f".{sha256_digest(whole).hex()}.partial"
 
 
 def _remove(path: Path) -> None:
@@ -65,18 +65,18 @@ def _remove(path: Path) -> None:
 
 def move(source: Path, target: Path) -> None:
     """Put a file or folder in the place of another, on another disk if need be."""
-    with replacing(target) as partial:
+    with atomic_write(target) as partial:
         shutil.move(source, partial)
 
 
-def copy(source: Path, target: Path) -> None:
+def copy_folder(source: Path, target: Path) -> None:
     """Put a copy of a folder in the place of another."""
-    with replacing(target) as partial:
+    with atomic_write(target) as partial:
         shutil.copytree(source, partial)
 
 
 def write_text(path: Path, text: str) -> None:
-    with replacing(path) as partial:
+    with atomic_write(path) as partial:
         partial.write_text(text, encoding="utf-8", newline="\n")
 
 
@@ -86,7 +86,7 @@ def write_json(path: Path, content: Any) -> None:
 
 def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
     r"""Write RFC 4180 rows in UTF-8, lines ended by `\n`; numbers as Python prints them."""
-    with replacing(path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
+    with atomic_write(path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(_Lines(file))
         writer.writerow(header)
         writer.writerows(rows)
@@ -105,16 +105,16 @@ class _Lines:
 def read_csv(path: Path) -> list[dict[str, str]]:
     """Return the rows of a CSV with a header, as text; a byte order mark is no part of it."""
     try:
-        with bounded(path).open(encoding="utf-8-sig", newline="") as file:
+        with check_size(path).open(encoding="utf-8-sig", newline="") as file:
             return [{k: v or "" for k, v in row.items() if k} for row in csv.DictReader(file)]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise TaggerError(f"{path} cannot be read: {error}. It must be a CSV in UTF-8.") from error
 
 
-def read_json(path: Path, most: float = SMALL) -> Any:
+def read_json(path: Path, max_bytes: float = MAX_BYTES) -> Any:
     """Return the content of a file of so many bytes at most."""
     try:
-        return json.loads(bounded(require(path), most).read_text(encoding="utf-8"))
+        return json.loads(check_size(require(path), max_bytes).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise TaggerError(f"{path} cannot be read: {error}. It must be JSON in UTF-8.") from error
 
@@ -126,27 +126,27 @@ def require(path: Path) -> Path:
     return path
 
 
-def bounded(path: Path, most: float = SMALL) -> Path:
+def check_size(path: Path, max_bytes: float = MAX_BYTES) -> Path:
     """Return the path of a file that is to be read whole. Raises TaggerError for a huge one."""
     size = path.stat().st_size
-    if size > most:
+    if size > max_bytes:
         raise TaggerError(
-            f"{path} holds {decimal(size)}, and no such file has more than {decimal(int(most))}. "
+            f"{path} holds {decimal(size)}, and no such file has more than {decimal(int(max_bytes))}. "
             "Get it again."
         )
     return path
 
 
-def sha256(path: Path) -> str:
+def sha256_file(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def digest(content: bytes) -> bytes:
+def sha256_digest(content: bytes) -> bytes:
     return hashlib.sha256(content).digest()
 
 
-def check_space(folder: Path, needed: int) -> None:
+def check_free_space(folder: Path, needed: int) -> None:
     """Raise TaggerError where a folder, which need not be there yet, has no room for the bytes."""
     existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     free = shutil.disk_usage(existing).free

@@ -73,7 +73,7 @@ class Posts:
 def write_posts(posts: pa.Table, path: Path) -> None:
     """Write the columns of SCHEMA, some ten thousand posts at a time."""
     with (
-        files.replacing(path) as partial,
+        files.atomic_write(path) as partial,
         pq.ParquetWriter(partial, POSTS_SCHEMA, **_POSTS_STORED) as writer,
     ):
         for batch in posts.select(POSTS_SCHEMA.names).to_batches(max_chunksize=_ROWS):
@@ -92,7 +92,7 @@ def write_split(ids: pa.ChunkedArray, splits: npt.NDArray[np.int8], path: Path) 
 
 
 def _write_table(table: pa.Table, path: Path) -> None:
-    with files.replacing(path) as partial:
+    with files.atomic_write(path) as partial:
         pq.write_table(table, partial, **_STORED)
 
 

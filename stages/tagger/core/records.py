@@ -15,7 +15,7 @@ from tagger.core.errors import TaggerError, one_line
 Record = dict[str, Any]
 
 
-def read(folder: Path, name: str) -> Iterator[tuple[str, Record]]:
+def read_table(folder: Path, name: str) -> Iterator[tuple[str, Record]]:
     """Yield the rows of a table of the folder, if it is there, each after the words for its place.
 
     Raises TaggerError for a file that cannot be read, and for a row that is none.
@@ -23,10 +23,10 @@ def read(folder: Path, name: str) -> Iterator[tuple[str, Record]]:
     paths = (folder / f"{name}{suffix}" for suffix in _READERS)
     path = next((path for path in paths if path.exists()), None)
     if path is not None:
-        yield from rows(path)
+        yield from read_rows(path)
 
 
-def rows(path: Path) -> Iterator[tuple[str, Record]]:
+def read_rows(path: Path) -> Iterator[tuple[str, Record]]:
     """Yield the rows of a table, each after the words for its place. Raises as `read` does."""
     if path.suffix not in _READERS:
         raise TaggerError(f"{path} is no table: its name must end in {', '.join(_READERS)}.")

@@ -84,7 +84,10 @@ def write(tags: Sequence[Tag], path: Path) -> None:
 
 def read(path: Path) -> list[Tag]:
     """Return a vocabulary as `write` left it."""
-    return [_parse(row, place) for place, row in records.rows(files.bounded(files.require(path)))]
+    return [
+        _parse(row, place)
+        for place, row in records.read_rows(files.check_size(files.require(path)))
+    ]
 
 
 def read_selected(path: Path) -> dict[str, Tag]:
@@ -97,7 +100,7 @@ def read_selected(path: Path) -> dict[str, Tag]:
         raise TaggerError(f"vocabulary.source: there is no file {path}.")
     tags: dict[str, Tag] = {}
     nothing = dict.fromkeys(("tag_id", "category", "count"), UNKNOWN)
-    for place, row in records.rows(path):
+    for place, row in records.read_rows(path):
         tag = _parse(nothing | {k: v for k, v in row.items() if v not in ("", None)}, place)
         name = normalize_name(tag.name)
         if not name:

@@ -59,7 +59,7 @@ def find_equal_sizes(sizes: pa.ChunkedArray, content: pa.ChunkedArray) -> npt.ND
 
 def hash_content(pictures: pa.Table) -> pa.Table:
     """Return the SHA-256 of each picture as `content`, null where it cannot be read."""
-    return pa.table({"content": pa.array(hash_images(pictures, files.digest), pa.binary())})
+    return pa.table({"content": pa.array(hash_images(pictures, files.sha256_digest), pa.binary())})
 
 
 def hash_images(
@@ -69,7 +69,7 @@ def hash_images(
     hashes: list[bytes | None] = []
     for place in manifest.locations(pictures):
         try:
-            hashes.append(function(decode.read(place)))
+            hashes.append(function(decode.read_bytes(place)))
         except decode.Unreadable:
             hashes.append(None)
     return hashes

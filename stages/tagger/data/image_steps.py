@@ -76,7 +76,7 @@ def copied(posts: pa.Table, p: params.Copies, left_out: RejectedPosts) -> pa.Tab
         quality=p.quality,
         shard_size=p.shard_size * 1_000_000,
     )
-    tables = list(progress.count(made, len(posts), "copying"))
+    tables = list(progress.track_rows(made, len(posts), "copying"))
     copies = pa.concat_tables([resized_copies.SCHEMA.empty_table(), *tables])
     copies = copies.take(pc.sort_indices(order))
     for name in ("file", "shard", "offset", "size", "width", "height"):
@@ -143,6 +143,6 @@ def _in_place(posts: pa.Table) -> pa.Array:
 def _worked(
     function: workers.Work, pictures: pa.Table, memory: Path | None, description: str
 ) -> pa.Table:
-    results = workers.mapped(function, workers.chunked(pictures, _CHUNK), memory)
-    tables = list(progress.count(results, len(pictures), description))
+    results = workers.map_chunks(function, workers.chunked(pictures, _CHUNK), memory)
+    tables = list(progress.track_rows(results, len(pictures), description))
     return pa.concat_tables(tables) if tables else function(pictures)

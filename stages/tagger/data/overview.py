@@ -173,7 +173,7 @@ def accepted_images(
     some = found.take(pa.array(rows))
     for place, post in zip(manifest.locations(some), some.to_pylist(), strict=True):
         names = ", ".join(tags[tag].name for tag in post["tags"])
-        yield decode.open_if_there(place), f"{post['id']}: {names}"
+        yield decode.open_rgb_or_none(place), f"{post['id']}: {names}"
 
 
 def rejected_images(
@@ -197,4 +197,4 @@ def _found(name: str | None, folders: Sequence[Path]) -> Image.Image | None:
     paths += [name for folder in folders[1:] if name and name.startswith(f"{folder}/")]
     path = next(filter(os.path.isfile, paths), None)  # which is false for names too long, too
     place = Location(path, 0, Path(path).stat().st_size) if path else None
-    return decode.open_if_there(place) if place else None
+    return decode.open_rgb_or_none(place) if place else None

@@ -66,15 +66,15 @@ def write_copies(
         for number, chunk in enumerate(chunks)
     ]
     missing = [chunk for chunk in numbered if not _is_whole(_tar(make, chunk))]
-    files.check_space(folder, int(mean * sum(map(len, missing))))
-    yield from workers.mapped(make, numbered)
+    files.check_free_space(folder, int(mean * sum(map(len, missing))))
+    yield from workers.map_chunks(make, numbered)
 
 
 def _tar(make: workers.Work, pictures: pa.Table) -> Path:
     """Return the tar of some pictures, named by all that decides what is in it."""
     settings = dict(make.keywords)
     folder = settings.pop("folder")
-    key = workers.key(partial(make.func, **settings), pictures)
+    key = workers.chunk_key(partial(make.func, **settings), pictures)
     return Path(folder, f"{pictures['number'][0].as_py():04d}-{key[:12]}.tar")
 
 
@@ -84,7 +84,7 @@ def _is_whole(tar: Path) -> bool:
 
 def _size(encode: Any, place: Location) -> int:
     try:
-        return len(encode(decode.read(place))[0])
+        return len(encode(decode.read_bytes(place))[0])
     except decode.Unreadable:
         return 0
 
@@ -119,7 +119,7 @@ def write_shard(
             for name, place in zip(names, manifest.locations(pictures), strict=True):
                 try:
                     data, sizes[name] = resize(
-                        decode.read(place), side=side, format=format, quality=quality
+                        decode.read_bytes(place), side=side, format=format, quality=quality
                     )
                     yield name, data
                 except decode.Unreadable as error:

@@ -50,11 +50,11 @@ def verify(pictures: pa.Table, *, level: Level, animated: Literal["first", "drop
 def _verify(place: Location, level: Level, drop_animated: bool) -> Verified:
     try:
         whole = level == "decode" or place.size <= _HEAD
-        data = decode.read(place if whole else place._replace(size=_HEAD))
+        data = decode.read_bytes(place if whole else place._replace(size=_HEAD))
         width, height = _decode(data, drop_animated) if level == "decode" else (0, 0)
         if level == "header":
             width, height = _header(data, place, drop_animated)
-        content = files.digest(data) if whole else None
+        content = files.sha256_digest(data) if whole else None
         return Verified(width, height, content)
     except decode.Animated as error:
         return Verified(reason="animated", detail=str(error))
@@ -64,7 +64,7 @@ def _verify(place: Location, level: Level, drop_animated: bool) -> Verified:
 
 def _decode(data: bytes, drop_animated: bool) -> tuple[int, int]:
     if drop_animated and _may_move(data):
-        decode.refuse_animated(data)
+        decode.check_still(data)
     return decode.open_rgb(data).size
 
 
@@ -74,9 +74,9 @@ def _header(data: bytes, place: Location, drop_animated: bool) -> tuple[int, int
         with suppress(decode.Unreadable):
             if not _may_move(data):
                 return decode.upright_size(data)
-        data = data if len(data) == place.size else decode.read(place)
+        data = data if len(data) == place.size else decode.read_bytes(place)
         if drop_animated and _may_move(data):
-            decode.refuse_animated(data)
+            decode.check_still(data)
         return decode.upright_size(data)
     if width * height > 2 * (Image.MAX_IMAGE_PIXELS or width * height):  # where Pillow refuses
         raise decode.Unreadable(f"{width} x {height} pixels, as only a decompression bomb has")

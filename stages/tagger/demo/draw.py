@@ -56,7 +56,7 @@ def draw_images(folder: Path, *, images: int, size: int, seed: int) -> dict[str,
     digits = max(4, len(str(images - 1)))
     jobs = [(f"{i:0{digits}}", avatar_options.choose_options(seed, i)) for i in range(images)]
     counts = Counter(tag for _, look in jobs for tag in look.tags)
-    with files.replacing(folder) as unfinished:
+    with files.atomic_write(folder) as unfinished:
         unfinished.mkdir()
         _draw_all(unfinished, jobs, size)
         rows = sorted((tag, avatar_options.tag_category(tag)) for tag in counts)
@@ -71,8 +71,8 @@ def _draw_all(folder: Path, jobs: Sequence[DrawingJob], size: int) -> None:
         by_style[job[1].style].append(job)
     shares = sorted(by_style.items(), key=lambda share: -len(share[1]))
     spawn = multiprocessing.get_context("spawn")
-    begin = exit_with_parent.end_with_parent
-    with ProcessPoolExecutor(world.cores(), mp_context=spawn, initializer=begin) as pool:
+    begin = exit_with_parent.exit_with_parent
+    with ProcessPoolExecutor(world.available_cores(), mp_context=spawn, initializer=begin) as pool:
         drawn = [pool.submit(_draw_share, folder, size, name, share) for name, share in shares]
         for style in progress.track(drawn, "drawing"):
             style.result()

@@ -43,7 +43,7 @@ def each(scored: PredictionStore, function: Callable[[Columns], T]) -> Iterator[
     The function runs in several threads, and may change the scores it is given.
     """
     truth = csc_array(scored.labels)
-    threads = min(world.cores(), _THREADS)
+    threads = min(world.available_cores(), _THREADS)
     width = max(1, min(_BLOCK // (2 * max(1, len(scored))), -(-scored.tags // threads)))
 
     def one(start: int) -> T:

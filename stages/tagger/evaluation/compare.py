@@ -21,7 +21,7 @@ from tagger.evaluation.predictions import Predictor
 from tagger.evaluation.result import Judged
 from tagger.images import loader
 from tagger.images.dataset import ImageDataset, Split
-from tagger.images.loader import Batch, Order
+from tagger.images.loader import Batch, ResumableBatchSampler
 from tagger.images.preprocess import Preprocess
 from tagger.models import layouts
 from tagger.models.exported import Tagger
@@ -161,10 +161,10 @@ def _with_channels(side: Side, tagger: Tagger, ground: Ground) -> Side:
     """Return the side given BGR, if that is what it is better at."""
     part = ground.parts["validation"].evenly_spaced(_TRIED)
     order, pictures = (
-        Order(len(part), ground.predictor.batch_size),
+        ResumableBatchSampler(len(part), ground.predictor.batch_size),
         ImageDataset(part, side.preprocess),
     )
-    batches = list(loader.loader(pictures, order, workers=ground.predictor.workers))
+    batches = list(loader.build_loader(pictures, order, workers=ground.predictor.workers))
     reverse = replace(side, compute=predictions.by_tagger(layouts.with_channels_reversed(tagger)))
     rgb, bgr = (_macro_ap(one, batches) for one in (side, reverse))
     if ground.predictor.group.is_main:

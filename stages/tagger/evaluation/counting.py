@@ -12,7 +12,7 @@ from numba.extending import register_jitable
 
 from tagger.evaluation import quantized_logits
 from tagger.evaluation.quantized_logits import Codes, Floats
-from tagger.system.jit import always
+from tagger.system.jit import compiled
 
 Ints = npt.NDArray[np.int64]
 Counts = npt.NDArray[np.integer[Any]]  # of pictures
@@ -73,7 +73,7 @@ def count(
         quantized_logits.softplus(),
         quantized_logits.logits(),
     )
-    function = _loop if scores.size <= _INTERPRETED else always(_compiled)
+    function = _loop if scores.size <= _INTERPRETED else compiled(_compiled)
     function(scores, rows, marks, pool_of, tables, found)
     return found
 

@@ -63,9 +63,10 @@ class Inspection:
         scores = quantized_logits.probabilities()[first[:, :count].T].astype(np.float32)
         truth = self.scored.labels[:count].toarray()
         pictures = [
-            decode.open_if_there(self.part.locations[row], self.background) for row in rows.tolist()
+            decode.open_rgb_or_none(self.part.locations[row], self.background)
+            for row in rows.tolist()
         ]
-        return contact_sheet.draw(
+        return contact_sheet.prediction_sheet(
             pictures, scores, truth, [tag.name for tag in self.tags], self.limits
         )
 
@@ -111,7 +112,7 @@ class Inspection:
 
     def _picture(self, picture: int) -> Image.Image | None:
         place = self.part.locations[int(self.scored.rows[picture])]
-        return decode.open_if_there(place, self.background)
+        return decode.open_rgb_or_none(place, self.background)
 
     def _of_tag(self, worst: Worst) -> Gallery:
         tally, name = self.judged.tally, self.tags[worst.tag].name

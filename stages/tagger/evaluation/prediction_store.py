@@ -98,7 +98,7 @@ def write(path: Path, truth: Truth, blocks: Iterable[Block]) -> PredictionStore:
     Raises TaggerError for a logit that is no number, telling its row and column.
     """
     posts, tags = truth.labels.shape
-    files.check_space(path.parent, 2 * posts * tags)
+    files.check_free_space(path.parent, 2 * posts * tags)
     path.parent.mkdir(parents=True, exist_ok=True)
     tile = max(_LEAST, _TILE // (2 * max(1, tags)))
     rows: list[int] = []

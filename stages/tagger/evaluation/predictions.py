@@ -16,13 +16,13 @@ from tagger.evaluation import prediction_store, quantized_logits
 from tagger.evaluation.prediction_store import Block, PredictionStore
 from tagger.images import loader
 from tagger.images.dataset import ImageDataset, Split
-from tagger.images.loader import Batch, Order
+from tagger.images.loader import Batch, ResumableBatchSampler
 from tagger.images.preprocess import Preprocess
 from tagger.models.exported import Tagger
 from tagger.models.predict import Array, Compute
 from tagger.system import progress
 from tagger.system.distributed import ProcessGroup
-from tagger.system.world import world
+from tagger.system.world import read_world
 
 PARTS = ("validation", "test")  # of the split, which no model is trained on
 
@@ -70,8 +70,12 @@ class Predictor:
     def _blocks(
         self, part: Split, compute: Compute, preprocess: Preprocess, failures: dict[int, str]
     ) -> Iterator[Block]:
-        order = Order(len(part), self.batch_size, share=self.group.rank_and_size)
-        batches: Any = loader.loader(ImageDataset(part, preprocess), order, workers=self.workers)
+        order = ResumableBatchSampler(
+            len(part), self.batch_size, rank_and_size=self.group.rank_and_size
+        )
+        batches: Any = loader.build_loader(
+            ImageDataset(part, preprocess), order, workers=self.workers
+        )
         for batch in progress.track(batches, "predicting") if self.group.is_main else batches:
             found = compute(batch) if batch.rows else np.empty((0, part.labels.shape[1]))
             every = self.group.gather_on_main((batch.rows, found, batch.failures)) or []
@@ -98,5 +102,5 @@ def alone(
     folder: Path, unlabelled: Sequence[Category], *, batch_size: int, workers: int
 ) -> Predictor:
     """Return what predicts in this process alone, for models that do not lie on a GPU."""
-    group = ProcessGroup(world()._replace(rank=0, size=1), torch.device("cpu"))
+    group = ProcessGroup(read_world()._replace(rank=0, size=1), torch.device("cpu"))
     return Predictor(group, folder, unlabelled, batch_size, workers)

@@ -9,7 +9,7 @@ from tagger.evaluation import quantized_logits
 from tagger.evaluation.counting import Ints
 from tagger.evaluation.prediction_store import PredictionStore
 from tagger.evaluation.quantized_logits import Codes, Floats
-from tagger.system.jit import always
+from tagger.system.jit import compiled
 
 _INTERPRETED = 600_000  # predictions for which compiling does not pay
 _STEPS = 30  # that a picture takes in NumPy, counted as predictions
@@ -32,7 +32,7 @@ def of(scored: PredictionStore) -> Ranking:
         labels = scored.labels[pictures]
         truth = np.asarray(labels.indptr, np.int64), np.asarray(labels.indices, np.int64)
         few = scores.size + _STEPS * scores.shape[1] <= _INTERPRETED
-        function = _plain if few else always(_compiled)
+        function = _plain if few else compiled(_compiled)
         function(scores, *truth, *tables, Ranking(*(f[pictures] for f in found)))
     return found
 

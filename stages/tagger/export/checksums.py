@@ -13,7 +13,7 @@ CARD = "README.md"  # which is for its reader to change
 def write(folder: Path) -> None:
     """List every file of a folder with its hash, but the list itself and the model card."""
     names = sorted(path.relative_to(folder).as_posix() for path in _files(folder))
-    lines = [f"{files.sha256(folder / name)}  {name}\n" for name in names]
+    lines = [f"{files.sha256_file(folder / name)}  {name}\n" for name in names]
     files.write_text(folder / SUMS, "".join(lines))
 
 
@@ -35,7 +35,7 @@ def check(folder: Path) -> int:
         wanted, name = line
         if not (folder / name).is_file():
             raise TaggerError(f"{folder} is not whole: {name} is missing. Get the folder again.")
-        if (found := files.sha256(folder / name)) != wanted:
+        if (found := files.sha256_file(folder / name)) != wanted:
             raise TaggerError(
                 f"{folder / name} is not what was exported: its SHA-256 begins with {found[:12]}, "
                 f"not with {wanted[:12]}. Get the file again, or export again."

@@ -97,7 +97,7 @@ def _batches(pictures: Iterator[NamedImage]) -> Iterator[list[NamedImage]]:
 
 
 def _ask(model: Tagger, prepared: Preprocess, batch: Sequence[NamedImage]) -> Array:
-    return model.engine(np.stack([prepared.fit(picture) for _, picture in batch]), False)[0]
+    return model.engine(np.stack([prepared.to_square(picture) for _, picture in batch]), False)[0]
 
 
 class _Visit:
@@ -140,7 +140,7 @@ class _Visit:
         if not self.client.resizes:
             self._compare(names, theirs, ours, self._tolerance)
         elif first:  # which tells what the tool's resizing does from what the graph does
-            fitted = np.stack([self._model.preprocess.fit(square) for square in squares])
+            fitted = np.stack([self._model.preprocess.to_square(square) for square in squares])
             same = self._model.engine(fitted, False).probabilities[:, self._ours]
             self._compare(names, theirs, same, _ROUNDING)
         self._add(theirs, ours)

@@ -43,7 +43,7 @@ class PreprocessedModel(nn.Module):
         self.register_buffer("mean", torch.tensor(preprocess.mean).view(3, 1, 1) * 255)
         self.register_buffer("std", torch.tensor(preprocess.std).view(3, 1, 1) * 255)
         # The Resize of ONNX does not antialias before opset 18: two products of matrices do.
-        weights = resize.matrix(TOOL_SIZE, preprocess.size, preprocess.interpolation)
+        weights = resize.resize_matrix(TOOL_SIZE, preprocess.size, preprocess.interpolation)
         self.register_buffer("weights", torch.from_numpy(weights.astype(np.float32)))
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:

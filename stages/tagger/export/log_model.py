@@ -112,8 +112,8 @@ def pinned_requirements() -> list[str]:
 
 
 def _digest(paths: Iterable[Path], needed: Sequence[str]) -> str:
-    told = [*(f"{path.name} {files.sha256(path)}" for path in paths), *needed]
-    return files.digest("\n".join(told).encode()).hex()
+    told = [*(f"{path.name} {files.sha256_file(path)}" for path in paths), *needed]
+    return files.sha256_digest("\n".join(told).encode()).hex()
 
 
 def _example() -> tuple[pd.DataFrame, dict[str, str]]:

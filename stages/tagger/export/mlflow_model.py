@@ -53,7 +53,7 @@ class ServedTagger(PythonModel):
     """Tags pictures by an export, with ONNX Runtime."""
 
     def load_context(self, context: PythonModelContext) -> None:
-        decode.begin()
+        decode.init_process()
         self._tagger = exported.load(Path(context.artifacts[exported.ONNX]).parent)
 
     def predict(
@@ -98,9 +98,9 @@ def _square(image: object, path: object, prepared: Preprocess) -> Square:
     if not any(given):
         return f"has neither {IMAGE} nor {PATH}"
     if isinstance(image, bytes) and given[0]:
-        return decoders.square(image, prepared)  # opens bytes as well
+        return decoders.decode_square(image, prepared)  # opens bytes as well
     if isinstance(path, str | Path) and given[1]:
-        return decoders.square(Path(path), prepared)
+        return decoders.decode_square(Path(path), prepared)
     return "its image is not bytes, base64 in JSON" if given[0] else "its path is not a text"
 
 

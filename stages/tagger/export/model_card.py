@@ -15,7 +15,7 @@ from tagger.export.trial import QuantizationTrial
 from tagger.images import preprocess
 from tagger.models import exported
 from tagger.params import Params
-from tagger.system.world import world
+from tagger.system.world import read_world
 
 _TEMPLATE = Path(__file__).with_name("model_card.md")
 _FITTING = {
@@ -90,7 +90,7 @@ def write(folder: Path, content: CardContent) -> None:
         files=_files(folder),
         trials=content.trials,
         names=trial.FILE_NAMES,
-        cores=world().cores,
+        cores=read_world().cores,
         timm="timm" in content.compatibility.tools,
         kohya="".join(f" --{one}_threshold {of[one]:.2f}" for one in _OPTIONS if one in of),
         found=content.compatibility,

@@ -34,7 +34,7 @@ def write_graph(
             f"The model has {size / 1e9:.1f} GB of weights, and an ONNX file can hold 2.1. "
             "Use models/tagger, or take a smaller backbone."
         )
-    with files.replacing(path) as partial, warnings.catch_warnings():
+    with files.atomic_write(path) as partial, warnings.catch_warnings():
         path.parent.mkdir(exist_ok=True)
         warnings.simplefilter("ignore")  # of the exporter about itself, and of traced shapes
         try:

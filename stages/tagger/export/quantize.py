@@ -26,7 +26,7 @@ BATCH = 8  # pictures at a time
 
 def to_fp16(source: Path, target: Path) -> None:
     """Write a graph that computes in half precision, and takes and gives float32 as before."""
-    with files.replacing(target) as partial, _quiet():
+    with files.atomic_write(target) as partial, _quiet():
         half = OnnxModel(convert_float_to_float16(onnx.load(source), keep_io_types=True))
         half.topological_sort(is_deterministic=True)
         onnx.checker.check_model(half.model, full_check=True)
@@ -41,7 +41,7 @@ def to_int8(source: Path, target: Path, batches: Iterable[Array]) -> None:
     every = list(batches)
     if not every:
         raise TaggerError("There is no validation picture to calibrate int8 weights on.")
-    with files.replacing(target) as partial, TemporaryDirectory() as room, _quiet():
+    with files.atomic_write(target) as partial, TemporaryDirectory() as room, _quiet():
         folded = Path(room) / "folded.onnx"
         try:
             quant_pre_process(source, folded, skip_symbolic_shape=True)

@@ -49,7 +49,7 @@ def write(folder: Path, split: Split, count: int) -> None:
         if _may_be_shown(tagger, picture):
             written += 1
             path = folder / FOLDER / f"{written}.jpg"
-            with files.replacing(path) as partial:
+            with files.atomic_write(path) as partial:
                 picture.save(partial, format="JPEG", quality=_QUALITY, subsampling=0)
             said = tags_of(tagger, decode.open_rgb(path))
             files.write_text(path.with_suffix(".txt"), ", ".join(name for name, _ in said) + "\n")

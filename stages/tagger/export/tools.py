@@ -52,7 +52,7 @@ def _infer(folder: Path) -> LoadedTool:
     keys = [(tag.category, tag.name) for tag in tagger.tags]
     run = tagger.engine
     return LoadedTool(
-        keys, tagger.preprocess.fit, lambda squares: run(squares, False).probabilities
+        keys, tagger.preprocess.to_square, lambda squares: run(squares, False).probabilities
     )
 
 
@@ -72,7 +72,7 @@ def _imgutils(folder: Path) -> LoadedTool:
     prepared = external_preprocess.read(folder / PREPROCESS)
     run = runtimes.on_onnx(folder / ONNX, prepared, _CPU)
     keys = [(int(row["category"]), row["name"]) for row in rows]
-    return LoadedTool(keys, prepared.fit, lambda squares: run(squares, False).probabilities)
+    return LoadedTool(keys, prepared.to_square, lambda squares: run(squares, False).probabilities)
 
 
 def _kohya(folder: Path) -> LoadedTool:

@@ -16,7 +16,7 @@ from tagger.models import exported
 from tagger.models.exported import ONNX
 from tagger.models.runtimes import Array
 from tagger.params import Export
-from tagger.system.world import world
+from tagger.system.world import read_world
 
 FILE_NAMES = {"fp16": "model_fp16.onnx", "int8": "model_int8.onnx"}
 
@@ -67,7 +67,7 @@ class QuantizationTrials:
             else:
                 quantize.to_int8(plain, path, self._batches(self.validation, _CALIBRATING))
         timed = np.concatenate(list(self._batches(self.test, _TIMED)))
-        pace = quantize.measure_throughput({"fp32": plain, **paths}, timed, world().cores)
+        pace = quantize.measure_throughput({"fp32": plain, **paths}, timed, read_world().cores)
         full = self._judged("fp32", plain)
         found = {}
         for name, path in paths.items():
@@ -87,7 +87,7 @@ class QuantizationTrials:
         pictures = readable_images(
             part.evenly_spaced(count).locations, tagger.preprocess.background
         )
-        squares = [tagger.preprocess.fit(picture) for _, picture in pictures]
+        squares = [tagger.preprocess.to_square(picture) for _, picture in pictures]
         return [
             tagger.preprocess.normalise(np.stack(squares[start : start + quantize.BATCH]))
             for start in range(0, len(squares), quantize.BATCH)

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from tagger.images.dataset import Key
+from tagger.images.dataset import SampleKey
 from tagger.images.decode import Pixels
 from tagger.images.preprocess import Preprocess
 from tagger.images.resize import FILTERS
@@ -30,7 +30,9 @@ class Augmentation:
     random_resize: bool = False  # by any of the filters
     trivial: bool = False  # TrivialAugment: one change of many, of a random strength
 
-    def __call__(self, pixels: Pixels, prepared: Preprocess, key: Key) -> tuple[Pixels, Preprocess]:
+    def __call__(
+        self, pixels: Pixels, prepared: Preprocess, key: SampleKey
+    ) -> tuple[Pixels, Preprocess]:
         random = np.random.default_rng([self.seed, key.epoch, key.row])
         area, left, top, mirror, method = random.random(5)
         pixels = _cropped(pixels, self.min_crop + (1 - self.min_crop) * area, left, top)

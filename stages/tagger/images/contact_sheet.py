@@ -20,12 +20,12 @@ _CAPTION = 8  # lines under a picture
 Font: TypeAlias = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
-def draw(
-    pictures: Sequence[Image.Image | None],
+def prediction_sheet(
+    images: Sequence[Image.Image | None],
     scores: Scores,
     truth: Truth,
     names: Sequence[str],
-    limits: Floats | None = None,
+    thresholds: Floats | None = None,
     *,
     columns: int = 3,
 ) -> Image.Image:
@@ -35,18 +35,18 @@ def draw(
     limits: from which score on a tag is given; without them, the likeliest of each picture are
     """
     font = ImageFont.load_default(12)
-    rows = -(-len(pictures) // columns)
+    rows = -(-len(images) // columns)
     size = columns * (_SIDE + _TEXT) + 12, rows * (_SIDE + 12) + _TOP
     sheet = Image.new("RGB", size, "white")
     pen = ImageDraw.Draw(sheet)
     for number, (text, colour) in enumerate(_LEGEND):
         pen.text((12 + number * 150, 10), text, fill=colour, font=font)
-    for number, picture in enumerate(pictures):
+    for number, picture in enumerate(images):
         x = 12 + number % columns * (_SIDE + _TEXT)
         y = _TOP + number // columns * (_SIDE + 12)
         shown = picture or Image.new("RGB", (1, 1), _NONE)
         sheet.paste(shown.resize((_SIDE, _SIDE), Image.Resampling.BICUBIC), (x, y))
-        lines = list(_lines(scores[number], truth[number], names, limits))
+        lines = list(_lines(scores[number], truth[number], names, thresholds))
         for row, (text, colour) in enumerate(lines[: _SIDE // _LINE]):
             pen.text((x + _SIDE + 8, y + row * _LINE), text, fill=colour, font=font)
     return sheet
@@ -69,7 +69,9 @@ def _lines(
         yield names[tag][:30], MISSED
 
 
-def contact(tiles: Iterable[tuple[Image.Image | None, str]], *, columns: int = 6) -> Image.Image:
+def caption_sheet(
+    tiles: Iterable[tuple[Image.Image | None, str]], *, columns: int = 6
+) -> Image.Image:
     """Return pictures side by side, each with a few lines under it; grey where there is none."""
     tiles = list(tiles)
     font = ImageFont.load_default(12)

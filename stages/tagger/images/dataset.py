@@ -22,7 +22,7 @@ from tagger.images.preprocess import Preprocess
 _REPLACEMENTS = 100  # tried in a row for a picture that cannot be read
 
 
-class Key(NamedTuple):
+class SampleKey(NamedTuple):
     """All that decides what a picture looks like, beside the seed."""
 
     epoch: int
@@ -31,8 +31,8 @@ class Key(NamedTuple):
 
 
 # From a picture to one of the same tags, and how to resize it, for a key.
-Augment = Callable[[Pixels, Preprocess, Key], tuple[Pixels, Preprocess]]
-Failure = tuple[int, str]  # row of the part, and the reason
+AugmentImage = Callable[[Pixels, Preprocess, SampleKey], tuple[Pixels, Preprocess]]
+ReadFailure = tuple[int, str]  # row of the part, and the reason
 
 
 @dataclass(frozen=True)
@@ -69,25 +69,25 @@ class Split:
             None if self.ids is None else self.ids.take(pa.array(rows)),
         )
 
-    def counts(self) -> npt.NDArray[np.int64]:
+    def tag_counts(self) -> npt.NDArray[np.int64]:
         """Return how many posts have each tag, (tags,)."""
         return np.bincount(self.labels.indices, minlength=self.labels.shape[1])
 
-    def tags(self, row: int) -> npt.NDArray[np.int32]:
+    def tag_columns(self, row: int) -> npt.NDArray[np.int32]:
         """Return the columns of the tags of a post."""
         start, end = self.labels.indptr[row : row + 2]
         return self.labels.indices[start:end]
 
 
-def read(
-    posts_file: Path, tags_file: Path, vocabulary_file: Path, split_file: Path
+def read_splits(
+    posts_path: Path, tags_path: Path, vocabulary_path: Path, split_path: Path
 ) -> tuple[list[Tag], dict[str, Split]]:
     """Return the vocabulary, and the parts of the split by name."""
-    tags = vocabulary.read(vocabulary_file)
-    seen = manifest.read_tags(tags_file)
-    posts = manifest.read_posts(posts_file, len(seen))
+    tags = vocabulary.read(vocabulary_path)
+    seen = manifest.read_tags(tags_path)
+    posts = manifest.read_posts(posts_path, len(seen))
     labels = manifest.select_columns(posts.labels, seen, tags)
-    part_of = manifest.read_split(split_file, posts.ids)
+    part_of = manifest.read_split(split_path, posts.ids)
     parts = {}
     for number, name in enumerate(manifest.SPLITS):
         rows = np.flatnonzero(part_of == number)
@@ -95,7 +95,7 @@ def read(
         parts[name] = Split(Locations(own), labels[rows], posts.groups[rows], own["id"])
     del posts, labels
     pa.default_memory_pool().release_unused()
-    decode.release()
+    decode.release_memory()
     return tags, parts
 
 
@@ -103,7 +103,7 @@ class Sample(NamedTuple):
     row: int
     pixels: Pixels | None  # (size, size, 3), None where unreadable
     tags: npt.NDArray[np.int32]  # columns
-    failures: list[Failure]
+    failures: list[ReadFailure]
 
 
 class ImageDataset(Dataset[Any]):
@@ -114,34 +114,34 @@ class ImageDataset(Dataset[Any]):
 
     def __init__(
         self,
-        part: Split,
+        split: Split,
         preprocess: Preprocess,
-        augment: Augment | None = None,
+        augment: AugmentImage | None = None,
         *,
-        replacing: bool = False,
+        replace_unreadable: bool = False,
     ) -> None:
-        self.part = part
-        self.preprocess = preprocess.for_many()
+        self.split = split
+        self.preprocess = preprocess.compiled()
         self.augment = augment
-        self.tries = min(len(part), _REPLACEMENTS) if replacing else 1
+        self.tries = min(len(split), _REPLACEMENTS) if replace_unreadable else 1
 
     def __len__(self) -> int:
-        return len(self.part)
+        return len(self.split)
 
-    def __getitem__(self, key: Key) -> Sample:
-        failures: list[Failure] = []
+    def __getitem__(self, key: SampleKey) -> Sample:
+        failures: list[ReadFailure] = []
         for _ in range(self.tries):
             try:
-                return Sample(key.row, self._fitted(key), self.part.tags(key.row), failures)
+                return Sample(key.row, self._fitted(key), self.split.tag_columns(key.row), failures)
             except decode.Unreadable as error:
                 failures.append((key.row, str(error)))
-                key = key._replace(row=(key.row + 1) % len(self.part))
+                key = key._replace(row=(key.row + 1) % len(self.split))
         return Sample(key.row, None, np.empty(0, np.int32), failures)
 
-    def _fitted(self, key: Key) -> Pixels:
-        place, background = self.part.locations[key.row], self.preprocess.background
+    def _fitted(self, key: SampleKey) -> Pixels:
+        place, background = self.split.locations[key.row], self.preprocess.background
         pixels = decode.open_pixels(place, background)
         prepared = replace(self.preprocess, size=key.size or self.preprocess.size)
         if self.augment:
             pixels, prepared = self.augment(pixels, prepared, key)
-        return prepared.fit(pixels)
+        return prepared.to_square(pixels)

@@ -56,7 +56,7 @@ class Animated(Unreadable):
     """A picture of several frames, where only still ones are wanted."""
 
 
-def begin() -> None:
+def init_process() -> None:
     """Make this process ready to open many pictures.
 
     Buffers that are free again are kept for the next picture: given back to the system, as glibc
@@ -71,22 +71,22 @@ def begin() -> None:
     logging.getLogger("PIL").setLevel(logging.CRITICAL)
 
 
-def limit(pixels: int) -> None:
+def limit_pixels(pixels: int) -> None:
     """Refuse larger pictures in this process, by their headers. Else the limit is 179 million."""
     Image.MAX_IMAGE_PIXELS = pixels // 2  # Pillow warns from there on, and refuses from twice that
 
 
-def release() -> None:
+def release_memory() -> None:
     """Give back to the system what was needed for a while, and which `begin` would keep."""
     with suppress(AttributeError, OSError):  # another system
         ctypes.CDLL(None).malloc_trim(0)
 
 
-def read(place: Location) -> bytes:
+def read_bytes(location: Location) -> bytes:
     """Return the bytes of a picture. Raises Unreadable where they are not all there."""
-    data = _bytes(place.path, place.offset, place.size)
-    if len(data) < place.size:
-        raise Unreadable(f"{place.size:,} bytes expected, {len(data):,} are there")
+    data = _bytes(location.path, location.offset, location.size)
+    if len(data) < location.size:
+        raise Unreadable(f"{location.size:,} bytes expected, {len(data):,} are there")
     return data
 
 
@@ -115,10 +115,10 @@ def open_rgb(file: Path | Location | bytes, background: Colour = WHITE) -> Image
         return _flatten(ImageOps.exif_transpose(image), background)
 
 
-def open_if_there(place: Location, background: Colour = WHITE) -> Image.Image | None:
+def open_rgb_or_none(location: Location, background: Colour = WHITE) -> Image.Image | None:
     """Return what `open_rgb` does, or None for a picture that has gone since it was read."""
     try:
-        return open_rgb(place, background)
+        return open_rgb(location, background)
     except Unreadable:
         return None
 
@@ -187,7 +187,7 @@ def upright_size(file: Path | bytes) -> tuple[int, int]:
         return image.size[::-1] if turned else image.size
 
 
-def refuse_animated(file: Path | bytes) -> None:
+def check_still(file: Path | bytes) -> None:
     """Raise Animated for a picture of more than one frame."""
     with _opened(file) as image:
         if getattr(image, "is_animated", False) or image.info.get("frames", 1) > 1:
@@ -197,7 +197,7 @@ def refuse_animated(file: Path | bytes) -> None:
 def _content(file: Path | Location | bytes) -> bytes:
     if isinstance(file, bytes):
         return file
-    return read(file) if isinstance(file, Location) else _bytes(str(file))
+    return read_bytes(file) if isinstance(file, Location) else _bytes(str(file))
 
 
 @contextmanager

@@ -13,12 +13,12 @@ class Directory(NamedTuple):
     """The files of one folder, and what could not be looked into."""
 
     path: Path
-    pictures: list[os.DirEntry[str]]  # known by their suffix, by name
+    images: list[os.DirEntry[str]]  # known by their suffix, by name
     names: set[str]  # of all files
-    unread: list[tuple[str, str]]  # name below the folder and reason
+    unreadable: list[tuple[str, str]]  # name below the folder and reason
 
 
-def directories(folder: Path, *, recursive: bool = True) -> Iterator[Directory]:
+def scan_folders(folder: Path, *, recursive: bool = True) -> Iterator[Directory]:
     """Yield a folder and those below it, each before its own. Linked folders are not entered."""
     pending = [folder]
     while pending:
@@ -28,17 +28,17 @@ def directories(folder: Path, *, recursive: bool = True) -> Iterator[Directory]:
         try:
             entries = sorted(os.scandir(path), key=lambda entry: entry.name)
         except OSError as error:
-            found.unread.append(("", error.strerror or str(error)))
+            found.unreadable.append(("", error.strerror or str(error)))
             entries = []
         for entry in entries:
             if entry.is_dir(follow_symlinks=False):
                 below.append(path / entry.name)
             elif reason := _hindrance(entry):
-                found.unread.append((entry.name, reason))
+                found.unreadable.append((entry.name, reason))
             else:
                 found.names.add(entry.name)
-                if is_picture(entry.name):
-                    found.pictures.append(entry)
+                if is_image_name(entry.name):
+                    found.images.append(entry)
         yield found
         if recursive:
             pending.extend(reversed(below))
@@ -56,6 +56,6 @@ def _hindrance(entry: os.DirEntry[str]) -> str:
     return "" if is_file else "neither a file nor a folder"
 
 
-def is_picture(name: str) -> bool:
+def is_image_name(name: str) -> bool:
     _, dot, suffix = name.rpartition(".")
     return dot + suffix.lower() in decode.SUFFIXES

@@ -16,7 +16,7 @@ def decode(data: bytes) -> Image.Image:
     """
     from imagecodecs import JpegxlError, jpegxl_decode  # large
 
-    width, height = size(data)
+    width, height = read_size(data)
     if Image.MAX_IMAGE_PIXELS and width * height > 2 * Image.MAX_IMAGE_PIXELS:
         raise OSError(f"{width * height} pixels are too many")
     try:
@@ -35,7 +35,7 @@ def decode(data: bytes) -> Image.Image:
     return image
 
 
-def size(data: bytes) -> tuple[int, int]:
+def read_size(data: bytes) -> tuple[int, int]:
     """Return width and height from the header. ISO/IEC 18181-1, SizeHeader."""
     start = 0
     if data.startswith(SIGNATURES[1]):  # the stream is in a box, whole or in parts

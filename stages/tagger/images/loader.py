@@ -12,29 +12,29 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from tagger.images import decode
-from tagger.images.dataset import Failure, Key, Sample, Split
+from tagger.images.dataset import ReadFailure, Sample, SampleKey, Split
 from tagger.images.preprocess import Preprocess
 from tagger.system import signals
 
 _AHEAD = 4  # batches that each worker prepares
 
 
-class Labelled(Protocol):
+class LabelledImages(Protocol):
     """What gives a sample for a key."""
 
-    part: Split
+    split: Split
 
-    def __getitem__(self, key: Key, /) -> Sample: ...
+    def __getitem__(self, key: SampleKey, /) -> Sample: ...
 
 
 class Batch(NamedTuple):
     rows: list[int]
     pixels: Tensor  # (pictures, size, size, 3), uint8
     targets: Tensor  # (pictures, tags), int8, 0 or 1, -1 where unknown
-    failures: list[Failure]  # pictures that cannot be read
+    failures: list[ReadFailure]  # pictures that cannot be read
 
 
-class Order(Sampler[list[Key]]):
+class ResumableBatchSampler(Sampler[list[SampleKey]]):
     """Batches by arithmetic: what the n-th of a training holds follows from seed and n alone.
 
     seed: of the order of each epoch; without one, pictures come by row
@@ -52,40 +52,44 @@ class Order(Sampler[list[Key]]):
         seed: int | None = None,
         *,
         sizes: Sequence[int] = (0,),
-        whole: bool = False,
-        batches: range | None = None,
-        share: tuple[int, int] = (0, 1),
+        drop_last: bool = False,
+        batch_numbers: range | None = None,
+        rank_and_size: tuple[int, int] = (0, 1),
     ) -> None:
         self.length = length
         self.batch_size = batch_size
         self.seed = seed
         self.sizes = sizes
         full, rest = divmod(length, batch_size)
-        self.per_epoch = full + (rest > 0 and not (whole and full))
-        self.batches = range(self.per_epoch) if batches is None else batches
-        self.share = share
+        self.batches_per_epoch = full + (rest > 0 and not (drop_last and full))
+        self.batch_numbers = (
+            range(self.batches_per_epoch) if batch_numbers is None else batch_numbers
+        )
+        self.rank_and_size = rank_and_size
 
     def __len__(self) -> int:
-        return len(self.batches)
+        return len(self.batch_numbers)
 
-    def __iter__(self) -> Iterator[list[Key]]:
-        rank, ranks = self.share
-        for epoch, numbers in groupby(self.batches, lambda number: number // self.per_epoch):
+    def __iter__(self) -> Iterator[list[SampleKey]]:
+        rank, ranks = self.rank_and_size
+        for epoch, numbers in groupby(
+            self.batch_numbers, lambda number: number // self.batches_per_epoch
+        ):
             rows = np.arange(self.length)
             random = np.random.default_rng([self.seed or 0, epoch])
             if self.seed is not None:
                 random.shuffle(rows)
-            sizes = random.choice(self.sizes, self.per_epoch).tolist()
-            for position in (number % self.per_epoch for number in numbers):
+            sizes = random.choice(self.sizes, self.batches_per_epoch).tolist()
+            for position in (number % self.batches_per_epoch for number in numbers):
                 start = position * self.batch_size
                 batch = rows[start : start + self.batch_size]
                 mine = batch[rank::ranks] if rank < len(batch) else batch[:1]
-                yield [Key(epoch, row, sizes[position]) for row in mine.tolist()]
+                yield [SampleKey(epoch, row, sizes[position]) for row in mine.tolist()]
 
 
-def loader(
-    pictures: Labelled,
-    order: Order,
+def build_loader(
+    dataset: LabelledImages,
+    sampler: ResumableBatchSampler,
     *,
     workers: int,
     unlabelled: Sequence[npt.NDArray[np.int64]] = (),
@@ -95,10 +99,10 @@ def loader(
     unlabelled: groups of columns, all of which are unknown where a picture has no tag of one
     """
     return _Loader(
-        cast(Dataset[Any], pictures),
-        batch_sampler=order,
+        cast(Dataset[Any], dataset),
+        batch_sampler=sampler,
         num_workers=workers,
-        collate_fn=Collate(pictures.part.labels.shape[1], tuple(unlabelled)),
+        collate_fn=Collate(dataset.split.labels.shape[1], tuple(unlabelled)),
         worker_init_fn=_begin,
         persistent_workers=workers > 0,
         prefetch_factor=_AHEAD if workers else None,
@@ -110,13 +114,13 @@ class _Loader(DataLoader[Any]):
     """Starts processes that hear no signal to stop until they know which to follow."""
 
     def __iter__(self) -> Any:
-        with signals.blocked(*signals.STOPPING):
+        with signals.blocked(*signals.STOP_SIGNALS):
             return super().__iter__()
 
 
 def _begin(_: int) -> None:
-    signals.leave_to_parent()
-    decode.begin()
+    signals.stop_with_parent()
+    decode.init_process()
 
 
 @dataclass(frozen=True)
@@ -143,7 +147,7 @@ class Collate:
         )
 
 
-def to_device(batch: Batch, device: torch.device, prepared: Preprocess) -> tuple[Tensor, Tensor]:
+def to_device(batch: Batch, device: torch.device, preprocess: Preprocess) -> tuple[Tensor, Tensor]:
     """Return pixels, (pictures, 3, size, size), normalised, and targets, both float32.
 
     Embeddings, (pictures, features), are float32 already.
@@ -151,19 +155,19 @@ def to_device(batch: Batch, device: torch.device, prepared: Preprocess) -> tuple
     targets = batch.targets.to(device, non_blocking=True).float()
     if batch.pixels.is_floating_point():
         return batch.pixels.to(device, non_blocking=True), targets
-    return normalised(batch.pixels, device, prepared), targets
+    return normalise_squares(batch.pixels, device, preprocess), targets
 
 
-def normalised(squares: Tensor, device: torch.device, prepared: Preprocess) -> Tensor:
+def normalise_squares(squares: Tensor, device: torch.device, preprocess: Preprocess) -> Tensor:
     """Return squares, (pictures, size, size, 3) uint8, as the input of a model, on a device.
 
     It is that of `Preprocess.normalise`, to the bit, in the layout that convolutions prefer.
     Divisors are tensors, since CUDA multiplies by the inverse of a plain number.
     """
     if device.type == "cpu":
-        inputs = prepared.for_many().normalise(squares.numpy(), channels_last=True)
+        inputs = preprocess.compiled().normalise(squares.numpy(), channels_last=True)
         return torch.from_numpy(inputs)
-    constants = torch.tensor([(255.0,) * 3, prepared.mean, prepared.std], device=device)
+    constants = torch.tensor([(255.0,) * 3, preprocess.mean, preprocess.std], device=device)
     scale, mean, std = constants.view(3, 1, 3, 1, 1)
     pixels = squares.to(device, non_blocking=True).permute(0, 3, 1, 2).float()
     return pixels.div_(scale).sub_(mean).div_(std)

@@ -18,13 +18,13 @@ from tagger.core.errors import TaggerError
 from tagger.images import resize
 from tagger.images.decode import Pixels
 from tagger.images.location import WHITE, Colour
-from tagger.images.resize import by_pillow, compiled
-from tagger.system.jit import always
+from tagger.images.resize import resize_compiled, resize_with_pillow
+from tagger.system.jit import compiled
 
 Triple = tuple[float, float, float]
 Inputs = npt.NDArray[np.float32]
 
-LARGEST = 4_096  # pixels, of the side of a square
+MAX_SIDE = 4_096  # pixels, of the side of a square
 
 
 @dataclass(frozen=True)
@@ -46,27 +46,29 @@ class Preprocess:
             raise ValueError(f"constants {self.mean} and {self.std}")
         check_colour(self.background)
 
-    def for_many(self) -> "Preprocess":
+    def compiled(self) -> "Preprocess":
         """Return what does the same, to the bit, faster once its loops are compiled."""
         return replace(self, many=True)
 
     def __call__(self, picture: Image.Image | Pixels) -> Inputs:
         """Return the input for one RGB picture: (3, size, size), float32, normalised."""
-        inputs: Inputs = self.normalise(self.fit(picture)[None])[0]
+        inputs: Inputs = self.normalise(self.to_square(picture)[None])[0]
         return inputs
 
-    def fit(self, picture: Image.Image | Pixels) -> Pixels:
+    def to_square(self, image: Image.Image | Pixels) -> Pixels:
         """Return an RGB picture as a square, (size, size, 3)."""
-        pixels: Pixels = np.asarray(picture)
+        pixels: Pixels = np.asarray(image)
         height, width = pixels.shape[:2]
         sides = (self.size, self.size)
         if self.fitting != "stretch":
             covering = self._inside if self.fitting == "pad" else self._around
             sides = covering(width, height)
-        resized = (compiled if self.many else by_pillow)(pixels, sides, self.interpolation)
+        resized = (resize_compiled if self.many else resize_with_pillow)(
+            pixels, sides, self.interpolation
+        )
         return resized if sides == (self.size, self.size) else self._centred(resized)
 
-    def place(self, width: int, height: int) -> tuple[int, int, int, int]:
+    def image_box(self, width: int, height: int) -> tuple[int, int, int, int]:
         """Return where a picture lies in its square: left, top, right, bottom, in pixels.
 
         They are beyond the square where it holds but the middle of the picture.
@@ -112,7 +114,7 @@ class Preprocess:
             inputs = np.empty((count, 3, height, width), np.float32)
         if self.many:
             values = np.arange(256, dtype=np.float32) / np.float32(255)
-            always(_look_up)(squares, (values - mean[:, None]) / std[:, None], inputs)
+            compiled(_look_up)(squares, (values - mean[:, None]) / std[:, None], inputs)
             return inputs
         for channel in range(3):
             plane = inputs[:, channel]
@@ -147,7 +149,7 @@ def _look_up(squares: Pixels, table: Inputs, inputs: Inputs) -> None:
                     inputs[picture, channel, y, x] = table[channel, value]
 
 
-def from_config(
+def from_timm_config(
     config: dict[str, Any], size: int, fitting: str = "pad", background: Sequence[int] = WHITE
 ) -> Preprocess:
     """Return the preprocessing of a backbone from its timm `pretrained_cfg`, at another size."""
@@ -191,8 +193,8 @@ def read(path: Path) -> Preprocess:
 
 
 def check_side(size: int) -> None:
-    if not 1 <= size <= LARGEST:
-        raise ValueError(f"a side of {size} pixels, where 1 to {LARGEST} are possible")
+    if not 1 <= size <= MAX_SIDE:
+        raise ValueError(f"a side of {size} pixels, where 1 to {MAX_SIDE} are possible")
 
 
 def check_colour(colour: Colour) -> None:

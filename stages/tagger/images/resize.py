@@ -15,7 +15,7 @@ import PIL
 from PIL import Image
 
 from tagger.images.decode import Pixels
-from tagger.system.jit import always
+from tagger.system.jit import compiled
 
 FILTERS = {
     "bilinear": Image.Resampling.BILINEAR,
@@ -28,7 +28,7 @@ _BITS = 22  # of a weight
 _ROWS = 64  # at a time
 
 
-class Weights(NamedTuple):
+class ResizeWeights(NamedTuple):
     """For each pixel along one side of the result, the source pixels that it is a sum of."""
 
     first: npt.NDArray[np.int32]  # (pixels,)
@@ -36,12 +36,12 @@ class Weights(NamedTuple):
     weights: npt.NDArray[np.int32]  # (pixels, most), in units of 2 ** -22
 
 
-def by_pillow(pixels: Pixels, size: tuple[int, int], interpolation: str) -> Pixels:
+def resize_with_pillow(pixels: Pixels, size: tuple[int, int], interpolation: str) -> Pixels:
     """Return a picture at another width and height."""
     return np.asarray(Image.fromarray(pixels).resize(size, FILTERS[interpolation]))
 
 
-def compiled(pixels: Pixels, size: tuple[int, int], interpolation: str) -> Pixels:
+def resize_compiled(pixels: Pixels, size: tuple[int, int], interpolation: str) -> Pixels:
     """Return the same as `by_pillow`; the first call takes a second or two."""
     width, height = size
     passes = [(_across, 1, width), (_down, 0, height)]
@@ -52,7 +52,7 @@ def compiled(pixels: Pixels, size: tuple[int, int], interpolation: str) -> Pixel
         if source != target:
             shape = (height, pixels.shape[1], 3) if axis == 0 else (pixels.shape[0], width, 3)
             resized = np.empty(shape, np.uint8)
-            always(run)(pixels, resized, *_weights(source, target, interpolation))
+            compiled(run)(pixels, resized, *_weights(source, target, interpolation))
             pixels = resized
     return pixels
 
@@ -69,7 +69,7 @@ def _lowered_first(before: int, tall: int, width: int, height: int) -> bool:
     return lower > max(0, 2 * narrower)
 
 
-def matrix(source: int, target: int, interpolation: str) -> npt.NDArray[np.float64]:
+def resize_matrix(source: int, target: int, interpolation: str) -> npt.NDArray[np.float64]:
     """Return what a line of `source` pixels is multiplied by to be one of `target`."""
     first, taps, weights = _weights(source, target, interpolation)
     found = np.zeros((target, source))
@@ -79,7 +79,7 @@ def matrix(source: int, target: int, interpolation: str) -> npt.NDArray[np.float
 
 
 @lru_cache(maxsize=1024)  # random crops ask for ever new ones
-def _weights(source: int, target: int, interpolation: str) -> Weights:
+def _weights(source: int, target: int, interpolation: str) -> ResizeWeights:
     scale = source / target
     stretch = max(scale, 1.0)
     support = _SUPPORT[interpolation] * stretch
@@ -94,7 +94,7 @@ def _weights(source: int, target: int, interpolation: str) -> Weights:
         total += column
     scaled = weights / total[:, None] * (1 << _BITS)
     rounded = np.trunc(scaled + np.where(scaled < 0, -0.5, 0.5))
-    return Weights(first.astype(np.int32), count.astype(np.int32), rounded.astype(np.int32))
+    return ResizeWeights(first.astype(np.int32), count.astype(np.int32), rounded.astype(np.int32))
 
 
 def _kernel(x: npt.NDArray[np.float64], interpolation: str) -> npt.NDArray[np.float64]:

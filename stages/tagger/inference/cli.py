@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tagger import params
-from tagger.core.errors import Parser
+from tagger.core.errors import ArgumentParser
 from tagger.core.vocabulary import CATEGORIES
 from tagger.inference import limits, values
 from tagger.inference.limits import Limits
@@ -51,7 +51,7 @@ def parse(arguments: Sequence[str], p: params.Infer, root: Path, cores: int) -> 
     root: the folder on which the model and the rules of `p` hang
     cores: how many processes decode where no number is given
     """
-    parser = Parser(
+    parser = ArgumentParser(
         prog="infer.py",
         description="Tag pictures, or those of folders.",
         epilog=_EPILOG,

@@ -26,10 +26,10 @@ from tagger.images.location import Colour
 from tagger.images.preprocess import Preprocess
 
 Square: TypeAlias = Pixels | str  # (size, size, 3), or why there is none
-Open: TypeAlias = Callable[[Any, Colour], Pixels]  # as `images.open_pixels`, fit to be pickled
+OpenImage: TypeAlias = Callable[[Any, Colour], Pixels]  # as `images.open_pixels`, fit to be pickled
 
-FEW = 12  # pictures for which no process is started
-MANY = 30  # pictures for which compiling is worth while
+MAX_IN_PROCESS = 12  # pictures for which no process is started
+MIN_FOR_JIT = 30  # pictures for which compiling is worth while
 
 _AHEAD = 2  # pictures that a process is given before it has answered
 _TRIES = 2  # how often a process may die of a picture
@@ -38,15 +38,15 @@ _POLL = 0.2  # seconds
 _START = 120.0  # seconds that a process may take to be ready, compiling included
 
 
-def squares(
+def decode_squares(
     paths: Sequence[Path],
-    prepared: Preprocess,
+    preprocess: Preprocess,
     *,
     workers: int,
     timeout: float,
     stop: threading.Event,
-    few: int = FEW,
-    opening: Open = decode.open_pixels,
+    max_in_process: int = MAX_IN_PROCESS,
+    open_image: OpenImage = decode.open_pixels,
 ) -> Iterator[Square]:
     """Yield the square of each picture, or the reason why it has none, in their order.
 
@@ -56,21 +56,23 @@ def squares(
     few: pictures for which no process is started
     opening: what makes pixels of a file; it raises Unreadable
     """
-    if len(paths) >= MANY and workers:
-        prepared = prepared.for_many()
-    if workers and len(paths) > few:
-        yield from _Pool(paths, prepared, timeout, opening).run(min(workers, len(paths)), stop)
+    if len(paths) >= MIN_FOR_JIT and workers:
+        preprocess = preprocess.compiled()
+    if workers and len(paths) > max_in_process:
+        yield from _Pool(paths, preprocess, timeout, open_image).run(min(workers, len(paths)), stop)
         return
     for path in paths:
         if stop.is_set():
             return
-        yield _watched(path, prepared, timeout, opening)
+        yield _watched(path, preprocess, timeout, open_image)
 
 
-def square(path: Path | bytes, prepared: Preprocess, opening: Open = decode.open_pixels) -> Square:
+def decode_square(
+    path: Path | bytes, preprocess: Preprocess, open_image: OpenImage = decode.open_pixels
+) -> Square:
     """Return a picture as a square, or why it cannot be one."""
     try:
-        return prepared.fit(opening(path, prepared.background))
+        return preprocess.to_square(open_image(path, preprocess.background))
     except decode.Unreadable as error:
         return str(error)
     except MemoryError:
@@ -79,12 +81,12 @@ def square(path: Path | bytes, prepared: Preprocess, opening: Open = decode.open
         return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
-def _watched(path: Path, prepared: Preprocess, timeout: float, opening: Open) -> Square:
+def _watched(path: Path, prepared: Preprocess, timeout: float, opening: OpenImage) -> Square:
     """Return a picture as a square, made in a thread that is left to itself if it takes long."""
     found: list[Square] = []
 
     def work() -> None:
-        found.append(square(path, prepared, opening))
+        found.append(decode_square(path, prepared, opening))
 
     thread = threading.Thread(target=work, daemon=True)
     thread.start()
@@ -96,15 +98,15 @@ def _too_long(timeout: float) -> str:
     return f"took more than {timeout:g} seconds to decode"
 
 
-def _serve(connection: Connection, prepared: Preprocess, opening: Open) -> None:
+def _serve(connection: Connection, prepared: Preprocess, opening: OpenImage) -> None:
     """Answer each path with a square or a reason, until nobody asks any more."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    decode.begin()
-    prepared.fit(np.zeros((3 * prepared.size, 2 * prepared.size, 3), np.uint8))  # compiles
+    decode.init_process()
+    prepared.to_square(np.zeros((3 * prepared.size, 2 * prepared.size, 3), np.uint8))  # compiles
     try:
         connection.send_bytes(_READY)
         while True:
-            answer = square(Path(os.fsdecode(connection.recv_bytes())), prepared, opening)
+            answer = decode_square(Path(os.fsdecode(connection.recv_bytes())), prepared, opening)
             if isinstance(answer, str):
                 connection.send_bytes(_REASON + answer.encode(errors="backslashreplace"))
             else:
@@ -126,7 +128,7 @@ class _Pool:
     """Processes that decode. One that dies, or takes too long, is replaced."""
 
     def __init__(
-        self, paths: Sequence[Path], prepared: Preprocess, timeout: float, opening: Open
+        self, paths: Sequence[Path], prepared: Preprocess, timeout: float, opening: OpenImage
     ) -> None:
         self._paths = paths
         self._prepared = prepared

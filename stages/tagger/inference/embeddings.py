@@ -39,7 +39,7 @@ def collected(
     has columns of these names but for `file` and `embedding`.
     keep: pictures whose embeddings stay, before the others
     """
-    with files.replacing(path) as partial, ExitStack() as stack:
+    with files.atomic_write(path) as partial, ExitStack() as stack:
         add = stack.enter_context(_WRITERS[path.suffix](partial))
         for file, row in _rows(path) if keep else ():
             if file in keep:

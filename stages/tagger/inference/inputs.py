@@ -81,7 +81,7 @@ def _matching(pattern: str, recursive: bool) -> Iterator[Found]:
         if path.is_dir():
             if "**" not in pattern:
                 yield from _below(path, recursive)
-        elif find_images.is_picture(path.name):
+        elif find_images.is_image_name(path.name):
             yield Found(path, base)
 
 
@@ -90,10 +90,10 @@ def _below(path: Path, recursive: bool) -> Iterator[Found]:
     if not path.is_dir():
         yield Found(path, path.parent)
         return
-    for folder in find_images.directories(path, recursive=recursive):
-        yield from (Found(Path(entry.path), path) for entry in folder.pictures)
-        for name, reason in folder.unread:
-            if not name or find_images.is_picture(name):
+    for folder in find_images.scan_folders(path, recursive=recursive):
+        yield from (Found(Path(entry.path), path) for entry in folder.images)
+        for name, reason in folder.unreadable:
+            if not name or find_images.is_image_name(name):
                 yield Found(folder.path / name, path, reason)
             else:
                 _log.warning("%s: %s.", ascii(str(folder.path / name)), reason)

@@ -66,8 +66,10 @@ def plan(asked: Options, found: Sequence[Found], world: World) -> Plan:
         sidecars.check_shared(found, asked.output_dir)
     todo = found[world.rank :: world.size]
     folder = asked.output_dir or Path()
-    table = folder / f"tags{world.mark}.{asked.output}" if asked.is_table else None
-    vectors = asked.embeddings and asked.embeddings.with_stem(asked.embeddings.stem + world.mark)
+    table = folder / f"tags{world.file_suffix}.{asked.output}" if asked.is_table else None
+    vectors = asked.embeddings and asked.embeddings.with_stem(
+        asked.embeddings.stem + world.file_suffix
+    )
     if asked.output == "txt" and asked.existing == "refuse":
         sidecars.check_absent(todo, asked.output_dir)
     fresh = Plan(todo, 0, table, vectors, sidecars=asked.output == "txt")
@@ -190,7 +192,7 @@ def write_failures(tally: Tally, asked: Options, world: World, *, whole: bool) -
     whole: whether all pictures were tried; then a list of earlier failures is removed
     """
     folder = asked.output_dir or Path()
-    path = folder / f"infer_failures{world.mark}.csv"
+    path = folder / f"infer_failures{world.file_suffix}.csv"
     if tally.failures:
         files.write_csv(path, Failure._fields, tally.failures)
     elif whole:

@@ -14,7 +14,7 @@ from tagger.inference import decoders
 from tagger.inference.decoders import Square
 from tagger.inference.inputs import Found
 from tagger.models.exported import Tagger
-from tagger.system.prefetch import ahead
+from tagger.system.prefetch import prefetch
 
 BATCHES_AHEAD = 2
 BATCH_SIZES = {"cpu": 8, "cuda": 64}  # where none is asked for
@@ -48,7 +48,7 @@ def tag(
     *,
     embed: bool,
     stop: threading.Event,
-    decode: Decode = decoders.squares,
+    decode: Decode = decoders.decode_squares,
 ) -> Iterator[list[Answer]]:
     """Yield the answers for all pictures, in their order, a batch at a time.
 
@@ -56,8 +56,8 @@ def tag(
     decode: `decoders.squares`, some of its arguments filled in
     """
     size = pace.batch_size or BATCH_SIZES[tagger.device]
-    batches = ahead(_batches(tagger, found, pace, size, stop, decode), BATCHES_AHEAD, stop)
-    return ahead((_ask(tagger, batch, embed) for batch in batches), BATCHES_AHEAD, stop)
+    batches = prefetch(_batches(tagger, found, pace, size, stop, decode), BATCHES_AHEAD, stop)
+    return prefetch((_ask(tagger, batch, embed) for batch in batches), BATCHES_AHEAD, stop)
 
 
 def _batches(

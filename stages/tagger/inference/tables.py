@@ -115,7 +115,10 @@ def _write_json(
     """Write a list, or lines, with an object for each picture on a line of its own."""
     start, between, end = ("", "\n", "") if path.suffix == ".jsonl" else ("[\n", ",\n", "]\n")
     objects = _objects(captions, path, categories, keep)
-    with files.replacing(path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
+    with (
+        files.atomic_write(path) as partial,
+        partial.open("w", encoding="utf-8", newline="") as file,
+    ):
         file.write(start)
         for number, content in enumerate(objects):
             file.write(between * bool(number) + content)
@@ -146,7 +149,7 @@ def _write_parquet(
         for one in _entries(caption, categories)
     )
     rows = chain(kept, new)
-    with files.replacing(path) as partial, pq.ParquetWriter(partial, schema) as writer:
+    with files.atomic_write(path) as partial, pq.ParquetWriter(partial, schema) as writer:
         while group := list(islice(rows, _ROW_GROUP)):
             columns = zip(*group, strict=True)
             arrays = [pa.array(values, kind) for values, kind in zip(columns, types, strict=True)]

@@ -89,7 +89,7 @@ def preprocessing(
 ) -> Preprocess:
     """Return how pictures become inputs of this model, by the constants of its backbone."""
     config: Any = model.pretrained_cfg
-    return preprocess.from_config(config, preset.image_size, fitting, background)
+    return preprocess.from_timm_config(config, preset.image_size, fitting, background)
 
 
 def check_sizes(model: nn.Module, sizes: Sequence[int]) -> None:
@@ -139,13 +139,13 @@ def save_config(model: nn.Module, prepared: Preprocess, folder: Path) -> None:
         "interpolation": prepared.interpolation,
         "crop_pct": 1.0,
     }
-    with files.replacing(folder / CONFIG) as partial:
+    with files.atomic_write(folder / CONFIG) as partial:
         save_config_for_hf(body, str(partial), data_config=data, model_config=more)
 
 
 def save_weights(state: Mapping[str, Tensor], path: Path) -> None:
     entries = {name: value.detach().contiguous() for name, value in state.items()}
-    with files.replacing(path) as partial:
+    with files.atomic_write(path) as partial:
         try:
             save_file(entries, partial, metadata={"format": "pt"})
         except SafetensorError as error:  # of the system's, it keeps but the number

@@ -43,7 +43,7 @@ class Tagger:
 
     def __call__(self, pictures: Sequence[Image.Image]) -> Array:
         """Return the probabilities of every tag, (pictures, tags), for RGB images."""
-        squares = np.stack([self.preprocess.fit(picture) for picture in pictures])
+        squares = np.stack([self.preprocess.to_square(picture) for picture in pictures])
         return self.engine(squares, False).probabilities
 
 

@@ -75,11 +75,11 @@ def _timms(folder: Path) -> Preprocess:
     """Return the preprocessing that timm's config.json describes, padded to a square in white."""
     path = folder / "config.json"
     try:
-        config = json.loads(files.bounded(path).read_text(encoding="utf-8"))["pretrained_cfg"]
+        config = json.loads(files.check_size(path).read_text(encoding="utf-8"))["pretrained_cfg"]
         _, height, width = config["input_size"]
         if height != width:
             raise ValueError(f"{width} x {height} pixels")
-        return preprocess.from_config(config, int(width))
+        return preprocess.from_timm_config(config, int(width))
     except (OSError, RecursionError, KeyError, TypeError, ValueError) as error:
         raise TaggerError(f"{path} does not say what the model takes ({error!r}).") from None
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from tagger.core.arrays import Scores, Truth
 from tagger.core.errors import TaggerError
 from tagger.images import loader
-from tagger.images.dataset import Failure
+from tagger.images.dataset import ReadFailure
 from tagger.images.loader import Batch
 from tagger.images.preprocess import Preprocess
 from tagger.models import backbone
@@ -30,7 +30,7 @@ class Predictions(NamedTuple):
     truth: Truth  # (pictures, tags)
     known: Truth  # (pictures, tags), whether the truth is: what is unknown counts as not true
     rows: list[int]  # of the part, one per picture
-    failures: list[Failure]  # of each picture that could not be read
+    failures: list[ReadFailure]  # of each picture that could not be read
 
 
 def predict_batches(
@@ -43,7 +43,7 @@ def predict_batches(
     scores = [np.empty((0, tags), np.float32)]
     targets = [np.empty((0, tags), np.int8)]
     rows: list[int] = []
-    failures: list[Failure] = []
+    failures: list[ReadFailure] = []
     compute = by_torch(model, preprocess)
     for batch in batches:
         failures += batch.failures
@@ -118,7 +118,7 @@ class _OnTorch:
             return None
 
     def _halve(self, pictures: int) -> None:
-        if distributed.in_parts(self.model):
+        if distributed.is_sharded(self.model):
             raise TaggerError(
                 f"The memory of the device does not suffice to judge {pictures} pictures at a "
                 "time. Lower train.micro_batch."

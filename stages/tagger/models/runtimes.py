@@ -136,7 +136,7 @@ def on_torch(folder: Path, prepared: Preprocess, device: Device) -> Engine:
 
     def run(squares: Pixels, embed: bool) -> Outputs:
         with backbone.judging():
-            pixels = loader.normalised(torch.from_numpy(squares), where, prepared)
+            pixels = loader.normalise_squares(torch.from_numpy(squares), where, prepared)
             if not embed:
                 return Outputs(_array(model(pixels).float().sigmoid()), None)
             logits, embeddings = heads.outputs(model, pixels)

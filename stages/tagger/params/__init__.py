@@ -14,7 +14,7 @@ from pydantic import (
     model_validator,
 )
 
-from tagger.core.errors import Parser, TaggerError, did_you_mean, one_line
+from tagger.core.errors import ArgumentParser, TaggerError, did_you_mean, one_line
 from tagger.core.vocabulary import Category
 from tagger.params.base import Frozen
 from tagger.params.prepare import Copies, Fetch, Filters, Groups, Prepare
@@ -146,7 +146,7 @@ class Params(Frozen):
 def of_stage(description: str | None) -> Params:
     """Return the parameters for a stage, which takes no arguments but `--help`."""
     told = f"It takes no arguments: what it does is set in {PATH}, and `dvc repro` runs it."
-    Parser(description=description, epilog=told).parse_args()
+    ArgumentParser(description=description, epilog=told).parse_args()
     return load()
 
 

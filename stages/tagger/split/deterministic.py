@@ -74,7 +74,7 @@ def given(
     Raises TaggerError for a post that the table misses or has twice, and for a part not in `names`.
     """
     part_of: dict[str, int] = {}
-    for place, row in records.rows(path):
+    for place, row in records.read_rows(path):
         for key, column in (("id_column", id_column), ("split_column", split_column)):
             if column not in row:
                 raise TaggerError(

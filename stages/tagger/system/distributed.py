@@ -16,7 +16,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
-from tagger.system.world import World, world
+from tagger.system.world import World, read_world
 
 T = TypeVar("T")
 
@@ -46,33 +46,33 @@ class ProcessGroup:
             dist.all_reduce(values)
         return values
 
-    def all_gather(self, mine: T) -> list[T]:
+    def all_gather(self, value: T) -> list[T]:
         """Return what each process has, by rank."""
         if self.world.size == 1:
-            return [mine]
+            return [value]
         every: list[Any] = [None] * self.world.size
-        dist.all_gather_object(every, mine)
+        dist.all_gather_object(every, value)
         return every
 
-    def gather_on_main(self, mine: T) -> list[T] | None:
+    def gather_on_main(self, value: T) -> list[T] | None:
         """Return what each process has, by rank, on the leading one."""
         if self.world.size == 1:
-            return [mine]
+            return [value]
         every: list[Any] | None = [None] * self.world.size if self.is_main else None
-        dist.gather_object(mine, every)
+        dist.gather_object(value, every)
         return every
 
-    def broadcast_from_main(self, mine: T) -> T:
+    def broadcast_from_main(self, value: T) -> T:
         """Return what the leading process has."""
-        return self.all_gather(mine)[0]
+        return self.all_gather(value)[0]
 
-    def wrap(self, model: nn.Module, how: str) -> nn.Module:
+    def wrap(self, model: nn.Module, parallel: str) -> nn.Module:
         """Return what computes as the model does, and brings gradients together.
 
         how: `ddp`, every process holds all weights; `fsdp`, each a part of them, see `part`
         """
         if (
-            how == "fsdp"
+            parallel == "fsdp"
             or self.world.size == 1
             or not any(w.requires_grad for w in model.parameters())
         ):
@@ -82,14 +82,14 @@ class ProcessGroup:
         )
 
 
-def without_exchange(network: nn.Module) -> AbstractContextManager[Any]:
+def no_gradient_sync(network: nn.Module) -> AbstractContextManager[Any]:
     """Return the context of all micro-batches but the last, whose gradients are only added up."""
     if isinstance(network, DistributedDataParallel):
         return network.no_sync()
     return nullcontext()
 
 
-def part(model: nn.Module, group: ProcessGroup) -> None:
+def shard_model(model: nn.Module, group: ProcessGroup) -> None:
     """Part the weights of each block, and of what is around the blocks, among the processes."""
     if group.world.size == 1:
         return
@@ -102,12 +102,12 @@ def part(model: nn.Module, group: ProcessGroup) -> None:
     fully_shard(model)
 
 
-def in_parts(model: nn.Module) -> bool:
+def is_sharded(model: nn.Module) -> bool:
     """Whether this process holds but a part of the weights: all must compute at the same time."""
     return any(isinstance(weights, DTensor) for weights in model.parameters())
 
 
-def whole(state: Any, kept: Any = None, *, wanted: bool = True) -> Any:
+def full_state_dict(state: Any, previous: Any = None, *, needed: bool = True) -> Any:
     """Return a copy of nested tensors on the CPU, put together where they are in parts.
 
     kept: an earlier copy of the same, to be overwritten: new memory takes longer than the copying
@@ -117,13 +117,17 @@ def whole(state: Any, kept: Any = None, *, wanted: bool = True) -> Any:
     if isinstance(state, DTensor):
         state = state.full_tensor()
     if isinstance(state, Tensor):
-        return _copied(state, kept) if wanted else None
+        return _copied(state, previous) if needed else None
     if isinstance(state, dict):
-        earlier = kept or {}
-        return {k: whole(value, earlier.get(k), wanted=wanted) for k, value in state.items()}
+        earlier = previous or {}
+        return {
+            k: full_state_dict(value, earlier.get(k), needed=needed) for k, value in state.items()
+        }
     if isinstance(state, list | tuple):
-        pairs = zip_longest(state, (kept or ())[: len(state)])
-        return type(state)([whole(value, earlier, wanted=wanted) for value, earlier in pairs])
+        pairs = zip_longest(state, (previous or ())[: len(state)])
+        return type(state)(
+            [full_state_dict(value, earlier, needed=needed) for value, earlier in pairs]
+        )
     return state
 
 
@@ -133,13 +137,13 @@ def _copied(values: Tensor, kept: Tensor | None) -> Tensor:
     return kept.copy_(values.detach())
 
 
-def put(model: nn.Module, state: dict[str, Tensor]) -> None:
+def load_full_state_dict(model: nn.Module, state: dict[str, Tensor]) -> None:
     """Load whole weights into a model, of which each process may hold a part."""
     own = model.state_dict()
     model.load_state_dict({name: _like(own.get(name), value) for name, value in state.items()})
 
 
-def put_optimizer(optimizer: Optimizer, state: dict[int, dict[str, Any]]) -> None:
+def load_optimizer_state(optimizer: Optimizer, state: dict[int, dict[str, Any]]) -> None:
     """Load what an optimizer knows of each weight; its groups stay as they were made."""
     current = optimizer.state_dict()
     weights = [weights for group in optimizer.param_groups for weights in group["params"]]
@@ -160,9 +164,9 @@ def _like(own: Tensor | None, value: Any) -> Any:
 
 
 @contextmanager
-def group() -> Iterator[ProcessGroup]:
+def process_group() -> Iterator[ProcessGroup]:
     """Yield the processes that `torchrun` started, joined; or this one alone."""
-    place = world()
+    place = read_world()
     cuda = torch.cuda.is_available()
     device = torch.device("cuda", place.local_rank) if cuda else torch.device("cpu")
     if cuda:

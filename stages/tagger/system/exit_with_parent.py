@@ -5,7 +5,7 @@ import os
 import threading
 
 
-def end_with_parent() -> None:
+def exit_with_parent() -> None:
     """Let this process, one that multiprocessing started, end at once when its parent does.
 
     Else it would wait for work for ever where the parent is killed, after it had gone on to write

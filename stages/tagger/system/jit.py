@@ -18,11 +18,11 @@ _INTERPRETED = 600_000
 
 def fast(function: F, steps: int) -> F:
     """Return a function that does the same, compiled for many steps: it must suit numba."""
-    return function if steps <= _INTERPRETED else always(function)
+    return function if steps <= _INTERPRETED else compiled(function)
 
 
 @cache
-def always(function: F) -> F:
+def compiled(function: F) -> F:
     """Return a function that does the same, compiled at its first call on this machine.
 
     Where no file may be kept, at its first call in this process.
@@ -41,7 +41,7 @@ def always(function: F) -> F:
     compile_for = compiled.compile
 
     def uninterrupted(kinds: object) -> object:
-        with signals.interrupted_after():  # LLVM's callbacks swallow what is raised in them
+        with signals.delay_interrupt():  # LLVM's callbacks swallow what is raised in them
             return compile_for(kinds)
 
     compiled.compile = uninterrupted  # which it calls for arguments of new kinds
@@ -56,4 +56,4 @@ def _digest(function: F) -> str:
     used = [getattr(value, "__module__", None) or "" for value in function.__globals__.values()]
     ours = {name for name in (function.__module__, *used) if name.startswith(__package__)}
     paths = sorted(str(sys.modules[name].__file__) for name in ours)
-    return files.digest(b"".join(Path(path).read_bytes() for path in paths)).hex()[:16]
+    return files.sha256_digest(b"".join(Path(path).read_bytes() for path in paths)).hex()[:16]

@@ -18,7 +18,7 @@ class _End:
     """Says that nothing follows."""
 
 
-def ahead(items: Iterable[T], depth: int, stop: threading.Event) -> Iterator[T]:
+def prefetch(items: Iterable[T], depth: int, stop: threading.Event) -> Iterator[T]:
     """Return the items, up to `depth` of them made before they are asked for.
 
     Making begins at once. After `stop` is set no more come. Raises what making them raises.

@@ -27,7 +27,7 @@ def track(items: Iterable[T], description: str) -> Iterable[T]:
     return rich_track(items, description, transient=True, disable=not sys.stdout.isatty())
 
 
-def count(blocks: Iterable[S], total: int, description: str) -> Iterator[S]:
+def track_rows(blocks: Iterable[S], total: int, description: str) -> Iterator[S]:
     """Yield the blocks, showing how many of `total` rows they held so far, rate and time left."""
     columns = (
         TextColumn("{task.description}"),

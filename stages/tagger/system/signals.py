@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-STOPPING = (signal.SIGINT, signal.SIGTERM)  # Ctrl-C; the end of a job's time, or of a neighbour
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)  # Ctrl-C; the end of a job's time, or of a neighbour
 
 
 @contextmanager
-def stop_asked() -> Iterator[threading.Event]:
+def stop_on_signal() -> Iterator[threading.Event]:
     """Yield an event that Ctrl-C or SIGTERM sets, so that work ends where it is whole.
 
     A second signal raises KeyboardInterrupt, a third does what it did before. Signals can be caught
@@ -32,7 +32,7 @@ def stop_asked() -> Iterator[threading.Event]:
         for number, handler in before.items():
             signal.signal(number, handler)
 
-    before = {number: signal.signal(number, note) for number in STOPPING}
+    before = {number: signal.signal(number, note) for number in STOP_SIGNALS}
     try:
         yield asked
     finally:
@@ -50,7 +50,7 @@ def blocked(*numbers: signal.Signals) -> Iterator[None]:
 
 
 @contextmanager
-def interrupted_after() -> Iterator[None]:
+def delay_interrupt() -> Iterator[None]:
     """Keep Ctrl-C until the end of what would swallow it."""
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -65,7 +65,7 @@ def interrupted_after() -> Iterator[None]:
             signal.raise_signal(signal.SIGINT)
 
 
-def leave_to_parent() -> None:
+def stop_with_parent() -> None:
     """Let this process, which works for another, end by a signal of that one alone.
 
     Ctrl-C, and the end of a job, come to all processes of a group: the one that leads stops when

@@ -48,7 +48,7 @@ class _Pool(ProcessPoolExecutor):
         self._results._writer.close()  # else the rest of what one was sending is waited for
 
 
-def mapped(
+def map_chunks(
     work: Work, chunks: Iterable[pa.Table], memory: Path | None = None
 ) -> Iterator[pa.Table]:
     """Yield what the work makes of each chunk. A single chunk is worked on in this process."""
@@ -57,7 +57,7 @@ def mapped(
     if len(first) < 2:
         yield from (_remembered(work, chunk, memory) for chunk in first)
         return
-    cores = world.cores()
+    cores = world.available_cores()
     with _Pool(cores) as pool:
         pending: deque[Future[pa.Table]] = deque()
         try:
@@ -104,24 +104,24 @@ def one_ahead(items: Iterable[T]) -> Iterator[T]:
 
 def _begin() -> None:
     """Make this process ready for pictures, and end it with the one that started it."""
-    decode.begin()
+    decode.init_process()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    exit_with_parent.end_with_parent()
+    exit_with_parent.exit_with_parent()
 
 
 def _remembered(work: Work, chunk: pa.Table, memory: Path | None) -> pa.Table:
     if memory is None:
         return work(chunk)
-    path = memory / f"{key(work, chunk)}.arrow"
+    path = memory / f"{chunk_key(work, chunk)}.arrow"
     if path.exists():
         return feather.read_table(path, memory_map=False)
     result = work(chunk)
-    with files.replacing(path) as partial_file:
+    with files.atomic_write(path) as partial_file:
         feather.write_feather(result, partial_file, compression="zstd")
     return result
 
 
-def key(work: Work, chunk: pa.Table) -> str:
+def chunk_key(work: Work, chunk: pa.Table) -> str:
     digest = hashlib.sha256(f"{work.func.__qualname__} {work.args} {work.keywords}".encode())
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, chunk.schema) as writer:

@@ -13,22 +13,22 @@ class World(NamedTuple):
     local_size: int
 
     @property
-    def mark(self) -> str:
+    def file_suffix(self) -> str:
         """What tells the files of this process from those of the others: `.rank0`, or nothing."""
         return f".rank{self.rank}" if self.size > 1 else ""
 
     @property
     def cores(self) -> int:
         """How many cores are this process's share."""
-        return max(1, cores() // self.local_size)
+        return max(1, available_cores() // self.local_size)
 
 
-def cores() -> int:
+def available_cores() -> int:
     """Return how many cores this machine, or whoever shares it out, leaves us."""
     return len(os.sched_getaffinity(0))
 
 
-def world() -> World:
+def read_world() -> World:
     """Return the place of this process. Raises TaggerError for numbers that make no sense."""
     names = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
     given = {name: os.environ.get(name, default) for name, default in names.items()}

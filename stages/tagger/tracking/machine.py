@@ -11,7 +11,7 @@ import torch
 from mlflow.environment_variables import MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
-from tagger.system.world import world
+from tagger.system.world import read_world
 
 # A point every half minute: a training of minutes has its curve, one of seconds has none.
 _SECONDS, _SAMPLES = 10, 3
@@ -23,7 +23,7 @@ def machine_tags() -> dict[str, str]:
     told |= {"timm": timm.__version__, "device": "cpu"}
     if torch.cuda.is_available():
         told |= {"device": torch.cuda.get_device_name(), "cuda": str(torch.version.cuda)}
-    size = world().size
+    size = read_world().size
     return told | ({"device": f"{size} x {told['device']}"} if size > 1 else {})
 
 

@@ -45,7 +45,7 @@ def connect() -> Store:
     warnings.filterwarnings("ignore", module="mlflow|alembic|sqlalchemy")
     for name in ("mlflow", "alembic", "urllib3"):
         logging.getLogger(name).setLevel(logging.CRITICAL)  # what fails is told by us, once
-    root, given = scratch.project().absolute(), os.environ.get("MLFLOW_TRACKING_URI")
+    root, given = scratch.project_root().absolute(), os.environ.get("MLFLOW_TRACKING_URI")
     database = root / "mlflow.db"
     mlflow.set_tracking_uri(given or f"sqlite:///{database}")
     if not given:
@@ -63,7 +63,7 @@ def connect() -> Store:
 @contextmanager
 def _alone() -> Iterator[None]:
     """Wait until no other process of the project is at what must not be done twice."""
-    lock = scratch.of("mlflow.lock")
+    lock = scratch.stage_folder("mlflow.lock")
     lock.parent.mkdir(parents=True, exist_ok=True)
     with lock.open("w") as file:
         fcntl.lockf(file, fcntl.LOCK_EX)

@@ -69,7 +69,7 @@ class Learner:
         )
         if recipe.parallel == "fsdp":
             for module in {self.judged, model}:
-                distributed.part(module, group)
+                distributed.shard_model(module, group)
         self.optimizer = optimizer.of(model, preset, recipe)
         self.shared: nn.Module = model
         self.network: Callable[[Tensor], Tensor] = model
@@ -125,7 +125,7 @@ class Learner:
                 self._backward(batch)
                 break
             except torch.OutOfMemoryError:
-                if distributed.in_parts(self.model):  # the others wait in the middle of the model
+                if distributed.is_sharded(self.model):  # the others wait in the middle of the model
                     raise self._no_memory(batch) from None
                 self._halve(batch)
         del ballast
@@ -141,7 +141,7 @@ class Learner:
         for start, end in pieces:
             inputs, targets = batch.micro(start, end)
             last = end == batch.pictures
-            with nullcontext() if last else distributed.without_exchange(self.shared):
+            with nullcontext() if last else distributed.no_gradient_sync(self.shared):
                 with self._autocast():
                     logits = self.network(inputs)
                 loss = self.loss(logits, targets) * ((end - start) / batch.total)
@@ -209,7 +209,7 @@ class Learner:
             "average": self.average.module.state_dict() if self.average else {},
             "optimizer": self.optimizer.state_dict()["state"],
         }
-        self._copy = distributed.whole(tensors, self._copy, wanted=self.group.is_main)
+        self._copy = distributed.full_state_dict(tensors, self._copy, needed=self.group.is_main)
         return self._copy | {
             "kind": self.recipe.optimizer,
             "scaler": self.scaler.state_dict(),
@@ -225,10 +225,10 @@ class Learner:
         try:
             if kind != self.recipe.optimizer:
                 raise ValueError(f"its optimizer is {kind}")
-            distributed.put(self.model, model)
+            distributed.load_full_state_dict(self.model, model)
             if self.average:
-                distributed.put(self.average.module, average or model)
-            distributed.put_optimizer(self.optimizer, moments)
+                distributed.load_full_state_dict(self.average.module, average or model)
+            distributed.load_optimizer_state(self.optimizer, moments)
             self.scaler.load_state_dict(scaler)
         except (KeyError, ValueError, RuntimeError) as error:
             raise TaggerError(

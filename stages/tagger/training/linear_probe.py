@@ -8,8 +8,8 @@ import numpy.typing as npt
 from torch import nn
 
 from tagger.images import loader
-from tagger.images.dataset import ImageDataset, Key, Sample, Split
-from tagger.images.loader import Order
+from tagger.images.dataset import ImageDataset, Sample, SampleKey, Split
+from tagger.images.loader import ResumableBatchSampler
 from tagger.images.preprocess import Preprocess
 from tagger.models import heads, predict
 from tagger.system import progress
@@ -20,15 +20,15 @@ _log = logging.getLogger(__name__)
 class Embedded:
     """The readable pictures of a part as embeddings, (pictures, features) float32."""
 
-    def __init__(self, part: Split, embeddings: npt.NDArray[np.float32]) -> None:
-        self.part = part
+    def __init__(self, split: Split, embeddings: npt.NDArray[np.float32]) -> None:
+        self.split = split
         self.embeddings = embeddings
 
     def __len__(self) -> int:
-        return len(self.part)
+        return len(self.split)
 
-    def __getitem__(self, key: Key) -> Sample:
-        return Sample(key.row, self.embeddings[key.row], self.part.tags(key.row), [])
+    def __getitem__(self, key: SampleKey) -> Sample:
+        return Sample(key.row, self.embeddings[key.row], self.split.tag_columns(key.row), [])
 
 
 def embed(
@@ -37,7 +37,9 @@ def embed(
     """Return what the head sees of each picture; those unreadable are told, and left out."""
     compute = predict.by_torch(model, preprocess, lambda pixels: heads.outputs(model, pixels)[1])
     pictures = ImageDataset(part, preprocess)
-    batches: Any = loader.loader(pictures, Order(len(part), batch_size), workers=workers)
+    batches: Any = loader.build_loader(
+        pictures, ResumableBatchSampler(len(part), batch_size), workers=workers
+    )
     found, rows = [], []
     for batch in progress.track(batches, "embedding"):
         for row, reason in batch.failures:

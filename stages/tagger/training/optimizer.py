@@ -29,7 +29,7 @@ def of(model: nn.Module, preset: Preset, recipe: Train) -> Optimizer:
         raise TaggerError(f"timm knows no optimizer {recipe.optimizer!r}.{hint}")
     arguments: dict[str, Any] = {}
     known_arguments = inspect.signature(timm.optim.get_optimizer_class(recipe.optimizer)).parameters
-    if "fused" in known_arguments and not distributed.in_parts(
+    if "fused" in known_arguments and not distributed.is_sharded(
         model
     ):  # that of SGD knows no weights in parts
         arguments["fused"] = True

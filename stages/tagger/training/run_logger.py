@@ -51,7 +51,7 @@ class Keeper:
         for row, reason in position.failures.items():
             _log.warning(f"left out {self.training.part.locations[row].path}: {reason}")
         for name, file, figures in self._checkpoints():
-            step, sha256 = int(figures["step"]), files.sha256(self.folder / file)
+            step, sha256 = int(figures["step"]), files.sha256_file(self.folder / file)
             self.run.log_checkpoint(name, folder / file, figures, step, sha256)
         return self._best()
 

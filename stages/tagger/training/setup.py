@@ -15,7 +15,7 @@ from tagger.data.tags import rules
 from tagger.images import loader
 from tagger.images.augment import Augmentation, BatchAugmentation
 from tagger.images.dataset import ImageDataset, Split
-from tagger.images.loader import Labelled, Order
+from tagger.images.loader import LabelledImages, ResumableBatchSampler
 from tagger.images.preprocess import Preprocess
 from tagger.models import backbone, checkpoints, freezing, head_transfer
 from tagger.models.head_transfer import Carried
@@ -83,45 +83,49 @@ def training(
     preprocess = backbone.preprocessing(model, p.preset, recipe.fit, recipe.background)
     backbone.check_sizes(model, recipe.augment.sizes)
     learning, learned, judged = _pictures(p, model, parts, preprocess)
-    _check(p, parts["train"], learned.part, group)
-    loss = losses.of(recipe.loss, torch.from_numpy(learned.part.counts()))
+    _check(p, parts["train"], learned.split, group)
+    loss = losses.of(recipe.loss, torch.from_numpy(learned.split.tag_counts()))
     learner = Learner(learning, loss, p.preset, recipe, group, p.seed)
-    order = Order(
-        len(learned.part),
+    order = ResumableBatchSampler(
+        len(learned.split),
         p.preset.batch_size,
         p.seed,
         sizes=[preprocess.size, *recipe.augment.sizes],
-        whole=True,
-        share=group.rank_and_size,
+        drop_last=True,
+        rank_and_size=group.rank_and_size,
     )
     stages = len(freezing.stages(model)) if recipe.freeze and not recipe.cache_embeddings else 0
-    plan = Plan(recipe, order.per_epoch, min(p.preset.batch_size, len(learned.part)), stages)
+    plan = Plan(
+        recipe, order.batches_per_epoch, min(p.preset.batch_size, len(learned.split)), stages
+    )
     position = resume.position(learner, plan, snapshot, kept.folder)
     _agree(learner, plan, order, len(tags))
-    order.batches = range(position.step, position.step if plan.over(position) else plan.steps)
-    in_turn = Order(len(judged.part), _judged_at_a_time(p, group), share=group.rank_and_size)
+    order.batch_numbers = range(position.step, position.step if plan.over(position) else plan.steps)
+    in_turn = ResumableBatchSampler(
+        len(judged.split), _judged_at_a_time(p, group), rank_and_size=group.rank_and_size
+    )
     build_loader = partial(
-        loader.loader,
+        loader.build_loader,
         workers=0 if recipe.cache_embeddings else recipe.workers,
         unlabelled=[vocabulary.category_columns(tags, category) for category in recipe.unlabelled],
     )
     return Training(
         model=model,
         learner=learner,
-        part=learned.part,
+        part=learned.split,
         batches=build_loader(learned, order),
         preprocess=preprocess,
         augment=_batch_augmentation(p),
-        judge=Judge(judged.part, build_loader(judged, in_turn), preprocess, group),
+        judge=Judge(judged.split, build_loader(judged, in_turn), preprocess, group),
         plan=plan,
         position=position,
         snapshots=kept,
         carried=carried,
-        lacking=len(parts["train"]) - len(learned.part),
+        lacking=len(parts["train"]) - len(learned.split),
     )
 
 
-def _agree(learner: Learner, plan: Plan, order: Order, tags: int) -> None:
+def _agree(learner: Learner, plan: Plan, order: ResumableBatchSampler, tags: int) -> None:
     """Let processes on GPUs find together how many pictures fit at a time, if that is not given.
 
     A head on embeddings takes no pictures, and little room.
@@ -168,7 +172,7 @@ def _model(p: Params, tags: Sequence[Tag], group: ProcessGroup) -> tuple[nn.Modu
 
 def _pictures(
     p: Params, model: nn.Module, parts: Mapping[str, Split], preprocess: Preprocess
-) -> tuple[nn.Module, Labelled, Labelled]:
+) -> tuple[nn.Module, LabelledImages, LabelledImages]:
     """Return what learns, what it learns from and what it is judged on."""
     part, validation = parts["train"], parts["validation"].evenly_spaced(p.recipe.validate_on)
     if p.recipe.cache_embeddings:
@@ -181,7 +185,7 @@ def _pictures(
         )
         head: Any = model
         return head.get_classifier(), by(part), by(validation)
-    augmented = ImageDataset(part, preprocess, _augmentation(p), replacing=True)
+    augmented = ImageDataset(part, preprocess, _augmentation(p), replace_unreadable=True)
     return model, augmented, ImageDataset(validation, preprocess)
 
 

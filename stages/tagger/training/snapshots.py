@@ -80,18 +80,18 @@ class Snapshots:
 
 def write(path: Path, content: Content) -> None:
     """Write a snapshot, and its hash beside it: without that it does not count."""
-    with files.replacing(path) as partial:
+    with files.atomic_write(path) as partial:
         with partial.open("wb") as file:  # torch's own would stay open after a full disk
             torch.save(content, file)
             file.flush()
             os.fsync(file.fileno())
-        files.write_json(_seal(path), {"sha256": files.sha256(partial)})
+        files.write_json(_seal(path), {"sha256": files.sha256_file(partial)})
 
 
 def read(path: Path) -> Content:
     """Return a snapshot. Raises TaggerError where it is not as it was written."""
     try:
-        if files.sha256(path) != files.read_json(_seal(path))["sha256"]:
+        if files.sha256_file(path) != files.read_json(_seal(path))["sha256"]:
             raise ValueError("its hash is not that in the file beside it")
         content: Content = torch.load(path, map_location="cpu", weights_only=True)
         return content

@@ -20,7 +20,7 @@ from tagger.models import freezing
 from tagger.models.head_transfer import Carried
 from tagger.models.predict import Predictions
 from tagger.system import distributed, progress
-from tagger.system.signals import stop_asked
+from tagger.system.signals import stop_on_signal
 from tagger.training.learner import Learner, Portion
 from tagger.training.schedule import Metrics, Plan, Position
 from tagger.training.snapshots import Snapshots
@@ -77,7 +77,7 @@ class Training:
         """
         pace = Pace(self.learner.group.device)
         self._freeze()
-        with stop_asked() as asked:
+        with stop_on_signal() as asked:
             yield from self._steps(pace, asked.is_set)
         self.snapshots.wait()
 
@@ -200,13 +200,15 @@ class Training:
         The leading process keeps them. The others help to put them together, and get none.
         """
         leads = self.learner.group.is_main
-        learned: Weights = distributed.whole(self.learner.judged.state_dict(), wanted=leads)
+        learned: Weights = distributed.full_state_dict(
+            self.learner.judged.state_dict(), needed=leads
+        )
         if not leads:
             return {}
         if self.learner.model is self.model:
             return learned
         (path,) = (n for n, module in self.model.named_modules() if module is self.learner.model)
-        rest: Weights = distributed.whole(self.model.state_dict())
+        rest: Weights = distributed.full_state_dict(self.model.state_dict())
         return rest | {f"{path}.{name}": value for name, value in learned.items()}
 
     def _save(self) -> None:

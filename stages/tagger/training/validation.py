@@ -51,8 +51,10 @@ class Judge:
     def sheet(self, predictions: Predictions, names: Sequence[str]) -> Image.Image:
         """Return the first pictures with the tags that the model finds likeliest."""
         places = [self.part.locations[row] for row in predictions.rows[:SHOWN]]
-        pictures = [decode.open_if_there(place, self.preprocess.background) for place in places]
-        return contact_sheet.draw(pictures, predictions.scores, predictions.truth, names, columns=4)
+        pictures = [decode.open_rgb_or_none(place, self.preprocess.background) for place in places]
+        return contact_sheet.prediction_sheet(
+            pictures, predictions.scores, predictions.truth, names, columns=4
+        )
 
 
 def _together(every: list[Predictions]) -> Predictions:

@@ -60,7 +60,7 @@ class UploadDecoder:
             raise decode.Unreadable(
                 f"its {megabytes:,.1f} MB are more than the {self.megabytes:g} MB allowed"
             )
-        decode.limit(round(self.megapixels * 1e6))
+        decode.limit_pixels(round(self.megapixels * 1e6))
         pixels = decode.open_pixels(path, background)
         view = Image.fromarray(pixels)
         view.thumbnail((VIEW, VIEW), reducing_gap=2.0)
@@ -90,7 +90,9 @@ class Album:
         taken = [Upload(self._take(one.path), safe_name(one.name)) for one in uploads]
         for path in {one.path for one in uploads}:
             path.unlink(missing_ok=True)
-        decode_squares = partial(decoders.squares, few=0, opening=decode_upload)
+        decode_squares = partial(
+            decoders.decode_squares, max_in_process=0, open_image=decode_upload
+        )
         found = [Found(one.path, self.folder) for one in taken]
         names = iter(taken)
         done = 0
@@ -128,7 +130,7 @@ class Album:
     def archive(self, choose: Captioner) -> Path:
         """Return a zip with a sidecar for each picture, and the list of those that failed."""
         path = self.folder / "tags.zip"
-        with files.replacing(path) as unfinished, zipfile.ZipFile(unfinished, "w") as archive:
+        with files.atomic_write(path) as unfinished, zipfile.ZipFile(unfinished, "w") as archive:
             names = sidecar_names([picture.name for picture in self.images])
             for index, name in enumerate(names):
                 caption = self.caption(index, choose)

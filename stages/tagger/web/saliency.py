@@ -161,7 +161,7 @@ def to_image(cells: Heatmap, prepared: Preprocess, width: int, height: int) -> H
 
     What the square has beside the picture is left out; what it has not of it, is 0.
     """
-    left, top, right, bottom = prepared.place(width, height)
+    left, top, right, bottom = prepared.image_box(width, height)
     seen = max(left, 0), max(top, 0), min(right, prepared.size), min(bottom, prepared.size)
     across, down = width / (right - left), height / (bottom - top)
     start, above = round((seen[0] - left) * across), round((seen[1] - top) * down)

@@ -72,7 +72,7 @@ def contents(source: DanbooruSource) -> dict[str, bytes | None]:
     found = {}
     for name, row in located(source).items():
         place = Location(row["shard"] or row["file"] or "", row["offset"], row["size"])
-        found[name] = decode.read(place) if row["file"] else None
+        found[name] = decode.read_bytes(place) if row["file"] else None
     return found
 
 
@@ -342,7 +342,9 @@ def test_a_whole_run_writes_places_from_which_pictures_are_read(
     }
     found = manifest.read_posts(prepare.POSTS, len(tags))
     assert found.ids.to_pylist() == [str(number) for number in range(6)]
-    assert [decode.read(place) for place in manifest.locations(found.table)] == list(drawn.values())
+    assert [decode.read_bytes(place) for place in manifest.locations(found.table)] == list(
+        drawn.values()
+    )
     sizes = pq.read_table(prepare.POSTS)["width"].to_pylist()
     assert sizes == [Image.open(io.BytesIO(content)).width for content in drawn.values()]
     rejected = prepare.REJECTED.read_text(encoding="utf-8").splitlines()

@@ -441,7 +441,7 @@ def test_every_picture_is_a_post_or_rejected_and_never_both(
             name if name.replace("\u3000", "").isprintable() else ascii(name)
             for name in ("always.png", *(f"{name}.png" for name in pictures))
         )
-        assert all(path.suffix == ".lock" for path in scratch.of("prepare").iterdir())
+        assert all(path.suffix == ".lock" for path in scratch.stage_folder("prepare").iterdir())
 
 
 def only_rejected(*arguments: Any) -> None:
@@ -473,7 +473,7 @@ def test_nothing_to_use_is_one_line_and_writes_nothing(
     project: Path, write_image: Paint, default_params: Params, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_image("pictures/a.png")
-    with pytest.raises(SystemExit) as ended, errors.reported():
+    with pytest.raises(SystemExit) as ended, errors.exit_on_error():
         prepared(default_params, path="pictures")
     assert ended.value.code == 2
     (line,) = capsys.readouterr().err.splitlines()

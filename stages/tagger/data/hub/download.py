@@ -64,7 +64,7 @@ def download_files(
     if not missing:
         return {}
     needed = sum(piece.size - _resumable(folder, piece) for piece in missing)
-    files.check_space(folder, needed)
+    files.check_free_space(folder, needed)
     with _progress_bar(needed) as advance, ThreadPoolExecutor(connections) as pool:
         job = _Job(repo, revision, folder, advance, Event())
         queue = iter(missing)  # a list's iterator may be shared by threads
@@ -108,7 +108,7 @@ def _fetch(job: _Job, piece: RemoteFile) -> str:
     for _ in range(2):  # once more, where the bytes were spoiled on their way
         if reason := _complete(job, piece, unfinished):
             return reason
-        if piece.sha256 in (None, files.sha256(unfinished)):
+        if piece.sha256 in (None, files.sha256_file(unfinished)):
             unfinished.replace(job.folder / piece.path)
             return ""
         _start_anew(job, unfinished)

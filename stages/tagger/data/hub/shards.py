@@ -148,7 +148,7 @@ def write_tar(tar: Path, members: Iterable[tuple[str, bytes]], **notes: Any) -> 
     """
     entries = {}
     tar.with_suffix(".json").unlink(missing_ok=True)
-    with files.replacing(tar) as partial:
+    with files.atomic_write(tar) as partial:
         with tarfile.open(partial, "w", format=tarfile.PAX_FORMAT) as archive:
             for name, content in members:
                 header = tarfile.TarInfo(name)
@@ -161,6 +161,6 @@ def write_tar(tar: Path, members: Iterable[tuple[str, bytes]], **notes: Any) -> 
         git_hash = hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
         with partial.open("rb") as file:
             hash_ = hashlib.file_digest(file, lambda: git_hash).hexdigest()
-        hashes = {"hash": hash_, "hash_lfs": files.sha256(partial)}
+        hashes = {"hash": hash_, "hash_lfs": files.sha256_file(partial)}
     index = {"filesize": size, **hashes, "files": entries, **notes}
     files.write_text(tar.with_suffix(".json"), json.dumps(index, ensure_ascii=False) + "\n")

@@ -105,8 +105,10 @@ class DanbooruSource(Source):
         if not self.image_root.is_dir():
             raise TaggerError(f"prepare.pictures: there is no folder {self.image_root}.")
         tables = [_SCHEMA.empty_table()]
-        for directory in find_images.directories(self.image_root):
-            self.notes.extend(f"{directory.path / name}: {why}" for name, why in directory.unread)
+        for directory in find_images.scan_folders(self.image_root):
+            self.notes.extend(
+                f"{directory.path / name}: {why}" for name, why in directory.unreadable
+            )
             tables.append(_loose(directory))
             tars = sorted(name for name in directory.names if name.endswith(".tar"))
             tables.extend(self._members(directory.path / name) for name in tars)
@@ -138,7 +140,7 @@ class DanbooruSource(Source):
 
 
 def _loose(directory: find_images.Directory) -> pa.Table:
-    entries = [entry for entry in directory.pictures if _is_there(entry.path)]
+    entries = [entry for entry in directory.images if _is_there(entry.path)]
     stats = [entry.stat() for entry in entries]
     columns = {
         "file": pa.array([entry.path for entry in entries], pa.string()),

@@ -41,7 +41,7 @@ class FolderSource(Source):
         _check_folders(self.folders)
         seen, with_sidecar, first = 0, 0, ""
         chunks = self._chunks()
-        for found in workers.mapped(partial(read_sidecars, separator=self.separator), chunks):
+        for found in workers.map_chunks(partial(read_sidecars, separator=self.separator), chunks):
             batch = _batch(found)
             reasons = batch.rejected["reason"].to_pylist()
             seen += len(found)
@@ -54,7 +54,7 @@ class FolderSource(Source):
     def _chunks(self) -> Iterator[pa.Table]:
         rows: list[tuple[Any, ...]] = []
         for number, folder in enumerate(self.folders):
-            for directory in find_images.directories(folder):
+            for directory in find_images.scan_folders(folder):
                 rows.extend(_rows(directory, folder, "" if number == 0 else f"{folder}/"))
                 while len(rows) >= _CHUNK:
                     yield table_from_rows(rows[:_CHUNK], _FOUND)
@@ -95,9 +95,9 @@ def _rows(directory: find_images.Directory, folder: Path, prefix: str) -> Iterat
     """Yield the columns of _FOUND for each picture of a folder, and for what could not be read."""
     within = directory.path.relative_to(folder).as_posix()
     start = prefix if within == "." else f"{prefix}{within}/"
-    for name, reason in directory.unread:
+    for name, reason in directory.unreadable:
         yield _printable(start + name or "."), None, 0, 0, None, "unreadable folder", reason
-    for entry in directory.pictures:
+    for entry in directory.images:
         name = start + entry.name
         if _ODD.search(name):
             yield ascii(name), None, 0, 0, None, "name", "holds characters that cannot be printed"

@@ -78,7 +78,7 @@ def read(*folders: Path) -> Rules:
 def _add_known(
     folder: Path, known: dict[str, tuple[int, int]], deprecated: dict[str, bool]
 ) -> None:
-    for where, row in records.read(folder, "tags"):
+    for where, row in records.read_table(folder, "tags"):
         try:
             name = _name(row, "name")
             known.setdefault(name, (_category(_value(row, "category")), _id(row)))
@@ -120,7 +120,7 @@ def _id(row: Record) -> int:
 
 def _pairs(folder: Path, name: str) -> Iterator[tuple[str, str]]:
     """Yield what stands for what; a tag that stands for itself says nothing."""
-    for where, row in records.read(folder, name):
+    for where, row in records.read_table(folder, name):
         if (row.get("status") or "active") != "active":
             continue
         columns = next((pair for pair in _PAIRS if pair[0] in row), None)

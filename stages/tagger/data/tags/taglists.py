@@ -18,7 +18,7 @@ def read_tags(folder: Path) -> list[Tag]:
         raise TaggerError(
             f"{folder} is no tagger: {why}. Name the folder of a trained or exported model."
         )
-    tags = [_tag(row, place) for place, row in records.rows(files.bounded(path))]
+    tags = [_tag(row, place) for place, row in records.read_rows(files.check_size(path))]
     if not tags:
         raise TaggerError(f"{path} lists no tags. Get the folder again.")
     return tags
