@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from tagger.core import errors
 
 if TYPE_CHECKING:
-    from tagger.params import Infer
+    from tagger.params import InferParams
     from tagger.web.handlers import PageHandlers
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -37,7 +37,7 @@ def main(arguments: Sequence[str]) -> None:
         )
 
 
-def parse(arguments: Sequence[str], p: "Infer") -> argparse.Namespace:
+def parse(arguments: Sequence[str], p: "InferParams") -> argparse.Namespace:
     from tagger.inference import values
 
     parser = errors.ArgumentParser(
@@ -57,7 +57,7 @@ def parse(arguments: Sequence[str], p: "Infer") -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def prepare(asked: argparse.Namespace, p: "Infer", folder: Path) -> "PageHandlers":
+def prepare(asked: argparse.Namespace, p: "InferParams", folder: Path) -> "PageHandlers":
     """Load the model. Raises TaggerError where there is none."""
     from tagger.inference.pipeline import Pace
     from tagger.models import load

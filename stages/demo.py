@@ -18,4 +18,4 @@ def main(p: params.Params) -> None:
 
 if __name__ == "__main__":
     with errors.exit_on_error():
-        main(params.of_stage(__doc__))
+        main(params.load_for_stage(__doc__))

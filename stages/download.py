@@ -15,7 +15,7 @@ ALIASES = Path("data/danbooru/tag_aliases.csv")
 TABLES = "danbooru.donmai.us"  # folder of deepghs/site_tags
 
 
-def main(p: params.Fetch) -> None:
+def main(p: params.DownloadParams) -> None:
     if not p.repo:
         raise TaggerError(
             "prepare.fetch.repo is empty, so there is no metadata to fetch. "
@@ -50,4 +50,4 @@ def get(repo: str, revision: str, connections: int, *targets: Path, below: str =
 
 if __name__ == "__main__":
     with errors.exit_on_error():
-        main(params.of_stage(__doc__).prepare.fetch)
+        main(params.load_for_stage(__doc__).prepare.fetch)

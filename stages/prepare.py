@@ -32,7 +32,7 @@ ACCEPTED_SHEET = Path("metrics/accepted.jpg")
 REJECTED_SHEET = Path("metrics/rejected.jpg")
 
 
-def main(p: params.Prepare) -> None:
+def main(p: params.PrepareParams) -> None:
     decode.init_process()
     scratch.link_project_folders(*p.picture_folders)
     for name, folder in p.written.items():
@@ -41,7 +41,7 @@ def main(p: params.Prepare) -> None:
         prepare(p, memory)
 
 
-def prepare(p: params.Prepare, memory: Path) -> None:
+def prepare(p: params.PrepareParams, memory: Path) -> None:
     """Prepare the posts. What was found out of pictures lies in the memory for the next run."""
     left_out = RejectedPosts()
     source = source_of(p)
@@ -61,7 +61,7 @@ def prepare(p: params.Prepare, memory: Path) -> None:
     print(f"{len(found):,} posts with {len(tags):,} tags -> {POSTS}{some}")
 
 
-def source_of(p: params.Prepare) -> Source:
+def source_of(p: params.PrepareParams) -> Source:
     if p.source == "folder":
         return FolderSource(p.folders, p.separator)
     if p.source == "table":
@@ -100,4 +100,4 @@ def report(
 
 if __name__ == "__main__":
     with errors.exit_on_error():
-        main(params.of_stage(__doc__).prepare)
+        main(params.load_for_stage(__doc__).prepare)

@@ -19,7 +19,7 @@ PER_BAND = Path("metrics/split_bands.csv")
 DRAWING = Path("metrics/split.png")
 
 
-def main(p: params.Split, seed: int) -> None:
+def main(p: params.SplitParams, seed: int) -> None:
     seen = manifest.read_tags(TAGS)
     tags = vocabulary.read(VOCABULARY)
     found = manifest.read_posts(POSTS, len(seen))
@@ -30,7 +30,7 @@ def main(p: params.Split, seed: int) -> None:
     report(found, labels, tags, parts, p, seed)
 
 
-def allot(found: Posts, labels: Labels, p: params.Split, seed: int) -> Parts:
+def allot(found: Posts, labels: Labels, p: params.SplitParams, seed: int) -> Parts:
     """Return the part of each post, (posts,), by the method asked for."""
     shares, groups = p.proportions, found.groups
     match p.method:
@@ -52,7 +52,7 @@ def allot(found: Posts, labels: Labels, p: params.Split, seed: int) -> Parts:
 
 
 def report(
-    found: Posts, labels: Labels, tags: list[Tag], parts: Parts, p: params.Split, seed: int
+    found: Posts, labels: Labels, tags: list[Tag], parts: Parts, p: params.SplitParams, seed: int
 ) -> None:
     """Write and tell how even the parts are, beside parts drawn at random."""
     sizes = balance.sizes(parts, len(SPLITS))
@@ -77,5 +77,5 @@ def report(
 
 if __name__ == "__main__":
     with errors.exit_on_error():
-        p = params.of_stage(__doc__)
+        p = params.load_for_stage(__doc__)
         main(p.split, p.seed)

@@ -14,8 +14,8 @@ from tagger.models import backbone, head_transfer
 from tagger.system import distributed, scratch
 from tagger.tracking import runs
 from tagger.training import run_logger, setup
-from tagger.training.run_logger import Keeper
-from tagger.training.trainer import Training
+from tagger.training.run_logger import RunLogger
+from tagger.training.trainer import Trainer
 
 POSTS = Path("data/posts.parquet")
 TAGS = Path("data/tags.parquet")
@@ -32,7 +32,7 @@ log = logging.getLogger("train")
 def main(p: params.Params) -> None:
     decode.init_process()
     scratch.link_project_folders(*p.prepare.picture_folders)
-    read = {path.stem: path for path in (POSTS, VOCABULARY, SPLIT)} | setup.starting_points(p)
+    read = {path.stem: path for path in (POSTS, VOCABULARY, SPLIT)} | setup.starting_files(p)
     hashes = {name: files.sha256_file(files.require(path)) for name, path in read.items()}
     folder = scratch.stage_folder("train") / setup.fingerprint(p, hashes)
     with (
@@ -43,15 +43,15 @@ def main(p: params.Params) -> None:
         tags, parts = dataset.read_splits(POSTS, TAGS, VOCABULARY, SPLIT)
         pictures = len(parts["train"])
         log.info(f"{p.model}: {p.preset.backbone}, {pictures:,} pictures, {len(tags)} tags")
-        training = setup.training(p, tags, parts, group, folder)
+        training = setup.build_trainer(p, tags, parts, group, folder)
         if group.is_main:
             lead(p, training, tags, hashes, folder)
         else:
-            deque(training.run(), maxlen=0)
+            deque(training.train(), maxlen=0)
 
 
 def lead(
-    p: params.Params, training: Training, tags: Sequence[Tag], hashes: dict[str, str], folder: Path
+    p: params.Params, training: Trainer, tags: Sequence[Tag], hashes: dict[str, str], folder: Path
 ) -> None:
     """Run the training, and put what comes of it in its place."""
     making, begun = folder / MODEL.name, folder / MODEL.name / "run.json"
@@ -62,24 +62,26 @@ def lead(
         files.write_json(begun, {"run_id": run.id, "params": settings, "data": hashes})
         if run_id is None:
             run.log_params(settings)
-        used = {"training": training.part, "validation": training.judge.part}
+        used = {"training": training.split, "validation": training.validator.split}
         run.log_data(p.prepare.path.stem, data, POSTS, **used)
         run.log_machine()
         vocabulary.write(tags, making / "vocabulary.csv")
         training.preprocess.write(making / "preprocess.json")
-        if training.carried:
-            log.info(head_transfer.summary(training.carried))
+        if training.transferred_tags:
+            log.info(head_transfer.summary(training.transferred_tags))
             files.write_csv(
-                making / CARRIED, head_transfer.HEADER, head_transfer.rows(training.carried)
+                making / CARRIED,
+                head_transfer.HEADER,
+                head_transfer.rows(training.transferred_tags),
             )
         backbone.save_config(training.model, training.preprocess, making)
-        keeper = Keeper(training, making, CURVE, run, [tag.name for tag in tags])
-        for judgement in training.run():
-            keeper.keep(judgement)
+        keeper = RunLogger(training, making, CURVE, run, [tag.name for tag in tags])
+        for judgement in training.train():
+            keeper.log_validation(judgement)
         best = keeper.finish(MODEL)
-        files.write_json(REPORT, best | {"left_out": training.left_out})
-        run.log_params({"micro_batch": training.learner.micro_batch or "whole"})
-        ended = folder.with_name(f"{p.model}-{p.recipe.epochs}.pt")
+        files.write_json(REPORT, best | {"left_out": training.unreadable})
+        run.log_params({"micro_batch": training.state.micro_batch or "whole"})
+        ended = folder.with_name(f"{p.model}-{p.effective_train.epochs}.pt")
         log.info(f"To go on from here: train.resume_from={ended} with more train.epochs")
         files.copy_folder(making, MODEL)  # what is killed from here on finds all that it needs
         logged = (MODEL / run_logger.LOG, MODEL / CARRIED, CURVE, REPORT, VOCABULARY)
@@ -90,4 +92,4 @@ def lead(
 
 if __name__ == "__main__":
     with errors.exit_on_error():
-        main(params.of_stage(__doc__))
+        main(params.load_for_stage(__doc__))

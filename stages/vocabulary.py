@@ -17,7 +17,7 @@ BY_SIZE = Path("metrics/label_coverage.csv")
 DRAWING = Path("metrics/vocabulary.png")
 
 
-def main(p: params.Vocabulary) -> None:
+def main(p: params.VocabularyParams) -> None:
     seen = manifest.read_tags(TAGS)
     listed = None if p.source == TAGS else vocabulary.read_selected(p.source)
     found = select.select_tags(seen, p, listed)
@@ -50,4 +50,4 @@ def tell(found: select.Selection, covered: coverage.Coverage, source: Path) -> N
 
 if __name__ == "__main__":
     with errors.exit_on_error():
-        main(params.of_stage(__doc__).vocabulary)
+        main(params.load_for_stage(__doc__).vocabulary)

@@ -35,7 +35,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 ADDED: dict[str, dict[str, Any]] = {
     "ema": {"ema": 0.99},
     "one_cycle": {"schedule": "one_cycle"},
-    "max_norm 1": {"max_norm": 1.0},
+    "clip_grad_norm 1": {"clip_grad_norm": 1.0},
     "weight_decay .2": {"weight_decay": 0.2},
     "drop_path .1": {"preset": {"drop_path": 0.1}},
     "log_count": {"loss": {"tag_weights": "log_count"}},
@@ -50,16 +50,14 @@ ADDED: dict[str, dict[str, Any]] = {
     "min_crop .5": {"augment": {"min_crop": 0.5}},
     "query head": {"head": "query"},
 }
-VARIANTS |= {
-    f"plain, {name}": params.overlaid(VARIANTS["plain"], own) for name, own in ADDED.items()
-}
-VARIANTS |= {f"muon, {name}": params.overlaid(VARIANTS["muon"], own) for name, own in ADDED.items()}
+VARIANTS |= {f"plain, {name}": params.merge(VARIANTS["plain"], own) for name, own in ADDED.items()}
+VARIANTS |= {f"muon, {name}": params.merge(VARIANTS["muon"], own) for name, own in ADDED.items()}
 
 
 def changed(p: Params, seed: int, wanted: dict[str, Any]) -> Params:
     """Return the parameters of a variant: the plain recipe, and what is `wanted` besides."""
     own = {k: v for k, v in wanted.items() if k != "preset"}
-    both = params.overlaid(PLAIN, own)
+    both = params.merge(PLAIN, own)
     both |= {"validate_every": f"{p.train.epochs} epochs"}
     preset = p.preset.model_copy(update=wanted.get("preset", {}) | {"train": both})
     return p.model_copy(update={"seed": seed, "models": {p.model: preset}})
@@ -75,13 +73,13 @@ def train(p: Params) -> dict[str, float]:
         data / "split.parquet",
     )
     with tempfile.TemporaryDirectory() as folder, distributed.process_group() as group:
-        training = setup.training(p, tags, parts, group, Path(folder))
-        for judgement in training.run():
+        training = setup.build_trainer(p, tags, parts, group, Path(folder))
+        for judgement in training.train():
             weights = judgement.weights
-        model = backbone.to_device(backbone.build(p.preset, len(tags), p.recipe.head))
+        model = backbone.to_device(backbone.build(p.preset, len(tags), p.effective_train.head))
         model.load_state_dict(weights)
         compute = predict.by_torch(model, training.preprocess)
-        predictor = Predictor(group, Path(folder), (), 64, p.recipe.workers)
+        predictor = Predictor(group, Path(folder), (), 64, p.effective_train.workers)
 
         def predicted(name: str) -> PredictionStore:
             found = predictor(name, parts[name], tags, compute, training.preprocess)

@@ -33,7 +33,7 @@ from tagger.core.vocabulary import Tag
 from tagger.images import dataset, decode, loader
 from tagger.images.preprocess import Preprocess
 from tagger.training import setup, snapshots
-from tagger.training.learner import Learner
+from tagger.training.learner import TrainState
 from tagger.training.schedule import Position
 
 # isort: split
@@ -42,7 +42,7 @@ import torch
 MODELS = ("mobilenetv4", "eva02_large")  # presets: the default, and one of 300 million weights
 TABLES = ("posts.parquet", "tags.parquet", "vocabulary.csv", "split.parquet")
 _FEW, _AT_A_TIME, _BATCH = 10_000, 1_000_000, 256  # posts
-Save = Callable[[snapshots.Content], None]
+Save = Callable[[snapshots.SnapshotContent], None]
 _WRITING = ((torch, "save"), (os, "fsync"), (files, "sha256"), (snapshots, "write"))
 
 
@@ -70,12 +70,14 @@ def whole(asked: argparse.Namespace) -> list[list[float]]:
     batch, told = training_step.portion(p, asked.tags, asked.device), []
     with tempfile.TemporaryDirectory() as kept:
         tags, group = named(asked.tags), training_step.group(asked.device)
-        training = setup.training(p, tags, parts, group, Path(kept))
-        for judgement in training.run():
-            training.learner.model.train()
-            step = training_step.ours(training.learner, batch)
+        training = setup.build_trainer(p, tags, parts, group, Path(kept))
+        for judgement in training.train():
+            training.state.model.train()
+            step = training_step.ours(training.state, batch)
             took = training_step.seconds(step, training.position.step, asked.steps, asked.device)
-            rate, waiting = (judgement.pace[k] for k in ("pictures_per_second", "waiting_for_data"))
+            rate, waiting = (
+                judgement.throughput[k] for k in ("pictures_per_second", "waiting_for_data")
+            )
             told.append([rate, batch.pictures / took, waiting])
             if len(told) > asked.rounds:
                 return told[1:]
@@ -102,10 +104,10 @@ def written(asked: argparse.Namespace) -> list[dict[str, float]]:
     return found
 
 
-def _snapshot(learning: Learner, save: Save, step: Step, usual: float) -> dict[str, float]:
+def _snapshot(learning: TrainState, save: Save, step: Step, usual: float) -> dict[str, float]:
     """Return the seconds of a snapshot; `slowed` is what steps lose while it is written."""
     begun = time.perf_counter()
-    content = {"learner": learning.state(), "position": asdict(Position())}
+    content = {"learner": learning.state_dict(), "position": asdict(Position())}
     copied = time.perf_counter()
     with _watched() as spent:
         save(content)

@@ -29,7 +29,7 @@ from tagger.params import Params
 from tagger.system.distributed import ProcessGroup
 from tagger.system.world import World
 from tagger.training import losses, setup
-from tagger.training.learner import Learner, Portion
+from tagger.training.learner import Portion, TrainState
 
 # isort: split
 import torch  # after tagger, which says how its threads wait
@@ -76,22 +76,24 @@ def portion(p: Params, tags: int, device: str) -> Portion:
     return Portion(count, count, lambda start, end: (pixels[start:end], targets[start:end]))
 
 
-def learner(p: Params, tags: int, device: str) -> Learner:
-    model = backbone.to_device(backbone.build(p.preset, tags, p.recipe.head), torch.device(device))
-    loss = losses.of(p.recipe.loss, torch.ones(tags))
-    learning = Learner(model, loss, p.preset, p.recipe, group(device), p.seed)
+def learner(p: Params, tags: int, device: str) -> TrainState:
+    model = backbone.to_device(
+        backbone.build(p.preset, tags, p.effective_train.head), torch.device(device)
+    )
+    loss = losses.build_loss(p.effective_train.loss, torch.ones(tags))
+    learning = TrainState(model, loss, p.preset, p.effective_train, group(device), p.seed)
     freezing.freeze(model, 0)
     learning.wrap()
     return learning
 
 
-def ours(learning: Learner, batch: Portion) -> Step:
+def ours(learning: TrainState, batch: Portion) -> Step:
     """Return the step of `Training`, less what it notes and writes."""
 
     def step(number: int) -> None:
         loss, norm = learning.gradient(batch, number)
         torch.stack([loss, norm]).tolist()
-        learning.move(norm, 1.0, number)
+        learning.update(norm, 1.0, number)
 
     return step
 
@@ -101,7 +103,7 @@ def timm(p: Params, batch: Portion, tags: int, device: str) -> Step:
     from timm.task import MultiLabelClassificationTask
     from timm.utils import ModelEmaV3
 
-    preset, recipe = p.preset, p.recipe
+    preset, recipe = p.preset, p.effective_train
     model = backbone.to_device(backbone.build(preset, tags), torch.device(device)).train()
     optimizer = create_optimizer_v2(
         model,
@@ -133,7 +135,7 @@ def timm(p: Params, batch: Portion, tags: int, device: str) -> Step:
 
 
 def _autocast(p: Params, device: str) -> AbstractContextManager[object]:
-    bf16 = p.recipe.precision == "bf16"
+    bf16 = p.effective_train.precision == "bf16"
     return torch.autocast(device, torch.bfloat16) if bf16 else nullcontext()
 
 
@@ -196,7 +198,7 @@ def _operations(p: Params, tags: int, device: str) -> float:
 
 def compare(asked: argparse.Namespace) -> None:
     p = wanted(asked, asked.model)
-    preset, what = p.preset, f"{asked.device}, {p.recipe.precision}, {asked.tags:,} tags"
+    preset, what = p.preset, f"{asked.device}, {p.effective_train.precision}, {asked.tags:,} tags"
     what += ", compiled" if asked.compile else ""
     print(f"{preset.backbone}, {preset.image_size} px, batch of {preset.batch_size}, {what}")
     for ema in (0.0, DECAY):

@@ -23,7 +23,7 @@ from tagger.data.tags.rules import Rules
 from tagger.params import Params
 from tagger.system import jit
 
-Want = Callable[..., params.Filters]
+Want = Callable[..., params.FilterParams]
 Said = dict[str, list[str | None]]  # by reason, the detail of each post left out, None of others
 
 RATED = dict.fromkeys(RATINGS, (9, -1))
@@ -33,8 +33,10 @@ RATED = dict.fromkeys(RATINGS, (9, -1))
 def want(default_params: Params) -> Want:
     """The filters as shipped, which want all, but for those named."""
 
-    def want(**wanted: Any) -> params.Filters:
-        return params.Filters.model_validate(default_params.prepare.filters.model_dump() | wanted)
+    def want(**wanted: Any) -> params.FilterParams:
+        return params.FilterParams.model_validate(
+            default_params.prepare.filters.model_dump() | wanted
+        )
 
     return want
 
@@ -176,7 +178,7 @@ def test_a_size_is_told_with_the_reason(want: Want) -> None:
     assert told == {"too small": ["99 x 300"], "aspect": ["99 x 300"]}
 
 
-def tag_filter(p: params.Filters, *batches: list[list[str]]) -> list[Rejection]:
+def tag_filter(p: params.FilterParams, *batches: list[list[str]]) -> list[Rejection]:
     """Return what is said of the last batch. The tags r... are ratings, c... characters."""
     known = Rules(
         known_tags=RATED | {"c1": (4, -1), "m1": (5, -1)},

@@ -23,7 +23,7 @@ from tagger.data.tags.lexicon import Lexicon
 from tagger.data.tags.rules import Rules
 from tagger.params import Params
 
-Want = Callable[..., params.Filters]
+Want = Callable[..., params.FilterParams]
 
 TAGS = ["a", "b", "c", "d", "general", "explicit", "artist", "gone", "alias"]
 RULES = Rules(
@@ -70,14 +70,16 @@ class Posts(Source):
 def want(default_params: Params) -> Want:
     """The filters as shipped, which want all, but for those named."""
 
-    def want(**wanted: Any) -> params.Filters:
-        return params.Filters.model_validate(default_params.prepare.filters.model_dump() | wanted)
+    def want(**wanted: Any) -> params.FilterParams:
+        return params.FilterParams.model_validate(
+            default_params.prepare.filters.model_dump() | wanted
+        )
 
     return want
 
 
 def taken(
-    source: Posts, p: params.Filters, known: Rules = RULES
+    source: Posts, p: params.FilterParams, known: Rules = RULES
 ) -> tuple[pa.Table, Lexicon, RejectedPosts]:
     lexicon, left_out = Lexicon(known), RejectedPosts()
     found = ingest.read_posts(source, lexicon, p, left_out)
@@ -105,7 +107,7 @@ def put_right(post: Post) -> set[str]:
     return named | {other for name in named for other in RULES.implications.get(name, ())}
 
 
-def first_reason(post: Post, p: params.Filters) -> str | None:
+def first_reason(post: Post, p: params.FilterParams) -> str | None:
     """Return why a post is left out, by hand, in the order of params.Filters."""
     tags = put_right(post)
     low = p.min_score is not None and (post.score is None or post.score < p.min_score)

@@ -16,7 +16,7 @@ from torch import nn
 import evaluate
 from support import third_party_layouts
 from support.evaluations import evaluated, inside, read, told, with_model
-from support.trainings import TWO, Project
+from support.trainings import TWO_PROCESSES, Project
 from tagger import params
 from tagger.core import files
 from tagger.core.vocabulary import Tag
@@ -223,7 +223,7 @@ def test_two_processes_compare_as_one_does(
     try:
         printed, one = compared(made, other)
         (made.folder / evaluate.AGAINST).unlink()
-        said = made.ended("--against", other, stage="evaluate", by=TWO).told
+        said = made.run_stage("--against", other, stage="evaluate", by=TWO_PROCESSES).told
     finally:
         Path(test).write_bytes(whole)
     two = files.read_json(made.folder / evaluate.AGAINST)

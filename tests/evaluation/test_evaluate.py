@@ -143,7 +143,9 @@ def test_a_split_without_test_pictures_is_told_and_without_validation_halves_dec
 def test_export_takes_thresholds_by_the_policy_they_were_fitted_by_and_no_other(
     copied: Project, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    copied.change(evaluate={"threshold": {"kind": "category", "by": "precision", "target": 0.9}})
+    copied.edit_params(
+        evaluate={"threshold": {"kind": "category", "by": "precision", "target": 0.9}}
+    )
     evaluated(copied)
     with inside(copied):
         p = params.load()
@@ -167,7 +169,7 @@ def test_one_evaluation_at_a_time_and_a_stopped_one_leaves_nothing(
     for path in (evaluate.FIGURES, evaluate.REPORT, evaluate.THRESHOLDS):
         (copied.folder / path).unlink()
     kept = copied.folder / ".scratch" / "evaluate"
-    running = copied.begin(stage="evaluate")
+    running = copied.start_stage(stage="evaluate")
     wait_until(lambda: any(kept.glob("*/*.logits")), running)
     os.killpg(running.pid, signal.SIGSTOP)
     assert "The same is under way in another process" in told(lambda: evaluated(copied), capsys)

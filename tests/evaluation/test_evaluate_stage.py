@@ -11,7 +11,7 @@ from sklearn.metrics import average_precision_score
 import evaluate
 from support.evaluations import evaluated, figures, inside, read, told, with_model
 from support.predictions import of_model
-from support.trainings import ROOT, TWO, Project
+from support.trainings import ROOT, TWO_PROCESSES, Project
 from tagger import params
 from tagger.core import vocabulary
 from tagger.core.thresholds import Aim, By
@@ -83,7 +83,7 @@ def test_the_same_comes_out_again_and_of_two_processes(copied: Project) -> None:
     first = contents(copied)
     evaluated(copied)
     assert contents(copied) == first
-    assert copied.ended(stage="evaluate", by=TWO).told.count("test: macro AP") == 1
+    assert copied.run_stage(stage="evaluate", by=TWO_PROCESSES).told.count("test: macro AP") == 1
     (one, other) = ({str(path): first[str(path)] for path in WRITTEN}, contents(copied))
     assert {name: other[name] for name in one} == one
 
@@ -93,7 +93,7 @@ def test_the_same_comes_out_again_and_of_two_processes(copied: Project) -> None:
 def test_thresholds_follow_the_policy(
     copied: Project, kind: str, by: By, target: float | None
 ) -> None:
-    copied.change(evaluate={"threshold": {"kind": kind, "by": by, "target": target}})
+    copied.edit_params(evaluate={"threshold": {"kind": kind, "by": by, "target": target}})
     evaluated(copied)
     with (copied.folder / evaluate.TABLES[0]).open(encoding="utf-8") as file:
         given = {row["name"]: float(row["threshold"]) for row in csv.DictReader(file)}

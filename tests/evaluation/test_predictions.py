@@ -13,7 +13,7 @@ from scipy.special import logit
 from torch import nn
 
 from support.predictions import of_model
-from support.trainings import ALONE
+from support.trainings import SINGLE_PROCESS
 from tagger.core import vocabulary
 from tagger.core.errors import TaggerError
 from tagger.core.vocabulary import Category, Tag
@@ -39,7 +39,7 @@ def run(tags: list[Tag], model: nn.Module, preprocessing: Preprocess, tmp_path: 
         unlabelled: tuple[Category, ...] = (),
         network: nn.Module = model,
     ) -> Predicted:
-        predictor = Predictor(ALONE, tmp_path / "kept", unlabelled, batch_size, workers)
+        predictor = Predictor(SINGLE_PROCESS, tmp_path / "kept", unlabelled, batch_size, workers)
         compute = predict.by_torch(network, preprocessing)
         found = predictor("test", part, tags, compute, preprocessing)
         assert found is not None

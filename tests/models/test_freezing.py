@@ -11,7 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from tagger.models import backbone, freezing, heads
 from tagger.params import Params, Preset
 from tagger.training import losses, optimizer
-from tagger.training.schedule import Plan
+from tagger.training.schedule import Schedule
 
 TAGS = 5
 SMALL = ["test_efficientnet", "test_vit", "test_convnext", "test_resnet", "test_byobnet"]
@@ -30,7 +30,7 @@ def model(preset: Preset) -> nn.Module:
 
 def learn(model: nn.Module, preset: Preset, shipped: Params, steps: int = 2) -> None:
     """Take steps with weight decay on what is random."""
-    made = optimizer.of(model, preset, shipped.train)
+    made = optimizer.build_optimizer(model, preset, shipped.train)
     for _ in range(steps):
         made.zero_grad()
         pixels, targets = torch.randn(8, 3, 32, 32), torch.randint(0, 2, (8, TAGS))
@@ -136,10 +136,10 @@ def test_stages_learn_one_after_another_from_the_head_on(
     """The optimizer is made once, before anything is frozen: it moves what is freed later."""
     stages = freezing.stages(model)
     recipe = default_params.train.model_copy(update={"freeze": 2, "unfreeze_every": 1, "epochs": 3})
-    plan = Plan(recipe, per_epoch=2, batch_size=8, stages=len(stages))
-    made = optimizer.of(model, preset, recipe)
+    plan = Schedule(recipe, steps_per_epoch=2, batch_size=8, backbone_stages=len(stages))
+    made = optimizer.build_optimizer(model, preset, recipe)
     for step in range(plan.steps):
-        freezing.freeze(model, plan.frozen(step))
+        freezing.freeze(model, plan.frozen_stages(step))
         before = copied(model)
         made.zero_grad()
         targets = torch.randint(0, 2, (8, TAGS))

@@ -14,8 +14,8 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from tagger import params
 from tagger.core.errors import TaggerError
-from tagger.params import Every, Params, Train
-from tagger.params.train import Often
+from tagger.params import Interval, Params, TrainParams
+from tagger.params.train import IntervalField
 
 Edit = Callable[[str, object], Path]
 
@@ -265,7 +265,7 @@ def test_pretrained_is_a_choice_or_a_file(edit: Edit, given: bool | str) -> None
 )
 def test_how_often_is_a_number_and_a_unit(edit: Edit, text: str, number: float, unit: str) -> None:
     read = params.load(edit("train.snapshot_every", text)).train.snapshot_every
-    assert read == Every(number, unit)
+    assert read == Interval(number, unit)
 
 
 NOT_TEXT = [3, 1.5, True, ["1 epoch"]]
@@ -287,13 +287,13 @@ def test_what_is_not_like_that_is_told_with_examples(edit: Edit, text: object) -
 )
 def test_how_often_reads_back_what_it_says(number: float, unit: str) -> None:
     """The recipe of a preset is written out and read again on top of `train`."""
-    every = Every(number, unit)
-    assert TypeAdapter(Often).validate_python(str(every)) == every
+    every = Interval(number, unit)
+    assert TypeAdapter(IntervalField).validate_python(str(every)) == every
 
 
 def test_nothing_kept_is_said_by_an_empty_value(default_params: Params) -> None:
     assert default_params.train.keep_every is None
-    assert default_params.recipe.keep_every is None
+    assert default_params.effective_train.keep_every is None
 
 
 def test_auto_is_left_to_the_device(edit: Edit) -> None:
@@ -333,18 +333,18 @@ def test_embeddings_are_cached_only_where_none_ever_changes(
 ) -> None:
     content = default_params.train.model_dump() | CACHING | more
     if allowed:
-        assert Train.model_validate(content).cache_embeddings == content["cache_embeddings"]
+        assert TrainParams.model_validate(content).cache_embeddings == content["cache_embeddings"]
         return
     with pytest.raises(ValidationError, match="cache_embeddings needs freeze: all"):
-        Train.model_validate(content)
+        TrainParams.model_validate(content)
 
 
 def test_a_training_starts_from_one_model_only(default_params: Params) -> None:
     content = default_params.train.model_dump()
     for start in ({"init_from": "models/old"}, {"resume_from": "old.pt"}):
-        Train.model_validate(content | start)
+        TrainParams.model_validate(content | start)
     with pytest.raises(ValidationError, match="give one of them"):
-        Train.model_validate(content | {"init_from": "models/old", "resume_from": "old.pt"})
+        TrainParams.model_validate(content | {"init_from": "models/old", "resume_from": "old.pt"})
 
 
 PRESET = "models.mobilenetv4.train"
@@ -352,7 +352,7 @@ PRESET = "models.mobilenetv4.train"
 
 def test_without_wishes_of_the_preset_the_recipe_is_train(default_params: Params) -> None:
     for name, preset in default_params.models.items():
-        recipe = default_params.model_copy(update={"model": name}).recipe
+        recipe = default_params.model_copy(update={"model": name}).effective_train
         assert (recipe == default_params.train) is not bool(preset.train)
 
 
@@ -362,14 +362,14 @@ def test_a_preset_has_its_values_in_place_of_those_of_train_and_no_others(
     wishes = {"ema": 0.999, "loss": {"kind": "focal", "gamma": 3}, "unlabelled": []}
     p = params.load(edit(PRESET, wishes | {"validate_every": "100 steps"}))
     assert p.train == default_params.train
-    changed = p.recipe.model_dump()
-    assert (p.recipe.loss.kind, p.recipe.loss.gamma) == ("focal", 3)
+    changed = p.effective_train.model_dump()
+    assert (p.effective_train.loss.kind, p.effective_train.loss.gamma) == ("focal", 3)
     assert changed.pop("loss") == default_params.train.loss.model_dump() | wishes["loss"]  # type: ignore[operator]
     expected = default_params.train.model_dump() | {"ema": 0.999, "unlabelled": []}
     expected |= {"validate_every": "100 steps"}
     del expected["loss"]
     assert changed == expected
-    assert p.model_copy(update={"model": "vit"}).recipe == default_params.train
+    assert p.model_copy(update={"model": "vit"}).effective_train == default_params.train
 
 
 @pytest.mark.parametrize(
@@ -409,10 +409,10 @@ def test_a_mistake_of_a_preset_says_which_and_where(
 def test_wishes_of_prepare_that_could_not_be_met_are_refused(
     default_params: Params, wishes: dict[str, Any], told: str
 ) -> None:
-    content = params.overlaid(default_params.prepare.model_dump(mode="json"), wishes)
+    content = params.merge(default_params.prepare.model_dump(mode="json"), wishes)
     with pytest.raises(ValidationError, match=told):
-        params.Prepare.model_validate(content)
-    params.Prepare.model_validate(content | {"verify": "header", "source": "folder"})
+        params.PrepareParams.model_validate(content)
+    params.PrepareParams.model_validate(content | {"verify": "header", "source": "folder"})
 
 
 @pytest.mark.parametrize("name", ["my/eva", "eva.02", "", "a b"])

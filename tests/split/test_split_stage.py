@@ -17,7 +17,7 @@ import split
 from tagger.core import errors, manifest, vocabulary
 from tagger.core.manifest import SPLITS, Posts
 from tagger.core.vocabulary import Tag
-from tagger.params import Params, Split
+from tagger.params import Params, SplitParams
 from tagger.split import deterministic
 from tagger.split import methods as library
 from tagger.split.methods import Labels
@@ -25,7 +25,7 @@ from tagger.split.methods import Labels
 POSTS = 120
 SEEN = [Tag(n, f"tag_{n}", 0, 9) for n in range(6)]
 TAGS = [SEEN[n] for n in (4, 1, 5, 0, 2)]  # not tag_3, and in another order
-METHODS = get_args(Split.model_fields["method"].annotation)
+METHODS = get_args(SplitParams.model_fields["method"].annotation)
 OUTPUTS = (split.SPLIT, split.REPORT, split.PER_TAG, split.PER_BAND, split.DRAWING)
 
 Run = Callable[..., None]
@@ -63,7 +63,7 @@ def run(default_params: Params) -> Run:
 
     def run(seed: int = 0, **values: Any) -> None:
         content = default_params.split.model_dump() | {"given": "mine.csv"} | values
-        split.main(Split.model_validate(content), seed)
+        split.main(SplitParams.model_validate(content), seed)
 
     return run
 

@@ -107,7 +107,7 @@ def made(clone: Path, changes: Mapping[str, Any]) -> Path:
             (clone / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, clone / name)
     content = yaml.safe_load((ROOT / params.PATH).read_text(encoding="utf-8"))
-    content = params.overlaid(params.overlaid(content, TINY), dict(changes))
+    content = params.merge(params.merge(content, TINY), dict(changes))
     (clone / params.PATH).write_text(yaml.safe_dump(content), encoding="utf-8")
     with (clone / ".dvc/config").open("a", encoding="utf-8") as file:
         file.write("    check_update = false\n")  # below [core]: it would start a process

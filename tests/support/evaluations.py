@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import evaluate
-from support.trainings import Project, project
+from support.trainings import Project, make_project
 from tagger import params
 from tagger.core import errors, files, manifest
 from tagger.core.vocabulary import Tag
@@ -35,8 +35,8 @@ def with_model(
     sizes: Sequence[int] = SIZES,
 ) -> Project:
     """Return a project that has a model as if it had trained it, out of MLflow's sight."""
-    made = project(folder, shipped, demo, preset, sizes)
-    made.change(evaluate=LOADING)
+    made = make_project(folder, shipped, demo, preset, sizes)
+    made.edit_params(evaluate=LOADING)
     shutil.copytree(model, folder / "models" / "tagger")
     trained(made, None)
     return made

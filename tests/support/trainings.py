@@ -31,57 +31,59 @@ from tagger.data.sources.folder import FolderSource
 from tagger.data.tags import rules
 from tagger.data.tags.lexicon import Lexicon
 from tagger.images.dataset import Split
-from tagger.params import Params, Preset, Train
+from tagger.params import Params, Preset, TrainParams
 from tagger.system.distributed import ProcessGroup
 from tagger.system.world import World
 from tagger.training import setup
-from tagger.training.trainer import Judgement, Training
+from tagger.training.trainer import Trainer, Validation
 
 ROOT = Path(__file__).parents[2]
-ALONE = ProcessGroup(World(0, 1, 0, 1), torch.device("cpu"))
-PLAIN: dict[str, Any] = {"epochs": 2, "workers": 0, "snapshot_every": "1 epoch"}
+SINGLE_PROCESS = ProcessGroup(World(0, 1, 0, 1), torch.device("cpu"))
+SHORT_TRAINING: dict[str, Any] = {"epochs": 2, "workers": 0, "snapshot_every": "1 epoch"}
 
 # The launcher of two processes, each of which is begun as one that a test begins.
-TWO = (
+TWO_PROCESSES = (
     *("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"),
     *("--no-python", "python"),
 )
 
-Parts = Mapping[str, Split]
+Splits = Mapping[str, Split]
 
 
-def asked(shipped: Params, preset: Preset, seed: int = 0, **recipe: Any) -> Params:
+def small_params(shipped: Params, preset: Preset, seed: int = 0, **recipe: Any) -> Params:
     """Return the parameters of the repository with a small preset and some keys of `train`."""
-    train = Train.model_validate(params.overlaid(shipped.train.model_dump(), PLAIN | recipe))
+    train = TrainParams.model_validate(
+        params.merge(shipped.train.model_dump(), SHORT_TRAINING | recipe)
+    )
     changed = {"seed": seed, "model": "small", "models": {"small": preset}, "train": train}
     return shipped.model_copy(update=changed)
 
 
-def ended(training: Training) -> list[Judgement]:
+def train_to_end(training: Trainer) -> list[Validation]:
     """Return all judgements of a training, which is over then."""
-    return list(training.run())
+    return list(training.train())
 
 
-def weights(training: Training) -> dict[str, Tensor]:
+def weights(training: Trainer) -> dict[str, Tensor]:
     """Return a copy of the weights that learn, and of the statistics beside them."""
-    return {name: value.clone() for name, value in training.learner.model.state_dict().items()}
+    return {name: value.clone() for name, value in training.state.model.state_dict().items()}
 
 
-def same(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
+def equal_weights(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
     """Whether two models are the same to the bit."""
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
-def changed(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> set[str]:
+def changed_names(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> set[str]:
     return {name for name in one if not torch.equal(one[name], other[name])}
 
 
-def start(p: Params, tags: Sequence[Tag], parts: Parts, folder: Path) -> Training:
-    return setup.training(p, tags, parts, ALONE, folder)
+def build_trainer(p: Params, tags: Sequence[Tag], parts: Splits, folder: Path) -> Trainer:
+    return setup.build_trainer(p, tags, parts, SINGLE_PROCESS, folder)
 
 
 @contextmanager
-def as_it_was() -> Iterator[None]:
+def torch_state_restored() -> Iterator[None]:
     """Leave the random generator and the settings of torch as they were."""
     deterministic = torch.are_deterministic_algorithms_enabled()
     with torch.random.fork_rng():
@@ -103,11 +105,11 @@ class Project:
         shutil.copytree(self.folder, folder)
         return Project(folder)
 
-    def write(self, content: Mapping[str, Any]) -> None:
+    def write_params(self, content: Mapping[str, Any]) -> None:
         text = yaml.safe_dump(dict(content))
         (self.folder / "params.yaml").write_text(text, encoding="utf-8")
 
-    def change(
+    def edit_params(
         self,
         seed: int = 0,
         preset: Mapping[str, Any] = {},
@@ -118,36 +120,38 @@ class Project:
         content = yaml.safe_load((self.folder / "params.yaml").read_text(encoding="utf-8"))
         content["seed"] = seed
         content["models"]["small"] |= preset
-        content["evaluate"] = params.overlaid(content["evaluate"], dict(evaluate))
-        content["train"] = params.overlaid(content["train"], train)
-        self.write(content)
+        content["evaluate"] = params.merge(content["evaluate"], dict(evaluate))
+        content["train"] = params.merge(content["train"], train)
+        self.write_params(content)
 
-    def begin(self, *arguments: object, stage: str = "train", by: Sequence[str] = ()) -> Running:
+    def start_stage(
+        self, *arguments: object, stage: str = "train", by: Sequence[str] = ()
+    ) -> Running:
         """Start a stage, as `python` or by a launcher."""
         script = ROOT / "stages" / f"{stage}.py"
         return processes.start(self.folder, *by, script, *arguments, DVC_ROOT=str(self.folder))
 
-    def ended(self, *arguments: object, stage: str = "train", by: Sequence[str] = ()) -> Ended:
-        return self.begin(*arguments, stage=stage, by=by).ended(150)
+    def run_stage(self, *arguments: object, stage: str = "train", by: Sequence[str] = ()) -> Ended:
+        return self.start_stage(*arguments, stage=stage, by=by).ended(150)
 
     def train(self, by: Sequence[str] = ()) -> str:
         """Return what a training printed, which ended well."""
-        return self.ended(by=by).told
+        return self.run_stage(by=by).told
 
-    def step(self) -> int:
+    def newest_snapshot_step(self) -> int:
         """Return the step of the newest snapshot."""
         return max((int(path.stem) for path in self.scratch.glob("*/snapshots/*.pt")), default=0)
 
-    def killed(self, ready: Callable[[], bool], *, alone: bool = False) -> None:
+    def train_and_kill(self, ready: Callable[[], bool], *, alone: bool = False) -> None:
         """Start a training and kill it once something is so, with its workers unless `alone`."""
-        running = self.begin()
+        running = self.start_stage()
         wait_until(ready, running)
         kill = os.kill if alone else os.killpg
         kill(running.pid, signal.SIGKILL)
         ended = running.ended(60)
         assert ended.code == -signal.SIGKILL, ended.output
 
-    def forget_outputs(self) -> None:
+    def remove_outputs(self) -> None:
         """Remove what the stage writes, as DVC does before it runs."""
         shutil.rmtree(self.folder / "models", ignore_errors=True)
         for path in (self.folder / "metrics").glob("*"):
@@ -176,7 +180,7 @@ def wait_until(ready: Callable[[], bool], running: Running) -> None:
         assert time.monotonic() < until
 
 
-def project(
+def make_project(
     folder: Path,
     shipped: Params,
     demo: Path,
@@ -205,9 +209,9 @@ def project(
     content = yaml.safe_load((ROOT / params.PATH).read_text(encoding="utf-8"))
     content["model"] = "small"
     content["models"] = {"small": preset.model_dump()}
-    content["train"] = params.overlaid(content["train"], {"epochs": 2, "workers": 0} | train)
+    content["train"] = params.merge(content["train"], {"epochs": 2, "workers": 0} | train)
     made = Project(folder)
-    made.write(content)
+    made.write_params(content)
     (folder / "mlflow.db").write_bytes(_empty_store())
     return made
 

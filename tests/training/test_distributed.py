@@ -18,7 +18,15 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from support import clones
-from support.trainings import PLAIN, ROOT, TWO, Project, as_it_was, asked, project
+from support.trainings import (
+    ROOT,
+    SHORT_TRAINING,
+    TWO_PROCESSES,
+    Project,
+    make_project,
+    small_params,
+    torch_state_restored,
+)
 from tagger.core import manifest
 from tagger.core.errors import TaggerError
 from tagger.core.vocabulary import Tag
@@ -44,8 +52,13 @@ def fresh(
     arguments = {"depth": 2, "embed_dim": 96, "num_heads": 3}
     small = {"backbone": "test_vit", "batch_size": 4, "learning_rate": 1e-3}
     vit = preset.model_copy(update=small | {"model_args": arguments})
-    recipe: dict[str, Any] = {"optimizer": "sgd", "ema": 0.9, "max_norm": 10.0, "validate_on": 5}
-    return project(folder, default_params, demo, vit, **recipe, snapshot_every="1 step")
+    recipe: dict[str, Any] = {
+        "optimizer": "sgd",
+        "ema": 0.9,
+        "clip_grad_norm": 10.0,
+        "validate_on": 5,
+    }
+    return make_project(folder, default_params, demo, vit, **recipe, snapshot_every="1 step")
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +71,7 @@ def alone(fresh: Project) -> Project:
 @pytest.fixture(scope="module")
 def two(fresh: Project) -> Project:
     trained = fresh.copy(fresh.folder.with_name("two"))
-    trained.train(by=TWO)
+    trained.train(by=TWO_PROCESSES)
     return trained
 
 
@@ -114,8 +127,8 @@ def test_only_one_of_the_processes_writes(two: Project) -> None:
 
 def test_weights_in_parts_train_to_the_same(fresh: Project, alone: Project, tmp_path: Path) -> None:
     parts = fresh.copy(tmp_path / "parts")
-    parts.change(parallel="fsdp")
-    parts.train(by=TWO)
+    parts.edit_params(parallel="fsdp")
+    parts.train(by=TWO_PROCESSES)
     agree(parts, alone)
     only_one_told(parts)
 
@@ -139,7 +152,7 @@ def test_where_one_is_killed_all_go_on_from_the_last_snapshot(
     fresh: Project, two: Project, tmp_path: Path
 ) -> None:
     project = fresh.copy(tmp_path / "killed")
-    by = (*TWO[:-1], "--max-restarts", "1", "python", ROOT / "stages/train.py")
+    by = (*TWO_PROCESSES[:-1], "--max-restarts", "1", "python", ROOT / "stages/train.py")
     launcher = subprocess.Popen(  # no stand-ins: it ends the others by SIGTERM
         [sys.executable, *by],
         cwd=project.folder,
@@ -150,7 +163,7 @@ def test_where_one_is_killed_all_go_on_from_the_last_snapshot(
         start_new_session=True,
     )
     try:
-        while project.step() < 3:
+        while project.newest_snapshot_step() < 3:
             assert launcher.poll() is None, launcher.communicate()[0]
             time.sleep(0.002)
         os.kill(processes_of(launcher)[1], signal.SIGKILL)
@@ -176,13 +189,15 @@ def test_a_batch_too_small_for_the_processes_is_told(
     group = ProcessGroup(World(0, processes, 0, processes), torch.device("cpu"))
     parts = {"train": split, "validation": split}
     with (
-        as_it_was(),
+        torch_state_restored(),
         pytest.raises(
             TaggerError,
             match=rf"^A batch of 8 pictures is too small for {processes} processes: each needs",
         ),
     ):
-        setup.training(asked(default_params, preset, **PLAIN), tags, parts, group, tmp_path)
+        setup.build_trainer(
+            small_params(default_params, preset, **SHORT_TRAINING), tags, parts, group, tmp_path
+        )
 
 
 def test_a_process_without_a_readable_picture_keeps_nobody_waiting(
@@ -194,12 +209,12 @@ def test_a_process_without_a_readable_picture_keeps_nobody_waiting(
     content = yaml.safe_load((fresh.folder / "params.yaml").read_text(encoding="utf-8"))
     vit = Preset.model_validate(content["models"]["small"])
     recipe: dict[str, Any] = {"parallel": "fsdp", "validate_on": 5, "epochs": 1, "optimizer": "sgd"}
-    made = project(tmp_path / "project", default_params, drawn, vit, **recipe)
+    made = make_project(tmp_path / "project", default_params, drawn, vit, **recipe)
     posts = manifest.read_posts(made.folder / "data/posts.parquet", 10_000)
     places = list(manifest.locations(posts.table))[16:23]
     for row in (1, 4):  # the second and fourth of five that are spread over seven
         Path(places[row].path).unlink()
-    made.train(by=TWO)
+    made.train(by=TWO_PROCESSES)
     assert len(figures(made)) == 1
 
 
@@ -263,10 +278,12 @@ def test_only_the_leading_process_holds_copies(
     default_params: Params, preset: Preset, tags: list[Tag], split: Split, tmp_path: Path, rank: int
 ) -> None:
     group = ProcessGroup(World(rank, 2, rank, 2), torch.device("cpu"))
-    with as_it_was():
-        p = asked(default_params, preset, ema=0.9)
-        training = setup.training(p, tags, {"train": split, "validation": split}, group, tmp_path)
-    content = training.learner.state()
+    with torch_state_restored():
+        p = small_params(default_params, preset, ema=0.9)
+        training = setup.build_trainer(
+            p, tags, {"train": split, "validation": split}, group, tmp_path
+        )
+    content = training.state.state_dict()
     copies = [*content["model"].values(), *content["average"].values()]
     assert {isinstance(copy, Tensor) for copy in copies} == {rank == 0}
     assert bool(training._weights()) == (rank == 0)

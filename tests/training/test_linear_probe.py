@@ -15,16 +15,16 @@ from tagger.images.loader import ResumableBatchSampler
 from tagger.images.location import Location
 from tagger.images.preprocess import Preprocess
 from tagger.training import linear_probe
-from tagger.training.linear_probe import Embedded
+from tagger.training.linear_probe import EmbeddedDataset
 
 
 @pytest.fixture(scope="module")
-def made(model: nn.Module, split: Split, preprocessing: Preprocess) -> Embedded:
+def made(model: nn.Module, split: Split, preprocessing: Preprocess) -> EmbeddedDataset:
     return linear_probe.embed(model, split, preprocessing, batch_size=7, workers=0)
 
 
 def test_the_head_makes_of_an_embedding_what_the_model_makes_of_the_picture(
-    model: Any, split: Split, preprocessing: Preprocess, made: Embedded
+    model: Any, split: Split, preprocessing: Preprocess, made: EmbeddedDataset
 ) -> None:
     assert made.embeddings.dtype == np.float32
     assert len(made) == len(split) == len(made.embeddings)
@@ -36,7 +36,7 @@ def test_the_head_makes_of_an_embedding_what_the_model_makes_of_the_picture(
 
 
 def test_a_model_in_training_mode_gives_the_same_embeddings_and_keeps_its_statistics(
-    model: nn.Module, split: Split, preprocessing: Preprocess, made: Embedded
+    model: nn.Module, split: Split, preprocessing: Preprocess, made: EmbeddedDataset
 ) -> None:
     before = {name: value.clone() for name, value in model.state_dict().items()}
     again = linear_probe.embed(model.train(), split, preprocessing, batch_size=7, workers=0)
@@ -45,7 +45,7 @@ def test_a_model_in_training_mode_gives_the_same_embeddings_and_keeps_its_statis
 
 
 def test_a_loader_gives_embeddings_in_its_order_with_their_tags(
-    split: Split, preprocessing: Preprocess, made: Embedded
+    split: Split, preprocessing: Preprocess, made: EmbeddedDataset
 ) -> None:
     order = ResumableBatchSampler(len(split), 5, seed=1, batch_numbers=range(7))
     cpu = torch.device("cpu")
@@ -62,7 +62,7 @@ def test_an_unreadable_picture_is_left_out_with_its_tags_and_told(
     model: nn.Module,
     split: Split,
     preprocessing: Preprocess,
-    made: Embedded,
+    made: EmbeddedDataset,
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
 ) -> None:

@@ -14,10 +14,10 @@ from torchvision.ops import sigmoid_focal_loss
 
 from tagger.params import Params
 from tagger.training import losses
-from tagger.training.losses import Loss
+from tagger.training.losses import LossFunction
 
 
-def asymmetric(negative: float = 4.0, positive: float = 1.0, clip: float = 0.05) -> Loss:
+def asymmetric(negative: float = 4.0, positive: float = 1.0, clip: float = 0.05) -> LossFunction:
     return partial(
         losses.asymmetric_loss, gamma_negative=negative, gamma_positive=positive, clip=clip
     )
@@ -53,7 +53,7 @@ def targets() -> Tensor:
     return (torch.rand(6, 40, generator=torch.Generator().manual_seed(1)) < 0.2).float()
 
 
-def gradient(loss: Loss, logits: Tensor, targets: Tensor) -> Tensor:
+def gradient(loss: LossFunction, logits: Tensor, targets: Tensor) -> Tensor:
     leaf = logits.clone().requires_grad_()
     (slope,) = torch.autograd.grad(loss(leaf, targets), leaf)
     return slope
@@ -94,7 +94,7 @@ def test_without_focus_and_clip_the_asymmetric_loss_is_cross_entropy(
 
 @pytest.mark.parametrize("loss", EVERY)
 def test_unknown_labels_move_neither_the_loss_nor_the_gradient(
-    logits: Tensor, targets: Tensor, loss: Loss
+    logits: Tensor, targets: Tensor, loss: LossFunction
 ) -> None:
     unknown = torch.zeros_like(targets, dtype=torch.bool)
     unknown[:, ::3] = True
@@ -109,7 +109,9 @@ def test_unknown_labels_move_neither_the_loss_nor_the_gradient(
 
 
 @pytest.mark.parametrize("loss", EVERY)
-def test_a_batch_of_which_nothing_is_known_costs_nothing(logits: Tensor, loss: Loss) -> None:
+def test_a_batch_of_which_nothing_is_known_costs_nothing(
+    logits: Tensor, loss: LossFunction
+) -> None:
     unknown = torch.full_like(logits, -1)
     assert loss(logits, unknown) == 0
     assert (gradient(loss, logits, unknown) == 0).all()
@@ -117,7 +119,9 @@ def test_a_batch_of_which_nothing_is_known_costs_nothing(logits: Tensor, loss: L
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("loss", EVERY)
-def test_loss_and_gradient_stay_finite_at_extreme_logits(loss: Loss, dtype: torch.dtype) -> None:
+def test_loss_and_gradient_stay_finite_at_extreme_logits(
+    loss: LossFunction, dtype: torch.dtype
+) -> None:
     extreme = [-1e4, -100.0, -30.0, -17.0, -3.0, 0.0, 3.0, 17.0, 30.0, 100.0, 1e4]
     logits = torch.tensor(extreme, dtype=dtype).repeat(3, 1)
     targets = torch.tensor([[1.0], [0.0], [-1.0]]).expand(3, len(extreme))
@@ -128,24 +132,24 @@ def test_loss_and_gradient_stay_finite_at_extreme_logits(loss: Loss, dtype: torc
 
 
 @pytest.mark.parametrize("loss", [losses.binary_cross_entropy, asymmetric(4.0, 1.0, 0.0)])
-def test_a_confident_mistake_still_has_a_slope(loss: Loss) -> None:
+def test_a_confident_mistake_still_has_a_slope(loss: LossFunction) -> None:
     logits, targets = torch.tensor([[-50.0, 50.0]]), torch.tensor([[1.0, 0.0]])
     slope = gradient(loss, logits, targets)
     assert slope[0].tolist() == pytest.approx([-1.0, 1.0], abs=1e-3)
 
 
 @pytest.mark.parametrize("loss", EVERY)
-def test_lower_precision_of_the_logits_does_not_reach_the_loss(loss: Loss) -> None:
+def test_lower_precision_of_the_logits_does_not_reach_the_loss(loss: LossFunction) -> None:
     logits = torch.tensor([[0.5, -1.5, 3.0, -4.0]])  # exact in all three
     targets = torch.tensor([[1.0, 0.0, 0.0, 1.0]])
     for dtype in (torch.bfloat16, torch.float16):
         assert loss(logits.to(dtype), targets) == loss(logits, targets)
 
 
-def wanted(shipped: Params, counts: Tensor, **settings: object) -> Loss:
+def wanted(shipped: Params, counts: Tensor, **settings: object) -> LossFunction:
     """Return the loss that the shipped recipe asks for with other settings."""
     recipe = shipped.train.loss.model_copy(update=settings)
-    return losses.of(recipe, counts)
+    return losses.build_loss(recipe, counts)
 
 
 COUNTS = torch.arange(1, 41) ** 3
@@ -201,9 +205,9 @@ def test_the_weighted_mean_of_a_constant_is_that_constant(default_params: Params
 
 def test_smoothing_moves_known_labels_to_a_half_and_unknown_ones_nowhere() -> None:
     targets = torch.tensor([[0.0, 1.0, -1.0, 0.5, 0.25]])
-    made = losses.smoothed(targets, 0.2)
+    made = losses.smooth(targets, 0.2)
     torch.testing.assert_close(made, torch.tensor([[0.1, 0.9, -1.0, 0.5, 0.3]]))
-    assert torch.equal(losses.smoothed(targets, 0.0), targets)
+    assert torch.equal(losses.smooth(targets, 0.0), targets)
 
 
 def test_smoothed_cross_entropy_is_torchs_of_the_smoothed_labels(
@@ -319,7 +323,7 @@ def test_a_recipe_gives_the_loss_of_its_kind(
     targets: Tensor,
     default_params: Params,
     settings: dict[str, object],
-    direct: Loss,
+    direct: LossFunction,
 ) -> None:
     loss = wanted(default_params, COUNTS, **settings)
     assert loss(logits, targets) == direct(logits, targets)

@@ -15,13 +15,13 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, LRScheduler, O
 
 from tagger.core.errors import TaggerError
 from tagger.models import backbone, heads
-from tagger.params import Params, Preset, Train
+from tagger.params import Params, Preset, TrainParams
 from tagger.training import optimizer
-from tagger.training.optimizer import share_of_peak
+from tagger.training.optimizer import fraction_of_peak
 
 
 @pytest.fixture
-def recipe(default_params: Params) -> Train:
+def recipe(default_params: Params) -> TrainParams:
     return default_params.train
 
 
@@ -43,11 +43,11 @@ def settings_of(model: nn.Module, made: Optimizer, key: str) -> dict[str, Any]:
 @pytest.mark.parametrize("layer_decay", [1.0, 0.5])
 @pytest.mark.parametrize("name", ["test_efficientnet", "test_vit", "test_convnext"])
 def test_norms_and_biases_do_not_decay_and_all_else_does(
-    preset: Preset, recipe: Train, name: str, layer_decay: float, head: heads.Head
+    preset: Preset, recipe: TrainParams, name: str, layer_decay: float, head: heads.Head
 ) -> None:
     changed = named(preset, name, layer_decay)
     model: Any = backbone.build(changed, 5, head)
-    decay = settings_of(model, optimizer.of(model, changed, recipe), "weight_decay")
+    decay = settings_of(model, optimizer.build_optimizer(model, changed, recipe), "weight_decay")
     exempt = set(model.no_weight_decay() if hasattr(model, "no_weight_decay") else ())
     assert recipe.weight_decay > 0
     for part, weights in model.named_parameters():
@@ -55,10 +55,12 @@ def test_norms_and_biases_do_not_decay_and_all_else_does(
         assert decay[part] == wanted, part
 
 
-def test_each_layer_has_the_rate_of_the_next_times_the_decay(preset: Preset, recipe: Train) -> None:
+def test_each_layer_has_the_rate_of_the_next_times_the_decay(
+    preset: Preset, recipe: TrainParams
+) -> None:
     decayed = named(preset, "test_vit", 0.5)
     model = backbone.build(decayed, 5)
-    peak = settings_of(model, optimizer.of(model, decayed, recipe), "peak")
+    peak = settings_of(model, optimizer.build_optimizer(model, decayed, recipe), "peak")
     blocks = [peak[f"blocks.{number}.attn.qkv.weight"] for number in range(6)]
     assert [low / high for low, high in itertools.pairwise(blocks)] == pytest.approx([0.5] * 5)
     assert peak["head.weight"] == peak["head.bias"] == decayed.learning_rate
@@ -67,33 +69,37 @@ def test_each_layer_has_the_rate_of_the_next_times_the_decay(preset: Preset, rec
 
 
 def test_without_layer_decay_every_layer_has_the_rate_of_the_preset(
-    preset: Preset, recipe: Train
+    preset: Preset, recipe: TrainParams
 ) -> None:
     model = backbone.build(preset, 5)
-    made = optimizer.of(model, preset, recipe)
+    made = optimizer.build_optimizer(model, preset, recipe)
     assert set(settings_of(model, made, "peak").values()) == {preset.learning_rate}
 
 
 @pytest.mark.parametrize("share", [0.0, 0.25, 1.0])
 def test_setting_the_rate_sets_that_of_every_layer_and_tells_the_largest(
-    preset: Preset, recipe: Train, share: float
+    preset: Preset, recipe: TrainParams, share: float
 ) -> None:
     decayed = named(preset, "test_vit", 0.5)
     model = backbone.build(decayed, 5)
-    made = optimizer.of(model, decayed, recipe)
+    made = optimizer.build_optimizer(model, decayed, recipe)
     for _ in range(2):  # it does not add up
-        assert optimizer.set_rate(made, share) == pytest.approx(share * decayed.learning_rate)
+        assert optimizer.set_learning_rate(made, share) == pytest.approx(
+            share * decayed.learning_rate
+        )
     peak, rate = (settings_of(model, made, key) for key in ("peak", "lr"))
     assert rate == pytest.approx({name: value * share for name, value in peak.items()})
 
 
-def test_a_step_moves_each_layer_by_its_own_learning_rate(preset: Preset, recipe: Train) -> None:
+def test_a_step_moves_each_layer_by_its_own_learning_rate(
+    preset: Preset, recipe: TrainParams
+) -> None:
     """Adam's first step is as long as the rate, whatever the gradient."""
     decayed = named(preset, "test_vit", 0.5)
     model = backbone.build(decayed, 5)
     adam = recipe.model_copy(update={"optimizer": "adamw", "weight_decay": 0.0})
-    made = optimizer.of(model, decayed, adam)
-    optimizer.set_rate(made, 0.5)
+    made = optimizer.build_optimizer(model, decayed, adam)
+    optimizer.set_learning_rate(made, 0.5)
     before = {name: weights.detach().clone() for name, weights in model.named_parameters()}
     for weights in model.parameters():
         weights.grad = torch.ones_like(weights)
@@ -104,9 +110,9 @@ def test_a_step_moves_each_layer_by_its_own_learning_rate(preset: Preset, recipe
         assert moved == pytest.approx(0.5 * peak[name], rel=1e-2), name
 
 
-def test_adamw_is_torchs_fused(preset: Preset, recipe: Train) -> None:
+def test_adamw_is_torchs_fused(preset: Preset, recipe: TrainParams) -> None:
     adam = recipe.model_copy(update={"optimizer": "adamw"})
-    made = optimizer.of(backbone.build(preset, 5), preset, adam)
+    made = optimizer.build_optimizer(backbone.build(preset, 5), preset, adam)
     assert type(made) is torch.optim.AdamW
     assert {group["fused"] for group in made.param_groups} == {True}
 
@@ -124,13 +130,13 @@ def test_adamw_is_torchs_fused(preset: Preset, recipe: Train) -> None:
     ],
 )
 def test_timms_optimizers_lower_a_loss_and_are_fused_where_torch_has_it(
-    preset: Preset, recipe: Train, name: str, kind: str, fused: bool
+    preset: Preset, recipe: TrainParams, name: str, kind: str, fused: bool
 ) -> None:
     torch.manual_seed(0)
     model = backbone.build(preset, 5)
     rate = {"sgd": 0.05, "lion": 1e-3}.get(name, 5e-3)
     gentle = preset.model_copy(update={"learning_rate": rate})
-    made = optimizer.of(model, gentle, recipe.model_copy(update={"optimizer": name}))
+    made = optimizer.build_optimizer(model, gentle, recipe.model_copy(update={"optimizer": name}))
     assert type(made).__name__ == kind
     assert {bool(group.get("fused")) for group in made.param_groups} == {fused}
     pixels = torch.randn(8, 3, 32, 32)
@@ -141,30 +147,30 @@ def test_timms_optimizers_lower_a_loss_and_are_fused_where_torch_has_it(
         loss: Tensor = (model(pixels) - 1).square().mean()
         loss.backward()  # type: ignore[no-untyped-call]
         losses.append(loss.item())
-        optimizer.set_rate(made, 1.0)
+        optimizer.set_learning_rate(made, 1.0)
         made.step()
     assert losses[-1] < 0.8 * losses[0]
 
 
-def test_an_unknown_optimizer_names_the_nearest_one(preset: Preset, recipe: Train) -> None:
+def test_an_unknown_optimizer_names_the_nearest_one(preset: Preset, recipe: TrainParams) -> None:
     wrong = recipe.model_copy(update={"optimizer": "adamv"})
     with pytest.raises(TaggerError, match=r"no optimizer 'adamv'\. Did you mean 'adam"):
-        optimizer.of(backbone.build(preset, 5), preset, wrong)
+        optimizer.build_optimizer(backbone.build(preset, 5), preset, wrong)
 
 
 @pytest.mark.parametrize("name", ["bnbadam8bit", "fusedadam", "adahessian"])
 def test_optimizers_that_need_what_is_not_there_are_not_offered(
-    preset: Preset, recipe: Train, name: str
+    preset: Preset, recipe: TrainParams, name: str
 ) -> None:
     """Other packages, or a second derivative, which no step here computes."""
     with pytest.raises(TaggerError, match="no optimizer"):
-        optimizer.of(
+        optimizer.build_optimizer(
             backbone.build(preset, 5), preset, recipe.model_copy(update={"optimizer": name})
         )
 
 
 def rates(schedule: str, steps: int, warmup: float) -> list[float]:
-    return [share_of_peak(schedule, step, steps, warmup) for step in range(steps)]
+    return [fraction_of_peak(schedule, step, steps, warmup) for step in range(steps)]
 
 
 def of_torch(kind: type[LRScheduler], steps: int, **arguments: Any) -> list[float]:

@@ -6,6 +6,7 @@ import random
 import shutil
 import signal
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,12 @@ from support import processes
 from support.trainings import (
     ROOT,
     Project,
-    as_it_was,
-    asked,
-    ended,
-    project,
-    same,
-    start,
+    build_trainer,
+    equal_weights,
+    make_project,
+    small_params,
+    torch_state_restored,
+    train_to_end,
     wait_until,
 )
 from tagger.core.errors import TaggerError
@@ -29,7 +30,7 @@ from tagger.core.vocabulary import Tag
 from tagger.images.dataset import Split
 from tagger.params import Params, Preset
 from tagger.training import setup
-from tagger.training.optimizer import share_of_peak
+from tagger.training.optimizer import fraction_of_peak
 
 pytestmark = pytest.mark.timeout(400)
 
@@ -44,7 +45,7 @@ RANDOM: dict[str, Any] = {
 
 @pytest.fixture(autouse=True)
 def torch_as_it_was() -> Iterator[None]:
-    with as_it_was():
+    with torch_state_restored():
         yield
 
 
@@ -56,7 +57,7 @@ def fresh(
     folder = tmp_path_factory.mktemp("projects") / "fresh"
     small = preset.model_copy(update={"batch_size": 4, "drop_path": 0.2})
     often: dict[str, Any] = {"epochs": EPOCHS, "snapshot_every": "1 step"}
-    return project(folder, default_params, demo, small, **RANDOM, **often)
+    return make_project(folder, default_params, demo, small, **RANDOM, **often)
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +68,10 @@ def undisturbed(fresh: Project) -> Project:
     return trained
 
 
+def reached(project: Project, step: int) -> bool:
+    return project.newest_snapshot_step() >= step
+
+
 def test_a_training_killed_again_and_again_ends_as_one_that_was_not(
     fresh: Project, undisturbed: Project, tmp_path: Path
 ) -> None:
@@ -75,10 +80,10 @@ def test_a_training_killed_again_and_again_ends_as_one_that_was_not(
     first, second = sorted(drawn.sample(range(1, EPOCHS * PER_EPOCH - 1), 2))
     last = EPOCHS * PER_EPOCH
     for step, alone in ((first, False), (second, True), (last, False)):
-        project.killed(lambda step=step: project.step() >= step, alone=alone)  # type: ignore[misc]
-        project.forget_outputs()
-    project.killed((project.folder / "models/tagger").exists)
-    project.forget_outputs()
+        project.train_and_kill(partial(reached, project, step), alone=alone)
+        project.remove_outputs()
+    project.train_and_kill((project.folder / "models/tagger").exists)
+    project.remove_outputs()
     printed = project.train()
     assert f"going on after step {last} of {last}" in printed
     assert project.results() == undisturbed.results()
@@ -111,11 +116,11 @@ def test_the_same_training_twice_at_once_is_refused_in_one_line_and_a_signal_los
     fresh: Project, tmp_path: Path
 ) -> None:
     project = fresh.copy(tmp_path / "twice")
-    project.change(snapshot_every="5 minutes")  # snapshots come with judgements alone
-    running = project.begin()
-    wait_until(lambda: project.step() == PER_EPOCH, running)
+    project.edit_params(snapshot_every="5 minutes")  # snapshots come with judgements alone
+    running = project.start_stage()
+    wait_until(lambda: project.newest_snapshot_step() == PER_EPOCH, running)
     os.killpg(running.pid, signal.SIGSTOP)
-    refused = project.ended()
+    refused = project.run_stage()
     assert refused.output.splitlines() == [refused.mistake]
     told = "error: The same is under way in another process, which holds "
     assert refused.mistake.startswith(told)
@@ -124,24 +129,24 @@ def test_the_same_training_twice_at_once_is_refused_in_one_line_and_a_signal_los
     os.killpg(running.pid, signal.SIGCONT)
     ended = running.ended(60)
     assert (ended.code, ended.output.splitlines()[-1]) == (130, "interrupted")
-    assert project.step() > PER_EPOCH
+    assert project.newest_snapshot_step() > PER_EPOCH
 
 
 def test_a_signal_to_all_processes_of_a_training_loses_nothing_either(
     fresh: Project, tmp_path: Path
 ) -> None:
     project = fresh.copy(tmp_path / "group")
-    project.change(snapshot_every="5 minutes")
-    running = project.begin()
-    wait_until(lambda: project.step() == PER_EPOCH, running)
+    project.edit_params(snapshot_every="5 minutes")
+    running = project.start_stage()
+    wait_until(lambda: project.newest_snapshot_step() == PER_EPOCH, running)
     os.killpg(running.pid, signal.SIGSTOP)
     os.killpg(running.pid, signal.SIGTERM)
     os.killpg(running.pid, signal.SIGCONT)
     ended = running.ended(60)
     assert (ended.code, ended.output.splitlines()[-1]) == (130, "interrupted")
     assert "Traceback" not in ended.output
-    assert PER_EPOCH < project.step() < EPOCHS * PER_EPOCH
-    assert f"stopped after step {project.step()}" in ended.output
+    assert PER_EPOCH < project.newest_snapshot_step() < EPOCHS * PER_EPOCH
+    assert f"stopped after step {project.newest_snapshot_step()}" in ended.output
 
 
 def into_dvc(project: Project) -> None:
@@ -161,7 +166,7 @@ def test_dvc_goes_on_with_a_training_that_was_killed_with_it(
     project = fresh.copy(tmp_path / "dvc")
     into_dvc(project)
     running = processes.start(project.folder, "dvc", "repro")
-    wait_until(lambda: project.step() >= PER_EPOCH + 1, running)
+    wait_until(lambda: project.newest_snapshot_step() >= PER_EPOCH + 1, running)
     os.killpg(running.pid, signal.SIGKILL)
     assert running.ended(60).code == -signal.SIGKILL
     assert "going on after step" in processes.run(project.folder, "dvc", "repro").told
@@ -180,12 +185,12 @@ def test_more_epochs_go_on_from_a_finished_training_by_the_new_schedule(
 ) -> None:
     project = undisturbed.copy(tmp_path / "more")
     start = project.scratch / f"small-{EPOCHS}.pt"
-    project.change(epochs=EPOCHS + 2, resume_from=str(start))
+    project.edit_params(epochs=EPOCHS + 2, resume_from=str(start))
     printed = project.train()
     assert f"going on after 3 epochs with other settings, from {start}" in printed
     assert columns(project, "epoch") == [4, 5]
     steps = (EPOCHS + 2) * PER_EPOCH
-    expected = [share_of_peak("cosine", step - 1, steps, 0.15) * 1e-2 for step in (16, 20)]
+    expected = [fraction_of_peak("cosine", step - 1, steps, 0.15) * 1e-2 for step in (16, 20)]
     assert columns(project, "learning_rate") == pytest.approx(expected, rel=1e-3)
     assert len(project.runs()) == 2
     assert "epoch-4.safetensors" in project.results()
@@ -207,13 +212,13 @@ def test_a_changed_learning_rate_starts_anew_and_changed_workers_go_on(
     faster = preset.model_copy(update={"learning_rate": 2e-2})
     reached = []
     for p in (
-        asked(default_params, preset),
-        asked(default_params, faster),
-        asked(default_params, preset, workers=1, snapshot_every="1 step"),
+        small_params(default_params, preset),
+        small_params(default_params, faster),
+        small_params(default_params, preset, workers=1, snapshot_every="1 step"),
     ):
-        training = start(p, tags, parts, tmp_path / setup.fingerprint(p, {}))
+        training = build_trainer(p, tags, parts, tmp_path / setup.fingerprint(p, {}))
         reached.append(training.position.step)
-        running = training.run()
+        running = training.train()
         next(running)
         next(running, None)  # by then the first judgement is saved
         training.snapshots.wait()
@@ -225,10 +230,12 @@ def test_fewer_epochs_than_are_behind_it_are_told(
     default_params: Params, preset: Preset, tags: list[Tag], parts: dict[str, Split], tmp_path: Path
 ) -> None:
     def begin(at: str, **recipe: Any) -> Any:
-        return start(asked(default_params, preset, **recipe), tags, parts, tmp_path / at)
+        return build_trainer(
+            small_params(default_params, preset, **recipe), tags, parts, tmp_path / at
+        )
 
     training = begin("a", epochs=2)
-    ended(training)
+    train_to_end(training)
     path = training.snapshots.last
     for epochs in (1, 2):
         with pytest.raises(
@@ -242,13 +249,13 @@ def test_a_training_with_other_settings_that_is_killed_goes_on_as_well(
     default_params: Params, preset: Preset, tags: list[Tag], parts: dict[str, Split], tmp_path: Path
 ) -> None:
     def begin(at: str, **recipe: Any) -> Any:
-        p = asked(default_params, preset, snapshot_every="1 step", ema=0.9, **recipe)
-        return start(p, tags, parts, tmp_path / at)
+        p = small_params(default_params, preset, snapshot_every="1 step", ema=0.9, **recipe)
+        return build_trainer(p, tags, parts, tmp_path / at)
 
     first = begin("first", epochs=1)
-    ended(first)
+    train_to_end(first)
     more = {"epochs": 3, "resume_from": first.snapshots.last}
-    whole = ended(begin("whole", **more))
+    whole = train_to_end(begin("whole", **more))
     killed = begin("killed", **more)
     running = killed.run()
     next(running)
@@ -256,6 +263,6 @@ def test_a_training_with_other_settings_that_is_killed_goes_on_as_well(
     killed.snapshots.wait()
     again = begin("killed", **more)
     assert again.position.step == 5
-    rest = ended(again)
-    assert [one.figures for one in rest] == [one.figures for one in whole]
-    assert same(rest[-1].weights, whole[-1].weights)
+    rest = train_to_end(again)
+    assert [one.metrics for one in rest] == [one.metrics for one in whole]
+    assert equal_weights(rest[-1].weights, whole[-1].weights)

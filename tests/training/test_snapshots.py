@@ -12,7 +12,15 @@ from typing import Any
 import pytest
 import torch
 
-from support.trainings import Parts, as_it_was, asked, ended, same, start, weights
+from support.trainings import (
+    Splits,
+    build_trainer,
+    equal_weights,
+    small_params,
+    torch_state_restored,
+    train_to_end,
+    weights,
+)
 from tagger.core import files
 from tagger.core.errors import TaggerError
 from tagger.core.vocabulary import Tag
@@ -20,19 +28,19 @@ from tagger.images.dataset import Split
 from tagger.params import Params, Preset
 from tagger.training import setup, snapshots
 from tagger.training.snapshots import Snapshots
-from tagger.training.trainer import Training
+from tagger.training.trainer import Trainer
 
 CONTENT = {
     "learner": {"model": {"weight": torch.arange(5000.0)}, "micro_batch": None},
     "position": {"step": 3, "failures": {7: "gone"}, "history": [{"loss": 0.5}]},
 }
 
-Starter = Callable[..., Training]
+Starter = Callable[..., Trainer]
 
 
 @pytest.fixture(autouse=True)
 def torch_as_it_was() -> Iterator[None]:
-    with as_it_was():
+    with torch_state_restored():
         yield
 
 
@@ -53,18 +61,20 @@ def parts(split: Split) -> dict[str, Split]:
 
 @pytest.fixture
 def begin(
-    default_params: Params, preset: Preset, tags: list[Tag], parts: Parts, tmp_path: Path
+    default_params: Params, preset: Preset, tags: list[Tag], parts: Splits, tmp_path: Path
 ) -> Starter:
     """Start a training: of `preset`, in a folder named `at`, with keys of `train`."""
     default = preset
 
     def begin(
         preset: Preset = default, at: str = "a", tags: list[Tag] = tags, **recipe: Any
-    ) -> Training:
+    ) -> Trainer:
         few = {
             name: Split(part.locations, part.labels[:, : len(tags)]) for name, part in parts.items()
         }
-        return start(asked(default_params, preset, **recipe), tags, few, tmp_path / at)
+        return build_trainer(
+            small_params(default_params, preset, **recipe), tags, few, tmp_path / at
+        )
 
     return begin
 
@@ -81,14 +91,14 @@ def warned(caplog: pytest.LogCaptureFixture) -> list[str]:
 
 
 def test_what_is_read_is_what_was_written(kept: Snapshots) -> None:
-    content = kept.newest()
+    content = kept.load_newest()
     assert content is not None
     assert content["step"] == 2
     assert content["position"] == CONTENT["position"]
     assert torch.equal(content["learner"]["model"]["weight"], torch.arange(5000.0))
     names = sorted(path.name for path in kept.folder.iterdir())
     assert names == ["000000001.json", "000000001.pt", "000000002.json", "000000002.pt"]
-    assert kept.last == kept.folder / "000000002.pt"
+    assert kept.newest == kept.folder / "000000002.pt"
 
 
 def test_the_one_before_stays_until_the_next_is_whole(kept: Snapshots) -> None:
@@ -141,7 +151,7 @@ def test_a_damaged_one_is_told_and_passed_over(
 ) -> None:
     newest = kept.folder / "000000002.pt"
     damage(newest)
-    assert step_of(kept.newest()) == 1
+    assert step_of(kept.load_newest()) == 1
     (told,) = warned(caplog)
     assert told.startswith(f"{newest} is no whole snapshot: ")
     assert told.endswith(". Going on from the one before.")
@@ -153,9 +163,9 @@ def test_where_none_is_whole_a_training_starts_anew(
 ) -> None:
     for path in kept.folder.glob("*.pt"):
         flip(path)
-    assert kept.newest() is None
+    assert kept.load_newest() is None
     assert len(warned(caplog)) == 2
-    assert Snapshots(kept.folder / "none").newest() is None
+    assert Snapshots(kept.folder / "none").load_newest() is None
 
 
 class Harmful:
@@ -178,7 +188,7 @@ def test_one_that_holds_code_is_refused_and_not_run(
     sign.unlink()
     with pytest.raises(TaggerError, match=r"000000003\.pt is no whole snapshot: "):
         snapshots.read(path)
-    assert step_of(kept.newest()) == 2
+    assert step_of(kept.load_newest()) == 2
     assert not sign.exists()
     assert "\n" not in warned(caplog)[0]
 
@@ -187,7 +197,7 @@ def test_one_moved_elsewhere_is_whole_there(kept: Snapshots, tmp_path: Path) -> 
     target = tmp_path / "new" / "vit.pt"
     assert kept.move(target) == target
     assert snapshots.read(target)["step"] == 2
-    assert step_of(kept.newest()) == 1
+    assert step_of(kept.load_newest()) == 1
 
 
 # A full disk
@@ -211,7 +221,7 @@ def test_a_full_disk_is_told_and_the_training_goes_on(
 ) -> None:
     training = begin(snapshot_every="1 step")
     training.snapshots.folder = small_disk / "snapshots"
-    history = ended(training)
+    history = train_to_end(training)
     assert history[-1].last
     told = warned(caplog)
     assert len(told) == 6
@@ -272,7 +282,7 @@ HASHES = {"posts": "a", "vocabulary": "b", "split": "c"}
         ({"precision": "bf16"}, True),
         ({"workers": 7}, False),
         ({"snapshot_every": "7 steps"}, False),
-        ({"max_bad_steps": 7}, False),
+        ({"max_nonfinite_steps": 7}, False),
         ({"max_unreadable": 0.5}, False),
     ],
     ids=str,
@@ -280,8 +290,11 @@ HASHES = {"posts": "a", "vocabulary": "b", "split": "c"}
 def test_a_training_is_another_where_what_comes_of_it_is(
     default_params: Params, preset: Preset, change: dict[str, Any], other: bool
 ) -> None:
-    usual, changed = asked(default_params, preset), asked(default_params, preset, **change)
-    assert usual.recipe != changed.recipe
+    usual, changed = (
+        small_params(default_params, preset),
+        small_params(default_params, preset, **change),
+    )
+    assert usual.effective_train != changed.effective_train
     names = [setup.fingerprint(p, HASHES) for p in (usual, changed)]
     assert (names[0] != names[1]) == other
 
@@ -292,14 +305,14 @@ def test_a_training_is_another_with_other_seed_preset_or_data(
     faster = preset.model_copy(update={"learning_rate": 2e-2})
     overlaid = preset.model_copy(update={"train": {"ema": 0.5}})
     names = {
-        setup.fingerprint(asked(default_params, preset), HASHES),
-        setup.fingerprint(asked(default_params, preset, seed=1), HASHES),
-        setup.fingerprint(asked(default_params, faster), HASHES),
-        setup.fingerprint(asked(default_params, overlaid), HASHES),
-        setup.fingerprint(asked(default_params, preset), HASHES | {"split": "d"}),
+        setup.fingerprint(small_params(default_params, preset), HASHES),
+        setup.fingerprint(small_params(default_params, preset, seed=1), HASHES),
+        setup.fingerprint(small_params(default_params, faster), HASHES),
+        setup.fingerprint(small_params(default_params, overlaid), HASHES),
+        setup.fingerprint(small_params(default_params, preset), HASHES | {"split": "d"}),
     }
     assert len(names) == 5
-    again = asked(default_params, preset).model_copy(update={"evaluate": None})
+    again = small_params(default_params, preset).model_copy(update={"evaluate": None})
     assert setup.fingerprint(again, HASHES) in names
 
 
@@ -307,9 +320,9 @@ def test_a_training_is_another_with_other_seed_preset_or_data(
 def finished(begin: Starter) -> Path:
     """The last snapshot of a training of one epoch."""
     training = begin(at="finished", epochs=1)
-    ended(training)
-    assert training.snapshots.last
-    return training.snapshots.last
+    train_to_end(training)
+    assert training.snapshots.newest
+    return training.snapshots.newest
 
 
 MISTAKES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -346,10 +359,10 @@ def test_an_average_begins_with_the_weights_where_there_was_none(
     begin: Starter, finished: Path
 ) -> None:
     training = begin(at="b", ema=0.9, resume_from=finished)
-    assert training.learner.average is not None
+    assert training.state.ema is not None
     content = snapshots.read(finished)
-    assert same(training.learner.average.module.state_dict(), content["learner"]["model"])
-    assert same(weights(training), content["learner"]["model"])
+    assert equal_weights(training.state.ema.module.state_dict(), content["learner"]["model"])
+    assert equal_weights(weights(training), content["learner"]["model"])
 
 
 def test_the_seal_is_the_hash_that_everyone_computes(finished: Path) -> None:

@@ -24,7 +24,7 @@ from tagger.models.predict import Predictions
 from tagger.system.distributed import ProcessGroup
 from tagger.system.world import World
 from tagger.training import validation
-from tagger.training.validation import Judge
+from tagger.training.validation import Validator
 
 CPU = torch.device("cpu")
 ALONE = ProcessGroup(World(0, 1, 0, 1), CPU)
@@ -48,10 +48,10 @@ class Told(ProcessGroup):
 
 def judge_of(
     part: Split, prepared: Preprocess, group: ProcessGroup = ALONE, batch_size: int = 7
-) -> Judge:
+) -> Validator:
     order = ResumableBatchSampler(len(part), batch_size, rank_and_size=group.rank_and_size)
     batches = loader.build_loader(ImageDataset(part, prepared), order, workers=0)
-    return Judge(part, batches, prepared, group)
+    return Validator(part, batches, prepared, group)
 
 
 def equal(some: Predictions, others: Predictions) -> bool:
@@ -151,7 +151,7 @@ def test_the_sheet_shows_each_picture_with_its_likeliest_tags(
     judge = judge_of(split, preprocessing)
     _, predictions = judge(model)
     names = [tag.name for tag in tags]
-    whole = judge.sheet(predictions, names)
+    whole = judge.contact_sheet(predictions, names)
     assert len(split) > validation.SHOWN
     for number, row in enumerate(predictions.rows[: validation.SHOWN]):
         scores, truth = predictions.scores[[number]], predictions.truth[[number]]
@@ -172,10 +172,10 @@ def test_the_sheet_of_few_pictures_leaves_out_those_unreadable(
 ) -> None:
     judge = judge_of(broken(split, tmp_path).head(6), preprocessing)
     _, predictions = judge(model)
-    drawn = judge.sheet(predictions, [tag.name for tag in tags])
+    drawn = judge.contact_sheet(predictions, [tag.name for tag in tags])
     assert drawn.height == 2 * 180 + 34
     whole = judge_of(split.head(4), preprocessing)
-    first = whole.sheet(whole(model)[1], [tag.name for tag in tags])
+    first = whole.contact_sheet(whole(model)[1], [tag.name for tag in tags])
     box = (0, 0, first.width, 34 + 168)
     assert ImageChops.difference(drawn.crop(box), first.crop(box)).getbbox() is None
 
@@ -185,8 +185,8 @@ def test_the_sheet_is_grey_where_a_picture_has_gone_since(
 ) -> None:
     judge, names = judge_of(split, preprocessing), [tag.name for tag in tags]
     _, predictions = judge(model)
-    whole = judge.sheet(predictions, names)
-    drawn = replace(judge, part=broken(split, tmp_path)).sheet(predictions, names)
+    whole = judge.contact_sheet(predictions, names)
+    drawn = replace(judge, split=broken(split, tmp_path)).contact_sheet(predictions, names)
     box = (12, 34 + 180, 12 + 168, 34 + 180 + 168)  # of the fifth
     assert drawn.crop(box).getcolors() == [(168 * 168, (234, 238, 242))]
     assert ImageChops.difference(whole, drawn).getbbox() == box

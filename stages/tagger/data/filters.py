@@ -30,7 +30,7 @@ class Rejection(NamedTuple):
     details: pa.Array  # string for each post, whether left out or not
 
 
-def reject_by_columns(posts: pa.Table, p: params.Filters) -> Iterator[Rejection]:
+def reject_by_columns(posts: pa.Table, p: params.FilterParams) -> Iterator[Rejection]:
     """Yield what the filters on score, date, id, deleted and banned posts say.
 
     Raises TaggerError for a filter on what the source does not know.
@@ -49,7 +49,7 @@ def reject_by_columns(posts: pa.Table, p: params.Filters) -> Iterator[Rejection]
             yield reject(name, out.to_numpy(), "")
 
 
-def reject_by_size(posts: pa.Table, p: params.Filters) -> Iterator[Rejection]:
+def reject_by_size(posts: pa.Table, p: params.FilterParams) -> Iterator[Rejection]:
     """Yield what the filters on width and height say; a size that is not known passes."""
     width, height = (
         pc.fill_null(pc.cast(posts[name], pa.float64()), np.nan).to_numpy()
@@ -96,7 +96,7 @@ def _outside(
 class TagFilter:
     """The filters on the tags of a post, after aliases and implications."""
 
-    def __init__(self, lexicon: Lexicon, p: params.Filters) -> None:
+    def __init__(self, lexicon: Lexicon, p: params.FilterParams) -> None:
         self.lexicon = lexicon
         self.p = p
         self._chosen: dict[str, list[bool]] = {}  # by question, for each tag of the lexicon

@@ -35,7 +35,7 @@ def located(posts: pa.Table, source: Source, left_out: RejectedPosts) -> pa.Tabl
 
 
 def verified(
-    posts: pa.Table, p: params.Prepare, left_out: RejectedPosts, memory: Path | None = None
+    posts: pa.Table, p: params.PrepareParams, left_out: RejectedPosts, memory: Path | None = None
 ) -> pa.Table:
     """Return the posts whose picture can be used, with `content` and the true width and height."""
     if p.verify == "none":
@@ -63,7 +63,7 @@ def judge_reasons(found: pa.Table) -> list[Rejection]:
     ]
 
 
-def copied(posts: pa.Table, p: params.Copies, left_out: RejectedPosts) -> pa.Table:
+def copied(posts: pa.Table, p: params.CopiesParams, left_out: RejectedPosts) -> pa.Table:
     """Return the posts with the place and size of a smaller copy, where copies are wanted."""
     if p.side is None:
         return posts
@@ -95,7 +95,7 @@ def _originals(posts: pa.Table) -> pa.Table:
     return known.append_column("content", content)
 
 
-def grouped(posts: pa.Table, p: params.Groups, memory: Path | None = None) -> pa.Table:
+def grouped(posts: pa.Table, p: params.GroupParams, memory: Path | None = None) -> pa.Table:
     """Return the posts with `group`, the number of the first post that belongs with each."""
     kinships = []
     if p.parents:

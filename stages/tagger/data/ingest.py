@@ -29,7 +29,7 @@ KEPT = [name for name in COLUMNS if name not in ("score", "deleted", "banned")]
 
 
 def read_posts(
-    source: Source, lexicon: Lexicon, p: params.Filters, left_out: RejectedPosts
+    source: Source, lexicon: Lexicon, p: params.FilterParams, left_out: RejectedPosts
 ) -> pa.Table:
     """Return the posts of a source that pass the filters, in its order."""
     by_tags = TagFilter(lexicon, p)
@@ -78,7 +78,7 @@ def _lists(starts: npt.ArrayLike, numbers: npt.ArrayLike) -> pa.Array:
 
 
 def choose(
-    posts: pa.Table, lexicon: Lexicon, p: params.Filters, left_out: RejectedPosts
+    posts: pa.Table, lexicon: Lexicon, p: params.FilterParams, left_out: RejectedPosts
 ) -> pa.Table:
     """Return the posts less those of an id seen before, and what cap and sample leave out."""
     nameless = filters.reject("no id", pc.is_null(posts["id"]).to_numpy(), "the source names none")
@@ -107,7 +107,7 @@ def repeated(posts: pa.Table) -> Rejection:
     return Rejection("duplicate id", ~first, posts["id"])
 
 
-def beyond_cap(posts: pa.Table, lexicon: Lexicon, p: params.Filters) -> Rejection:
+def beyond_cap(posts: pa.Table, lexicon: Lexicon, p: params.FilterParams) -> Rejection:
     """Leave out posts of tags that are on many, until none is on more than the cap."""
     from tagger.data import sampling
 

@@ -15,7 +15,7 @@ from tagger.images.dataset import Split
 from tagger.models import exported
 from tagger.models.exported import ONNX
 from tagger.models.runtimes import Array
-from tagger.params import Export
+from tagger.params import ExportParams
 from tagger.system.world import read_world
 
 FILE_NAMES = {"fp16": "model_fp16.onnx", "int8": "model_int8.onnx"}
@@ -51,7 +51,7 @@ class QuantizationTrials:
     validation: Split
     test: Split
     predictor: Predictor
-    params: Export
+    params: ExportParams
 
     def run(self) -> dict[str, QuantizationTrial]:
         """Write the weights wanted into the export, and take out those that do not do."""

@@ -45,7 +45,7 @@ class Options:
         return self.output not in ("text", "txt")
 
 
-def parse(arguments: Sequence[str], p: params.Infer, root: Path, cores: int) -> Options:
+def parse(arguments: Sequence[str], p: params.InferParams, root: Path, cores: int) -> Options:
     """Return what the arguments ask for. Raises TaggerError where they make no sense.
 
     root: the folder on which the model and the rules of `p` hang
@@ -76,7 +76,7 @@ def _add_inputs(parser: argparse.ArgumentParser) -> None:
     add("--skip", action="append", default=[], metavar="GLOB", help="not these; repeatable")
 
 
-def _add_work(parser: argparse.ArgumentParser, p: params.Infer, root: Path) -> None:
+def _add_work(parser: argparse.ArgumentParser, p: params.InferParams, root: Path) -> None:
     add = parser.add_argument_group("how").add_argument
     add(
         "--model",
@@ -141,7 +141,7 @@ def _add_choice(parser: argparse.ArgumentParser, root: Path) -> None:
     add("--rules", type=Path, default=root / "data" / "rules", help="folder of tag_implications")
 
 
-def _add_output(parser: argparse.ArgumentParser, p: params.Infer) -> None:
+def _add_output(parser: argparse.ArgumentParser, p: params.InferParams) -> None:
     group = parser.add_argument_group("where to")
     add = group.add_argument
     add(

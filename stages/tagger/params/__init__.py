@@ -17,32 +17,38 @@ from pydantic import (
 from tagger.core.errors import ArgumentParser, TaggerError, did_you_mean, one_line
 from tagger.core.vocabulary import Category
 from tagger.params.base import Frozen
-from tagger.params.prepare import Copies, Fetch, Filters, Groups, Prepare
-from tagger.params.train import AUTO, Augment, Every, Loss, Preset, Train
+from tagger.params.prepare import (
+    CopiesParams,
+    DownloadParams,
+    FilterParams,
+    GroupParams,
+    PrepareParams,
+)
+from tagger.params.train import AUTO, AugmentParams, Interval, LossParams, Preset, TrainParams
 
 __all__ = [
-    "Augment",
-    "Copies",
-    "Every",
-    "Fetch",
-    "Filters",
-    "Groups",
-    "Loss",
-    "Prepare",
+    "AugmentParams",
+    "CopiesParams",
+    "DownloadParams",
+    "FilterParams",
+    "GroupParams",
+    "Interval",
+    "LossParams",
+    "PrepareParams",
     "Preset",
-    "Threshold",
-    "Train",
+    "ThresholdParams",
+    "TrainParams",
 ]
 
 PATH = Path("params.yaml")
 
 
-class Demo(Frozen):
+class DemoParams(Frozen):
     pictures: PositiveInt
     size: int = Field(ge=16)  # pixels, square
 
 
-class Vocabulary(Frozen):
+class VocabularyParams(Frozen):
     source: Path  # data/tags.parquet, or a selected_tags.csv
     min_count: NonNegativeInt  # posts
     min_counts: dict[Category, NonNegativeInt]  # where it is another
@@ -53,7 +59,7 @@ class Vocabulary(Frozen):
     exclude: list[str]  # globs
 
 
-class Split(Frozen):
+class SplitParams(Frozen):
     method: Literal["stratified", "iterative", "random", "hash", "modulo", "time", "given"]
     train: PositiveFloat  # share of the posts; the three sum to 1
     validation: PositiveFloat
@@ -74,7 +80,7 @@ class Split(Frozen):
         return self
 
 
-class Threshold(Frozen):
+class ThresholdParams(Frozen):
     """Which threshold each tag has, and what it is chosen by."""
 
     kind: Literal["global", "category", "tag"]
@@ -89,8 +95,8 @@ class Threshold(Frozen):
         return self
 
 
-class Evaluate(Frozen):
-    threshold: Threshold
+class EvaluateParams(Frozen):
+    threshold: ThresholdParams
     batch_size: PositiveInt
     workers: NonNegativeInt
 
@@ -99,7 +105,7 @@ class Evaluate(Frozen):
         return {"batch_size": self.batch_size, "workers": self.workers}
 
 
-class Export(Frozen):
+class ExportParams(Frozen):
     opset: int = Field(ge=13, le=17)  # older runtimes refuse newer ones
     parity_images: PositiveInt  # test pictures on which tools are compared with the model
     tolerance: PositiveFloat  # largest difference of a confidence, for the same square
@@ -111,7 +117,7 @@ class Export(Frozen):
     samples: NonNegativeInt  # pictures that go with the export
 
 
-class Infer(Frozen):
+class InferParams(Frozen):
     model: Path  # an export folder, an ONNX file in one, or a training folder
     batch_size: Annotated[PositiveInt | None, AUTO]  # pictures; auto: as suits the device
     workers: Annotated[NonNegativeInt | None, AUTO]  # that decode; auto: one per core
@@ -124,26 +130,26 @@ class Params(Frozen):
     seed: NonNegativeInt
     model: str  # the preset to train, a key of `models`
     models: dict[Annotated[str, Field(pattern=r"^[\w-]+$")], Preset]
-    demo: Demo
-    prepare: Prepare
-    vocabulary: Vocabulary
-    split: Split
-    train: Train
-    evaluate: Evaluate
-    export: Export
-    infer: Infer
+    demo: DemoParams
+    prepare: PrepareParams
+    vocabulary: VocabularyParams
+    split: SplitParams
+    train: TrainParams
+    evaluate: EvaluateParams
+    export: ExportParams
+    infer: InferParams
 
     @property
     def preset(self) -> Preset:
         return self.models[self.model]
 
     @property
-    def recipe(self) -> Train:
+    def effective_train(self) -> TrainParams:
         """`train`, with what the preset wants otherwise."""
-        return Train.model_validate(overlaid(self.train.model_dump(), self.preset.train))
+        return TrainParams.model_validate(merge(self.train.model_dump(), self.preset.train))
 
 
-def of_stage(description: str | None) -> Params:
+def load_for_stage(description: str | None) -> Params:
     """Return the parameters for a stage, which takes no arguments but `--help`."""
     told = f"It takes no arguments: what it does is set in {PATH}, and `dvc repro` runs it."
     ArgumentParser(description=description, epilog=told).parse_args()
@@ -165,20 +171,20 @@ def load(path: Path = PATH) -> Params:
         known = ", ".join(params.models)
         raise TaggerError(f"{path}: Unknown preset {params.model!r}.{hint} Presets: {known}.")
     try:
-        _ = params.recipe
+        _ = params.effective_train
     except ValidationError as error:
         where = f"{path}: models.{params.model}.train"
-        raise TaggerError(f"{where}: {_explain(error, Train)}") from None
+        raise TaggerError(f"{where}: {_explain(error, TrainParams)}") from None
     return params
 
 
-def overlaid(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+def merge(base: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
     """Return one mapping with the values of another in place of its own, group by group."""
-    both = dict(below)
-    for key, value in above.items():
-        nested = isinstance(value, dict) and isinstance(both.get(key), dict)
-        both[key] = overlaid(both[key], value) if nested else value
-    return both
+    merged = dict(base)
+    for key, value in overrides.items():
+        nested = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = merge(merged[key], value) if nested else value
+    return merged
 
 
 def _read(path: Path) -> dict[str, Any]:

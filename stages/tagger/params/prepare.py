@@ -10,7 +10,7 @@ from tagger.core.vocabulary import Category
 from tagger.params.base import Frozen
 
 
-class Fetch(Frozen):
+class DownloadParams(Frozen):
     """How the pictures of `danbooru` are had from the hub."""
 
     repo: str | None  # data set on the hub; null: only what is there already
@@ -20,7 +20,7 @@ class Fetch(Frozen):
     connections: PositiveInt  # at a time
 
 
-class Filters(Frozen):
+class FilterParams(Frozen):
     """Which posts are wanted; null and empty lists want all."""
 
     ratings: list[Literal["general", "sensitive", "questionable", "explicit"]] | None
@@ -43,7 +43,7 @@ class Filters(Frozen):
     seed: NonNegativeInt  # of the draws of the two before
 
 
-class Groups(Frozen):
+class GroupParams(Frozen):
     """Which posts are never parted by a split."""
 
     parents: bool  # parent and child posts
@@ -51,7 +51,7 @@ class Groups(Frozen):
     near: int | None = Field(ge=0, le=31)  # bits of 256 in which PDQ hashes may differ
 
 
-class Copies(Frozen):
+class CopiesParams(Frozen):
     """A smaller copy of the pictures, in tars."""
 
     side: PositiveInt | None  # pixels, the longest that the shorter side may be; null: no copy
@@ -61,7 +61,7 @@ class Copies(Frozen):
     shard_size: PositiveInt  # megabytes
 
 
-class Prepare(Frozen):
+class PrepareParams(Frozen):
     source: Literal["folder", "table", "danbooru"]
     path: Path  # a folder of pictures with sidecars, a table, or Danbooru's metadata.parquet
     more_folders: list[Path]  # folder: further ones
@@ -72,10 +72,10 @@ class Prepare(Frozen):
     rules: Path  # folder of tags, tag_aliases, tag_implications and renames, each where it is there
     verify: Literal["none", "header", "decode"]
     animated: Literal["first", "drop"]  # take the first frame, or leave the picture out
-    fetch: Fetch
-    filters: Filters
-    groups: Groups
-    copies: Copies
+    fetch: DownloadParams
+    filters: FilterParams
+    groups: GroupParams
+    copies: CopiesParams
 
     @model_validator(mode="after")
     def _looks_at_what_it_filters(self) -> Self:

@@ -17,10 +17,10 @@ from pydantic import (
 
 from tagger.core.vocabulary import Category
 from tagger.images.location import WHITE
-from tagger.params.base import Byte, Frozen, Share
+from tagger.params.base import Byte, Fraction, Frozen
 
 
-class Every(NamedTuple):
+class Interval(NamedTuple):
     """How often something is done: `1 epoch`, `500 steps`, `5 minutes`."""
 
     number: float
@@ -30,26 +30,26 @@ class Every(NamedTuple):
         return f"{self.number:.15g} {self.unit}{'s' if self.number != 1 else ''}"
 
 
-def _every(value: Any) -> Every:
-    if isinstance(value, Every):
+def _parse_interval(value: Any) -> Interval:
+    if isinstance(value, Interval):
         return value
     found = re.fullmatch(r"(\d*\.?\d+) *(epoch|step|minute)s?", str(value))
     if not found or not float(found[1]):
         raise ValueError(f"{value!r} is not like '1 epoch', '500 steps' or '5 minutes'")
-    return Every(float(found[1]), found[2])
+    return Interval(float(found[1]), found[2])
 
 
-Often = Annotated[Every, BeforeValidator(_every), PlainSerializer(str)]
+IntervalField = Annotated[Interval, BeforeValidator(_parse_interval), PlainSerializer(str)]
 AUTO = BeforeValidator(lambda value: None if value == "auto" else value)
 
 
-def _stages(value: Any) -> Any:
+def _check_stages(value: Any) -> Any:
     if value == "all" or str(value).isdecimal():
         return value
     raise ValueError(f"{value!r} is neither a number of stages, 0 or more, nor 'all'")
 
 
-Stages = Annotated[int | Literal["all"], BeforeValidator(_stages)]
+FrozenStages = Annotated[int | Literal["all"], BeforeValidator(_check_stages)]
 
 
 class Preset(Frozen):
@@ -66,7 +66,7 @@ class Preset(Frozen):
     train: dict[str, Any] = Field(default_factory=dict)  # keys of `train`, where it wants others
 
 
-class Loss(Frozen):
+class LossParams(Frozen):
     kind: Literal["bce", "asymmetric", "focal", "two_way"]
     reduction: Literal["sum", "mean"]  # over tags; over pictures it is the mean
     gamma_negative: NonNegativeFloat  # asymmetric
@@ -74,38 +74,38 @@ class Loss(Frozen):
     clip: float = Field(ge=0, lt=1)  # asymmetric: probability by which negatives are shifted
     gamma: NonNegativeFloat  # focal
     temperature: PositiveFloat  # two_way, of the positives
-    smoothing: Share  # of labels, toward a half
+    smoothing: Fraction  # of labels, toward a half
     tag_weights: Literal["none", "log_count"]
 
 
-class Augment(Frozen):
-    flip: Share  # of the pictures mirrored
+class AugmentParams(Frozen):
+    flip: Fraction  # of the pictures mirrored
     min_crop: float = Field(gt=0, le=1)  # smallest share of the picture's area that a crop keeps
     random_resize: bool  # by any filter, in place of the backbone's
     trivial_augment: bool  # changes shapes and colours
     mixup: NonNegativeFloat  # alpha
     cutmix: NonNegativeFloat  # alpha
-    cutout: Share  # side of a square cut out over that of the picture
+    cutout: Fraction  # side of a square cut out over that of the picture
     sizes: list[PositiveInt]  # pixels, one drawn for each batch; none: the preset's alone
 
 
-class Train(Frozen):
+class TrainParams(Frozen):
     epochs: PositiveInt
     optimizer: str  # timm's name
     weight_decay: NonNegativeFloat
     schedule: Literal["cosine", "one_cycle"]
     warmup: float = Field(ge=0, lt=1)  # share of all steps
-    max_norm: PositiveFloat | None  # of the gradient; null: not clipped
+    clip_grad_norm: PositiveFloat | None  # of the gradient; null: not clipped
     ema: float = Field(ge=0, lt=1)  # decay of the moving average of the weights
-    loss: Loss
+    loss: LossParams
     unlabelled: list[Category]  # where a post has no tag of one, its tags there are unknown
-    augment: Augment
+    augment: AugmentParams
     fit: Literal["pad", "crop", "stretch"]  # of a picture into the model's square
     background: tuple[Byte, Byte, Byte]  # R, G, B, under transparency and beside the picture
     head: Literal["linear", "query"]
     init_from: Path | None  # folder of a trained tagger
     new_tags: Literal["related", "mean", "fresh"]  # what its rows begin as
-    freeze: Stages  # of the backbone, from the input on, or all of it
+    freeze: FrozenStages  # of the backbone, from the input on, or all of it
     unfreeze_every: PositiveInt | None  # epochs, after each of which one more stage is trained
     cache_embeddings: bool  # freeze: all: let the backbone see each picture once
     resume_from: Path | None  # snapshot
@@ -115,23 +115,23 @@ class Train(Frozen):
     compile: bool
     parallel: Literal["ddp", "fsdp"]
     workers: NonNegativeInt  # processes that read pictures, for each training process
-    validate_every: Often
+    validate_every: IntervalField
     validate_on: PositiveInt  # pictures at most
-    best: Literal["macro_ap", "micro_ap", "validation_loss"]
+    best_metric: Literal["macro_ap", "micro_ap", "validation_loss"]
     patience: PositiveInt | None  # validations without a better one
-    snapshot_every: Often
-    keep_every: Often | None
-    max_bad_steps: NonNegativeInt  # of which the loss or gradient is no number
-    max_unreadable: Share  # of the pictures; beyond it training stops
+    snapshot_every: IntervalField
+    keep_every: IntervalField | None
+    max_nonfinite_steps: NonNegativeInt  # of which the loss or gradient is no number
+    max_unreadable: Fraction  # of the pictures; beyond it training stops
 
     @model_validator(mode="after")
-    def _keeps_the_background(self) -> Self:
+    def _check_background(self) -> Self:
         if self.fit != "pad" and self.background != WHITE:
             raise ValueError(f"a background other than white needs fit: pad, not {self.fit}")
         return self
 
     @model_validator(mode="after")
-    def _caches_what_stays(self) -> Self:
+    def _check_cached_embeddings(self) -> Self:
         if self.cache_embeddings and (
             self.freeze != "all" or self.unfreeze_every or self.head != "linear"
         ):
@@ -141,7 +141,7 @@ class Train(Frozen):
         return self
 
     @model_validator(mode="after")
-    def _judges_by_steps(self) -> Self:
+    def _check_intervals(self) -> Self:
         for name in ("validate_every", "keep_every"):
             often = getattr(self, name)
             if often and often.unit == "minute":
@@ -149,7 +149,7 @@ class Train(Frozen):
         return self
 
     @model_validator(mode="after")
-    def _starts_once(self) -> Self:
+    def _check_starting_point(self) -> Self:
         if self.init_from and self.resume_from:
             raise ValueError("init_from starts anew and resume_from goes on: give one of them")
         return self

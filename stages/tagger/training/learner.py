@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from tagger.core.errors import TaggerError, one_line
-from tagger.params import Preset, Train
+from tagger.params import Preset, TrainParams
 from tagger.system import distributed
 from tagger.system.distributed import ProcessGroup
 from tagger.training import optimizer
-from tagger.training.losses import Loss
+from tagger.training.losses import LossFunction
 
 _SCALE = 2.0**10  # of the loss in fp16, at first: sums over tags are large already
 _PER_WEIGHT = 4  # of what a step allocates for good: two moments, the average, a sum of gradients
@@ -41,7 +41,7 @@ class Portion:
     micro: Micro
 
 
-class Learner:
+class TrainState:
     """What a step changes: weights, their average, the optimizer, the scale of the loss.
 
     Randomness within a step follows from its number, so that there is no state of it to keep.
@@ -50,27 +50,27 @@ class Learner:
     def __init__(
         self,
         model: nn.Module,
-        loss: Loss,
+        loss: LossFunction,
         preset: Preset,
-        recipe: Train,
+        recipe: TrainParams,
         group: ProcessGroup,
         seed: int,
     ) -> None:
         self.model = model
         self.loss = loss
-        self.recipe = recipe
+        self.params = recipe
         self.group = group
         self.seed = seed
         self.micro_batch = recipe.micro_batch
-        self.average = ModelEmaV3(model, recipe.ema, use_warmup=True) if recipe.ema else None
+        self.ema = ModelEmaV3(model, recipe.ema, use_warmup=True) if recipe.ema else None
         self.precision = _precision(recipe.precision, group.device)
         self.scaler = torch.amp.GradScaler(
             group.device.type, init_scale=_SCALE, enabled=self.precision == "fp16"
         )
         if recipe.parallel == "fsdp":
-            for module in {self.judged, model}:
+            for module in {self.eval_model, model}:
                 distributed.shard_model(module, group)
-        self.optimizer = optimizer.of(model, preset, recipe)
+        self.optimizer = optimizer.build_optimizer(model, preset, recipe)
         self.shared: nn.Module = model
         self.network: Callable[[Tensor], Tensor] = model
         self.statistics = list(model.buffers())
@@ -79,13 +79,13 @@ class Learner:
 
     def wrap(self) -> None:
         """Take note of which weights learn."""
-        self.shared = self.group.wrap(self.model, self.recipe.parallel)
-        self.network = torch.compile(self.shared) if self.recipe.compile else self.shared
+        self.shared = self.group.wrap(self.model, self.params.parallel)
+        self.network = torch.compile(self.shared) if self.params.compile else self.shared
 
     @property
-    def judged(self) -> nn.Module:
+    def eval_model(self) -> nn.Module:
         """The model whose predictions count: the average, where there is one."""
-        return self.average.module if self.average else self.model
+        return self.ema.module if self.ema else self.model
 
     def gradient(self, batch: Portion, step: int) -> tuple[Tensor, Tensor]:
         """Leave the gradient of a batch in the weights; return its loss and its length.
@@ -110,7 +110,7 @@ class Learner:
             self._before = before
             return loss, norm.full_tensor() if hasattr(norm, "full_tensor") else norm
 
-    def rehearse(self, inputs: Tensor, targets: Tensor, total: int) -> None:
+    def find_micro_batch(self, inputs: Tensor, targets: Tensor, total: int) -> None:
         """Find how many pictures fit at a time, where processes must agree before they begin.
 
         inputs, targets: of this process's share of the largest batch
@@ -151,18 +151,18 @@ class Learner:
             total += loss.detach()
         return total
 
-    def move(self, norm: Tensor, share_of_peak: float, step: int) -> float:
+    def update(self, norm: Tensor, share_of_peak: float, step: int) -> float:
         """Change the weights by their gradient, of a known length; return the learning rate."""
-        rate = optimizer.set_rate(self.optimizer, share_of_peak)
-        if self.recipe.max_norm is not None:
-            clip_grads_with_norm_(self._learning(), self.recipe.max_norm, norm)
+        rate = optimizer.set_learning_rate(self.optimizer, share_of_peak)
+        if self.params.clip_grad_norm is not None:
+            clip_grads_with_norm_(self._learning(), self.params.clip_grad_norm, norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        if self.average:
-            self.average.update(self.model, step=step + 1)
+        if self.ema:
+            self.ema.update(self.model, step=step + 1)
         return rate
 
-    def give_up(self) -> None:
+    def skip(self) -> None:
         """Leave all as it was before a gradient that is no number."""
         self._restore(self._before)
         self.optimizer.zero_grad()
@@ -198,7 +198,7 @@ class Learner:
         dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.precision)
         return torch.autocast(self.group.device.type, dtype) if dtype else nullcontext()
 
-    def state(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         """Return a copy of all that a step changes, on the CPU, on the leading process.
 
         The others, too, must call it, and get no tensors. The next copy takes the place of this
@@ -206,28 +206,28 @@ class Learner:
         """
         tensors = {
             "model": self.model.state_dict(),
-            "average": self.average.module.state_dict() if self.average else {},
+            "average": self.ema.module.state_dict() if self.ema else {},
             "optimizer": self.optimizer.state_dict()["state"],
         }
         self._copy = distributed.full_state_dict(tensors, self._copy, needed=self.group.is_main)
         return self._copy | {
-            "kind": self.recipe.optimizer,
+            "kind": self.params.optimizer,
             "scaler": self.scaler.state_dict(),
             "micro_batch": self.micro_batch,
         }
 
-    def load(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a state.
 
         Raises TaggerError for that of another model or optimizer, KeyError for what is none.
         """
         model, average, moments, kind, scaler, micro_batch = (state[name] for name in _STATE)
         try:
-            if kind != self.recipe.optimizer:
+            if kind != self.params.optimizer:
                 raise ValueError(f"its optimizer is {kind}")
             distributed.load_full_state_dict(self.model, model)
-            if self.average:
-                distributed.load_full_state_dict(self.average.module, average or model)
+            if self.ema:
+                distributed.load_full_state_dict(self.ema.module, average or model)
             distributed.load_optimizer_state(self.optimizer, moments)
             self.scaler.load_state_dict(scaler)
         except (KeyError, ValueError, RuntimeError) as error:
@@ -236,7 +236,7 @@ class Learner:
                 f"{one_line(error)[:200]}. "
                 "Start from its weights by train.init_from."
             ) from error
-        self.micro_batch = self.recipe.micro_batch or micro_batch
+        self.micro_batch = self.params.micro_batch or micro_batch
 
 
 def _precision(wanted: str | None, device: torch.device) -> str:

@@ -17,7 +17,7 @@ from tagger.system import progress
 _log = logging.getLogger(__name__)
 
 
-class Embedded:
+class EmbeddedDataset:
     """The readable pictures of a part as embeddings, (pictures, features) float32."""
 
     def __init__(self, split: Split, embeddings: npt.NDArray[np.float32]) -> None:
@@ -32,20 +32,22 @@ class Embedded:
 
 
 def embed(
-    model: nn.Module, part: Split, preprocess: Preprocess, *, batch_size: int, workers: int
-) -> Embedded:
+    model: nn.Module, split: Split, preprocess: Preprocess, *, batch_size: int, workers: int
+) -> EmbeddedDataset:
     """Return what the head sees of each picture; those unreadable are told, and left out."""
     compute = predict.by_torch(model, preprocess, lambda pixels: heads.outputs(model, pixels)[1])
-    pictures = ImageDataset(part, preprocess)
+    pictures = ImageDataset(split, preprocess)
     batches: Any = loader.build_loader(
-        pictures, ResumableBatchSampler(len(part), batch_size), workers=workers
+        pictures, ResumableBatchSampler(len(split), batch_size), workers=workers
     )
     found, rows = [], []
     for batch in progress.track(batches, "embedding"):
         for row, reason in batch.failures:
-            _log.warning(f"left out {part.locations[row].path}: {reason}")
+            _log.warning(f"left out {split.locations[row].path}: {reason}")
         if batch.rows:
             found.append(compute(batch))
             rows += batch.rows
-    readable = Split([part.locations[row] for row in rows], part.labels[rows])
-    return Embedded(readable, np.concatenate(found) if found else np.empty((0, 1), np.float32))
+    readable = Split([split.locations[row] for row in rows], split.labels[rows])
+    return EmbeddedDataset(
+        readable, np.concatenate(found) if found else np.empty((0, 1), np.float32)
+    )

@@ -15,34 +15,34 @@ from torch.nn.functional import binary_cross_entropy_with_logits, logsigmoid, so
 
 from tagger import params
 
-Loss = Callable[[Tensor, Tensor], Tensor]
+LossFunction = Callable[[Tensor, Tensor], Tensor]
 Reduction = Literal["sum", "mean"]
 
 _NEVER = -1e9  # a logit of what is left out: minus infinity would make slopes of NaN
 
 
-def of(recipe: params.Loss, counts: Tensor) -> Loss:
+def build_loss(params: params.LossParams, counts: Tensor) -> LossFunction:
     """Return the loss that a recipe asks for; counts: training pictures with each tag, (tags,)."""
-    weights = log_count_weights(counts) if recipe.tag_weights == "log_count" else None
+    weights = log_count_weights(counts) if params.tag_weights == "log_count" else None
     kinds: dict[str, Callable[..., Tensor]] = {
         "bce": binary_cross_entropy,
         "asymmetric": partial(
             asymmetric_loss,
-            gamma_negative=recipe.gamma_negative,
-            gamma_positive=recipe.gamma_positive,
-            clip=recipe.clip,
+            gamma_negative=params.gamma_negative,
+            gamma_positive=params.gamma_positive,
+            clip=params.clip,
         ),
         "focal": partial(
-            asymmetric_loss, gamma_negative=recipe.gamma, gamma_positive=recipe.gamma, clip=0.0
+            asymmetric_loss, gamma_negative=params.gamma, gamma_positive=params.gamma, clip=0.0
         ),
-        "two_way": partial(two_way_loss, temperature=recipe.temperature),
+        "two_way": partial(two_way_loss, temperature=params.temperature),
     }
-    loss = kinds[recipe.kind]
-    if recipe.kind != "two_way":
-        loss = partial(loss, weights=weights, reduction=recipe.reduction)
-    if not recipe.smoothing or recipe.kind == "two_way":  # for which a half would be positive
+    loss = kinds[params.kind]
+    if params.kind != "two_way":
+        loss = partial(loss, weights=weights, reduction=params.reduction)
+    if not params.smoothing or params.kind == "two_way":  # for which a half would be positive
         return loss
-    return lambda logits, targets: loss(logits, smoothed(targets, recipe.smoothing))
+    return lambda logits, targets: loss(logits, smooth(targets, params.smoothing))
 
 
 def binary_cross_entropy(
@@ -51,7 +51,7 @@ def binary_cross_entropy(
     loss = binary_cross_entropy_with_logits(
         logits.float(), targets.clamp(min=0).float(), reduction="none"
     )
-    return _reduced(loss, targets, weights, reduction)
+    return _reduce(loss, targets, weights, reduction)
 
 
 def asymmetric_loss(
@@ -75,7 +75,7 @@ def asymmetric_loss(
     log_negative = torch.log1p(-shifted) if clip > 0 else logsigmoid(-logits)
     positive = (-logits).sigmoid().clamp(min=1e-12) ** gamma_positive * logsigmoid(logits)
     negative = shifted**gamma_negative * log_negative
-    return _reduced(-torch.lerp(negative, positive, known), targets, weights, reduction)
+    return _reduce(-torch.lerp(negative, positive, known), targets, weights, reduction)
 
 
 def two_way_loss(logits: Tensor, targets: Tensor, *, temperature: float) -> Tensor:
@@ -98,7 +98,7 @@ def two_way_loss(logits: Tensor, targets: Tensor, *, temperature: float) -> Tens
     return ways[0] + ways[1]
 
 
-def _reduced(loss: Tensor, targets: Tensor, weights: Tensor | None, reduction: Reduction) -> Tensor:
+def _reduce(loss: Tensor, targets: Tensor, weights: Tensor | None, reduction: Reduction) -> Tensor:
     counted = (targets >= 0).to(loss.dtype)
     if weights is not None:
         counted = counted * weights.to(loss.device)
@@ -108,7 +108,7 @@ def _reduced(loss: Tensor, targets: Tensor, weights: Tensor | None, reduction: R
     return total.mean()
 
 
-def smoothed(targets: Tensor, share: float) -> Tensor:
+def smooth(targets: Tensor, share: float) -> Tensor:
     """Return targets moved to a half by a share of the way; unknown ones stay unknown."""
     return torch.where(targets < 0, targets, torch.lerp(targets, targets.new_tensor(0.5), share))
 

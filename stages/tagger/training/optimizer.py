@@ -9,7 +9,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from tagger.core.errors import TaggerError, did_you_mean
-from tagger.params import Preset, Train
+from tagger.params import Preset, TrainParams
 from tagger.system import distributed
 
 # Of the peak, as torch's OneCycleLR has it.
@@ -17,27 +17,27 @@ _ONE_CYCLE_START = 1 / 25
 _ONE_CYCLE_END = _ONE_CYCLE_START / 1e4
 
 
-def of(model: nn.Module, preset: Preset, recipe: Train) -> Optimizer:
+def build_optimizer(model: nn.Module, preset: Preset, params: TrainParams) -> Optimizer:
     """Return timm's optimizer with layer-wise learning rates, without decay on norms and biases.
 
     The rate of each group at the peak is its `peak`. Raises TaggerError for an unknown name.
     """
     apart = ["bnb*", "fused*", "adahessian"]  # of other packages, or in need of second derivatives
     known = [str(name) for name in timm.optim.list_optimizers(exclude_filters=apart)]
-    if recipe.optimizer not in known:
-        hint = did_you_mean(recipe.optimizer, known)
-        raise TaggerError(f"timm knows no optimizer {recipe.optimizer!r}.{hint}")
+    if params.optimizer not in known:
+        hint = did_you_mean(params.optimizer, known)
+        raise TaggerError(f"timm knows no optimizer {params.optimizer!r}.{hint}")
     arguments: dict[str, Any] = {}
-    known_arguments = inspect.signature(timm.optim.get_optimizer_class(recipe.optimizer)).parameters
+    known_arguments = inspect.signature(timm.optim.get_optimizer_class(params.optimizer)).parameters
     if "fused" in known_arguments and not distributed.is_sharded(
         model
     ):  # that of SGD knows no weights in parts
         arguments["fused"] = True
     optimizer: Optimizer = timm.optim.create_optimizer_v2(
         model,
-        opt=recipe.optimizer,
+        opt=params.optimizer,
         lr=preset.learning_rate,
-        weight_decay=recipe.weight_decay,
+        weight_decay=params.weight_decay,
         layer_decay=preset.layer_decay if preset.layer_decay < 1 else None,
         **arguments,
     )
@@ -46,14 +46,14 @@ def of(model: nn.Module, preset: Preset, recipe: Train) -> Optimizer:
     return optimizer
 
 
-def set_rate(optimizer: Optimizer, share: float) -> float:
+def set_learning_rate(optimizer: Optimizer, fraction: float) -> float:
     """Set every learning rate to a share of its peak; return the largest."""
     for group in optimizer.param_groups:
-        group["lr"] = group["peak"] * share
+        group["lr"] = group["peak"] * fraction
     return max(float(group["lr"]) for group in optimizer.param_groups)
 
 
-def share_of_peak(schedule: str, step: int, steps: int, warmup: float) -> float:
+def fraction_of_peak(schedule: str, step: int, steps: int, warmup: float) -> float:
     """Return the learning rate of a step, from 0, as a share of the peak.
 
     It rises for a share of the steps, and falls as a cosine. `one_cycle` rises as a cosine, too.

@@ -5,14 +5,16 @@ from pathlib import Path
 
 from tagger.core.errors import TaggerError, one_line
 from tagger.training import snapshots
-from tagger.training.learner import Learner
-from tagger.training.schedule import Plan, Position
-from tagger.training.snapshots import Content
+from tagger.training.learner import TrainState
+from tagger.training.schedule import Position, Schedule
+from tagger.training.snapshots import SnapshotContent
 
 _log = logging.getLogger(__name__)
 
 
-def position(learner: Learner, plan: Plan, own: Content | None, folder: Path) -> Position:
+def restore(
+    state: TrainState, schedule: Schedule, own: SnapshotContent | None, folder: Path
+) -> Position:
     """Bring the learner where a snapshot was made, and return where that is.
 
     own: the snapshot of this very training, from the folder; without one, it is that of the recipe
@@ -21,30 +23,30 @@ def position(learner: Learner, plan: Plan, own: Content | None, folder: Path) ->
     """
     if own:
         try:
-            found = _taken_up(learner, own, folder)
+            found = _taken_up(state, own, folder)
         except TaggerError as error:
             raise TaggerError(f"{error} Or remove {folder} to begin anew.") from error
-        _log.info(f"going on after step {found.step:,} of {plan.steps:,}")
+        _log.info(f"going on after step {found.step:,} of {schedule.steps:,}")
         return found
-    start = plan.recipe.resume_from
+    start = schedule.params.resume_from
     if not start:
-        return Position(per_epoch=plan.per_epoch)
-    epoch = _taken_up(learner, snapshots.read(start), start).epoch
-    step = round(epoch * plan.per_epoch)
-    if step >= plan.steps:
+        return Position(steps_per_epoch=schedule.steps_per_epoch)
+    epoch = _taken_up(state, snapshots.read(start), start).epoch
+    step = round(epoch * schedule.steps_per_epoch)
+    if step >= schedule.steps:
         raise TaggerError(
             f"train.resume_from: {start} has {epoch:g} epochs behind it. Raise train.epochs, which "
-            f"is {plan.recipe.epochs}."
+            f"is {schedule.params.epochs}."
         )
     _log.info(f"going on after {epoch:g} epochs with other settings, from {start}")
-    return Position(step=step, per_epoch=plan.per_epoch)
+    return Position(step=step, steps_per_epoch=schedule.steps_per_epoch)
 
 
-def _taken_up(learner: Learner, content: Content, path: Path) -> Position:
+def _taken_up(learner: TrainState, content: SnapshotContent, path: Path) -> Position:
     """Bring the learner where a snapshot was made, and return where that is."""
     try:
         found = Position(**content["position"])
-        learner.load(content["learner"])
+        learner.load_state_dict(content["learner"])
     except (KeyError, TypeError) as error:
         raise TaggerError(
             f"{path} is of another version of this code: {one_line(error)}. Go on with that one."

@@ -11,37 +11,37 @@ from tagger.core import files
 from tagger.models import backbone
 from tagger.tracking.runs import TrackedRun
 from tagger.training.schedule import Metrics
-from tagger.training.trainer import Judgement, Training
+from tagger.training.trainer import Trainer, Validation
 
-BEST, LAST = backbone.WEIGHTS, "last.safetensors"
+BEST_WEIGHTS, LAST_WEIGHTS = backbone.WEIGHTS, "last.safetensors"
 LOG = "train.log"
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Keeper:
+class RunLogger:
     """Tells, tracks and saves every judgement of a training."""
 
-    training: Training
+    training: Trainer
     folder: Path  # of the model in the making
     curve: Path  # CSV of all judgements
     run: TrackedRun
     names: Sequence[str]  # of the tags
 
-    def keep(self, judgement: Judgement) -> None:
+    def log_validation(self, judgement: Validation) -> None:
         _log.info(judgement.line)
         wanted = {
-            BEST: judgement.best,
-            LAST: judgement.last,
-            _kept(judgement.figures): judgement.keep,
+            BEST_WEIGHTS: judgement.best,
+            LAST_WEIGHTS: judgement.last,
+            _kept(judgement.metrics): judgement.keep,
         }
         for name in (name for name, is_wanted in wanted.items() if is_wanted):
             backbone.save_weights(judgement.weights, self.folder / name)
         self._write_curve()
-        step = int(judgement.figures["step"])
-        self.run.log_metrics(judgement.figures | judgement.pace, step=step)
-        sheet = self.training.judge.sheet(judgement.predictions, self.names)
+        step = int(judgement.metrics["step"])
+        self.run.log_metrics(judgement.metrics | judgement.throughput, step=step)
+        sheet = self.training.validator.contact_sheet(judgement.predictions, self.names)
         self.run.log_image(sheet, "validation", step)
 
     def finish(self, folder: Path) -> Metrics:
@@ -49,7 +49,7 @@ class Keeper:
         self._write_curve()  # which DVC has removed, where all but the end was done
         position = self.training.position
         for row, reason in position.failures.items():
-            _log.warning(f"left out {self.training.part.locations[row].path}: {reason}")
+            _log.warning(f"left out {self.training.split.locations[row].path}: {reason}")
         for name, file, figures in self._checkpoints():
             step, sha256 = int(figures["step"]), files.sha256_file(self.folder / file)
             self.run.log_checkpoint(name, folder / file, figures, step, sha256)
@@ -60,15 +60,15 @@ class Keeper:
         files.write_csv(self.curve, tuple(history[0]), [tuple(one.values()) for one in history])
 
     def _best(self) -> Metrics:
-        return max(self.training.position.history, key=self.training.plan.score)
+        return max(self.training.position.history, key=self.training.schedule.score)
 
     def _checkpoints(self) -> Iterator[tuple[str, str, Metrics]]:
         """Yield name, file and judgement of all weights that were kept."""
         history = self.training.position.history
-        yield "best", BEST, self._best()
-        yield "last", LAST, history[-1]
+        yield "best", BEST_WEIGHTS, self._best()
+        yield "last", LAST_WEIGHTS, history[-1]
         for figures in history:
-            if self.training.plan.keeps(int(figures["step"])):
+            if self.training.schedule.keeps_after(int(figures["step"])):
                 yield Path(_kept(figures)).stem, _kept(figures), figures
 
 
@@ -76,7 +76,7 @@ def _kept(figures: Metrics) -> str:
     return f"epoch-{figures['epoch']:g}.safetensors"
 
 
-class _Out(logging.StreamHandler[TextIO]):
+class _StdoutHandler(logging.StreamHandler[TextIO]):
     """Writes to standard output as it is at the time: a progress bar may stand in for it."""
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -84,7 +84,7 @@ class _Out(logging.StreamHandler[TextIO]):
         super().emit(record)
 
 
-class _File(logging.FileHandler):
+class _LogFileHandler(logging.FileHandler):
     """Writes what a full disk does not take once there is room; until then it says nothing."""
 
     def handleError(self, record: logging.LogRecord) -> None:
@@ -94,10 +94,10 @@ class _File(logging.FileHandler):
 
 def start_log(path: Path | None) -> None:
     """Tell what happens, and write it to a file; without one, tell of warnings alone."""
-    handlers: list[logging.Handler] = [_Out()]
+    handlers: list[logging.Handler] = [_StdoutHandler()]
     if path:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handlers.append(_File(path, "a", "utf-8"))
+        handlers.append(_LogFileHandler(path, "a", "utf-8"))
     level = logging.INFO if path else logging.WARNING
     logging.basicConfig(level=level, format="%(message)s", handlers=handlers, force=True)
     logging.captureWarnings(True)

@@ -22,14 +22,14 @@ from tagger.models.head_transfer import Carried
 from tagger.params import Params
 from tagger.system.distributed import ProcessGroup
 from tagger.training import linear_probe, losses, resume, snapshots
-from tagger.training.learner import Learner
-from tagger.training.schedule import Plan
+from tagger.training.learner import TrainState
+from tagger.training.schedule import Schedule
 from tagger.training.snapshots import Snapshots
-from tagger.training.trainer import Training
-from tagger.training.validation import Judge
+from tagger.training.trainer import Trainer
+from tagger.training.validation import Validator
 
 # What decides how a training is done, and not what comes of it.
-_INCIDENTAL = {"workers", "snapshot_every", "max_unreadable", "max_bad_steps"}
+_INCIDENTAL = {"workers", "snapshot_every", "max_unreadable", "max_nonfinite_steps"}
 
 
 def fingerprint(p: Params, hashes: Mapping[str, str]) -> str:
@@ -37,16 +37,16 @@ def fingerprint(p: Params, hashes: Mapping[str, str]) -> str:
 
     hashes: of the files that it reads
     """
-    recipe = p.recipe.model_dump(mode="json", exclude=_INCIDENTAL)
+    recipe = p.effective_train.model_dump(mode="json", exclude=_INCIDENTAL)
     return snapshots.fingerprint([p.seed, p.preset.model_dump(), recipe, hashes])
 
 
-def starting_points(p: Params) -> dict[str, Path]:
+def starting_files(p: Params) -> dict[str, Path]:
     """Return the files that a training starts from, as far as they are here, by the parameter."""
     given = p.preset.pretrained
     starts = {
-        "init_from": p.recipe.init_from,
-        "resume_from": p.recipe.resume_from,
+        "init_from": p.effective_train.init_from,
+        "resume_from": p.effective_train.resume_from,
         "pretrained": Path(given) if isinstance(given, str) else None,
     }
     found = {name: checkpoints.file_in(start) for name, start in starts.items() if start}
@@ -55,7 +55,7 @@ def starting_points(p: Params) -> dict[str, Path]:
 
 def settings(p: Params) -> dict[str, Any]:
     """Return what a training was asked for, as it is noted beside the model."""
-    preset, recipe = p.preset.model_dump(mode="json"), p.recipe.model_dump(mode="json")
+    preset, recipe = p.preset.model_dump(mode="json"), p.effective_train.model_dump(mode="json")
     return {"seed": p.seed, "model": p.model, "preset": preset, "train": recipe}
 
 
@@ -68,24 +68,24 @@ def make_deterministic(seed: int) -> None:
         torch.set_float32_matmul_precision("high")  # of what bf16 leaves in float32
 
 
-def training(
-    p: Params, tags: Sequence[Tag], parts: Mapping[str, Split], group: ProcessGroup, folder: Path
-) -> Training:
+def build_trainer(
+    p: Params, tags: Sequence[Tag], splits: Mapping[str, Split], group: ProcessGroup, folder: Path
+) -> Trainer:
     """Return a training, where its last snapshot in the folder left it, if any.
 
     Raises TaggerError where there is nothing to learn from, nothing left to do, or a snapshot that
     this version of the code does not know.
     """
-    recipe, kept = p.recipe, Snapshots(folder / "snapshots")
+    recipe, snapshots_folder = p.effective_train, Snapshots(folder / "snapshots")
     make_deterministic(p.seed)
-    snapshot = kept.newest()
+    snapshot = snapshots_folder.load_newest()
     model, carried = _model(p, tags, group)
     preprocess = backbone.preprocessing(model, p.preset, recipe.fit, recipe.background)
     backbone.check_sizes(model, recipe.augment.sizes)
-    learning, learned, judged = _pictures(p, model, parts, preprocess)
-    _check(p, parts["train"], learned.split, group)
-    loss = losses.of(recipe.loss, torch.from_numpy(learned.split.tag_counts()))
-    learner = Learner(learning, loss, p.preset, recipe, group, p.seed)
+    learning, learned, judged = _pictures(p, model, splits, preprocess)
+    _check(p, splits["train"], learned.split, group)
+    loss = losses.build_loss(recipe.loss, torch.from_numpy(learned.split.tag_counts()))
+    learner = TrainState(learning, loss, p.preset, recipe, group, p.seed)
     order = ResumableBatchSampler(
         len(learned.split),
         p.preset.batch_size,
@@ -95,12 +95,14 @@ def training(
         rank_and_size=group.rank_and_size,
     )
     stages = len(freezing.stages(model)) if recipe.freeze and not recipe.cache_embeddings else 0
-    plan = Plan(
+    plan = Schedule(
         recipe, order.batches_per_epoch, min(p.preset.batch_size, len(learned.split)), stages
     )
-    position = resume.position(learner, plan, snapshot, kept.folder)
+    position = resume.restore(learner, plan, snapshot, snapshots_folder.folder)
     _agree(learner, plan, order, len(tags))
-    order.batch_numbers = range(position.step, position.step if plan.over(position) else plan.steps)
+    order.batch_numbers = range(
+        position.step, position.step if plan.is_over(position) else plan.steps
+    )
     in_turn = ResumableBatchSampler(
         len(judged.split), _judged_at_a_time(p, group), rank_and_size=group.rank_and_size
     )
@@ -109,34 +111,34 @@ def training(
         workers=0 if recipe.cache_embeddings else recipe.workers,
         unlabelled=[vocabulary.category_columns(tags, category) for category in recipe.unlabelled],
     )
-    return Training(
+    return Trainer(
         model=model,
-        learner=learner,
-        part=learned.split,
+        state=learner,
+        split=learned.split,
         batches=build_loader(learned, order),
         preprocess=preprocess,
         augment=_batch_augmentation(p),
-        judge=Judge(judged.split, build_loader(judged, in_turn), preprocess, group),
-        plan=plan,
+        validator=Validator(judged.split, build_loader(judged, in_turn), preprocess, group),
+        schedule=plan,
         position=position,
-        snapshots=kept,
-        carried=carried,
-        lacking=len(parts["train"]) - len(learned.split),
+        snapshots=snapshots_folder,
+        transferred_tags=carried,
+        lacking=len(splits["train"]) - len(learned.split),
     )
 
 
-def _agree(learner: Learner, plan: Plan, order: ResumableBatchSampler, tags: int) -> None:
+def _agree(learner: TrainState, plan: Schedule, order: ResumableBatchSampler, tags: int) -> None:
     """Let processes on GPUs find together how many pictures fit at a time, if that is not given.
 
     A head on embeddings takes no pictures, and little room.
     """
-    group, recipe = learner.group, plan.recipe
+    group, recipe = learner.group, plan.params
     alone = group.world.size == 1 or group.device.type != "cuda"
     if alone or learner.micro_batch or recipe.cache_embeddings:
         return
     side = max(order.sizes)
     pixels = torch.zeros(len(next(iter(order))), 3, side, side, device=group.device)
-    learner.rehearse(pixels, pixels.new_zeros(len(pixels), tags), plan.batch_size)
+    learner.find_micro_batch(pixels, pixels.new_zeros(len(pixels), tags), plan.batch_size)
 
 
 def _judged_at_a_time(p: Params, group: ProcessGroup) -> int:
@@ -144,8 +146,8 @@ def _judged_at_a_time(p: Params, group: ProcessGroup) -> int:
 
     Those that hold parts of the model cannot take fewer once they have begun.
     """
-    if p.recipe.parallel == "fsdp" and p.recipe.micro_batch:
-        return min(p.preset.batch_size, p.recipe.micro_batch * group.world.size)
+    if p.effective_train.parallel == "fsdp" and p.effective_train.micro_batch:
+        return min(p.preset.batch_size, p.effective_train.micro_batch * group.world.size)
     return p.preset.batch_size
 
 
@@ -155,7 +157,7 @@ def _model(p: Params, tags: Sequence[Tag], group: ProcessGroup) -> tuple[nn.Modu
     It is that of the beginning also where a snapshot will take its place: weights that are not
     trained, and constants of the preprocessing, come from there.
     """
-    recipe = p.recipe
+    recipe = p.effective_train
     start = False if recipe.init_from else p.preset.pretrained
     preset = p.preset.model_copy(update={"pretrained": start})
     model: Any = backbone.build(preset, len(tags), recipe.head)
@@ -174,14 +176,17 @@ def _pictures(
     p: Params, model: nn.Module, parts: Mapping[str, Split], preprocess: Preprocess
 ) -> tuple[nn.Module, LabelledImages, LabelledImages]:
     """Return what learns, what it learns from and what it is judged on."""
-    part, validation = parts["train"], parts["validation"].evenly_spaced(p.recipe.validate_on)
-    if p.recipe.cache_embeddings:
+    part, validation = (
+        parts["train"],
+        parts["validation"].evenly_spaced(p.effective_train.validate_on),
+    )
+    if p.effective_train.cache_embeddings:
         by = partial(
             linear_probe.embed,
             model,
             preprocess=preprocess,
             batch_size=p.preset.batch_size,
-            workers=p.recipe.workers,
+            workers=p.effective_train.workers,
         )
         head: Any = model
         return head.get_classifier(), by(part), by(validation)
@@ -194,7 +199,7 @@ def _check(p: Params, whole: Split, part: Split, group: ProcessGroup) -> None:
 
     part: the pictures of the whole that are known to be readable, or not yet looked at
     """
-    if len(whole) - len(part) > p.recipe.max_unreadable * len(whole):
+    if len(whole) - len(part) > p.effective_train.max_unreadable * len(whole):
         raise TaggerError(
             f"{len(whole) - len(part):,} of {len(whole):,} training pictures cannot be read. Run "
             "prepare again, or raise train.max_unreadable."
@@ -210,14 +215,14 @@ def _check(p: Params, whole: Split, part: Split, group: ProcessGroup) -> None:
 
 
 def _augmentation(p: Params) -> Augmentation:
-    wanted = p.recipe.augment
+    wanted = p.effective_train.augment
     return Augmentation(
         p.seed, wanted.min_crop, wanted.flip, wanted.random_resize, wanted.trivial_augment
     )
 
 
 def _batch_augmentation(p: Params) -> BatchAugmentation:
-    wanted = p.recipe.augment
-    if p.recipe.cache_embeddings:
+    wanted = p.effective_train.augment
+    if p.effective_train.cache_embeddings:
         return BatchAugmentation(p.seed)
     return BatchAugmentation(p.seed, wanted.mixup, wanted.cutmix, wanted.cutout)

@@ -17,7 +17,7 @@ from tagger.core.errors import TaggerError, one_line
 _KEPT = 2  # snapshots: the one before stays until the next is whole
 _log = logging.getLogger(__name__)
 
-Content = dict[str, Any]  # tensors, numbers and texts, nested
+SnapshotContent = dict[str, Any]  # tensors, numbers and texts, nested
 
 
 def fingerprint(defining: Any) -> str:
@@ -34,7 +34,7 @@ class Snapshots:
         self._writer = ThreadPoolExecutor(1, "snapshot")
         self._writing: Future[None] | None = None
 
-    def save(self, step: int, content: Content) -> None:
+    def save(self, step: int, content: SnapshotContent) -> None:
         """Write what nobody changes any more, once the one before is written."""
         self.wait()
         self._writing = self._writer.submit(self._write, step, content)
@@ -50,25 +50,25 @@ class Snapshots:
             why = one_line(cause if isinstance(cause, OSError) else error)
             _log.warning(f"The snapshot cannot be written, and training goes on without: {why}")
 
-    def _write(self, step: int, content: Content) -> None:
+    def _write(self, step: int, content: SnapshotContent) -> None:
         write(self.folder / f"{step:09d}.pt", content)
         for old in sorted(self.folder.glob("*.pt"))[:-_KEPT]:
-            _seal(old).unlink(missing_ok=True)
+            _hash_path(old).unlink(missing_ok=True)
             old.unlink()
 
     @property
-    def last(self) -> Path | None:
+    def newest(self) -> Path | None:
         """The newest snapshot written so far."""
         return max(self.folder.glob("*.pt"), default=None)
 
     def move(self, path: Path) -> Path:
         """Put the newest snapshot to another place, and return that; the folder may go then."""
-        if self.last:
-            files.move(_seal(self.last), _seal(path))
-            files.move(self.last, path)
+        if self.newest:
+            files.move(_hash_path(self.newest), _hash_path(path))
+            files.move(self.newest, path)
         return path
 
-    def newest(self) -> Content | None:
+    def load_newest(self) -> SnapshotContent | None:
         """Return the last snapshot that is whole; a damaged one is told and passed over."""
         for path in sorted(self.folder.glob("*.pt"), reverse=True):
             try:
@@ -78,22 +78,22 @@ class Snapshots:
         return None
 
 
-def write(path: Path, content: Content) -> None:
+def write(path: Path, content: SnapshotContent) -> None:
     """Write a snapshot, and its hash beside it: without that it does not count."""
     with files.atomic_write(path) as partial:
         with partial.open("wb") as file:  # torch's own would stay open after a full disk
             torch.save(content, file)
             file.flush()
             os.fsync(file.fileno())
-        files.write_json(_seal(path), {"sha256": files.sha256_file(partial)})
+        files.write_json(_hash_path(path), {"sha256": files.sha256_file(partial)})
 
 
-def read(path: Path) -> Content:
+def read(path: Path) -> SnapshotContent:
     """Return a snapshot. Raises TaggerError where it is not as it was written."""
     try:
-        if files.sha256_file(path) != files.read_json(_seal(path))["sha256"]:
+        if files.sha256_file(path) != files.read_json(_hash_path(path))["sha256"]:
             raise ValueError("its hash is not that in the file beside it")
-        content: Content = torch.load(path, map_location="cpu", weights_only=True)
+        content: SnapshotContent = torch.load(path, map_location="cpu", weights_only=True)
         return content
     except UnpicklingError:
         why = "it holds more than tensors, numbers and texts"
@@ -102,5 +102,5 @@ def read(path: Path) -> Content:
         raise TaggerError(f"{path} is no whole snapshot: {one_line(error)}.") from None
 
 
-def _seal(path: Path) -> Path:
+def _hash_path(path: Path) -> Path:
     return path.with_suffix(".json")

@@ -10,12 +10,12 @@ import torch
 T = TypeVar("T")
 
 
-class Pace:
+class Throughput:
     """Clocks of one training: judging and writing are not part of its rate."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self.begun = self.told = time.monotonic()
+        self.started = self.last_log = time.monotonic()
         self.steps = 0  # since this process began
         self.restart()
 
@@ -23,10 +23,10 @@ class Pace:
         """Measure the rate from now on."""
         self.since = time.monotonic()
         self.saved = self.since
-        self.pictures = 0
-        self.waiting = 0.0  # seconds, for data
+        self.images = 0
+        self.waiting_seconds = 0.0  # seconds, for data
 
-    def timed(self, batches: Iterable[T]) -> Iterator[T]:
+    def time_waiting(self, batches: Iterable[T]) -> Iterator[T]:
         """Yield the batches, counting the time until each is there."""
         waiting = iter(batches)
         while True:
@@ -35,15 +35,15 @@ class Pace:
                 batch = next(waiting)
             except StopIteration:
                 return
-            self.waiting += time.monotonic() - asked
+            self.waiting_seconds += time.monotonic() - asked
             yield batch
 
     def step(self, pictures: int) -> None:
         self.steps += 1
-        self.pictures += pictures
+        self.images += pictures
 
     @contextmanager
-    def aside(self) -> Iterator[None]:
+    def paused(self) -> Iterator[None]:
         """Leave what is done in the block out of the rate."""
         begun = time.monotonic()
         yield
@@ -55,12 +55,12 @@ class Pace:
     def minutes_since_snapshot(self) -> float:
         return (time.monotonic() - self.saved) / 60
 
-    def figures(self) -> dict[str, float]:
+    def metrics(self) -> dict[str, float]:
         """Return pictures per second, the share of time without data, and memory in GB."""
         seconds = max(1e-9, time.monotonic() - self.since)
         found = {
-            "pictures_per_second": self.pictures / seconds,
-            "waiting_for_data": min(1.0, self.waiting / seconds),
+            "pictures_per_second": self.images / seconds,
+            "waiting_for_data": min(1.0, self.waiting_seconds / seconds),
         }
         if self.device.type == "cuda":
             found["gpu_memory"] = torch.cuda.max_memory_allocated(self.device) / 1e9
@@ -68,10 +68,10 @@ class Pace:
 
     def seconds_left(self, steps: int) -> float:
         """Return how long so many more steps take, with all that is done between them."""
-        return (time.monotonic() - self.begun) / max(1, self.steps) * steps
+        return (time.monotonic() - self.started) / max(1, self.steps) * steps
 
-    def line(self, steps_left: int) -> str:
-        figures, left = self.figures(), self.seconds_left(steps_left)
+    def summary(self, steps_left: int) -> str:
+        figures, left = self.metrics(), self.seconds_left(steps_left)
         memory = f"  {figures['gpu_memory']:.1f} GB" if "gpu_memory" in figures else ""
         return (
             f"{figures['pictures_per_second']:,.0f} pictures/s  "
@@ -81,7 +81,7 @@ class Pace:
 
     def minute_passed(self) -> bool:
         """Whether it is a minute since something was told."""
-        if time.monotonic() - self.told < 60:
+        if time.monotonic() - self.last_log < 60:
             return False
-        self.told = time.monotonic()
+        self.last_log = time.monotonic()
         return True

@@ -21,11 +21,11 @@ from tagger.models.head_transfer import Carried
 from tagger.models.predict import Predictions
 from tagger.system import distributed, progress
 from tagger.system.signals import stop_on_signal
-from tagger.training.learner import Learner, Portion
-from tagger.training.schedule import Metrics, Plan, Position
+from tagger.training.learner import Portion, TrainState
+from tagger.training.schedule import Metrics, Position, Schedule
 from tagger.training.snapshots import Snapshots
-from tagger.training.throughput import Pace
-from tagger.training.validation import Judge
+from tagger.training.throughput import Throughput
+from tagger.training.validation import Validator
 
 Weights = dict[str, Tensor]
 
@@ -34,11 +34,11 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Judgement:
+class Validation:
     """What a training came to at a step."""
 
-    figures: Metrics  # that follow from seed and data alone: step, epoch, loss, ...
-    pace: Metrics
+    metrics: Metrics  # that follow from seed and data alone: step, epoch, loss, ...
+    throughput: Metrics
     line: str  # as a person would read it
     predictions: Predictions  # on the validation part
     weights: Weights  # those judged; empty where they are not to be kept, or by another process
@@ -48,55 +48,55 @@ class Judgement:
 
 
 @dataclass
-class Training:
+class Trainer:
     """All that takes part in a training, ready to start or to go on."""
 
     model: nn.Module
-    learner: Learner
-    part: Split
+    state: TrainState
+    split: Split
     batches: DataLoader[Any]
     preprocess: Preprocess
     augment: BatchAugmentation
-    judge: Judge
-    plan: Plan
+    validator: Validator
+    schedule: Schedule
     position: Position
     snapshots: Snapshots
-    carried: Sequence[Carried] = ()  # what became of the tags of the model it starts from
+    transferred_tags: Sequence[Carried] = ()  # what became of the tags of the model it starts from
     lacking: int = 0  # training pictures known to be unreadable before the first step
 
     @property
-    def left_out(self) -> int:
+    def unreadable(self) -> int:
         """How many training pictures could not be read so far."""
         return self.lacking + len(self.position.failures)
 
-    def run(self) -> Iterator[Judgement]:
+    def train(self) -> Iterator[Validation]:
         """Train, and yield every judgement.
 
         Raises TaggerError where too many pictures cannot be read, or too many steps are bad, and
         KeyboardInterrupt, after a last snapshot, where a signal asks to stop.
         """
-        pace = Pace(self.learner.group.device)
+        pace = Throughput(self.state.group.device)
         self._freeze()
         with stop_on_signal() as asked:
             yield from self._steps(pace, asked.is_set)
         self.snapshots.wait()
 
-    def _steps(self, pace: Pace, asked: Callable[[], bool]) -> Iterator[Judgement]:
-        position, plan = self.position, self.plan
-        for batch in pace.timed(progress.track(self.batches, "training")):
-            if plan.frozen(position.step) != plan.frozen(max(0, position.step - 1)):
+    def _steps(self, pace: Throughput, asked: Callable[[], bool]) -> Iterator[Validation]:
+        position, plan = self.position, self.schedule
+        for batch in pace.time_waiting(progress.track(self.batches, "training")):
+            if plan.frozen_stages(position.step) != plan.frozen_stages(max(0, position.step - 1)):
                 self._freeze()
             snapshot, stop = self._step(batch, pace, asked())
-            if plan.judges(position.step):
-                with pace.aside():
-                    judgement = self._judge(pace)
+            if plan.validates_after(position.step):
+                with pace.paused():
+                    judgement = self._validate(pace)
                     yield judgement
-                    freezing.freeze(self.learner.model, plan.frozen(position.step))
+                    freezing.freeze(self.state.model, plan.frozen_stages(position.step))
                     self._save()
                 pace.restart()
                 if judgement.last:
                     return
-            elif snapshot or stop or plan.due(plan.recipe.snapshot_every, position.step):
+            elif snapshot or stop or plan.is_due(plan.params.snapshot_every, position.step):
                 self._save()
                 pace.snapshot_saved()
             if stop:
@@ -105,87 +105,91 @@ class Training:
                 raise KeyboardInterrupt
 
     def _freeze(self) -> None:
-        frozen = self.plan.frozen(self.position.step)
-        if self.plan.stages:
-            _log.info(f"of {self.plan.stages} stages of the backbone the first {frozen} are frozen")
-        freezing.freeze(self.learner.model, frozen)
-        self.learner.wrap()
+        frozen = self.schedule.frozen_stages(self.position.step)
+        if self.schedule.backbone_stages:
+            _log.info(
+                f"of {self.schedule.backbone_stages} stages of the backbone the first {frozen} are frozen"
+            )
+        freezing.freeze(self.state.model, frozen)
+        self.state.wrap()
 
-    def _step(self, batch: Batch, pace: Pace, asked: bool) -> tuple[bool, bool]:
+    def _step(self, batch: Batch, pace: Throughput, asked: bool) -> tuple[bool, bool]:
         """Take one step; return whether a snapshot is due, and whether some process is to stop."""
-        plan, position, group = self.plan, self.position, self.learner.group
+        plan, position, group = self.schedule, self.position, self.state.group
         step = position.step
         self._note_failures(batch)
         portion = Portion(len(batch.rows), plan.batch_size, lambda *rows: self._micro(batch, *rows))
-        loss, norm = self.learner.gradient(portion, step)
-        every = plan.recipe.snapshot_every
+        loss, norm = self.state.gradient(portion, step)
+        every = plan.params.snapshot_every
         due = every.unit == "minute" and pace.minutes_since_snapshot() >= every.number
         flags = loss.new_tensor([group.is_main and due, asked])
         told = group.all_reduce(torch.cat([torch.stack([loss, norm / group.world.size]), flags]))
         value, length, snapshot, stop = told.tolist()
         if math.isfinite(value) and math.isfinite(length):
-            position.good(value, length, self.learner.move(norm, plan.share_of_peak(step), step))
+            position.add_step(
+                value, length, self.state.update(norm, plan.fraction_of_peak(step), step)
+            )
         else:
-            self.learner.give_up()
-            if not (math.isfinite(value) and self.learner.overflows()):
-                self._note_bad_step(batch, value)
+            self.state.skip()
+            if not (math.isfinite(value) and self.state.overflows()):
+                self._log_nonfinite_step(batch, value)
         position.step += 1
         pace.step(plan.batch_size)
         if pace.minute_passed():
-            line = pace.line(plan.steps - position.step)
+            line = pace.summary(plan.steps - position.step)
             _log.info(f"step {step + 1:,}/{plan.steps:,}  loss {value:.2f}  {line}")
         return bool(snapshot), bool(stop)
 
     def _micro(self, batch: Batch, start: int, end: int) -> tuple[Tensor, Tensor]:
         """Return inputs and targets of some pictures of a batch on the device, augmented."""
         some = batch._replace(pixels=batch.pixels[start:end], targets=batch.targets[start:end])
-        inputs, targets = loader.to_device(some, self.learner.group.device, self.preprocess)
-        rank = self.learner.group.world.rank
+        inputs, targets = loader.to_device(some, self.state.group.device, self.preprocess)
+        rank = self.state.group.world.rank
         return self.augment(inputs, targets, self.position.step, rank, start)
 
     def _note_failures(self, batch: Batch) -> None:
         failures = self.position.failures
         failures |= batch.failures
-        if batch.failures and len(failures) > self.plan.recipe.max_unreadable * len(self.part):
+        if batch.failures and len(failures) > self.schedule.params.max_unreadable * len(self.split):
             row, reason = next(iter(failures.items()))
             raise TaggerError(
-                f"{len(failures):,} of {len(self.part):,} training pictures cannot be read, "
-                f"{self.part.locations[row].path} first: {reason}. Run prepare again, or raise "
+                f"{len(failures):,} of {len(self.split):,} training pictures cannot be read, "
+                f"{self.split.locations[row].path} first: {reason}. Run prepare again, or raise "
                 "train.max_unreadable."
             )
 
-    def _note_bad_step(self, batch: Batch, loss: float) -> None:
-        position, most = self.position, self.plan.recipe.max_bad_steps
-        position.bad_steps += 1
-        shown = ", ".join(self.part.locations[row].path for row in batch.rows[:_TOLD])
+    def _log_nonfinite_step(self, batch: Batch, loss: float) -> None:
+        position, most = self.position, self.schedule.params.max_nonfinite_steps
+        position.nonfinite_steps += 1
+        shown = ", ".join(self.split.locations[row].path for row in batch.rows[:_TOLD])
         more = f" and {len(batch.rows) - _TOLD} more" if len(batch.rows) > _TOLD else ""
         _log.warning(
             f"step {position.step + 1:,}: the loss is {loss:g}, or its gradient no number; nothing "
             f"is learned from it. Pictures: {shown}{more}"
         )
-        if position.bad_steps > most:
+        if position.nonfinite_steps > most:
             self._save()
             self.snapshots.wait()
             raise TaggerError(
-                f"In {position.bad_steps} steps the loss or its gradient was no number, in more "
-                f"than train.max_bad_steps ({most}). Lower the preset's learning_rate, or set "
-                f"train.precision: fp32, and go on with train.resume_from: {self.snapshots.last}"
+                f"In {position.nonfinite_steps} steps the loss or its gradient was no number, in more "
+                f"than train.max_nonfinite_steps ({most}). Lower the preset's learning_rate, or set "
+                f"train.precision: fp32, and go on with train.resume_from: {self.snapshots.newest}"
             )
 
-    def _judge(self, pace: Pace) -> Judgement:
-        plan, position = self.plan, self.position
-        for others in self.learner.group.all_gather(position.failures):
+    def _validate(self, pace: Throughput) -> Validation:
+        plan, position = self.schedule, self.position
+        for others in self.state.group.all_gather(position.failures):
             position.failures |= others
-        measured, rest = pace.figures(), pace.line(plan.steps - position.step)
-        figures, predictions = self.judge(self.learner.judged)
+        measured, rest = pace.metrics(), pace.summary(plan.steps - position.step)
+        figures, predictions = self.validator(self.state.eval_model)
         highest = max((past["macro_ap"] for past in position.history), default=0.0)
-        told = position.judged(figures)
-        best, last = not plan.since_best(position), plan.over(position)
-        keep = plan.keeps(position.step)
-        return Judgement(
+        told = position.add_validation(figures)
+        best, last = not plan.validations_since_best(position), plan.is_over(position)
+        keep = plan.keeps_after(position.step)
+        return Validation(
             told,
             measured,
-            f"epoch {told['epoch']:g}/{plan.recipe.epochs}  loss {told['loss']:.2f}  "
+            f"epoch {told['epoch']:g}/{plan.params.epochs}  loss {told['loss']:.2f}  "
             f"macro AP {told['macro_ap']:.3f} ({told['macro_ap'] - highest:+.3f})  {rest}",
             predictions,
             self._weights() if last or keep or best else {},
@@ -199,20 +203,20 @@ class Training:
 
         The leading process keeps them. The others help to put them together, and get none.
         """
-        leads = self.learner.group.is_main
+        leads = self.state.group.is_main
         learned: Weights = distributed.full_state_dict(
-            self.learner.judged.state_dict(), needed=leads
+            self.state.eval_model.state_dict(), needed=leads
         )
         if not leads:
             return {}
-        if self.learner.model is self.model:
+        if self.state.model is self.model:
             return learned
-        (path,) = (n for n, module in self.model.named_modules() if module is self.learner.model)
+        (path,) = (n for n, module in self.model.named_modules() if module is self.state.model)
         rest: Weights = distributed.full_state_dict(self.model.state_dict())
         return rest | {f"{path}.{name}": value for name, value in learned.items()}
 
     def _save(self) -> None:
         self.snapshots.wait()  # for what the next copy overwrites
-        content = {"learner": self.learner.state(), "position": asdict(self.position)}
-        if self.learner.group.is_main:
+        content = {"learner": self.state.state_dict(), "position": asdict(self.position)}
+        if self.state.group.is_main:
             self.snapshots.save(self.position.step, content)

@@ -20,10 +20,10 @@ SHOWN = 16  # pictures on the sheet
 
 
 @dataclass(frozen=True)
-class Judge:
+class Validator:
     """Judges on the same pictures every time, of which each process takes its share."""
 
-    part: Split
+    split: Split
     batches: DataLoader[Any]
     preprocess: Preprocess
     group: ProcessGroup
@@ -35,11 +35,11 @@ class Judge:
         averaged over pictures, in nats: it can be compared between recipes. Tags that are unknown
         on a picture count for nothing.
         """
-        mine = predict_batches(model, self.batches, self.preprocess, self.part.labels.shape[1])
+        mine = predict_batches(model, self.batches, self.preprocess, self.split.labels.shape[1])
         every = self.group.gather_on_main(mine)
         figures = {"macro_ap": 0.0, "micro_ap": 0.0, "validation_loss": 0.0}
         if every is not None:
-            mine = _together(every)
+            mine = _merge(every)
             told = mine.scores, mine.truth, mine.known
             figures = {
                 "macro_ap": dense.macro_ap(*told),
@@ -48,16 +48,16 @@ class Judge:
             }
         return self.group.broadcast_from_main(figures), mine
 
-    def sheet(self, predictions: Predictions, names: Sequence[str]) -> Image.Image:
+    def contact_sheet(self, predictions: Predictions, names: Sequence[str]) -> Image.Image:
         """Return the first pictures with the tags that the model finds likeliest."""
-        places = [self.part.locations[row] for row in predictions.rows[:SHOWN]]
+        places = [self.split.locations[row] for row in predictions.rows[:SHOWN]]
         pictures = [decode.open_rgb_or_none(place, self.preprocess.background) for place in places]
         return contact_sheet.prediction_sheet(
             pictures, predictions.scores, predictions.truth, names, columns=4
         )
 
 
-def _together(every: list[Predictions]) -> Predictions:
+def _merge(every: list[Predictions]) -> Predictions:
     """Return the predictions of all processes, each picture once, in the order of the part."""
     rows = np.array([row for one in every for row in one.rows], dtype=np.int64)
     _, first = np.unique(rows, return_index=True)

@@ -30,9 +30,9 @@ KAOMOJI = [":3", ";)", "^_^", ">_<", "[x]", "*_*", "(?)", "!", "[", "]", "[!a]",
 AWKWARD = [*KAOMOJI, "null", "nan", "true", "1", "1e5", 'don\'t_say_"lazy"', "a,b", "é", "初音"]
 
 
-def want(**wanted: Any) -> params.Vocabulary:
+def want(**wanted: Any) -> params.VocabularyParams:
     """Return parameters that want every tag, but for those named."""
-    return params.Vocabulary.model_validate(WANTS_ALL | wanted)
+    return params.VocabularyParams.model_validate(WANTS_ALL | wanted)
 
 
 def tags(**counts: dict[str, int]) -> list[Tag]:
@@ -163,7 +163,7 @@ GLOBS = {  # and the names they match
     "z": {"z"},
     "b": set(),
 }
-Case = tuple[list[Tag], params.Vocabulary, dict[str, Tag] | None]
+Case = tuple[list[Tag], params.VocabularyParams, dict[str, Tag] | None]
 
 
 def drawn_tags(names: Sequence[str], least: int = 0) -> st.SearchStrategy[list[Tag]]:
@@ -196,7 +196,7 @@ def matched(tag: Tag, globs: Sequence[str]) -> bool:
     return any(tag.name in GLOBS[glob] for glob in globs)
 
 
-def reason(tag: Tag, found: Selection, p: params.Vocabulary, listed: Listed | None) -> str:
+def reason(tag: Tag, found: Selection, p: params.VocabularyParams, listed: Listed | None) -> str:
     """Return the first reason that keeps a tag out, or nothing: the rules, one by one."""
     category = CATEGORIES[tag.category]
     count = tag.count if listed is None else listed.get(tag.name, tag).count

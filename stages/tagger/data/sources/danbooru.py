@@ -38,7 +38,7 @@ class DanbooruSource(Source):
 
     metadata: Path
     image_root: Path  # folder of tars and loose files
-    hub: params.Fetch
+    hub: params.DownloadParams
 
     def read(self) -> Iterator[PostBatch]:
         """Yield the posts. Raises TaggerError for what is no Parquet of posts with tags."""

@@ -31,7 +31,7 @@ class Selection:
 
 
 def select_tags(
-    seen: Sequence[Tag], p: params.Vocabulary, listed: Mapping[str, Tag] | None = None
+    seen: Sequence[Tag], p: params.VocabularyParams, listed: Mapping[str, Tag] | None = None
 ) -> Selection:
     """Return which of the seen tags to learn.
 
@@ -86,7 +86,7 @@ def _merged(seen: Tag, listed: Tag | None) -> Tag:
 
 
 def _reason(
-    tag: Tag, p: params.Vocabulary, listed: Mapping[str, Tag] | None, excluded: Container[str]
+    tag: Tag, p: params.VocabularyParams, listed: Mapping[str, Tag] | None, excluded: Container[str]
 ) -> str:
     """Return why a tag is not learnt, or nothing."""
     if listed is not None and tag.name not in listed:
@@ -105,7 +105,9 @@ def _matching(globs: Sequence[str], names: Mapping[str, Tag]) -> set[str]:
     return {name for name in names if any(matches_glob(name, one) for one in patterns)}
 
 
-def _beyond(tags: Iterable[Tag], p: params.Vocabulary, included: Container[str]) -> Iterator[Tag]:
+def _beyond(
+    tags: Iterable[Tag], p: params.VocabularyParams, included: Container[str]
+) -> Iterator[Tag]:
     """Yield the tags that are beyond what there may be, of their category or overall."""
     taken: Counter[int] = Counter()
     for tag in tags:
