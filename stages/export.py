@@ -56,8 +56,8 @@ def main(p: params.Params) -> None:
         counts = {name: len(part) for name, part in parts.items()}
         model_card.write(folder, model_card.CardContent(run, figures, counts, p, found, trials))
         checksums.write(folder)
-    lighter = {name: one._asdict() for name, one in trials.items()}
-    files.write_json(REPORT, found.to_json() | {"lighter": lighter})
+    quantized = {name: one._asdict() for name, one in trials.items()}
+    files.write_json(REPORT, found.to_json() | {"quantized": quantized})
     track(run)
     tell(EXPORT, found, trials, p.export.min_agreement)
 

@@ -19,7 +19,7 @@ SETTINGS: dict[str, Any] = {
     "demo": {"pictures": 100, "size": 32},
     "vocabulary": {"min_count": 8},
     "train": {"epochs": 1},
-    "export": {"lighter": ["fp16", "int8"]},
+    "export": {"quantize": ["fp16", "int8"]},
     "models": {"mobilenetv4": TINY, "vit": TINY | {"backbone": "test_vit"}},
 }
 
@@ -125,7 +125,7 @@ def test_another_preset_trains_and_the_first_comes_back_without_training(
 def test_queued_experiments_run_and_are_compared(clone: Path, first: str) -> None:
     """A rate in scientific notation is a number, though DVC writes a string for PyYAML."""
     for name, rate in (("slow", "3e-5"), ("fast", "1e-4")):
-        settings = f"models.mobilenetv4.learning_rate={rate}", "export.lighter=[]"
+        settings = f"models.mobilenetv4.learning_rate={rate}", "export.quantize=[]"
         words = [word for setting in settings for word in ("-S", setting)]
         dvc(clone, "exp", "run", "--queue", "--name", name, *words)
     dvc(clone, "exp", "run", "--run-all")
@@ -163,7 +163,7 @@ def test_the_export_says_what_it_is(clone: Path, first: str) -> None:
     assert f"{figures['macro_ap']:.3f} (" in card
     assert set(report["tools"]) >= {"timm", "imgutils", "sd-scripts kohya"}
     assert all(tool in card for tool in report["tools"])
-    for name, one in report["lighter"].items():
+    for name, one in report["quantized"].items():
         assert (clone / f"models/export/model_{name}.onnx").is_file() is one["shipped"]
         assert (f"`model_{name}.onnx` |" in card) is one["shipped"]
     for path in (clone / "models/export/samples").glob("*.jpg"):

@@ -20,7 +20,7 @@ TINY: dict[str, Any] = {
     "vocabulary": {"min_count": 8},
     "train": {"epochs": 2, "workers": 0},
     "evaluate": {"workers": 0},
-    "export": {"lighter": ["fp16"], "samples": 2, "parity_pictures": 8},
+    "export": {"quantize": ["fp16"], "samples": 2, "parity_images": 8},
     "models": {
         "mobilenetv4": {
             "backbone": "test_efficientnet",

@@ -57,7 +57,7 @@ def to_int8(source: Path, target: Path, batches: Iterable[Array]) -> None:
         except Exception as error:  # of no common class
             raise TaggerError(
                 f"{source.name} cannot be quantised: {one_line(error)}. "
-                "Take int8 out of export.lighter."
+                "Take int8 out of export.quantize."
             ) from error
         onnx.checker.check_model(onnx.load(partial), full_check=True)
 

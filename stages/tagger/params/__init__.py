@@ -107,14 +107,14 @@ class EvaluateParams(Frozen):
 
 class ExportParams(Frozen):
     opset: int = Field(ge=13, le=17)  # older runtimes refuse newer ones
-    parity_images: PositiveInt  # test pictures on which tools are compared with the model
-    tolerance: PositiveFloat  # largest difference of a confidence, for the same square
-    min_agreement: float = Field(ge=0, le=1)  # share of tags, below which a tool's are told
-    quantize: list[Literal["fp16", "int8"]]  # weights to try
-    evaluate_on: PositiveInt  # test pictures that they are tried on, at most
-    max_metric_drop: NonNegativeFloat  # of macro AP, macro F1 or micro F1
+    parity_images: PositiveInt  # test images on which every tool is compared with the model
+    tolerance: PositiveFloat  # largest difference in confidence, for the same preprocessing
+    min_agreement: float = Field(ge=0, le=1)  # warn if the fraction of the same tags is smaller
+    quantize: list[Literal["fp16", "int8"]]
+    evaluate_on: PositiveInt  # test images at most to evaluate quantized weights on
+    max_metric_drop: NonNegativeFloat  # in macro AP, macro F1 or micro F1
     min_speedup: NonNegativeFloat  # of int8 over fp32
-    samples: NonNegativeInt  # pictures that go with the export
+    samples: NonNegativeInt  # test images to ship with the export
 
 
 class InferParams(Frozen):
