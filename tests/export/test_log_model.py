@@ -20,12 +20,12 @@ import mlflow
 import pytest
 from mlflow.entities import LoggedModelStatus
 
-from support.mlflow_models import asked, check, inferred, loaded
+from support.mlflow_models import asked, check, image_files, inferred, loaded
 from support.mlflow_stores import client, project, stored
 from tagger.export import log_model
 from tagger.tracking import registry, runs, store
 
-__all__ = ["project", "several"]
+__all__ = ["image_files", "project"]
 
 
 @contextmanager

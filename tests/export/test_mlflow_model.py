@@ -13,10 +13,17 @@ import pandas as pd
 import pytest
 from mlflow.exceptions import MlflowException
 
-from support.mlflow_models import asked, check, inferred
+from support.mlflow_models import (
+    asked,
+    check,
+    image_files,
+    inferred,
+    mlflow_folder,
+    mlflow_model,
+)
 from tagger.export import log_model
 
-__all__ = ["folder", "model", "several"]
+__all__ = ["image_files", "mlflow_folder", "mlflow_model"]
 
 ELSEWHERE = """
 import builtins, json, sys
