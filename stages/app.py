@@ -59,7 +59,7 @@ def parse(arguments: Sequence[str], p: "InferParams") -> argparse.Namespace:
 
 def prepare(asked: argparse.Namespace, p: "InferParams", folder: Path) -> "PageHandlers":
     """Load the model. Raises TaggerError where there is none."""
-    from tagger.inference.pipeline import Pace
+    from tagger.inference.pipeline import PipelineOptions
     from tagger.models import load
     from tagger.models.runtimes import Device
     from tagger.system import world
@@ -69,14 +69,16 @@ def prepare(asked: argparse.Namespace, p: "InferParams", folder: Path) -> "PageH
     from tagger.web.messages import MESSAGES
 
     cores = world.read_world().cores
-    tagger = load.load(
-        asked.model, asked.device, Device(asked.device, cores=cores), calibrated=p.calibrated
+    tagger = load.load_tagger(
+        asked.model, asked.device, Device(asked.device, threads=cores), calibrated=p.calibrated
     )
     name = "/".join(asked.model.parts[-2:])
     told = (name, len(tagger.tags), tagger.preprocess.size, tagger.device)
     return PageHandlers(
         tagger=tagger,
-        pace=Pace(p.batch_size, max(1, cores if p.workers is None else p.workers), p.timeout),
+        pace=PipelineOptions(
+            p.batch_size, max(1, cores if p.workers is None else p.workers), p.timeout
+        ),
         decode_upload=UploadDecoder(asked.max_upload, asked.max_pixels),
         messages=MESSAGES[asked.lang],
         model_summary=MESSAGES[asked.lang].model.format(*told),

@@ -62,7 +62,9 @@ def main(p: params.Params, other: Path | None = None) -> None:
     ):
         unlabelled, loading = trained["params"]["train"]["unlabelled"], p.evaluate.loading
         predictor = Predictor(group, folder, unlabelled, **loading)
-        compute = predict.by_torch(backbone.to_device(backbone.load(MODEL), group.device), prepared)
+        compute = predict.by_torch(
+            backbone.to_device(backbone.load_model(MODEL), group.device), prepared
+        )
         if other:
             ground = Ground(tags, parts, predictor, p.evaluate.threshold, p.seed)
             aliases = rules.read(*p.prepare.rule_folders).current_names

@@ -101,7 +101,7 @@ def check(folder: Path, named: Sequence[str], p: params.Params) -> None:
     whole = checksums.check(folder)
     if not (named or (folder / samples.FOLDER).is_dir()):
         raise TaggerError(f"{folder} came without pictures to try it on. Name some with --on.")
-    found = inputs.find(named or [str(folder / samples.FOLDER)], recursive=True)
+    found = inputs.find_inputs(named or [str(folder / samples.FOLDER)], recursive=True)
     pictures = [one.file for one in found]
     examined = compatibility.check_compatibility(
         folder,

@@ -13,7 +13,7 @@ from tagger.core import errors
 
 if TYPE_CHECKING:
     from tagger.inference.cli import Options
-    from tagger.inference.outputs import Plan, Tally
+    from tagger.inference.outputs import OutputPlan, RunStatus
     from tagger.system.world import World
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -27,11 +27,13 @@ def main(arguments: Sequence[str]) -> int:
     from tagger.system import world
 
     here = world.read_world()
-    asked = cli.parse(arguments, params.load(ROOT / params.PATH).infer, ROOT, here.cores)
+    asked = cli.parse_args(arguments, params.load(ROOT / params.PATH).infer, ROOT, here.cores)
     stdin = sys.stdin.buffer if inputs.STDIN in asked.inputs else None
-    found = inputs.find(asked.inputs, recursive=asked.recursive, skip=asked.skip, stdin=stdin)
-    plan = outputs.plan(asked, found, here)
-    tally = outputs.Tally()
+    found = inputs.find_inputs(
+        asked.inputs, recursive=asked.recursive, skip=asked.skip, stdin=stdin
+    )
+    plan = outputs.plan_outputs(asked, found, here)
+    tally = outputs.RunStatus()
     try:
         stopped = run(asked, plan, here, tally) if plan.todo else False
     except BaseException:
@@ -46,7 +48,7 @@ def main(arguments: Sequence[str]) -> int:
     return 1 if tally.failures else 0
 
 
-def run(asked: "Options", plan: "Plan", here: "World", tally: "Tally") -> bool:
+def run(asked: "Options", plan: "OutputPlan", here: "World", tally: "RunStatus") -> bool:
     """Tag what is planned; return whether it was stopped before its end."""
     from tagger.images import decode
     from tagger.inference import decoders, outputs, pipeline
@@ -55,16 +57,18 @@ def run(asked: "Options", plan: "Plan", here: "World", tally: "Tally") -> bool:
     from tagger.system import progress, signals
 
     decode.init_process()
-    decoding = asked.pace.workers > 0 and len(plan.todo) > decoders.MAX_IN_PROCESS
-    use = Device(asked.device, here.local_rank, here.cores, busy=decoding)
-    tagger = load.load(asked.model, asked.device, use, calibrated=asked.calibrated)
-    choose = outputs.captioner(asked, tagger)
+    decoding = asked.pipeline.workers > 0 and len(plan.todo) > decoders.MAX_IN_PROCESS
+    use = Device(asked.device, here.local_rank, here.cores, cores_are_shared=decoding)
+    tagger = load.load_tagger(asked.model, asked.device, use, calibrated=asked.calibrated)
+    choose = outputs.build_captioner(asked, tagger)
     begun = time.monotonic()
     with signals.stop_on_signal() as stop:
-        blocks = pipeline.tag(tagger, plan.todo, asked.pace, embed=bool(plan.embeddings), stop=stop)
+        blocks = pipeline.tag_images(
+            tagger, plan.todo, asked.pipeline, embed=bool(plan.embeddings), stop=stop
+        )
         if asked.output != "text":
             blocks = progress.track_rows(blocks, len(plan.todo), "tagging")
-        outputs.write(blocks, choose, asked, plan, tally)
+        outputs.write_outputs(blocks, choose, asked, plan, tally)
         tally.seconds = time.monotonic() - begun
         return stop.is_set() and tally.seen < len(plan.todo)
 

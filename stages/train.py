@@ -68,11 +68,11 @@ def lead(
         vocabulary.write(tags, making / "vocabulary.csv")
         training.preprocess.write(making / "preprocess.json")
         if training.transferred_tags:
-            log.info(head_transfer.summary(training.transferred_tags))
+            log.info(head_transfer.summarize(training.transferred_tags))
             files.write_csv(
                 making / CARRIED,
                 head_transfer.HEADER,
-                head_transfer.rows(training.transferred_tags),
+                head_transfer.table_rows(training.transferred_tags),
             )
         backbone.save_config(training.model, training.preprocess, making)
         keeper = RunLogger(training, making, CURVE, run, [tag.name for tag in tags])

@@ -114,10 +114,10 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory, tags: list[Tag], pres
     """models/tagger as training leaves it, with weights as they were drawn."""
     written = tmp_path_factory.mktemp("project") / "models" / "tagger"
     torch.manual_seed(0)
-    model = backbone.build(preset, len(tags))
+    model = backbone.build_model(preset, len(tags))
     for weights in model.get_classifier().parameters():  # type: ignore[operator]
         torch.nn.init.normal_(weights, std=0.5)  # else every probability is near a half
-    prepared = backbone.preprocessing(model, preset)
+    prepared = backbone.build_preprocess(model, preset)
     prepared.write(written / "preprocess.json")
     vocabulary.write(tags, written / "vocabulary.csv")
     backbone.save_config(model, prepared, written)
@@ -127,7 +127,7 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory, tags: list[Tag], pres
 
 @pytest.fixture(scope="module")
 def model(model_folder: Path) -> nn.Module:
-    return backbone.load(model_folder)
+    return backbone.load_model(model_folder)
 
 
 @pytest.fixture(scope="module")

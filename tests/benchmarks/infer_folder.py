@@ -118,7 +118,7 @@ def computing(model: Path, pictures: Path) -> dict[str, float]:
 
     decode.init_process()
     prepared = preprocess.read(model / "preprocess.json").compiled()
-    engine = runtimes.on_onnx(model / "model.onnx", prepared, runtimes.Device("cpu", cores=2))
+    engine = runtimes.on_onnx(model / "model.onnx", prepared, runtimes.Device("cpu", threads=2))
     squares = np.zeros((8, prepared.size, prepared.size, 3), np.uint8)
     engine(squares, False)
     rounds = 12

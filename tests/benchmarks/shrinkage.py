@@ -218,7 +218,7 @@ def demonstration() -> tuple[Judged, list[Tag]]:
         prepared = preprocess.read(model / "preprocess.json")
         pictures, order = ImageDataset(part, prepared), ResumableBatchSampler(len(part), 64)
         batches = loader.build_loader(pictures, order, workers=0)
-        found = predict.predict_batches(backbone.load(model), batches, prepared, len(tags))
+        found = predict.predict_batches(backbone.load_model(model), batches, prepared, len(tags))
     return Judged(quantized_logits.finite_logit(found.scores), found.truth), tags
 
 

@@ -78,7 +78,7 @@ def portion(p: Params, tags: int, device: str) -> Portion:
 
 def learner(p: Params, tags: int, device: str) -> TrainState:
     model = backbone.to_device(
-        backbone.build(p.preset, tags, p.effective_train.head), torch.device(device)
+        backbone.build_model(p.preset, tags, p.effective_train.head), torch.device(device)
     )
     loss = losses.build_loss(p.effective_train.loss, torch.ones(tags))
     learning = TrainState(model, loss, p.preset, p.effective_train, group(device), p.seed)
@@ -104,7 +104,7 @@ def timm(p: Params, batch: Portion, tags: int, device: str) -> Step:
     from timm.utils import ModelEmaV3
 
     preset, recipe = p.preset, p.effective_train
-    model = backbone.to_device(backbone.build(preset, tags), torch.device(device)).train()
+    model = backbone.to_device(backbone.build_model(preset, tags), torch.device(device)).train()
     optimizer = create_optimizer_v2(
         model,
         opt="adamw",
@@ -190,7 +190,7 @@ def _operations(p: Params, tags: int, device: str) -> float:
     two = p.preset.model_copy(update={"batch_size": 2})
     few = p.model_copy(update={"models": {p.model: two}})
     inputs, _ = portion(few, tags, device).micro(0, 2)
-    model = backbone.to_device(backbone.build(two, tags), torch.device(device)).train()
+    model = backbone.to_device(backbone.build_model(two, tags), torch.device(device)).train()
     with FlopCounterMode(display=False) as counter, _autocast(p, device):
         model(inputs)
     return 3 * float(counter.get_total_flops()) / 2

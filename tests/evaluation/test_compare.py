@@ -37,7 +37,10 @@ Found = Mapping[str, Any]  # what against.json holds
 def taught(tmp_path_factory: pytest.TempPathFactory, model_folder: Path, split: Split) -> Path:
     """A model that knows the pictures, as `train` leaves it."""
     folder = Path(shutil.copytree(model_folder, tmp_path_factory.mktemp("taught") / "tagger"))
-    model, prepared = backbone.load(folder).train(), preprocess.read(folder / "preprocess.json")
+    model, prepared = (
+        backbone.load_model(folder).train(),
+        preprocess.read(folder / "preprocess.json"),
+    )
     squares = np.stack([prepared.to_square(decode.open_rgb(place)) for place in split.locations])
     pixels = loader.normalise_squares(torch.from_numpy(squares), torch.device("cpu"), prepared)
     targets = torch.from_numpy(split.labels.toarray()).float()
@@ -110,7 +113,7 @@ def test_the_same_model_as_a_graph_is_as_good(
     if layout == "wd14":
         third_party_layouts.wd14(taught, tags, other)
     else:
-        onnx_graph.write_model(backbone.load(taught), other / "model.onnx", size=32, opset=17)
+        onnx_graph.write_model(backbone.load_model(taught), other / "model.onnx", size=32, opset=17)
         shutil.copyfile(taught / "preprocess.json", other / "preprocess.json")
         formats.write_selected_tags(tags, np.full(len(tags), 0.5), other / "selected_tags.csv")
     printed, found = compared(made, other)
@@ -200,7 +203,7 @@ def test_a_tagger_is_judged_by_its_own_preprocessing(
     folder = third_party_layouts.imgutils(export_folder, tags, tmp_path / "imgutils")
     part = read(made)[1]["test"]
     _, found = compared(made, folder)
-    tagger = layouts.load(folder, use=Device("cpu", cores=1))
+    tagger = layouts.load(folder, use=Device("cpu", threads=1))
     scores = tagger([decode.open_rgb(place) for place in part.locations])
     expected = dense.macro_ap(scores, part.labels.toarray())
     assert found["theirs"]["macro_ap"] == pytest.approx(expected, abs=1e-4)

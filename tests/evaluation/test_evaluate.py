@@ -70,7 +70,7 @@ def test_figures_agree_with_scikit_learn_where_some_labels_are_unknown(
 ) -> None:
     tags, parts = read(odd)
     with inside(odd):
-        model = backbone.load(evaluate.MODEL)
+        model = backbone.load_model(evaluate.MODEL)
         prepared = preprocess.read(evaluate.MODEL / "preprocess.json")
         found = of_model(model, parts[part], prepared, batch_size=64, workers=0)
     logits = logit(found.scores.astype(np.float64)).astype(np.float16).astype(np.float64)

@@ -60,7 +60,7 @@ def test_figures_are_those_of_the_probabilities(judged: Project) -> None:
     found = figures(judged)
     assert list(found) == ["test", "validation"]
     with inside(judged):
-        model, p = backbone.load(evaluate.MODEL), params.load()
+        model, p = backbone.load_model(evaluate.MODEL), params.load()
         prepared = preprocess.read(evaluate.MODEL / "preprocess.json")
     tags, parts = read(judged)
     general = vocabulary.category_columns(tags, "general")
@@ -126,7 +126,7 @@ def test_a_model_without_numbers_is_told_and_nothing_is_overwritten(
 ) -> None:
     before = contents(copied)
     with inside(copied):
-        model = backbone.load(evaluate.MODEL)
+        model = backbone.load_model(evaluate.MODEL)
         weights = model.state_dict()
         for name, value in weights.items():
             if value.is_floating_point() and value.ndim == 2:

@@ -140,7 +140,7 @@ def odd(tmp_path: Path, model_folder: Path) -> Path:
     """An export of a model without ratings and characters, and with odd names."""
     source = tmp_path / "trained" / "tagger"
     shutil.copytree(model_folder, source)
-    model = backbone.load(model_folder)
+    model = backbone.load_model(model_folder)
     model.reset_classifier(len(ODD))  # type: ignore[operator]
     nn.init.normal_(model.get_classifier().weight, std=0.5)  # type: ignore[operator]
     prepared = preprocess.read(source / "preprocess.json")
@@ -162,7 +162,7 @@ def test_without_ratings_and_characters_tools_are_given_rows_that_are_never_ther
     assert [row["category"] for row in rows] == ["9"] * 4 + ["0"] * 3 + ["4"]
     own = [ODD[place].name for place in (0, 1, 3)]
     assert [row["name"] for row in rows][4:] == [*own, "no_character_tags"]
-    tagger = load.load(odd / WD14, "cpu", Device("cpu"))
+    tagger = load.load_tagger(odd / WD14, "cpu", Device("cpu"))
     found = tagger([picture for _, picture in some])
     assert not found[:, [0, 1, 2, 3, 7]].any()
     assert (found[:, 4:7] > 0).all()
@@ -189,7 +189,7 @@ def test_the_graph_resizes_as_pillow_does(model_folder: Path) -> None:
 
 def test_the_threshold_of_a_category_is_read_from_an_export(export_folder: Path) -> None:
     tagger = exported.load(export_folder, "cpu")
-    assert set(limits.per_tag(limits.Limits(limits.CATEGORY), tagger)) == {0.5}
+    assert set(limits.resolve_thresholds(limits.ThresholdChoice(limits.CATEGORY), tagger)) == {0.5}
     assert files.read_csv(export_folder / "thresholds.csv")[0]["category"] == "9"
 
 
@@ -243,7 +243,7 @@ def test_lighter_weights_are_smaller_and_say_about_the_same(
         graph = onnx.load(path)
         assert max(entry.version for entry in graph.opset_import if not entry.domain) <= 17
         for count in (1, 3, 8):
-            session = runtimes.session(path, Device("cpu"))
+            session = runtimes.open_session(path, Device("cpu"))
             found = session.run(["prediction"], {"input": inputs[:count]})[0]
             full = tagger([picture for _, picture in some[:count]])
             assert np.abs(found - full).mean() < most

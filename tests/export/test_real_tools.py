@@ -94,7 +94,9 @@ def test_tools_of_the_wd14_layout_do_what_the_doctor_takes_them_to_do(
 def test_openvino_computes_the_same(said: Any, tagger: Tagger) -> None:
     size = tagger.preprocess.size
     blank = np.zeros((1, 3, size, size), np.float32)
-    session = runtimes.session(tagger.fitted.parent / exported.ONNX, runtimes.Device("cpu"))
+    session = runtimes.open_session(
+        tagger.thresholds_path.parent / exported.ONNX, runtimes.Device("cpu")
+    )
     expected = session.run(["prediction"], {"input": blank})[0][0]
     found = said["openvino"]["blank"]
     assert list(found) == [tag.name for tag in tagger.tags]

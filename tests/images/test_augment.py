@@ -264,8 +264,8 @@ def test_training_batches_with_everything_at_once_repeat_themselves_at_every_siz
     split: Split, preset: Preset
 ) -> None:
     """From files to the loss: what every augmentation makes together is what a model takes."""
-    model = backbone.build(preset, split.labels.shape[1])
-    prepared = backbone.preprocessing(model, preset)
+    model = backbone.build_model(preset, split.labels.shape[1])
+    prepared = backbone.build_preprocess(model, preset)
     mixing = BatchAugmentation(3, mixup=0.4, cutmix=0.4, cutout=0.3)
     order = ResumableBatchSampler(len(split), 3, seed=0, sizes=(32, 48, 64))
     made = []
@@ -286,7 +286,7 @@ def test_sizes_that_a_backbone_does_not_take_are_refused(preset: Preset) -> None
     fixed = preset.model_copy(
         update={"backbone": "test_vit", "image_size": 160, "model_args": arguments}
     )
-    model: nn.Module = backbone.build(fixed, 5).train()
+    model: nn.Module = backbone.build_model(fixed, 5).train()
     backbone.check_sizes(model, [160])
     assert model.training
     with pytest.raises(
@@ -294,6 +294,6 @@ def test_sizes_that_a_backbone_does_not_take_are_refused(preset: Preset) -> None
     ):
         backbone.check_sizes(model, [160, 96])
     free = fixed.model_copy(update={"model_args": {"dynamic_img_size": True}})
-    backbone.check_sizes(backbone.build(free, 5), [160, 96])
+    backbone.check_sizes(backbone.build_model(free, 5), [160, 96])
     with pytest.raises(TaggerError, match=r"train\.augment\.sizes: .* no pictures of 2 px"):
-        backbone.check_sizes(backbone.build(free, 5), [2])
+        backbone.check_sizes(backbone.build_model(free, 5), [2])

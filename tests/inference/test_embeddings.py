@@ -11,19 +11,21 @@ from tagger.core.errors import TaggerError
 from tagger.images import decode
 from tagger.images.dataset import Split
 from tagger.inference import embeddings, tables
-from tagger.inference.inputs import Found
-from tagger.inference.pipeline import Answer, Row
+from tagger.inference.inputs import InputImage
+from tagger.inference.pipeline import FloatRow, ImagePrediction
 from tagger.models import exported
 
 
-def answers(rows: dict[str, list[float]]) -> Iterator[Answer]:
+def answers(rows: dict[str, list[float]]) -> Iterator[ImagePrediction]:
     for name, row in rows.items():
-        found = Found(Path(name), Path())
-        yield Answer(found, np.ones(2, np.float32), np.array(row, np.float32) if row else None)
+        found = InputImage(Path(name), Path())
+        yield ImagePrediction(
+            found, np.ones(2, np.float32), np.array(row, np.float32) if row else None
+        )
 
 
 def write(path: Path, rows: dict[str, list[float]], keep: frozenset[str] = frozenset()) -> None:
-    for _ in embeddings.collected(answers(rows), path, keep, tables.name):
+    for _ in embeddings.write_embeddings(answers(rows), path, keep, tables.encode_path):
         pass
 
 
@@ -47,7 +49,7 @@ def path(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 def test_what_is_written_is_read_back_and_failures_have_none(path: Path) -> None:
     write(path, {"a.png": [1, 2, 3], "bad.png": [], "größe.png": [4, 5, 6]})
     assert read(path) == {"a.png": [1, 2, 3], "größe.png": [4, 5, 6]}
-    assert embeddings.done(path) == {"a.png", "größe.png"}
+    assert embeddings.read_file_names(path) == {"a.png", "größe.png"}
     assert [one.name for one in path.parent.iterdir()] == [path.name]
 
 
@@ -67,18 +69,18 @@ def test_earlier_ones_stay_before_the_others(path: Path) -> None:
 def test_nothing_is_a_file_of_no_rows(path: Path) -> None:
     write(path, {})
     assert read(path) == {}
-    assert embeddings.done(path) == set()
+    assert embeddings.read_file_names(path) == set()
 
 
 def test_broken_off_the_earlier_file_stays(path: Path) -> None:
     write(path, {"a.png": [1, 2]})
 
-    def breaking() -> Iterator[Answer]:
+    def breaking() -> Iterator[ImagePrediction]:
         yield from answers({"b.png": [3, 4]})
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        list(embeddings.collected(breaking(), path, frozenset(), tables.name))
+        list(embeddings.write_embeddings(breaking(), path, frozenset(), tables.encode_path))
     assert read(path) == {"a.png": [1, 2]}
     assert [one.name for one in path.parent.iterdir()] == [path.name]
 
@@ -88,7 +90,7 @@ def test_what_holds_no_embeddings_is_told(path: Path, content: bytes) -> None:
     path.parent.mkdir()
     path.write_bytes(content)
     with pytest.raises(TaggerError, match=rf"{path.name} holds no embeddings .* Move it away"):
-        embeddings.done(path)
+        embeddings.read_file_names(path)
 
 
 def test_infer_writes_what_the_graph_says(
@@ -97,7 +99,7 @@ def test_infer_writes_what_the_graph_says(
     assert run_infer(image_folder, "--embeddings", "seen.npz") == 0
     tagger = exported.load(export_folder, "cpu")
     square = tagger.preprocess.to_square(decode.open_rgb(split.locations[0]))
-    expected: Row | None = tagger.engine(square[None], True).embeddings
+    expected: FloatRow | None = tagger.runtime(square[None], True).embeddings
     assert expected is not None
     found = read(Path("seen.npz"))
     assert list(found) == [str(image_folder / f"{name}.png") for name in "abc"]

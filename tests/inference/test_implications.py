@@ -7,42 +7,46 @@ import pytest
 
 from tagger.core.errors import TaggerError
 from tagger.inference import implications
-from tagger.inference.given import Given
+from tagger.inference.given import PredictedTag
 
 IMPLICATIONS = {"tabby_cat": ("animal", "cat"), "cat": ("animal",), "x": ("y",), "y": ("x",)}
 
 
-def given(**confidences: float) -> list[Given]:
-    return [Given(tag, "general", confidence) for tag, confidence in confidences.items()]
+def given(**confidences: float) -> list[PredictedTag]:
+    return [PredictedTag(tag, "general", confidence) for tag, confidence in confidences.items()]
 
 
 def test_what_another_tag_implies_is_removed() -> None:
-    left = implications.remove(given(tabby_cat=0.9, cat=0.8, animal=0.7, tree=0.6), IMPLICATIONS)
+    left = implications.remove_implied(
+        given(tabby_cat=0.9, cat=0.8, animal=0.7, tree=0.6), IMPLICATIONS
+    )
     assert left == given(tabby_cat=0.9, tree=0.6)
-    assert implications.remove(given(animal=0.7), IMPLICATIONS) == given(animal=0.7)
+    assert implications.remove_implied(given(animal=0.7), IMPLICATIONS) == given(animal=0.7)
 
 
 def test_tags_that_imply_each_other_both_stay() -> None:
-    assert implications.remove(given(x=0.9, y=0.8), IMPLICATIONS) == given(x=0.9, y=0.8)
+    assert implications.remove_implied(given(x=0.9, y=0.8), IMPLICATIONS) == given(x=0.9, y=0.8)
 
 
 def test_what_is_implied_is_added_as_sure_as_the_surest_that_implies_it() -> None:
-    found = implications.add(given(tabby_cat=0.9, cat=0.5), IMPLICATIONS, {"animal": "meta"})
+    found = implications.add_implied(
+        given(tabby_cat=0.9, cat=0.5), IMPLICATIONS, {"animal": "meta"}
+    )
     assert found == [
-        Given("tabby_cat", "general", 0.9),
-        Given("animal", "meta", 0.9),
-        Given("cat", "general", 0.5),  # given by the model itself: as it said
+        PredictedTag("tabby_cat", "general", 0.9),
+        PredictedTag("animal", "meta", 0.9),
+        PredictedTag("cat", "general", 0.5),  # given by the model itself: as it said
     ]
-    twice = implications.add(
+    twice = implications.add_implied(
         given(cat=0.4, tabby_cat=0.3), {"cat": ("a",), "tabby_cat": ("a",)}, {}
     )
     assert twice == given(cat=0.4, a=0.4, tabby_cat=0.3)
 
 
 def test_without_a_table_the_way_out_is_told(tmp_path: Path) -> None:
-    assert implications.changing(None, tmp_path, {})(given(cat=0.5)) == given(cat=0.5)
+    assert implications.build_implications(None, tmp_path, {})(given(cat=0.5)) == given(cat=0.5)
     with pytest.raises(TaggerError, match=r"holds no implications\. Put tag_implications\.csv"):
-        implications.changing("add", tmp_path, {})
+        implications.build_implications("add", tmp_path, {})
 
 
 def test_a_folder_of_rules_is_read(write_file: Callable[[str, str], Path]) -> None:
@@ -50,5 +54,5 @@ def test_a_folder_of_rules_is_read(write_file: Callable[[str, str], Path]) -> No
         "rules/tag_implications.csv",
         "antecedent_name,consequent_name\ntabby_cat,cat\ncat,animal\n",
     )
-    change = implications.changing("remove", table.parent, {})
+    change = implications.build_implications("remove", table.parent, {})
     assert change(given(tabby_cat=0.9, animal=0.8)) == given(tabby_cat=0.9)

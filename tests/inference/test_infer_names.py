@@ -73,8 +73,8 @@ def test_text_shows_control_characters_escaped(
     shown = [line for line in capsys.readouterr().out.splitlines() if "Picture: " in line]
     assert len(shown) == len(NAMES)
     assert f"Picture: {folder}/two\\nlines.png" in shown
-    assert captions.shown("-dash '\".png") == "-dash '\".png"
-    assert captions.shown("\x1b]0;owned\x07") == "\\x1b]0;owned\\x07"
+    assert captions.printable("-dash '\".png") == "-dash '\".png"
+    assert captions.printable("\x1b]0;owned\x07") == "\\x1b]0;owned\\x07"
 
 
 @pytest.mark.parametrize("output", ["text", "txt", "json", "jsonl", "csv", "parquet"])

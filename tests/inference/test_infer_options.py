@@ -12,7 +12,7 @@ from tagger import params
 from tagger.core import files
 from tagger.core.errors import TaggerError
 from tagger.inference import cli, limits
-from tagger.inference.limits import Limits
+from tagger.inference.limits import ThresholdChoice
 from tagger.params import Params
 
 Infer = Callable[..., int]
@@ -75,14 +75,14 @@ def test_a_glob_that_the_shell_left_is_expanded(
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("0.5", Limits(0.5)),
-        ("best", Limits("best")),
-        ("category", Limits("category")),
-        ("general=0.3, character=1", Limits("best", {"general": 0.3, "character": 1.0})),
+        ("0.5", ThresholdChoice(0.5)),
+        ("best", ThresholdChoice("best")),
+        ("category", ThresholdChoice("category")),
+        ("general=0.3, character=1", ThresholdChoice("best", {"general": 0.3, "character": 1.0})),
     ],
 )
-def test_thresholds_are_read_in_every_form(text: str, expected: Limits) -> None:
-    assert limits.parse(text) == expected
+def test_thresholds_are_read_in_every_form(text: str, expected: ThresholdChoice) -> None:
+    assert limits.parse_thresholds(text) == expected
 
 
 @pytest.mark.parametrize(
@@ -178,7 +178,13 @@ def test_defaults_come_from_the_parameters_and_are_checked_there(
 def test_auto_is_a_process_for_each_core_and_a_batch_that_suits_the_device(
     default_params: Params, root: Path
 ) -> None:
-    asked = cli.parse(["x"], default_params.infer, root, 5)
-    assert (asked.pace.batch_size, asked.pace.workers, asked.pace.timeout) == (None, 5, 60)
-    asked = cli.parse(["x", "--workers", "0", "--batch-size", "3"], default_params.infer, root, 5)
-    assert (asked.pace.batch_size, asked.pace.workers) == (3, 0)
+    asked = cli.parse_args(["x"], default_params.infer, root, 5)
+    assert (asked.pipeline.batch_size, asked.pipeline.workers, asked.pipeline.timeout) == (
+        None,
+        5,
+        60,
+    )
+    asked = cli.parse_args(
+        ["x", "--workers", "0", "--batch-size", "3"], default_params.infer, root, 5
+    )
+    assert (asked.pipeline.batch_size, asked.pipeline.workers) == (3, 0)

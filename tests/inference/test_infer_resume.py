@@ -99,7 +99,9 @@ def test_a_list_of_failures_goes_when_all_is_well(run_infer: Infer, image_folder
     (image_folder / "b.png").write_bytes(good)
     assert run_infer(image_folder, "--output", "csv", "--skip-existing") == 0
     assert not Path("infer_failures.csv").exists()
-    assert tables.done(Path("tags.csv")) == {str(image_folder / f"{name}.png") for name in "abc"}
+    assert tables.read_file_names(Path("tags.csv")) == {
+        str(image_folder / f"{name}.png") for name in "abc"
+    }
 
 
 @pytest.mark.parametrize("suffix", embeddings.SUFFIXES)
@@ -110,9 +112,11 @@ def test_a_picture_without_its_embedding_is_not_done(
     assert run_infer(image_folder, "--output", "csv") == 0
     rest = ("--output", "csv", "--embeddings", vectors, "--skip-existing")
     assert run_infer(image_folder / "a.png", *rest) == 0
-    assert embeddings.done(vectors) == {str(image_folder / "a.png")}
+    assert embeddings.read_file_names(vectors) == {str(image_folder / "a.png")}
     assert run_infer(image_folder, *rest) == 0
-    assert embeddings.done(vectors) == {str(image_folder / f"{name}.png") for name in "abc"}
+    assert embeddings.read_file_names(vectors) == {
+        str(image_folder / f"{name}.png") for name in "abc"
+    }
     rows = files.read_csv(Path("tags.csv"))
     assert len({(row["file"], row["tag"]) for row in rows}) == len(rows)
 

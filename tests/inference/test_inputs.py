@@ -26,7 +26,7 @@ def names(
     def find(
         *given: str, recursive: bool = False, skip: tuple[str, ...] = (), stdin: bytes = b""
     ) -> list[str]:
-        found = inputs.find(given, recursive=recursive, skip=skip, stdin=io.BytesIO(stdin))
+        found = inputs.find_inputs(given, recursive=recursive, skip=skip, stdin=io.BytesIO(stdin))
         return [str(one.file) for one in found]
 
     return find
@@ -90,8 +90,8 @@ def test_what_cannot_be_read_is_found_with_its_reason(
     write_image("set/a.png")
     os.mkfifo(tmp_path / "set" / "pipe.png")
     (tmp_path / "set" / "link").symlink_to(tmp_path)
-    found = inputs.find([str(tmp_path / "set")], recursive=True)
-    assert [(one.file.name, one.hindrance) for one in found] == [
+    found = inputs.find_inputs([str(tmp_path / "set")], recursive=True)
+    assert [(one.file.name, one.problem) for one in found] == [
         ("a.png", ""),
         ("pipe.png", "neither a file nor a folder"),
     ]
@@ -102,7 +102,7 @@ def test_the_base_is_the_folder_that_was_named(
     names: Callable[..., list[str]], tmp_path: Path
 ) -> None:
     def bases(*given: str) -> list[str]:
-        return [str(one.base) for one in inputs.find(given, recursive=True)]
+        return [str(one.base) for one in inputs.find_inputs(given, recursive=True)]
 
     assert bases("in/c.png") == ["in"]
     assert bases("in") == ["in", "in"]

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tagger.inference import naming
-from tagger.inference.naming import Naming
+from tagger.inference.naming import TagFormat
 
 
 @pytest.mark.parametrize(
@@ -26,14 +26,14 @@ from tagger.inference.naming import Naming
     ],
 )
 def test_spaces_take_the_place_of_underscores_but_in_faces(tag: str, spaced: str) -> None:
-    assert Naming(spaces=True).written(tag) == spaced
-    assert Naming().written(tag) == tag
+    assert TagFormat(spaces=True).format(tag) == spaced
+    assert TagFormat().format(tag) == tag
 
 
 def test_prompts_take_parentheses_escaped_and_weights() -> None:
-    assert Naming(escape=True).written("saber_(fate)") == r"saber_\(fate\)"
-    weighted = Naming(spaces=True, escape=True, confidence=True)
-    assert weighted.weighted("saber_(fate)", 0.987) == r"(saber \(fate\):0.99)"
+    assert TagFormat(escape=True).format("saber_(fate)") == r"saber_\(fate\)"
+    weighted = TagFormat(spaces=True, escape=True, confidence=True)
+    assert weighted.format_weighted("saber_(fate)", 0.987) == r"(saber \(fate\):0.99)"
 
 
 @given(
@@ -45,21 +45,30 @@ def test_prompts_take_parentheses_escaped_and_weights() -> None:
 def test_a_written_tag_is_recognised_however_it_was_written(
     tag: str, spaces: bool, escape: bool, confidence: bool
 ) -> None:
-    if not confidence and naming.plain(tag) != tag:  # "(a:1)" looks like a weight
+    if not confidence and naming.parse_tag(tag) != tag:  # "(a:1)" looks like a weight
         return
-    how = Naming(spaces=spaces, escape=escape, confidence=confidence)
-    assert naming.plain(how.weighted(tag, 0.5)) == tag
+    how = TagFormat(spaces=spaces, escape=escape, confidence=confidence)
+    assert naming.parse_tag(how.format_weighted(tag, 0.5)) == tag
 
 
 def test_merging_keeps_what_is_there_and_adds_what_is_not() -> None:
     present = ["my_trigger", "Long Hair", " ", r"saber \(fate\)"]
     added = ["long_hair", "smile", "saber_(fate)"]
-    assert naming.merged(present, added) == ["my_trigger", "Long Hair", r"saber \(fate\)", "smile"]
+    assert naming.merge_tags(present, added) == [
+        "my_trigger",
+        "Long Hair",
+        r"saber \(fate\)",
+        "smile",
+    ]
 
 
 def test_a_known_tag_goes_first_where_given_and_another_word_always() -> None:
     known = frozenset(("solo", "smile", "long_hair"))
     written = ["smile", "long hair"]
-    assert naming.reordered(written, ["long_hair"], known) == ["long hair", "smile"]
-    assert naming.reordered(written, ["solo"], known) == written
-    assert naming.reordered(written, ["sks", "long_hair"], known) == ["sks", "long hair", "smile"]
+    assert naming.reorder_tags(written, ["long_hair"], known) == ["long hair", "smile"]
+    assert naming.reorder_tags(written, ["solo"], known) == written
+    assert naming.reorder_tags(written, ["sks", "long_hair"], known) == [
+        "sks",
+        "long hair",
+        "smile",
+    ]

@@ -16,60 +16,62 @@ from tagger.core.vocabulary import Tag
 from tagger.inference import cli, outputs, tables
 from tagger.inference.captions import Captioner
 from tagger.inference.cli import Options
-from tagger.inference.given import Caption, Given
-from tagger.inference.inputs import Found
-from tagger.inference.pipeline import Answer
+from tagger.inference.given import Caption, PredictedTag
+from tagger.inference.inputs import InputImage
+from tagger.inference.pipeline import ImagePrediction
 from tagger.params import Params
 from tagger.system.world import World
 
 ALONE = World(0, 1, 0, 1)
 TAGS = [Tag(1, "safe", 9, 1), Tag(2, "cat", 0, 1)]
-FOUND = [Found(Path(f"{name}.png"), Path()) for name in "abc"]
+FOUND = [InputImage(Path(f"{name}.png"), Path()) for name in "abc"]
 
 
 @pytest.fixture
 def asked(default_params: Params, root: Path, tmp_path: Path) -> Callable[..., Options]:
     def asked(*words: str) -> Options:
         arguments = ["x", "--output-dir", str(tmp_path / "out"), *words]
-        return cli.parse(arguments, default_params.infer, root, 2)
+        return cli.parse_args(arguments, default_params.infer, root, 2)
 
     return asked
 
 
-def answer(found: Found, cat: float) -> Answer:
-    return Answer(found, np.array([0.7, cat], np.float32), None)
+def answer(found: InputImage, cat: float) -> ImagePrediction:
+    return ImagePrediction(found, np.array([0.7, cat], np.float32), None)
 
 
 @pytest.mark.parametrize("output", ["csv", "json", "jsonl", "parquet"])
 def test_an_error_half_way_keeps_what_came_before_it(
     asked: Callable[..., Options], output: str
 ) -> None:
-    def breaking() -> Iterator[list[Answer]]:
+    def breaking() -> Iterator[list[ImagePrediction]]:
         yield [answer(one, 0.9) for one in FOUND[:2]]
         raise TaggerError("no room")
 
     wanted = asked("--output", output)
-    plan = outputs.plan(wanted, FOUND, ALONE)
+    plan = outputs.plan_outputs(wanted, FOUND, ALONE)
     assert plan.table is not None
     choose = Captioner(TAGS, np.array([0.5, 0.5]))
     with pytest.raises(TaggerError, match="no room"):
-        outputs.write(breaking(), choose, wanted, plan, outputs.Tally())
-    assert tables.done(plan.table) == {"a.png", "b.png"}
+        outputs.write_outputs(breaking(), choose, wanted, plan, outputs.RunStatus())
+    assert tables.read_file_names(plan.table) == {"a.png", "b.png"}
 
 
 def test_an_error_at_once_leaves_nothing_and_an_earlier_table_as_it_is(
     asked: Callable[..., Options],
 ) -> None:
-    def breaking() -> Iterator[list[Answer]]:
+    def breaking() -> Iterator[list[ImagePrediction]]:
         raise TaggerError("no room")
         yield []
 
     wanted = asked("--output", "csv")
-    plan = outputs.plan(wanted, FOUND, ALONE)
+    plan = outputs.plan_outputs(wanted, FOUND, ALONE)
     assert plan.table is not None
     files.write_text(plan.table, "earlier\n")
     with pytest.raises(TaggerError, match="no room"):
-        outputs.write(breaking(), Captioner(TAGS, np.zeros(2)), wanted, plan, outputs.Tally())
+        outputs.write_outputs(
+            breaking(), Captioner(TAGS, np.zeros(2)), wanted, plan, outputs.RunStatus()
+        )
     assert plan.table.read_text() == "earlier\n"
     assert list(plan.table.parent.iterdir()) == [plan.table]
 
@@ -77,7 +79,7 @@ def test_an_error_at_once_leaves_nothing_and_an_earlier_table_as_it_is(
 def test_a_file_is_not_taken_for_a_folder(asked: Callable[..., Options], tmp_path: Path) -> None:
     (tmp_path / "out").write_text("")
     with pytest.raises(TaggerError, match=r"out is no folder\. Name another to write to\."):
-        outputs.plan(asked("--output", "csv"), FOUND, ALONE)
+        outputs.plan_outputs(asked("--output", "csv"), FOUND, ALONE)
 
 
 def test_what_is_no_picture_at_all_is_listed_and_has_no_sidecar(
@@ -92,13 +94,15 @@ def test_what_is_no_picture_at_all_is_listed_and_has_no_sidecar(
     assert not (image_folder / "pipe.txt").exists()
 
 
-def caption(name: str, *given: Given) -> Caption:
-    return Caption(Found(Path(name), Path()), Given("safe", "rating", 0.75), given)
+def caption(name: str, *given: PredictedTag) -> Caption:
+    return Caption(InputImage(Path(name), Path()), PredictedTag("safe", "rating", 0.75), given)
 
 
 CAPTIONS = [
-    caption('quo"te,\r.png', Given("cat", "general", 0.9), Given("safe", "rating", 0.75)),
-    caption("ü.png", Given("dog", "general", 0.25)),
+    caption(
+        'quo"te,\r.png', PredictedTag("cat", "general", 0.9), PredictedTag("safe", "rating", 0.75)
+    ),
+    caption("ü.png", PredictedTag("dog", "general", 0.25)),
     caption("none.png"),
 ]
 ROWS = [
@@ -145,4 +149,4 @@ def test_tables_of_objects_are_json_and_one_picture_a_line(
     tags = [one["tags"]["rating"] | one["tags"]["general"] for one in objects]
     assert tags == expected[:count]
     assert len(lines) == count + (2 if suffix == "json" else 0)
-    assert tables.done(path) == {str(one.found.file) for one in CAPTIONS[:count]}
+    assert tables.read_file_names(path) == {str(one.image.file) for one in CAPTIONS[:count]}

@@ -31,7 +31,7 @@ Save = Callable[[nn.Module, Preset], Path]
 def save(tmp_path: Path) -> Save:
     def save(model: nn.Module, preset: Preset) -> Path:
         folder = tmp_path / "model"
-        backbone.save_config(model, backbone.preprocessing(model, preset), folder)
+        backbone.save_config(model, backbone.build_preprocess(model, preset), folder)
         backbone.save_weights(model.state_dict(), folder / backbone.WEIGHTS)
         return folder
 
@@ -59,11 +59,11 @@ def test_laptop_presets_run_and_come_back_bit_for_bit(
     default_params: Params, save: Save, name: str
 ) -> None:
     preset = default_params.models[name]
-    model = backbone.build(preset, tags=7).eval()
+    model = backbone.build_model(preset, tags=7).eval()
     folder = save(model, preset)
     with torch.inference_mode():
         logits = model(pixels(preset))
-        ours = backbone.load(folder)(pixels(preset))
+        ours = backbone.load_model(folder)(pixels(preset))
         timms = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()(pixels(preset))
     assert logits.shape == (2, 7)
     assert logits.isfinite().all()
@@ -75,7 +75,7 @@ def test_laptop_presets_run_and_come_back_bit_for_bit(
 def test_presets_of_real_recipes_build(default_params: Params, name: str) -> None:
     preset = default_params.models[name].model_copy(update={"pretrained": False})
     with torch.device("meta"):
-        model: Any = backbone.build(preset, TAGS)
+        model: Any = backbone.build_model(preset, TAGS)
         assert model(torch.empty(1, 3, preset.image_size, preset.image_size)).shape == (1, TAGS)
     head = {id(weights) for weights in model.get_classifier().parameters()}
     body = (weights for weights in model.parameters() if id(weights) not in head)
@@ -90,7 +90,7 @@ def test_every_preset_is_one_of_these(default_params: Params) -> None:
 def test_the_saved_config_tells_timm_how_pictures_are_prepared(
     model_folder: Path, preset: Preset
 ) -> None:
-    model = backbone.load(model_folder)
+    model = backbone.load_model(model_folder)
     config = timm.data.resolve_data_config(model=model)  # type: ignore[no-untyped-call]
     prepared = preprocess.read(model_folder / "preprocess.json")
     assert config["input_size"] == (3, preset.image_size, preset.image_size)
@@ -100,8 +100,8 @@ def test_the_saved_config_tells_timm_how_pictures_are_prepared(
 
 
 def test_channels_last_weights_are_saved_as_they_are(preset: Preset, save: Save) -> None:
-    model = backbone.build(preset, 3).to(memory_format=torch.channels_last).eval()
-    loaded = backbone.load(save(model, preset))
+    model = backbone.build_model(preset, 3).to(memory_format=torch.channels_last).eval()
+    loaded = backbone.load_model(save(model, preset))
     for name, weights in model.state_dict().items():
         assert torch.equal(loaded.state_dict()[name], weights)
 
@@ -119,13 +119,13 @@ def test_channels_last_weights_are_saved_as_they_are(preset: Preset, save: Save)
 )
 def test_an_unknown_backbone_names_the_nearest(preset: Preset, name: str, told: str) -> None:
     with pytest.raises(TaggerError, match=rf"\A[^\n]*{told}[^\n]*\Z"):
-        backbone.build(preset.model_copy(update={"backbone": name}), 5)
+        backbone.build_model(preset.model_copy(update={"backbone": name}), 5)
 
 
 @pytest.mark.parametrize("tag", ["convnext_atto.nonsense", "test_vit.r999"])
 def test_an_unknown_tag_of_a_known_backbone_is_one_line(preset: Preset, tag: str) -> None:
     with pytest.raises(TaggerError, match=r"\A[^\n]+\Z"):
-        backbone.build(preset.model_copy(update={"backbone": tag}), 5)
+        backbone.build_model(preset.model_copy(update={"backbone": tag}), 5)
 
 
 @pytest.mark.parametrize(("name", "size"), [("vit", 97), ("vit", 8), ("eva02", 97), ("eva02", 96)])
@@ -134,12 +134,12 @@ def test_an_image_size_that_the_patches_do_not_fill_is_refused(
 ) -> None:
     preset = default_params.models[name].model_copy(update={"image_size": size})
     with pytest.raises(TaggerError, match=rf"\A[^\n]*\b{size}\b[^\n]*\Z"):
-        backbone.build(preset, 5)
+        backbone.build_model(preset, 5)
 
 
 def test_arguments_that_the_backbone_does_not_take_are_named(preset: Preset) -> None:
     with pytest.raises(TaggerError, match=r"\A[^\n]*deptth[^\n]*\Z"):
-        backbone.build(preset.model_copy(update={"model_args": {"deptth": 3}}), 5)
+        backbone.build_model(preset.model_copy(update={"model_args": {"deptth": 3}}), 5)
 
 
 @pytest.mark.parametrize("suffix", ["safetensors", "pth"])
@@ -152,7 +152,7 @@ def test_a_weights_file_gives_the_body_and_a_fresh_head(
     else:
         save_file(imagenet, path)
     given = preset.model_copy(update={"backbone": LITE0, "pretrained": str(path)})
-    weights = backbone.build(given, tags=5).state_dict()
+    weights = backbone.build_model(given, tags=5).state_dict()
     for name, value in imagenet.items():
         if not name.startswith("classifier"):
             assert torch.equal(weights[name], value), name
@@ -168,7 +168,7 @@ def test_a_weights_file_is_taken_where_timms_own_is_in_another_form(
     source: Any = timm.create_model(preset.backbone)  # timm's own weights are a NumPy archive
     save_file(source.state_dict(), tmp_path / "vit.safetensors")
     given = preset.model_copy(update={"pretrained": str(tmp_path / "vit.safetensors")})
-    weights = backbone.build(given, tags=5).state_dict()
+    weights = backbone.build_model(given, tags=5).state_dict()
     assert torch.equal(weights["blocks.3.mlp.fc1.weight"], source.blocks[3].mlp.fc1.weight)
     assert weights["head.weight"].shape == (5, 192)
 
@@ -176,7 +176,7 @@ def test_a_weights_file_is_taken_where_timms_own_is_in_another_form(
 def test_a_missing_weights_file_is_named(preset: Preset) -> None:
     given = preset.model_copy(update={"pretrained": "weights/none.pth"})
     with pytest.raises(TaggerError, match=r"names weights/none\.pth, which is no file"):
-        backbone.build(given, 5)
+        backbone.build_model(given, 5)
 
 
 @pytest.mark.parametrize("name", ["bad.safetensors", "bad.pth"])
@@ -186,7 +186,7 @@ def test_a_file_that_holds_no_weights_is_refused_by_name(
 ) -> None:
     given = preset.model_copy(update={"pretrained": str(write_file(name, content))})
     with pytest.raises(TaggerError, match=rf"\A[^\n]*{name}[^\n]*\Z"):
-        backbone.build(given, 5)
+        backbone.build_model(given, 5)
 
 
 def test_weights_of_another_network_are_refused(
@@ -195,7 +195,7 @@ def test_weights_of_another_network_are_refused(
     save_file(imagenet, tmp_path / "lite0.safetensors")
     given = preset.model_copy(update={"pretrained": str(tmp_path / "lite0.safetensors")})
     with pytest.raises(TaggerError, match=r"\A[^\n]*lite0\.safetensors[^\n]*\Z"):
-        backbone.build(given, 5)
+        backbone.build_model(given, 5)
 
 
 @pytest.mark.parametrize("damaged", [backbone.WEIGHTS, backbone.CONFIG])
@@ -203,15 +203,15 @@ def test_weights_of_another_network_are_refused(
 def test_a_damaged_folder_is_refused_by_name(
     preset: Preset, save: Save, damaged: str, content: bytes
 ) -> None:
-    folder = save(backbone.build(preset, 3), preset)
+    folder = save(backbone.build_model(preset, 3), preset)
     (folder / damaged).write_bytes(content)
     with pytest.raises(TaggerError, match=rf"\A[^\n]*{folder}[^\n]*\Z"):
-        backbone.load(folder)
+        backbone.load_model(folder)
 
 
 def test_a_folder_without_weights_is_asked_for(tmp_path: Path) -> None:
     with pytest.raises(TaggerError, match=r"model\.safetensors is missing"):
-        backbone.load(tmp_path)
+        backbone.load_model(tmp_path)
 
 
 def test_without_a_network_pretrained_weights_are_refused_with_the_way_out(root: Path) -> None:
@@ -241,14 +241,14 @@ def test_no_drop_path_means_none_whatever_the_backbone_has_by_itself(preset: Pre
     swin = preset.model_copy(
         update={"backbone": "swin_tiny_patch4_window7_224", "image_size": 64, "model_args": {}}
     )
-    kinds = {type(module).__name__ for module in backbone.build(swin, 3).modules()}
+    kinds = {type(module).__name__ for module in backbone.build_model(swin, 3).modules()}
     assert "DropPath" not in kinds
-    some = backbone.build(swin.model_copy(update={"drop_path": 0.1}), 3)
+    some = backbone.build_model(swin.model_copy(update={"drop_path": 0.1}), 3)
     assert "DropPath" in {type(module).__name__ for module in some.modules()}
 
 
 @pytest.mark.parametrize("name", ["vgg11", "densenet121"])
 def test_a_backbone_without_drop_path_is_built(preset: Preset, name: str) -> None:
-    assert backbone.build(preset.model_copy(update={"backbone": name}), 3)
+    assert backbone.build_model(preset.model_copy(update={"backbone": name}), 3)
     with pytest.raises(TaggerError, match="drop_path_rate"):
-        backbone.build(preset.model_copy(update={"backbone": name, "drop_path": 0.1}), 3)
+        backbone.build_model(preset.model_copy(update={"backbone": name, "drop_path": 0.1}), 3)

@@ -91,7 +91,7 @@ def test_every_preset_becomes_a_graph_that_agrees_with_torch(
     size = SIZES[name]
     changed = {"image_size": size, "pretrained": False, "model_args": SHRUNK.get(name, {})}
     torch.manual_seed(0)
-    model = backbone.build(default_params.models[name].model_copy(update=changed), 5).eval()
+    model = backbone.build_model(default_params.models[name].model_copy(update=changed), 5).eval()
     onnx_graph.write_model(model, tmp_path / "model.onnx", size=size, opset=17)
     pixels = random_pixels(size, 3)
     session = ort.InferenceSession(tmp_path / "model.onnx")
@@ -121,7 +121,9 @@ def test_an_operator_that_onnx_lacks_is_told_in_one_line(tmp_path: Path) -> None
 def test_the_same_model_gives_the_same_graph(model_folder: Path, tmp_path: Path) -> None:
     written = []
     for name in ("first", "second"):
-        onnx_graph.write_model(backbone.load(model_folder), tmp_path / name, size=32, opset=17)
+        onnx_graph.write_model(
+            backbone.load_model(model_folder), tmp_path / name, size=32, opset=17
+        )
         written.append((tmp_path / name).read_bytes())
     assert written[0] == written[1]
 
@@ -131,14 +133,16 @@ def test_an_opset_that_the_backbone_cannot_have_is_refused(
 ) -> None:
     swin = default_params.models["vit"].model_copy(update={"image_size": 32})
     with pytest.raises(TaggerError, match=r"opset|ONNX"):
-        onnx_graph.write_model(backbone.build(swin, 5), tmp_path / "model.onnx", size=32, opset=5)
+        onnx_graph.write_model(
+            backbone.build_model(swin, 5), tmp_path / "model.onnx", size=32, opset=5
+        )
     assert not list(tmp_path.iterdir())
 
 
 def test_the_export_tags_as_the_model_does(
     model_folder: Path, tagger: Tagger, split: Split, tags: list[Tag]
 ) -> None:
-    model = backbone.load(model_folder)
+    model = backbone.load_model(model_folder)
     judged = of_model(model, split, tagger.preprocess, batch_size=5, workers=0)
     scores = tagger([decode.open_rgb(file) for file in split.locations])
     assert scores == pytest.approx(judged.scores, abs=1e-5)

@@ -25,7 +25,7 @@ def head_of(model: Any) -> set[str]:
 @pytest.fixture
 def model(preset: Preset) -> nn.Module:
     torch.manual_seed(0)
-    return backbone.build(preset, TAGS)
+    return backbone.build_model(preset, TAGS)
 
 
 def learn(model: nn.Module, preset: Preset, shipped: Params, steps: int = 2) -> None:
@@ -64,8 +64,8 @@ def test_stages_hold_every_weight_but_the_heads_once_from_the_input_on(
     update = {"backbone": name, "image_size": 160}
     chosen = default_params.models.get(name) or preset.model_copy(update=update)
     with torch.device("meta"):
-        model = backbone.build(chosen, TAGS, head)
-    stages = freezing.stages(model)
+        model = backbone.build_model(chosen, TAGS, head)
+    stages = freezing.parameters_by_stage(model)
     names = [weights for stage in stages for weights in stage]
     assert len(stages) >= 5
     assert all(stages)
@@ -80,7 +80,9 @@ def test_later_stages_come_later_in_the_network(name: str) -> None:
     with torch.device("meta"):
         model = timm.create_model(name, num_classes=TAGS)
     place = {
-        weights: stage for stage, some in enumerate(freezing.stages(model)) for weights in some
+        weights: stage
+        for stage, some in enumerate(freezing.parameters_by_stage(model))
+        for weights in some
     }
     blocks = [place[weights] for weights, _ in model.named_parameters() if weights in place]
     assert blocks == sorted(blocks)
@@ -90,7 +92,7 @@ def test_later_stages_come_later_in_the_network(name: str) -> None:
 def test_frozen_weights_and_statistics_stay_and_all_others_move(
     model: nn.Module, preset: Preset, default_params: Params, frozen: int
 ) -> None:
-    stages = freezing.stages(model)
+    stages = freezing.parameters_by_stage(model)
     assert len(stages) == 6
     still = of_modules(model, {name for stage in stages[:frozen] for name in stage})
     before = copied(model)
@@ -101,9 +103,9 @@ def test_frozen_weights_and_statistics_stay_and_all_others_move(
 
 def test_a_frozen_model_gives_the_same_features_in_training(preset: Preset) -> None:
     dropping = preset.model_copy(update={"drop_path": 0.5, "model_args": {"drop_rate": 0.5}})
-    model: Any = backbone.build(dropping, TAGS)
+    model: Any = backbone.build_model(dropping, TAGS)
     pixels = torch.randn(8, 3, 32, 32)
-    freezing.freeze(model, len(freezing.stages(model)))
+    freezing.freeze(model, len(freezing.parameters_by_stage(model)))
     features = model.forward_features(pixels)
     assert torch.equal(features, model.forward_features(pixels))
     assert torch.equal(features, model.eval().forward_features(pixels))
@@ -116,7 +118,7 @@ def test_with_all_stages_frozen_the_head_alone_learns(
     preset: Preset, default_params: Params, head: heads.Head
 ) -> None:
     torch.manual_seed(0)
-    model = backbone.build(preset, TAGS, head)
+    model = backbone.build_model(preset, TAGS, head)
     freezing.freeze(model, 1000)
     before = copied(model)
     learn(model, preset, default_params)
@@ -134,7 +136,7 @@ def test_stages_learn_one_after_another_from_the_head_on(
     model: nn.Module, preset: Preset, default_params: Params
 ) -> None:
     """The optimizer is made once, before anything is frozen: it moves what is freed later."""
-    stages = freezing.stages(model)
+    stages = freezing.parameters_by_stage(model)
     recipe = default_params.train.model_copy(update={"freeze": 2, "unfreeze_every": 1, "epochs": 3})
     plan = Schedule(recipe, steps_per_epoch=2, batch_size=8, backbone_stages=len(stages))
     made = optimizer.build_optimizer(model, preset, recipe)
@@ -153,7 +155,7 @@ def test_stages_learn_one_after_another_from_the_head_on(
 
 def test_what_is_frozen_whole_leaves_training_mode_and_nothing_else(model: nn.Module) -> None:
     freezing.freeze(model, 3)
-    still = {name for stage in freezing.stages(model)[:3] for name in stage}
+    still = {name for stage in freezing.parameters_by_stage(model)[:3] for name in stage}
     for path, module in model.named_modules():
         own = {f"{path}.{name}".lstrip(".") for name, _ in module.named_parameters()}
         if own:

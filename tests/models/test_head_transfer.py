@@ -23,7 +23,7 @@ from tagger.data.tags.match import NewTagStart
 from tagger.images import decode
 from tagger.images.dataset import Split
 from tagger.models import backbone, head_transfer
-from tagger.models.head_transfer import Carried
+from tagger.models.head_transfer import TransferredTag
 from tagger.models.heads import Head, QueryTagger
 from tagger.params import Preset
 
@@ -34,7 +34,7 @@ def general(*names: str, category: int = 0) -> list[Tag]:
 
 def outputs(model: nn.Module, part: Split, preset: Preset) -> Tensor:
     """Return the logits of real pictures, (8, tags)."""
-    prepared = backbone.preprocessing(model, preset)
+    prepared = backbone.build_preprocess(model, preset)
     squares = np.stack([prepared.to_square(decode.open_rgb(place)) for place in part.locations[:8]])
     with torch.inference_mode():
         logits: Tensor = model.eval()(torch.from_numpy(prepared.normalise(squares)))
@@ -48,10 +48,10 @@ def trained(tmp_path: Path) -> Callable[..., Path]:
     def trained(tags: Sequence[Tag], preset: Preset, head: Head = "linear") -> Path:
         folder = tmp_path / "old"
         torch.manual_seed(3)
-        model = backbone.build(preset, len(tags), head)
+        model = backbone.build_model(preset, len(tags), head)
         for values in model.get_classifier().parameters():  # type: ignore[operator]
             nn.init.normal_(values)
-        backbone.save_config(model, backbone.preprocessing(model, preset), folder)
+        backbone.save_config(model, backbone.build_preprocess(model, preset), folder)
         backbone.save_weights(model.state_dict(), folder / backbone.WEIGHTS)
         vocabulary.write(tags, folder / "vocabulary.csv")
         return folder
@@ -66,11 +66,13 @@ def start(
     aliases: dict[str, str] | None = None,
     new: NewTagStart = "related",
     head: Head = "linear",
-) -> tuple[Any, list[Carried]]:
+) -> tuple[Any, list[TransferredTag]]:
     """Return a model that starts from a folder, and what became of the tags."""
     torch.manual_seed(4)
-    model = backbone.build(preset, len(tags), head)
-    return model, head_transfer.into(model, folder, preset.backbone, tags, aliases or {}, new)
+    model = backbone.build_model(preset, len(tags), head)
+    return model, head_transfer.transfer_head(
+        model, folder, preset.backbone, tags, aliases or {}, new
+    )
 
 
 def last_layer(model: nn.Module) -> Any:
@@ -99,7 +101,7 @@ def test_the_same_tags_give_the_same_model_bit_for_bit(
     assert state.keys() == old.keys()
     assert all(torch.equal(state[name], old[name]) for name in old)
     assert (
-        head_transfer.summary(carried)
+        head_transfer.summarize(carried)
         == f"carried {len(tags)} of {len(tags)} tags, 0 new, 0 dropped"
     )
     assert {tag.outcome for tag in carried} == {"carried"}
@@ -123,7 +125,7 @@ def test_predictions_for_tags_that_stay_are_those_of_the_old_model_on_real_pictu
         (tmp_path / "selected_tags.csv").write_text("\n".join(lines), encoding="utf-8")
     wanted = [*general("not_seen", "red_hair_never_seen"), *reversed(tags[3:])]
     model, carried = start(folder, preset, wanted)
-    old = outputs(backbone.load(model_folder), split, preset)
+    old = outputs(backbone.load_model(model_folder), split, preset)
     found = outputs(model, split, preset)
     assert old.std() > 0.1
     torch.testing.assert_close(found[:, 2:], old[:, 3:].flip(1), rtol=0, atol=1e-6)
@@ -143,7 +145,7 @@ def test_at_another_image_size_the_positions_are_resampled_and_the_head_stays(
     tags = general("a", "b", "c")
     folder = trained(tags, vit)
     model, _ = start(folder, vit.model_copy(update={"image_size": 160}), tags)
-    assert torch.equal(rows_of(model), rows_of(backbone.load(folder)))
+    assert torch.equal(rows_of(model), rows_of(backbone.load_model(folder)))
     assert model.pos_embed.shape == (1, 101, 64)
     assert "position embeddings resampled from 6 x 6 to 10 x 10" in caplog.text
     assert not [record for record in caplog.records if record.levelname == "WARNING"]
@@ -177,7 +179,7 @@ def test_tags_that_stay_under_a_query_head_keep_their_predictions(
     folder = trained(olds, preset, "query")
     tags = [*general(*(f"new_{number}" for number in range(added))), *reversed(olds[dropped:])]
     model, carried = start(folder, preset, tags, head="query")
-    theirs = outputs(backbone.load(folder), split, preset)
+    theirs = outputs(backbone.load_model(folder), split, preset)
     ours = outputs(model, split, preset)
     assert theirs.std() > 0.1
     torch.testing.assert_close(ours[:, added:], theirs[:, dropped:].flip(1), rtol=1e-5, atol=1e-5)
@@ -219,7 +221,7 @@ def test_heads_of_other_families_are_carried_too(
     folder = trained(general("a", "b", "c"), given)
     model, _ = start(folder, given, general("c", "a", "d"), new="mean")
     assert isinstance(last_layer(model), layer)
-    rows, old = rows_of(model), rows_of(backbone.load(folder))
+    rows, old = rows_of(model), rows_of(backbone.load_model(folder))
     assert torch.equal(rows[:2], old[[2, 0]])
     torch.testing.assert_close(rows[2], old[[2, 0]].mean(0))
 
@@ -233,7 +235,7 @@ OLD = [
 ]
 
 
-def pairs(carried: Sequence[Carried]) -> dict[tuple[str, int], tuple[str, str]]:
+def pairs(carried: Sequence[TransferredTag]) -> dict[tuple[str, int], tuple[str, str]]:
     return {(tag.name, tag.category): (tag.outcome, tag.source) for tag in carried}
 
 
@@ -254,8 +256,8 @@ def test_an_alias_carries_an_old_tag_to_the_one_that_is_meant(
     assert pairs(carried)["long_hair", 0] == ("carried_by_alias", "longhair")
     assert pairs(carried)["hatsune_miku", 4] == ("carried_by_alias", "miku")
     assert pairs(carried)["general", 9] == ("dropped", "")
-    assert torch.equal(rows_of(model), rows_of(backbone.load(folder))[[3, 2, 6]])
-    assert head_transfer.summary(carried) == "carried 3 of 3 tags (2 by alias), 0 new, 4 dropped"
+    assert torch.equal(rows_of(model), rows_of(backbone.load_model(folder))[[3, 2, 6]])
+    assert head_transfer.summarize(carried) == "carried 3 of 3 tags (2 by alias), 0 new, 4 dropped"
 
 
 def test_a_rating_is_never_taken_for_the_tag_of_its_name() -> None:
@@ -316,7 +318,7 @@ def test_every_tag_is_accounted_for_once(
     learnt = [(tag.name, tag.category) for tag in told if tag.outcome != "dropped"]
     assert learnt == [(tag.name, tag.category) for tag in tags]
     assert kinds["carried"] + kinds["carried_by_alias"] + kinds["dropped"] == len(olds)
-    assert len(head_transfer.rows(told)) == len(told)
+    assert len(head_transfer.table_rows(told)) == len(told)
     exact = {(vocabulary.normalize_name(t.name), t.category): row for row, t in enumerate(tags)}
     for number, old_tag in enumerate(olds):
         if (row_ := exact.get((old_tag.name, old_tag.category))) is not None:
@@ -363,8 +365,8 @@ def test_a_new_tag_starts_as_what_is_asked_for(
     tags = [*general(name, category=category), *HAIR]
     model, carried = start(folder, preset, tags, new=new)
     torch.manual_seed(4)
-    fresh = rows_of(backbone.build(preset, len(tags)))
-    expected = rows_of(backbone.load(folder))[origins].mean(0) if origins else fresh[0]
+    fresh = rows_of(backbone.build_model(preset, len(tags)))
+    expected = rows_of(backbone.load_model(folder))[origins].mean(0) if origins else fresh[0]
     torch.testing.assert_close(rows_of(model)[0], expected)
     assert carried[0].outcome == "new"
     assert carried[0].source.startswith(words) and bool(carried[0].source) == bool(words)
@@ -377,19 +379,19 @@ def test_with_no_tag_in_common_the_head_starts_anew_with_a_warning(
     tags = general("c", "d")
     model, carried = start(folder, preset, tags)
     torch.manual_seed(4)
-    assert torch.equal(rows_of(model), rows_of(backbone.build(preset, 2)))
+    assert torch.equal(rows_of(model), rows_of(backbone.build_model(preset, 2)))
     assert [record.levelname for record in caplog.records] == ["WARNING"]
     assert "none of its tags is among those to learn" in caplog.text
-    assert head_transfer.summary(carried) == "carried 0 of 2 tags, 2 new, 2 dropped"
+    assert head_transfer.summarize(carried) == "carried 0 of 2 tags, 2 new, 2 dropped"
 
 
 def test_the_table_names_categories_and_sources() -> None:
     told = [
-        Carried("a", 4, "carried_by_alias", "aa"),
-        Carried("b", UNKNOWN, "dropped", ""),
+        TransferredTag("a", 4, "carried_by_alias", "aa"),
+        TransferredTag("b", UNKNOWN, "dropped", ""),
     ]
     assert head_transfer.HEADER == ("name", "category", "outcome", "source")
-    assert head_transfer.rows(told) == [
+    assert head_transfer.table_rows(told) == [
         ("a", "character", "carried_by_alias", "aa"),
         ("b", "", "dropped", ""),
     ]

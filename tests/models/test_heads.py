@@ -26,7 +26,7 @@ from tagger.models.heads import QueryHead, QueryTagger
 from tagger.models.runtimes import Device
 from tagger.params import Params, Preset
 
-CPU = Device("cpu", cores=1)
+CPU = Device("cpu", threads=1)
 LAPTOP = ["mobilenetv4", "convnext", "vit", "swin", "eva02"]
 SWIN = {"embed_dim": 24, "depths": [1, 1, 1, 1], "num_heads": [1, 2, 4, 8], "window_size": 4}
 FAMILIES: dict[str, tuple[int, dict[str, Any]]] = {  # pixels and arguments
@@ -49,7 +49,7 @@ def of(preset: Preset, name: str) -> Preset:
 
 def query(preset: Preset, tags: int) -> QueryTagger:
     torch.manual_seed(0)
-    model = backbone.build(preset, tags, "query")
+    model = backbone.build_model(preset, tags, "query")
     assert isinstance(model, QueryTagger)
     return model
 
@@ -143,11 +143,11 @@ def test_outputs_are_what_the_model_says_and_what_its_backbone_pools(
     default_params: Params, name: str, head: heads.Head
 ) -> None:
     preset = default_params.models[name]
-    model: Any = backbone.build(preset, 7, head).eval()
+    model: Any = backbone.build_model(preset, 7, head).eval()
     pixels = random_pixels(preset.image_size)
     body = model if head == "linear" else model.backbone
     with torch.inference_mode():
-        logits, embedding = heads.outputs(model, pixels)
+        logits, embedding = heads.logits_and_embeddings(model, pixels)
         assert logits == pytest.approx(model(pixels), abs=1e-6)
         pooled = body.forward_head(body.forward_features(pixels), pre_logits=True)
     assert torch.equal(embedding, pooled)
@@ -214,7 +214,7 @@ def test_training_again_gives_the_same_bits(preset: Preset, split: Split) -> Non
 
 
 def saved(model: nn.Module, preset: Preset, folder: Path) -> Path:
-    backbone.save_config(model, backbone.preprocessing(model, preset), folder)
+    backbone.save_config(model, backbone.build_preprocess(model, preset), folder)
     backbone.save_weights(model.state_dict(), folder / backbone.WEIGHTS)
     return folder
 
@@ -223,7 +223,7 @@ def saved(model: nn.Module, preset: Preset, folder: Path) -> Path:
 def test_a_saved_model_comes_back_bit_for_bit(preset: Preset, tmp_path: Path, name: str) -> None:
     given = of(preset, name)
     model = query(given, 9).eval()
-    loaded = backbone.load(saved(model, given, tmp_path / "model"))
+    loaded = backbone.load_model(saved(model, given, tmp_path / "model"))
     assert isinstance(loaded, QueryTagger)
     assert not loaded.training
     with torch.inference_mode():
@@ -250,7 +250,7 @@ def test_a_damaged_description_of_the_head_is_one_line(
     assert config["head"] == {"tags": 9, "queries": 9, "width": 128}
     files.write_json(folder / backbone.CONFIG, config | {"head": head})
     with pytest.raises(TaggerError, match=rf"\A{folder} does not load: [^\n]*\Z"):
-        backbone.load(folder)
+        backbone.load_model(folder)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -264,7 +264,7 @@ def test_the_graph_says_what_torch_says(preset: Preset, tmp_path: Path, name: st
         pixels = random_pixels(given.image_size, pictures)
         prediction, _, embedding = session.run(None, {"input": pixels.numpy()})
         with torch.inference_mode():
-            logits, pooled = heads.outputs(model, pixels)
+            logits, pooled = heads.logits_and_embeddings(model, pixels)
         assert prediction == pytest.approx(logits.sigmoid().numpy(), abs=1e-5)
         assert embedding == pytest.approx(pooled.numpy(), abs=1e-4)
 
@@ -272,7 +272,7 @@ def test_the_graph_says_what_torch_says(preset: Preset, tmp_path: Path, name: st
 @pytest.mark.parametrize("name", FAMILIES)
 def test_layer_decay_treats_the_backbone_as_under_a_linear_head(preset: Preset, name: str) -> None:
     given = of(preset, name)
-    model, linear = query(given, 7), backbone.build(given, 7)
+    model, linear = query(given, 7), backbone.build_model(given, 7)
     groups: Any = create_optimizer_v2(model, opt="adamw", lr=1, layer_decay=0.5).param_groups
     scales = {weights: group["lr_scale"] for group in groups for weights in group["params"]}
     assert {scales[weights] for weights in model.decoder.parameters()} == {1}
@@ -354,7 +354,7 @@ def test_the_export_has_no_files_for_timm_and_all_for_the_other_tools(
     model = query(preset, len(tags))
     nn.init.normal_(model.decoder.weight)
     saved(model, preset, source)
-    backbone.preprocessing(model, preset).write(source / "preprocess.json")
+    backbone.build_preprocess(model, preset).write(source / "preprocess.json")
     vocabulary.write(tags, source / "vocabulary.csv")
     fitted = [Threshold(name, "", 0.5, 1, 0.5, 0.5, 0.5, "f1") for name in CATEGORIES.values()]
     calibration.write({thresholds.ALL: 1.0}, tmp_path / "calibration.json")
@@ -371,9 +371,11 @@ def test_the_export_has_no_files_for_timm_and_all_for_the_other_tools(
         "kohya",
     }
     shown = [(place.path, decode.open_rgb(place)) for place in split.locations[:8]]
-    found = compatibility.check_compatibility(target, shown, load.load(source, "cpu", CPU), 1e-4)
+    found = compatibility.check_compatibility(
+        target, shown, load.load_tagger(source, "cpu", CPU), 1e-4
+    )
     assert found.tools["infer"].largest_difference < 1e-5
     assert "timm" not in found.tools
     pictures = [decode.open_rgb(place) for place in split.locations[:3]]
-    ours, theirs = (load.load(folder, "cpu", CPU) for folder in (source, target))
+    ours, theirs = (load.load_tagger(folder, "cpu", CPU) for folder in (source, target))
     assert ours(pictures) == pytest.approx(theirs(pictures), abs=1e-5)

@@ -23,7 +23,7 @@ from tagger.images.preprocess import Preprocess
 from tagger.models import external_preprocess, layouts, load
 from tagger.models.runtimes import Device
 
-CPU = Device("cpu", cores=1)
+CPU = Device("cpu", threads=1)
 Numbers = npt.NDArray[np.float32]
 
 
@@ -81,7 +81,7 @@ def test_a_layout_says_what_the_model_says(
     tagger = layouts.load(folders[layout], use=CPU)
     assert [tag.name for tag in tagger.tags] == [tag.name for tag in tags]
     assert [tag.category for tag in tagger.tags] == [tag.category for tag in tags]
-    assert tagger.engine(squares, False).probabilities == pytest.approx(expected, abs=1e-5)
+    assert tagger.runtime(squares, False).probabilities == pytest.approx(expected, abs=1e-5)
     assert np.ptp(expected, axis=0).max() > 0.02  # or any picture would do
 
 
@@ -103,16 +103,16 @@ def test_stages_of_others_are_applied(
     other = external_preprocess.read(folders["imgutils"] / "preprocess.json")
     squares = np.stack([other.to_square(picture) for picture in opened])
     assert tagger(opened) == pytest.approx(by_torch(model, preprocessing, squares), abs=1e-5)
-    assert isinstance(tagger.preprocess, external_preprocess.Staged)
+    assert isinstance(tagger.preprocess, external_preprocess.ExternalPreprocess)
 
 
 def test_a_tagger_for_bgr_is_right_once_its_channels_are_reversed(
     folders: dict[str, Path], squares: Pixels, expected: Numbers
 ) -> None:
     tagger = layouts.load(folders["bgr"], use=CPU)
-    wrong = tagger.engine(squares, False).probabilities
+    wrong = tagger.runtime(squares, False).probabilities
     assert np.abs(wrong - expected).max() > 0.01
-    right = layouts.with_channels_reversed(tagger).engine(squares, False).probabilities
+    right = layouts.with_channels_reversed(tagger).runtime(squares, False).probabilities
     assert right == pytest.approx(expected, abs=1e-5)
 
 
@@ -129,7 +129,7 @@ def test_a_folder_of_wd14_with_weights_beside_is_taken_for_one(
     folder = Path(shutil.copytree(folders["bgr"], tmp_path / "both"))
     shutil.copyfile(folders["wd14"] / "model.onnx", folder / "model.onnx")
     tagger = layouts.load(folder, use=CPU)
-    assert tagger.engine(squares, False).probabilities == pytest.approx(expected, abs=1e-5)
+    assert tagger.runtime(squares, False).probabilities == pytest.approx(expected, abs=1e-5)
 
 
 def without(source: Path, folder: Path, *names: str) -> Path:
@@ -266,7 +266,7 @@ def test_infer_gives_general_tags_where_categories_are_not_known(
     folder = Path(shutil.copytree(folders["wd14"], tmp_path / "wd14"))
     files.write_csv(folder / "selected_tags.csv", ("name",), [(tag.name,) for tag in tags])
     assert {tag.category for tag in layouts.load(folder, use=CPU).tags} == {UNKNOWN}
-    assert {tag.category for tag in load.load(folder, "cpu", CPU).tags} == {0}
+    assert {tag.category for tag in load.load_tagger(folder, "cpu", CPU).tags} == {0}
     found = said(folder, "--threshold", 0)
     assert found["general"].keys() == {tag.name for tag in tags}
 
@@ -282,4 +282,4 @@ def test_a_graph_with_channels_first_is_no_wd14(
 def test_a_graph_of_wd14_has_no_embeddings(folders: dict[str, Path], squares: Pixels) -> None:
     tagger = layouts.load(folders["wd14"], use=CPU)
     with pytest.raises(TaggerError, match="has no output for embeddings"):
-        tagger.engine(squares, True)
+        tagger.runtime(squares, True)

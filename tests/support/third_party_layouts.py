@@ -51,7 +51,7 @@ def wd14(model: Path, tags: Sequence[Tag], folder: Path, *, last: bool = True) -
     last: whether the channels are the last axis, as they are there
     """
     prepared = preprocess.read(model / "preprocess.json")
-    network = _Keras(backbone.load(model), prepared.mean, prepared.std).eval()
+    network = _Keras(backbone.load_model(model), prepared.mean, prepared.std).eval()
     pixels = torch.zeros(2, prepared.size, prepared.size, 3)
     folder.mkdir(parents=True)
     with warnings.catch_warnings():

@@ -46,7 +46,7 @@ def test_norms_and_biases_do_not_decay_and_all_else_does(
     preset: Preset, recipe: TrainParams, name: str, layer_decay: float, head: heads.Head
 ) -> None:
     changed = named(preset, name, layer_decay)
-    model: Any = backbone.build(changed, 5, head)
+    model: Any = backbone.build_model(changed, 5, head)
     decay = settings_of(model, optimizer.build_optimizer(model, changed, recipe), "weight_decay")
     exempt = set(model.no_weight_decay() if hasattr(model, "no_weight_decay") else ())
     assert recipe.weight_decay > 0
@@ -59,7 +59,7 @@ def test_each_layer_has_the_rate_of_the_next_times_the_decay(
     preset: Preset, recipe: TrainParams
 ) -> None:
     decayed = named(preset, "test_vit", 0.5)
-    model = backbone.build(decayed, 5)
+    model = backbone.build_model(decayed, 5)
     peak = settings_of(model, optimizer.build_optimizer(model, decayed, recipe), "peak")
     blocks = [peak[f"blocks.{number}.attn.qkv.weight"] for number in range(6)]
     assert [low / high for low, high in itertools.pairwise(blocks)] == pytest.approx([0.5] * 5)
@@ -71,7 +71,7 @@ def test_each_layer_has_the_rate_of_the_next_times_the_decay(
 def test_without_layer_decay_every_layer_has_the_rate_of_the_preset(
     preset: Preset, recipe: TrainParams
 ) -> None:
-    model = backbone.build(preset, 5)
+    model = backbone.build_model(preset, 5)
     made = optimizer.build_optimizer(model, preset, recipe)
     assert set(settings_of(model, made, "peak").values()) == {preset.learning_rate}
 
@@ -81,7 +81,7 @@ def test_setting_the_rate_sets_that_of_every_layer_and_tells_the_largest(
     preset: Preset, recipe: TrainParams, share: float
 ) -> None:
     decayed = named(preset, "test_vit", 0.5)
-    model = backbone.build(decayed, 5)
+    model = backbone.build_model(decayed, 5)
     made = optimizer.build_optimizer(model, decayed, recipe)
     for _ in range(2):  # it does not add up
         assert optimizer.set_learning_rate(made, share) == pytest.approx(
@@ -96,7 +96,7 @@ def test_a_step_moves_each_layer_by_its_own_learning_rate(
 ) -> None:
     """Adam's first step is as long as the rate, whatever the gradient."""
     decayed = named(preset, "test_vit", 0.5)
-    model = backbone.build(decayed, 5)
+    model = backbone.build_model(decayed, 5)
     adam = recipe.model_copy(update={"optimizer": "adamw", "weight_decay": 0.0})
     made = optimizer.build_optimizer(model, decayed, adam)
     optimizer.set_learning_rate(made, 0.5)
@@ -112,7 +112,7 @@ def test_a_step_moves_each_layer_by_its_own_learning_rate(
 
 def test_adamw_is_torchs_fused(preset: Preset, recipe: TrainParams) -> None:
     adam = recipe.model_copy(update={"optimizer": "adamw"})
-    made = optimizer.build_optimizer(backbone.build(preset, 5), preset, adam)
+    made = optimizer.build_optimizer(backbone.build_model(preset, 5), preset, adam)
     assert type(made) is torch.optim.AdamW
     assert {group["fused"] for group in made.param_groups} == {True}
 
@@ -133,7 +133,7 @@ def test_timms_optimizers_lower_a_loss_and_are_fused_where_torch_has_it(
     preset: Preset, recipe: TrainParams, name: str, kind: str, fused: bool
 ) -> None:
     torch.manual_seed(0)
-    model = backbone.build(preset, 5)
+    model = backbone.build_model(preset, 5)
     rate = {"sgd": 0.05, "lion": 1e-3}.get(name, 5e-3)
     gentle = preset.model_copy(update={"learning_rate": rate})
     made = optimizer.build_optimizer(model, gentle, recipe.model_copy(update={"optimizer": name}))
@@ -155,7 +155,7 @@ def test_timms_optimizers_lower_a_loss_and_are_fused_where_torch_has_it(
 def test_an_unknown_optimizer_names_the_nearest_one(preset: Preset, recipe: TrainParams) -> None:
     wrong = recipe.model_copy(update={"optimizer": "adamv"})
     with pytest.raises(TaggerError, match=r"no optimizer 'adamv'\. Did you mean 'adam"):
-        optimizer.build_optimizer(backbone.build(preset, 5), preset, wrong)
+        optimizer.build_optimizer(backbone.build_model(preset, 5), preset, wrong)
 
 
 @pytest.mark.parametrize("name", ["bnbadam8bit", "fusedadam", "adahessian"])
@@ -165,7 +165,7 @@ def test_optimizers_that_need_what_is_not_there_are_not_offered(
     """Other packages, or a second derivative, which no step here computes."""
     with pytest.raises(TaggerError, match="no optimizer"):
         optimizer.build_optimizer(
-            backbone.build(preset, 5), preset, recipe.model_copy(update={"optimizer": name})
+            backbone.build_model(preset, 5), preset, recipe.model_copy(update={"optimizer": name})
         )
 
 

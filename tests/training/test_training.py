@@ -851,7 +851,7 @@ def test_a_head_on_kept_embeddings_is_one_trained_by_hand(
     assert torch.allclose(after["classifier.weight"], head.weight, atol=1e-5)
     assert torch.allclose(after["classifier.bias"], head.bias, atol=1e-5)
     assert curve(history)[-1] < curve(history)[0]
-    whole: Any = backbone.build(preset, len(tags))
+    whole: Any = backbone.build_model(preset, len(tags))
     whole.load_state_dict(after)
     scores = whole.get_classifier()(embeddings(whole, split.head(8), training)).sigmoid()
     assert np.allclose(scores.detach(), history[-1].predictions.scores, atol=1e-5)
@@ -880,7 +880,7 @@ def drawn_otherwise(folder: Path, preset: Preset, tags: list[Tag]) -> Path:
     """Write a weights file of a backbone that no training of these tests begins with."""
     torch.manual_seed(99)
     backbone.save_weights(
-        backbone.build(preset, len(tags)).state_dict(), folder / "old.safetensors"
+        backbone.build_model(preset, len(tags)).state_dict(), folder / "old.safetensors"
     )
     return folder / "old.safetensors"
 

@@ -29,7 +29,7 @@ from tagger.core import errors
 from tagger.core.vocabulary import Tag, count_categories
 from tagger.images.decode import Pixels
 from tagger.images.location import Colour
-from tagger.inference.pipeline import Pace
+from tagger.inference.pipeline import PipelineOptions
 from tagger.models import exported
 from tagger.web import album
 from tagger.web.album import Album, Upload, UploadDecoder
@@ -300,7 +300,9 @@ def test_a_picture_that_kills_its_decoder_costs_itself_alone(
     (image_folder / "b.png").write_bytes(b"deadly")
     visit = Album(tmp_path)
     uploads = [Upload(path, path.name) for path in sorted(image_folder.glob("*.png"))]
-    done = visit.add(uploads, exported.load(export_folder, "cpu"), Pace(None, 1, 60), Deadly(9, 9))
+    done = visit.add(
+        uploads, exported.load(export_folder, "cpu"), PipelineOptions(None, 1, 60), Deadly(9, 9)
+    )
     assert list(done)[-1] == 3
     assert [picture.name for picture in visit.images] == ["a.png", "c.png"]
     (failure,) = visit.failures

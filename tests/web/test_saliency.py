@@ -31,7 +31,9 @@ def build(default_params: Params) -> Callable[..., nn.Module]:
         preset = default_params.models[name]
         size = size or preset.image_size
         torch.manual_seed(0)
-        model = backbone.build(preset.model_copy(update={"image_size": size}), TAGS, head).eval()
+        model = backbone.build_model(
+            preset.model_copy(update={"image_size": size}), TAGS, head
+        ).eval()
         for weights in model.get_classifier().parameters():  # type: ignore[operator]
             if weights.is_floating_point():
                 nn.init.normal_(weights, std=0.5)
@@ -192,7 +194,7 @@ def test_colours_are_warm_where_a_map_is_high() -> None:
 def test_an_export_with_weights_has_maps_and_one_without_says_so(
     export_folder: Path, model_folder: Path, tmp_path: Path
 ) -> None:
-    tagger = load.load(export_folder, "cpu", Device("cpu"))
+    tagger = load.load_tagger(export_folder, "cpu", Device("cpu"))
     look = saliency.build_saliency(export_folder, tagger)
     assert isinstance(look, Saliency)
     picture = np.random.default_rng(0).integers(0, 256, (40, 70, 3), np.uint8)

@@ -92,7 +92,7 @@ def by_tagger(tagger: Tagger) -> Compute:
     """Return what computes the logits of a tagger in any layout."""
 
     def compute(batch: Batch) -> Array:
-        found = tagger.engine(batch.pixels.numpy(), False).probabilities
+        found = tagger.runtime(batch.pixels.numpy(), False).probabilities
         return quantized_logits.finite_logit(found).astype(np.float32)
 
     return compute

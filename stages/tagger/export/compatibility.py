@@ -59,7 +59,7 @@ def load_reference(folder: Path) -> Tagger:
     tagger = exported.load(folder, "cpu")
     if not all((folder / name).is_file() for name in exported.WEIGHTS):
         return tagger
-    return replace(tagger, engine=runtimes.on_torch(folder, tagger.preprocess, Device("cpu")))
+    return replace(tagger, runtime=runtimes.on_torch(folder, tagger.preprocess, Device("cpu")))
 
 
 def check_compatibility(
@@ -73,7 +73,10 @@ def check_compatibility(
     which it has another confidence for the same square.
     """
     export = exported.load(folder, "cpu")
-    own = export.thresholds, limits.per_tag(limits.Limits(limits.CATEGORY), export)
+    own = (
+        export.thresholds,
+        limits.resolve_thresholds(limits.ThresholdChoice(limits.CATEGORY), export),
+    )
     visits = [
         _Visit(client, client.load(folder), model, own[not client.has_tag_thresholds], tolerance)
         for client in tools.tools_for(folder)
@@ -97,7 +100,7 @@ def _batches(pictures: Iterator[NamedImage]) -> Iterator[list[NamedImage]]:
 
 
 def _ask(model: Tagger, prepared: Preprocess, batch: Sequence[NamedImage]) -> Array:
-    return model.engine(np.stack([prepared.to_square(picture) for _, picture in batch]), False)[0]
+    return model.runtime(np.stack([prepared.to_square(picture) for _, picture in batch]), False)[0]
 
 
 class _Visit:
@@ -141,7 +144,7 @@ class _Visit:
             self._compare(names, theirs, ours, self._tolerance)
         elif first:  # which tells what the tool's resizing does from what the graph does
             fitted = np.stack([self._model.preprocess.to_square(square) for square in squares])
-            same = self._model.engine(fitted, False).probabilities[:, self._ours]
+            same = self._model.runtime(fitted, False).probabilities[:, self._ours]
             self._compare(names, theirs, same, _ROUNDING)
         self._add(theirs, ours)
 

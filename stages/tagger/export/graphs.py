@@ -26,7 +26,7 @@ class PlainGraph(nn.Module):
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(batch, 3, size, size), normalised -> (batch, tags), (batch, tags), (batch, features)."""
-        logits, embedding = heads.outputs(self.model, pixels)
+        logits, embedding = heads.logits_and_embeddings(self.model, pixels)
         return logits.sigmoid(), logits, embedding
 
 
@@ -48,7 +48,9 @@ class PreprocessedModel(nn.Module):
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """(batch, 3, 448, 448), RGB from 0 to 255 -> logits (batch, tags), (batch, features)."""
-        return heads.outputs(self.model, (self.resized(pixels) - self.mean) / self.std)
+        return heads.logits_and_embeddings(
+            self.model, (self.resized(pixels) - self.mean) / self.std
+        )
 
     def resized(self, pixels: Tensor) -> Tensor:
         """(..., 448, 448) -> (..., size, size), in 8 bits after either pass, as Pillow does it."""

@@ -29,7 +29,7 @@ FILES = (
     exported.ONNX,
     exported.SELECTED_TAGS,
     exported.PREPROCESS,
-    exported.FITTED,
+    exported.THRESHOLDS,
     exported.CALIBRATION,
 )
 PACKAGES = (

@@ -22,8 +22,8 @@ from tagger.images.preprocess import Preprocess
 from tagger.inference import decoders, limits, pipeline
 from tagger.inference.captions import Captioner
 from tagger.inference.decoders import Square
-from tagger.inference.inputs import Found
-from tagger.inference.pipeline import Row
+from tagger.inference.inputs import InputImage
+from tagger.inference.pipeline import FloatRow
 from tagger.models import exported
 from tagger.models.exported import Tagger
 
@@ -79,7 +79,9 @@ class ServedTagger(PythonModel):
 
 def _captioner(tagger: Tagger, threshold: str) -> Captioner:
     try:
-        return Captioner(tagger.tags, limits.per_tag(limits.parse(threshold), tagger))
+        return Captioner(
+            tagger.tags, limits.resolve_thresholds(limits.parse_thresholds(threshold), tagger)
+        )
     except (ValueError, TaggerError) as error:
         raise MlflowException.invalid_parameter_value(f"{THRESHOLD}: {error}") from None
 
@@ -114,7 +116,7 @@ def _answers(
 ) -> Iterator[Mapping[str, Any]]:
     while batch := list(islice(squares, pipeline.BATCH_SIZES[tagger.device])):
         readable = [square for square in batch if not isinstance(square, str)]
-        found = iter(tagger.engine(np.stack(readable), False).probabilities if readable else ())
+        found = iter(tagger.runtime(np.stack(readable), False).probabilities if readable else ())
         for square in batch:
             if isinstance(square, str):
                 yield dict(zip(OUTPUT_COLUMNS, (None, {}, square), strict=True))
@@ -122,14 +124,14 @@ def _answers(
                 yield _answer(choose, next(found))
 
 
-def _answer(choose: Captioner, probabilities: Row) -> Mapping[str, Any]:
+def _answer(choose: Captioner, probabilities: FloatRow) -> Mapping[str, Any]:
     """Return what is said of a picture: as in tags.json, its likeliest rating among the tags."""
-    said = choose(Found(Path(), Path()), probabilities)
+    said = choose(InputImage(Path(), Path()), probabilities)
     given = list(said.tags)
     if said.rating and said.rating not in given:
         given = sorted([*given, said.rating], key=lambda one: -one.confidence)
-    tags = {one.tag: round(one.confidence, 6) for one in given}
-    rating = said.rating.tag if said.rating else None
+    tags = {one.name: round(one.confidence, 6) for one in given}
+    rating = said.rating.name if said.rating else None
     return dict(zip(OUTPUT_COLUMNS, (rating, tags, None), strict=True))
 
 

@@ -35,7 +35,7 @@ def write(
     Raises TaggerError where the backbone cannot be written as ONNX.
     """
     folder.mkdir()
-    model = backbone.load(training_folder)
+    model = backbone.load_model(training_folder)
     weights = () if isinstance(model, QueryTagger) else exported.WEIGHTS  # which timm loads
     for path in (
         *(training_folder / name for name in (*weights, exported.PREPROCESS)),
@@ -46,7 +46,7 @@ def write(
         export_tags.tags, export_tags.thresholds, folder / exported.SELECTED_TAGS
     )
     formats.write_categories(folder / "categories.json")
-    formats.write_thresholds(export_tags.fitted_thresholds, folder / exported.FITTED)
+    formats.write_thresholds(export_tags.fitted_thresholds, folder / exported.THRESHOLDS)
     prepared = preprocess.read(training_folder / exported.PREPROCESS)
 
     onnx_graph.write_model(model, folder / exported.ONNX, size=prepared.size, opset=opset)

@@ -88,7 +88,9 @@ def measure_throughput(
     graphs: Mapping[str, Path], inputs: Array, cores: int, rounds: int = 5
 ) -> dict[str, float]:
     """Return pictures per second of each graph on the CPU, the median of rounds taken in turn."""
-    opened = {n: runtimes.session(path, Device("cpu", cores=cores)) for n, path in graphs.items()}
+    opened = {
+        n: runtimes.open_session(path, Device("cpu", threads=cores)) for n, path in graphs.items()
+    }
     taken: dict[str, list[float]] = {name: [] for name in graphs}
     for _ in range(rounds + 1):
         for name, graph in opened.items():

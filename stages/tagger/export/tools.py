@@ -50,7 +50,7 @@ class Tool(NamedTuple):
 def _infer(folder: Path) -> LoadedTool:
     tagger = exported.load(folder, "cpu", _CPU)
     keys = [(tag.category, tag.name) for tag in tagger.tags]
-    run = tagger.engine
+    run = tagger.runtime
     return LoadedTool(
         keys, tagger.preprocess.to_square, lambda squares: run(squares, False).probabilities
     )
@@ -84,7 +84,7 @@ def _kohya(folder: Path) -> LoadedTool:
         keys = [(codes_of[entries[n]["category"]], entries[n]["tag"]) for n in range(len(entries))]
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise TaggerError(f"{path} is no mapping of outputs to tags ({error!r}).") from None
-    graph = runtimes.session(folder / KOHYA / KOHYA_ONNX, _CPU)
+    graph = runtimes.open_session(folder / KOHYA / KOHYA_ONNX, _CPU)
     name = graph.get_inputs()[0].name
 
     def run(squares: Pixels) -> Array:

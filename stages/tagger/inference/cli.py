@@ -9,9 +9,9 @@ from tagger import params
 from tagger.core.errors import ArgumentParser
 from tagger.core.vocabulary import CATEGORIES
 from tagger.inference import limits, values
-from tagger.inference.limits import Limits
-from tagger.inference.naming import Naming
-from tagger.inference.pipeline import Pace
+from tagger.inference.limits import ThresholdChoice
+from tagger.inference.naming import TagFormat
+from tagger.inference.pipeline import PipelineOptions
 
 OUTPUTS = ("text", "txt", "json", "jsonl", "csv", "parquet")
 _EPILOG = """exit code 0: all tagged. 1: some pictures failed, see infer_failures.csv.
@@ -25,9 +25,9 @@ class Options:
     skip: Sequence[str]  # globs of pictures
     model: Path
     device: str  # auto, cpu, cuda
-    pace: Pace
+    pipeline: PipelineOptions
     calibrated: bool
-    limits: Limits
+    thresholds: ThresholdChoice
     top: int | None  # tags of a picture at most
     categories: Sequence[str]  # to write, in the order of CATEGORIES
     exclude: Sequence[str]  # globs of tags that are not written
@@ -37,7 +37,7 @@ class Options:
     output_dir: Path | None
     existing: str  # refuse, append, overwrite or skip: what becomes of earlier results
     embeddings: Path | None
-    naming: Naming
+    tag_format: TagFormat
     lang: str
 
     @property
@@ -45,7 +45,7 @@ class Options:
         return self.output not in ("text", "txt")
 
 
-def parse(arguments: Sequence[str], p: params.InferParams, root: Path, cores: int) -> Options:
+def parse_args(arguments: Sequence[str], p: params.InferParams, root: Path, cores: int) -> Options:
     """Return what the arguments ask for. Raises TaggerError where they make no sense.
 
     root: the folder on which the model and the rules of `p` hang
@@ -120,8 +120,8 @@ def _add_choice(parser: argparse.ArgumentParser, root: Path) -> None:
     add = parser.add_argument_group("which tags").add_argument
     add(
         "--threshold",
-        type=values.explained(limits.parse),
-        default=Limits(),
+        type=values.explained(limits.parse_thresholds),
+        default=ThresholdChoice(),
         help="a confidence from 0 to 1; best: of each tag; category: of its category; "
         "or general=0.3,character=0.8, the others best (best)",
     )
@@ -216,13 +216,13 @@ def _options(given: argparse.Namespace, cores: int) -> Options:
         exclude=given.exclude,
         model=given.model,
         device=given.device,
-        pace=Pace(
+        pipeline=PipelineOptions(
             batch_size=given.batch_size,
             workers=cores if given.workers is None else given.workers,
             timeout=given.timeout,
         ),
         calibrated=given.calibrated,
-        limits=given.threshold,
+        thresholds=given.threshold,
         top=given.top,
         categories=given.categories,
         implications=given.implications,
@@ -231,7 +231,7 @@ def _options(given: argparse.Namespace, cores: int) -> Options:
         output_dir=given.output_dir,
         existing=given.existing,
         embeddings=given.embeddings,
-        naming=Naming(
+        tag_format=TagFormat(
             spaces=given.spaces,
             escape=given.escape_parentheses,
             confidence=given.confidence,

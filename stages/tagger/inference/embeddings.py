@@ -12,15 +12,15 @@ import numpy as np
 
 from tagger.core import files
 from tagger.core.errors import TaggerError
-from tagger.inference.pipeline import Answer, Row
+from tagger.inference.pipeline import FloatRow, ImagePrediction
 
 SUFFIXES = (".npz", ".parquet")
 _BLOCK = 1_024  # rows held at a time
 
-Add: TypeAlias = Callable[[str, Row], None]
+AddEmbedding: TypeAlias = Callable[[str, FloatRow], None]
 
 
-def done(path: Path) -> frozenset[str]:
+def read_file_names(path: Path) -> frozenset[str]:
     """Return the pictures whose embeddings a file holds; none where it is not there."""
     if not path.exists():
         return frozenset()
@@ -30,9 +30,12 @@ def done(path: Path) -> frozenset[str]:
         raise TaggerError(f"{path} holds no embeddings ({error}). Move it away.") from None
 
 
-def collected(
-    answers: Iterable[Answer], path: Path, keep: frozenset[str], name: Callable[[Path], str]
-) -> Iterator[Answer]:
+def write_embeddings(
+    answers: Iterable[ImagePrediction],
+    path: Path,
+    keep: frozenset[str],
+    name: Callable[[Path], str],
+) -> Iterator[ImagePrediction]:
     """Yield the answers, and write their embeddings in the place of earlier ones once all came.
 
     A .npz holds `files`, (pictures,), and `embeddings`, (pictures, features) float32; a .parquet
@@ -46,11 +49,11 @@ def collected(
                 add(file, row)
         for answer in answers:
             if answer.embedding is not None:
-                add(name(answer.found.file), answer.embedding)
+                add(name(answer.image.file), answer.embedding)
             yield answer
 
 
-def _rows(path: Path) -> Iterator[tuple[str, Row]]:
+def _rows(path: Path) -> Iterator[tuple[str, FloatRow]]:
     return _npz_rows(path) if path.suffix == ".npz" else _parquet_rows(path)
 
 
@@ -63,11 +66,11 @@ class _Npz:
         self._names: list[str] = []
         self._width = 0
 
-    def __enter__(self) -> Add:
+    def __enter__(self) -> AddEmbedding:
         self._file = self._numbers.open("wb")
         return self._add
 
-    def _add(self, file: str, row: Row) -> None:
+    def _add(self, file: str, row: FloatRow) -> None:
         self._names.append(file)
         self._width = len(row)
         self._file.write(row.astype("<f4").tobytes())
@@ -92,7 +95,7 @@ class _Npz:
                     shutil.copyfileobj(numbers, member)
 
 
-def _npz_rows(path: Path) -> Iterator[tuple[str, Row]]:
+def _npz_rows(path: Path) -> Iterator[tuple[str, FloatRow]]:
     with ZipFile(path) as archive:
         with archive.open("files.npy") as member:
             names = np.lib.format.read_array(member).tolist()
@@ -116,13 +119,13 @@ class _Parquet:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._names: list[str] = []
-        self._block: list[Row] = []
+        self._block: list[FloatRow] = []
         self._writer: Any = None
 
-    def __enter__(self) -> Add:
+    def __enter__(self) -> AddEmbedding:
         return self._add
 
-    def _add(self, file: str, row: Row) -> None:
+    def _add(self, file: str, row: FloatRow) -> None:
         self._names.append(file)
         self._block.append(row)
         if len(self._names) == _BLOCK:
@@ -147,7 +150,7 @@ class _Parquet:
             self._writer.close()
 
 
-def _parquet_rows(path: Path) -> Iterator[tuple[str, Row]]:
+def _parquet_rows(path: Path) -> Iterator[tuple[str, FloatRow]]:
     import pyarrow.parquet as pq
 
     for batch in pq.ParquetFile(path).iter_batches(_BLOCK, columns=["file", "embedding"]):

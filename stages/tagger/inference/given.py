@@ -4,19 +4,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from tagger.inference.inputs import Found
+from tagger.inference.inputs import InputImage
 
 
-class Given(NamedTuple):
+class PredictedTag(NamedTuple):
     """A tag given to a picture."""
 
-    tag: str
+    name: str
     category: str
     confidence: float  # 0 to 1
 
 
 @dataclass(frozen=True)
 class Caption:
-    found: Found
-    rating: Given | None  # the likeliest one, whatever the threshold; None without ratings
-    tags: Sequence[Given]  # by falling confidence
+    image: InputImage
+    rating: PredictedTag | None  # the likeliest one, whatever the threshold; None without ratings
+    tags: Sequence[PredictedTag]  # by falling confidence

@@ -16,21 +16,21 @@ STDIN = "-"
 _log = logging.getLogger(__name__)
 
 
-class Found(NamedTuple):
+class InputImage(NamedTuple):
     """A file to tag, which may turn out to be no picture."""
 
     file: Path
     base: Path  # the folder that was named, from which `--output-dir` keeps the subfolders
-    hindrance: str = ""  # why it is not even tried
+    problem: str = ""  # why it is not even tried
 
 
-def find(
+def find_inputs(
     inputs: Iterable[str],
     *,
     recursive: bool,
     skip: Sequence[str] = (),
     stdin: BinaryIO | None = None,
-) -> list[Found]:
+) -> list[InputImage]:
     """Return the pictures named and those of the folders named, each once, in that order.
 
     skip: globs, against the name, the path below the folder named, and the whole path
@@ -38,7 +38,7 @@ def find(
     Raises TaggerError for an input that does not exist, and where no picture is left.
     """
     inputs = list(inputs)
-    found: dict[str, Found] = {}
+    found: dict[str, InputImage] = {}
     for one in _expanded(inputs, recursive, stdin):
         if not _skipped(one, skip):
             found.setdefault(os.path.abspath(one.file), one)  # noqa: PTH100  # keeps links
@@ -48,7 +48,9 @@ def find(
     return list(found.values())
 
 
-def _expanded(inputs: Iterable[str], recursive: bool, stdin: BinaryIO | None) -> Iterator[Found]:
+def _expanded(
+    inputs: Iterable[str], recursive: bool, stdin: BinaryIO | None
+) -> Iterator[InputImage]:
     for text in inputs:
         path = Path(text)
         if text == STDIN and stdin:
@@ -70,7 +72,7 @@ def _lines(content: bytes) -> Iterator[str]:
             yield os.fsdecode(name)
 
 
-def _matching(pattern: str, recursive: bool) -> Iterator[Found]:
+def _matching(pattern: str, recursive: bool) -> Iterator[InputImage]:
     base = Path(pattern)
     while glob.has_magic(str(base)):
         base = base.parent
@@ -82,24 +84,24 @@ def _matching(pattern: str, recursive: bool) -> Iterator[Found]:
             if "**" not in pattern:
                 yield from _below(path, recursive)
         elif find_images.is_image_name(path.name):
-            yield Found(path, base)
+            yield InputImage(path, base)
 
 
-def _below(path: Path, recursive: bool) -> Iterator[Found]:
+def _below(path: Path, recursive: bool) -> Iterator[InputImage]:
     """Yield a file as it is, or the pictures of a folder and what of it cannot be read."""
     if not path.is_dir():
-        yield Found(path, path.parent)
+        yield InputImage(path, path.parent)
         return
     for folder in find_images.scan_folders(path, recursive=recursive):
-        yield from (Found(Path(entry.path), path) for entry in folder.images)
+        yield from (InputImage(Path(entry.path), path) for entry in folder.images)
         for name, reason in folder.unreadable:
             if not name or find_images.is_image_name(name):
-                yield Found(folder.path / name, path, reason)
+                yield InputImage(folder.path / name, path, reason)
             else:
                 _log.warning("%s: %s.", ascii(str(folder.path / name)), reason)
 
 
-def _skipped(one: Found, skip: Sequence[str]) -> bool:
+def _skipped(one: InputImage, skip: Sequence[str]) -> bool:
     if not skip:
         return False
     names = (one.file.name, str(one.file), os.path.relpath(one.file, one.base))

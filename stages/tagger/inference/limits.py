@@ -16,25 +16,27 @@ CATEGORY: Final = "category"  # that of the tag's category, as it was fitted
 
 
 @dataclass(frozen=True)
-class Limits:
+class ThresholdChoice:
     base: float | str = BEST  # BEST, CATEGORY or one for all, 0 to 1
     categories: Mapping[str, float] = field(default_factory=dict)  # where another is asked for
 
 
-def parse(text: str) -> Limits:
+def parse_thresholds(text: str) -> ThresholdChoice:
     """Return what a text asks for: `0.5`, `best`, `category` or `general=0.3,character=0.8`.
 
     Raises ValueError, with the reason, for anything else.
     """
     if text in (BEST, CATEGORY):
-        return Limits(text)
+        return ThresholdChoice(text)
     if "=" not in text:
-        return Limits(_share(text))
+        return ThresholdChoice(_share(text))
     pairs = (part.partition("=") for part in text.split(","))
-    return Limits(categories={category(name): _share(value) for name, _, value in pairs})
+    return ThresholdChoice(
+        categories={parse_category(name): _share(value) for name, _, value in pairs}
+    )
 
 
-def category(name: str) -> str:
+def parse_category(name: str) -> str:
     """Return the name of a category without spaces around it. Raises ValueError for others."""
     known = list(CATEGORIES.values())
     if name.strip() not in known:
@@ -55,7 +57,7 @@ def _share(text: str) -> float:
     return value
 
 
-def per_tag(limits: Limits, tagger: Tagger) -> Floats:
+def resolve_thresholds(limits: ThresholdChoice, tagger: Tagger) -> Floats:
     """Return the limit of each tag, (tags,). Raises TaggerError where none were fitted."""
     if limits.base == BEST:
         found = tagger.thresholds.copy()
@@ -71,16 +73,16 @@ def per_tag(limits: Limits, tagger: Tagger) -> Floats:
 def _fitted(tagger: Tagger) -> Floats:
     from tagger.core import thresholds
 
-    if not tagger.fitted.is_file():
+    if not tagger.thresholds_path.is_file():
         raise TaggerError(
-            f"--threshold category needs {tagger.fitted}, which is missing. "
+            f"--threshold category needs {tagger.thresholds_path}, which is missing. "
             "Give a number, or thresholds such as general=0.3,character=0.8."
         )
-    of = thresholds.of_categories(tagger.fitted)
+    of = thresholds.of_categories(tagger.thresholds_path)
     missing = [tag for tag in tagger.tags if CATEGORIES[tag.category] not in of]
     if missing:
         name = CATEGORIES[missing[0].category]
-        raise TaggerError(f"{tagger.fitted} names no category {name!r}. Evaluate again.")
+        raise TaggerError(f"{tagger.thresholds_path} names no category {name!r}. Evaluate again.")
     found = np.array([of[CATEGORIES[tag.category]] for tag in tagger.tags])
     if tagger.temperatures is None:
         return found

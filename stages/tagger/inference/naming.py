@@ -11,23 +11,23 @@ _SIDES = re.compile(r"[^_]+_[^_]+")
 
 
 @dataclass(frozen=True)
-class Naming:
+class TagFormat:
     spaces: bool = False  # in place of underscores, but for kaomoji such as ^_^
     escape: bool = False  # parentheses, which prompts take for weights
     confidence: bool = False  # write (tag:0.98)
     first: Sequence[str] = ()  # goes before all others
     replacements: Mapping[str, str] = field(default_factory=dict)  # by nothing: left out
 
-    def replaced(self, tag: str) -> str:
+    def rename(self, tag: str) -> str:
         return self.replacements.get(tag, tag)
 
-    def written(self, tag: str) -> str:
+    def format(self, tag: str) -> str:
         """Return a tag as it stands in a caption."""
         text = tag.replace("_", " ") if self.spaces and not is_kaomoji(tag) else tag
         return text.replace("(", r"\(").replace(")", r"\)") if self.escape else text
 
-    def weighted(self, tag: str, confidence: float) -> str:
-        written = self.written(tag)
+    def format_weighted(self, tag: str, confidence: float) -> str:
+        written = self.format(tag)
         return f"({written}:{confidence:.2f})" if self.confidence else written
 
 
@@ -38,31 +38,31 @@ def is_kaomoji(tag: str) -> bool:
     )
 
 
-def plain(written: str) -> str:
+def parse_tag(written: str) -> str:
     """Return the tag that was written, however it was: in lower_snake_case, without weight."""
     text = written.strip()
     weighted = _WEIGHT.fullmatch(text)
     return normalize_name(weighted[1] if weighted else text)
 
 
-def merged(present: Iterable[str], added: Iterable[str]) -> list[str]:
+def merge_tags(present: Iterable[str], added: Iterable[str]) -> list[str]:
     """Return the written tags that are present, then those of the others that are not."""
     by_tag: dict[str, str] = {}
     for written in (*present, *added):
-        if tag := plain(written):
+        if tag := parse_tag(written):
             by_tag.setdefault(tag, written.strip())
     return list(by_tag.values())
 
 
-def reordered(written: Sequence[str], first: Sequence[str], known: frozenset[str]) -> list[str]:
+def reorder_tags(written: Sequence[str], first: Sequence[str], known: frozenset[str]) -> list[str]:
     """Return written tags with some of them first, if they are given.
 
     known: what the model may give; another word in `first` is put first whether given or not
     """
-    by_tag = {plain(text): text for text in written}
+    by_tag = {parse_tag(text): text for text in written}
     front = [
-        by_tag.get(plain(word), word)
+        by_tag.get(parse_tag(word), word)
         for word in first
-        if plain(word) in by_tag or plain(word) not in known
+        if parse_tag(word) in by_tag or parse_tag(word) not in known
     ]
-    return merged(front, written)
+    return merge_tags(front, written)

@@ -15,36 +15,36 @@ from tagger.inference import captions, embeddings, implications, limits, sidecar
 from tagger.inference.captions import Captioner
 from tagger.inference.cli import Options
 from tagger.inference.given import Caption
-from tagger.inference.inputs import Found
-from tagger.inference.messages import WORDS
-from tagger.inference.pipeline import Answer
+from tagger.inference.inputs import InputImage
+from tagger.inference.messages import MESSAGES
+from tagger.inference.pipeline import ImagePrediction
 from tagger.models.exported import Tagger
 from tagger.system.world import World
 
 _log = logging.getLogger(__name__)
 
 
-class Failure(NamedTuple):
+class FailedImage(NamedTuple):
     file: str
     reason: str
     detail: str
 
 
 @dataclass
-class Tally:
+class RunStatus:
     """How far a run has come."""
 
     seen: int = 0  # pictures, the failed ones included
     seconds: float = 0
-    failures: list[Failure] = field(default_factory=list)
+    failures: list[FailedImage] = field(default_factory=list)
 
-    def fail(self, file: Path, reason: str, detail: str) -> None:
-        self.failures.append(Failure(tables.name(file), reason, detail))
+    def add_failure(self, file: Path, reason: str, detail: str) -> None:
+        self.failures.append(FailedImage(tables.encode_path(file), reason, detail))
 
 
 @dataclass(frozen=True)
-class Plan:
-    todo: Sequence[Found]
+class OutputPlan:
+    todo: Sequence[InputImage]
     skipped: int  # pictures that were done before
     table: Path | None
     embeddings: Path | None
@@ -53,7 +53,7 @@ class Plan:
     kept_embeddings: frozenset[str] = frozenset()
 
 
-def plan(asked: Options, found: Sequence[Found], world: World) -> Plan:
+def plan_outputs(asked: Options, found: Sequence[InputImage], world: World) -> OutputPlan:
     """Return what this process is to do.
 
     Raises TaggerError where two pictures would share a sidecar, where one is there already and
@@ -63,7 +63,7 @@ def plan(asked: Options, found: Sequence[Found], world: World) -> Plan:
     for folder in (asked.output_dir, asked.embeddings and asked.embeddings.parent):
         _check_folder(folder)
     if asked.output == "txt":
-        sidecars.check_shared(found, asked.output_dir)
+        sidecars.check_unique(found, asked.output_dir)
     todo = found[world.rank :: world.size]
     folder = asked.output_dir or Path()
     table = folder / f"tags{world.file_suffix}.{asked.output}" if asked.is_table else None
@@ -72,7 +72,7 @@ def plan(asked: Options, found: Sequence[Found], world: World) -> Plan:
     )
     if asked.output == "txt" and asked.existing == "refuse":
         sidecars.check_absent(todo, asked.output_dir)
-    fresh = Plan(todo, 0, table, vectors, sidecars=asked.output == "txt")
+    fresh = OutputPlan(todo, 0, table, vectors, sidecars=asked.output == "txt")
     return _without_done(fresh, asked.output_dir) if asked.existing == "skip" else fresh
 
 
@@ -82,16 +82,16 @@ def _check_folder(folder: Path | None) -> None:
             raise TaggerError(f"{path} is no folder. Name another to write to.")
 
 
-def _without_done(plan: Plan, output_dir: Path | None) -> Plan:
+def _without_done(plan: OutputPlan, output_dir: Path | None) -> OutputPlan:
     """Return what is left of a plan: a picture is done if all that is wanted of it is there."""
-    left: set[Found] = set()
+    left: set[InputImage] = set()
     if plan.sidecars:
-        left.update(sidecars.undone(plan.todo, output_dir))
-    rows = tables.done(plan.table) if plan.table else frozenset()
-    vectors = embeddings.done(plan.embeddings) if plan.embeddings else frozenset()
+        left.update(sidecars.without_sidecar(plan.todo, output_dir))
+    rows = tables.read_file_names(plan.table) if plan.table else frozenset()
+    vectors = embeddings.read_file_names(plan.embeddings) if plan.embeddings else frozenset()
     for wanted, done in ((plan.table, rows), (plan.embeddings, vectors)):
-        left.update(one for one in plan.todo if wanted and tables.name(one.file) not in done)
-    again = {tables.name(one.file) for one in left}
+        left.update(one for one in plan.todo if wanted and tables.encode_path(one.file) not in done)
+    again = {tables.encode_path(one.file) for one in left}
     return replace(
         plan,
         todo=[one for one in plan.todo if one in left],
@@ -101,50 +101,58 @@ def _without_done(plan: Plan, output_dir: Path | None) -> Plan:
     )
 
 
-def captioner(asked: Options, tagger: Tagger) -> Captioner:
+def build_captioner(asked: Options, tagger: Tagger) -> Captioner:
     """Return what chooses the tags as the options say.
 
     Raises TaggerError where thresholds or implications that they need are missing.
     """
     categories = {tag.name: CATEGORIES[tag.category] for tag in tagger.tags}
-    change = implications.changing(asked.implications, asked.rules, categories)
-    for old in asked.naming.replacements:
+    change = implications.build_implications(asked.implications, asked.rules, categories)
+    for old in asked.tag_format.replacements:
         if old not in categories:
             _log.warning("The model has no tag %r.%s", old, did_you_mean(old, categories))
     return Captioner(
         tagger.tags,
-        limits.per_tag(asked.limits, tagger),
+        limits.resolve_thresholds(asked.thresholds, tagger),
         asked.categories,
         asked.top,
         change,
-        asked.naming,
+        asked.tag_format,
         asked.exclude,
     )
 
 
-def write(
-    blocks: Iterable[list[Answer]], choose: Captioner, asked: Options, plan: Plan, tally: Tally
+def write_outputs(
+    blocks: Iterable[list[ImagePrediction]],
+    choose: Captioner,
+    asked: Options,
+    plan: OutputPlan,
+    tally: RunStatus,
 ) -> None:
     """Write what is said of the pictures, as the answers come.
 
     Raises the TaggerError that cuts the answers short, after those before it are written.
     """
     broken: list[TaggerError] = []
-    answers: Iterable[Answer] = _until_broken(blocks, broken)
+    answers: Iterable[ImagePrediction] = _until_broken(blocks, broken)
     if plan.embeddings:
-        answers = embeddings.collected(answers, plan.embeddings, plan.kept_embeddings, tables.name)
+        answers = embeddings.write_embeddings(
+            answers, plan.embeddings, plan.kept_embeddings, tables.encode_path
+        )
     said = _captioned(answers, choose, tally)
     if plan.table:
         tables.write(said, plan.table, asked.categories, plan.kept_rows)
     elif asked.output == "txt":
-        _write_sidecars(said, choose.known, asked, tally)
+        _write_sidecars(said, choose.tag_names, asked, tally)
     else:
-        _print(said, choose.limit, asked)
+        _print(said, choose.common_threshold, asked)
     if broken:
         raise broken[0]
 
 
-def _until_broken(blocks: Iterable[list[Answer]], broken: list[TaggerError]) -> Iterator[Answer]:
+def _until_broken(
+    blocks: Iterable[list[ImagePrediction]], broken: list[TaggerError]
+) -> Iterator[ImagePrediction]:
     """Yield the answers up to an error, which is kept for later unless nothing came before it."""
     come = 0
     try:
@@ -157,36 +165,38 @@ def _until_broken(blocks: Iterable[list[Answer]], broken: list[TaggerError]) -> 
         broken.append(error)
 
 
-def _captioned(answers: Iterable[Answer], choose: Captioner, tally: Tally) -> Iterator[Caption]:
+def _captioned(
+    answers: Iterable[ImagePrediction], choose: Captioner, tally: RunStatus
+) -> Iterator[Caption]:
     """Yield what is said of the pictures that could be read; count the others."""
     for answer in answers:
         tally.seen += 1
-        if answer.reason:
-            tally.fail(answer.found.file, "unreadable picture", answer.reason)
+        if answer.problem:
+            tally.add_failure(answer.image.file, "unreadable picture", answer.problem)
         else:
-            yield choose(answer.found, answer.probabilities)
+            yield choose(answer.image, answer.probabilities)
 
 
 def _write_sidecars(
-    said: Iterable[Caption], known: frozenset[str], asked: Options, tally: Tally
+    said: Iterable[Caption], known: frozenset[str], asked: Options, tally: RunStatus
 ) -> None:
     append = asked.existing == "append"
     for caption in said:
-        path = sidecars.place(caption.found, asked.output_dir)
+        path = sidecars.sidecar_path(caption.image, asked.output_dir)
         try:
-            sidecars.write(caption, path, asked.naming, known, append=append)
+            sidecars.write(caption, path, asked.tag_format, known, append=append)
         except ValueError as error:
-            tally.fail(caption.found.file, "unreadable sidecar", f"{path.name}: {error}")
+            tally.add_failure(caption.image.file, "unreadable sidecar", f"{path.name}: {error}")
 
 
 def _print(said: Iterable[Caption], limit: float | None, asked: Options) -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
     for caption in said:
-        print(captions.text(caption, limit, asked.lang, asked.naming))
+        print(captions.caption_text(caption, limit, asked.lang, asked.tag_format))
 
 
-def write_failures(tally: Tally, asked: Options, world: World, *, whole: bool) -> Path:
+def write_failures(tally: RunStatus, asked: Options, world: World, *, whole: bool) -> Path:
     """Write the pictures that failed, if any did, and return where they are listed.
 
     whole: whether all pictures were tried; then a list of earlier failures is removed
@@ -194,16 +204,18 @@ def write_failures(tally: Tally, asked: Options, world: World, *, whole: bool) -
     folder = asked.output_dir or Path()
     path = folder / f"infer_failures{world.file_suffix}.csv"
     if tally.failures:
-        files.write_csv(path, Failure._fields, tally.failures)
+        files.write_csv(path, FailedImage._fields, tally.failures)
     elif whole:
         for former in (path, folder / "infer_failures.csv"):  # of one process, or of several
             former.unlink(missing_ok=True)
     return path
 
 
-def summary(tally: Tally, plan: Plan, listed: Path, lang: str, *, stopped: bool) -> Iterator[str]:
+def summary(
+    tally: RunStatus, plan: OutputPlan, listed: Path, lang: str, *, stopped: bool
+) -> Iterator[str]:
     """Yield the closing lines; listed: where the failures are."""
-    words, tagged = WORDS[lang], tally.seen - len(tally.failures)
+    words, tagged = MESSAGES[lang], tally.seen - len(tally.failures)
     rate = tagged / tally.seconds if tally.seconds else 0
     yield words.tagged.format(tagged, f"{rate:,.{int(rate < 10)}f}")
     if plan.skipped:
@@ -212,4 +224,6 @@ def summary(tally: Tally, plan: Plan, listed: Path, lang: str, *, stopped: bool)
         yield words.failed.format(len(tally.failures), listed)
     if stopped:
         way_on = plan.table or plan.embeddings or plan.sidecars
-        yield words.stopped.format(len(plan.todo) - tally.seen) + (words.way_on if way_on else "")
+        yield words.stopped.format(len(plan.todo) - tally.seen) + (
+            words.resume_hint if way_on else ""
+        )

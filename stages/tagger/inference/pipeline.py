@@ -12,28 +12,28 @@ import numpy.typing as npt
 from tagger.core.errors import TaggerError
 from tagger.inference import decoders
 from tagger.inference.decoders import Square
-from tagger.inference.inputs import Found
+from tagger.inference.inputs import InputImage
 from tagger.models.exported import Tagger
 from tagger.system.prefetch import prefetch
 
 BATCHES_AHEAD = 2
 BATCH_SIZES = {"cpu": 8, "cuda": 64}  # where none is asked for
 
-Row = npt.NDArray[np.float32]
-Decode: TypeAlias = Callable[..., Iterator[Square]]
+FloatRow = npt.NDArray[np.float32]
+DecodeSquares: TypeAlias = Callable[..., Iterator[Square]]
 
 
-class Answer(NamedTuple):
+class ImagePrediction(NamedTuple):
     """What the model says of a picture, or why it was not asked."""
 
-    found: Found
-    probabilities: Row  # (tags,), empty where the picture failed
-    embedding: Row | None  # (features,), if asked for
-    reason: str = ""  # of the failure
+    image: InputImage
+    probabilities: FloatRow  # (tags,), empty where the picture failed
+    embedding: FloatRow | None  # (features,), if asked for
+    problem: str = ""  # of the failure
 
 
 @dataclass(frozen=True)
-class Pace:
+class PipelineOptions:
     """How the work is done. It has no influence on what comes out."""
 
     batch_size: int | None  # pictures; None: as suits the device
@@ -41,15 +41,15 @@ class Pace:
     timeout: float  # seconds to decode a picture
 
 
-def tag(
+def tag_images(
     tagger: Tagger,
-    found: Sequence[Found],
-    pace: Pace,
+    found: Sequence[InputImage],
+    pace: PipelineOptions,
     *,
     embed: bool,
     stop: threading.Event,
-    decode: Decode = decoders.decode_squares,
-) -> Iterator[list[Answer]]:
+    decode: DecodeSquares = decoders.decode_squares,
+) -> Iterator[list[ImagePrediction]]:
     """Yield the answers for all pictures, in their order, a batch at a time.
 
     Only a few batches are held at a time. Once `stop` is set, no more come.
@@ -62,14 +62,14 @@ def tag(
 
 def _batches(
     tagger: Tagger,
-    found: Sequence[Found],
-    pace: Pace,
+    found: Sequence[InputImage],
+    pace: PipelineOptions,
     size: int,
     stop: threading.Event,
-    decode: Decode,
-) -> Iterator[list[tuple[Found, Square]]]:
+    decode: DecodeSquares,
+) -> Iterator[list[tuple[InputImage, Square]]]:
     squares = decode(
-        [one.file for one in found if not one.hindrance],
+        [one.file for one in found if not one.problem],
         tagger.preprocess,
         workers=pace.workers,
         timeout=pace.timeout,
@@ -81,26 +81,32 @@ def _batches(
             yield batch
 
 
-def _paired(found: Iterable[Found], squares: Iterator[Square]) -> Iterator[tuple[Found, Square]]:
+def _paired(
+    found: Iterable[InputImage], squares: Iterator[Square]
+) -> Iterator[tuple[InputImage, Square]]:
     for one in found:
-        square = one.hindrance or next(squares, None)
+        square = one.problem or next(squares, None)
         if square is None:  # stopped
             return
         yield one, square
 
 
-def _ask(tagger: Tagger, batch: Sequence[tuple[Found, Square]], embed: bool) -> list[Answer]:
+def _ask(
+    tagger: Tagger, batch: Sequence[tuple[InputImage, Square]], embed: bool
+) -> list[ImagePrediction]:
     readable = [square for _, square in batch if not isinstance(square, str)]
     nothing = np.empty(0, np.float32)
     if not readable:
-        return [Answer(one, nothing, None, str(reason)) for one, reason in batch]
-    outputs = tagger.engine(np.stack(readable), embed)
+        return [ImagePrediction(one, nothing, None, str(reason)) for one, reason in batch]
+    outputs = tagger.runtime(np.stack(readable), embed)
     if not np.isfinite(outputs.probabilities).all():
         names = ", ".join(ascii(one.file.name) for one, _ in batch[:3])
         raise TaggerError(f"The model gives what is no number for one of {names} ... Train again.")
     embeddings = outputs.embeddings if outputs.embeddings is not None else [None] * len(readable)
     rows = zip(outputs.probabilities, embeddings, strict=True)
     return [
-        Answer(one, nothing, None, square) if isinstance(square, str) else Answer(one, *next(rows))
+        ImagePrediction(one, nothing, None, square)
+        if isinstance(square, str)
+        else ImagePrediction(one, *next(rows))
         for one, square in batch
     ]

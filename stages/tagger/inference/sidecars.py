@@ -8,19 +8,19 @@ from tagger.core import files
 from tagger.core.errors import TaggerError
 from tagger.inference import naming
 from tagger.inference.given import Caption
-from tagger.inference.inputs import Found
-from tagger.inference.naming import Naming
+from tagger.inference.inputs import InputImage
+from tagger.inference.naming import TagFormat
 
 
-def place(found: Found, output_dir: Path | None) -> Path:
+def sidecar_path(found: InputImage, output_dir: Path | None) -> Path:
     """Return where the tags of a picture belong: beside it, or in the same subfolder of another."""
     target = output_dir / found.file.relative_to(found.base) if output_dir else found.file
     return target.with_suffix(".txt")
 
 
-def check_shared(found: Iterable[Found], output_dir: Path | None) -> None:
+def check_unique(found: Iterable[InputImage], output_dir: Path | None) -> None:
     """Raise TaggerError where a sidecar would be written twice."""
-    times = Counter(place(one, output_dir) for one in found if not one.hindrance)
+    times = Counter(sidecar_path(one, output_dir) for one in found if not one.problem)
     shared = [path for path, count in times.items() if count > 1]
     if shared:
         raise TaggerError(
@@ -29,9 +29,9 @@ def check_shared(found: Iterable[Found], output_dir: Path | None) -> None:
         )
 
 
-def check_absent(found: Iterable[Found], output_dir: Path | None) -> None:
+def check_absent(found: Iterable[InputImage], output_dir: Path | None) -> None:
     """Raise TaggerError where a sidecar is there already."""
-    existing = [place(one, output_dir) for one in found if _has_sidecar(one, output_dir)]
+    existing = [sidecar_path(one, output_dir) for one in found if _has_sidecar(one, output_dir)]
     if existing:
         raise TaggerError(
             f"{len(existing):,} sidecars are there already, {existing[0]} first. Give --overwrite "
@@ -39,17 +39,17 @@ def check_absent(found: Iterable[Found], output_dir: Path | None) -> None:
         )
 
 
-def undone(found: Iterable[Found], output_dir: Path | None) -> list[Found]:
+def without_sidecar(found: Iterable[InputImage], output_dir: Path | None) -> list[InputImage]:
     """Return the pictures without a sidecar."""
     return [one for one in found if not _has_sidecar(one, output_dir)]
 
 
-def _has_sidecar(found: Found, output_dir: Path | None) -> bool:
-    return not found.hindrance and place(found, output_dir).exists()
+def _has_sidecar(found: InputImage, output_dir: Path | None) -> bool:
+    return not found.problem and sidecar_path(found, output_dir).exists()
 
 
 def write(
-    caption: Caption, path: Path, how: Naming, known: frozenset[str], *, append: bool
+    caption: Caption, path: Path, how: TagFormat, known: frozenset[str], *, append: bool
 ) -> None:
     """Write the tags of a picture, whole or not at all.
 
@@ -57,15 +57,17 @@ def write(
     append: keep what is there, in its place and its form
     Raises ValueError for what is there in another encoding than UTF-8.
     """
-    files.write_text(path, text(caption, how, known, _present(path) if append else ()))
+    files.write_text(path, sidecar_text(caption, how, known, _present(path) if append else ()))
 
 
-def text(caption: Caption, how: Naming, known: frozenset[str], present: Iterable[str] = ()) -> str:
+def sidecar_text(
+    caption: Caption, how: TagFormat, known: frozenset[str], present: Iterable[str] = ()
+) -> str:
     """Return the tags of a picture as a line, those that are present before the others."""
-    written = [how.weighted(one.tag, one.confidence) for one in caption.tags]
+    written = [how.format_weighted(one.name, one.confidence) for one in caption.tags]
     if present := list(present):
-        written = naming.merged(present, written)
-    ordered = naming.reordered(written, [how.written(word) for word in how.first], known)
+        written = naming.merge_tags(present, written)
+    ordered = naming.reorder_tags(written, [how.format(word) for word in how.first], known)
     return f"{', '.join(ordered)}\n"
 
 

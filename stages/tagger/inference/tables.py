@@ -10,15 +10,15 @@ from typing import Any, TypeAlias
 
 from tagger.core import files
 from tagger.core.errors import TaggerError
-from tagger.inference.given import Caption, Given
+from tagger.inference.given import Caption, PredictedTag
 
 HEADER = ("file", "tag", "category", "confidence")
 _ROW_GROUP = 65_536  # rows of a Parquet held at a time
 
-Write: TypeAlias = Callable[[Iterable[Caption], Path, Sequence[str], frozenset[str]], None]
+WriteTable: TypeAlias = Callable[[Iterable[Caption], Path, Sequence[str], frozenset[str]], None]
 
 
-def done(path: Path) -> frozenset[str]:
+def read_file_names(path: Path) -> frozenset[str]:
     """Return the pictures, as `name` writes them, that a table holds. None if it is not there."""
     if not path.exists():
         return frozenset()
@@ -26,7 +26,7 @@ def done(path: Path) -> frozenset[str]:
         return frozenset(_FILES[path.suffix](path))
 
 
-def name(file: Path) -> str:
+def encode_path(file: Path) -> str:
     r"""Return a path as tables hold it: bytes that are no UTF-8 are written `\udcff`."""
     return str(file).encode(errors="backslashreplace").decode()
 
@@ -53,12 +53,12 @@ def _explained(path: Path) -> Iterator[None]:
         ) from None
 
 
-def _entries(caption: Caption, categories: Sequence[str]) -> list[Given]:
+def _entries(caption: Caption, categories: Sequence[str]) -> list[PredictedTag]:
     """Return the tags and the likeliest rating, by falling confidence."""
     rating = caption.rating
-    if rating is None or not rating.tag or rating.category not in categories:
+    if rating is None or not rating.name or rating.category not in categories:
         return list(caption.tags)
-    if any(one.tag == rating.tag and one.category == "rating" for one in caption.tags):
+    if any(one.name == rating.name and one.category == "rating" for one in caption.tags):
         return list(caption.tags)
     return sorted([*caption.tags, rating], key=lambda one: -one.confidence)
 
@@ -66,9 +66,9 @@ def _entries(caption: Caption, categories: Sequence[str]) -> list[Given]:
 def _object(caption: Caption, categories: Sequence[str]) -> dict[str, Any]:
     tags: dict[str, dict[str, float]] = {name: {} for name in categories}
     for one in _entries(caption, categories):
-        tags[one.category][one.tag] = round(one.confidence, 6)
-    rating = caption.rating.tag if caption.rating else None
-    return {"file": name(caption.found.file), "rating": rating, "tags": tags}
+        tags[one.category][one.name] = round(one.confidence, 6)
+    rating = caption.rating.name if caption.rating else None
+    return {"file": encode_path(caption.image.file), "rating": rating, "tags": tags}
 
 
 def _csv_rows(path: Path) -> Iterator[list[str]]:
@@ -84,7 +84,7 @@ def _write_csv(
 ) -> None:
     kept = (row for row in _csv_rows(path) if row[0] in keep) if keep else ()
     new = (
-        (name(caption.found.file), one.tag, one.category, f"{one.confidence:.6f}")
+        (encode_path(caption.image.file), one.name, one.category, f"{one.confidence:.6f}")
         for caption in captions
         for one in _entries(caption, categories)
     )
@@ -144,7 +144,7 @@ def _write_parquet(
     schema = pa.schema(list(zip(HEADER, types, strict=True)))
     kept = (row for row in _parquet_rows(path) if row[0] in keep) if keep else ()
     new = (
-        (name(caption.found.file), *one)
+        (encode_path(caption.image.file), *one)
         for caption in captions
         for one in _entries(caption, categories)
     )
@@ -156,7 +156,7 @@ def _write_parquet(
             writer.write_table(pa.table(arrays, schema=schema))
 
 
-_WRITERS: dict[str, Write] = {
+_WRITERS: dict[str, WriteTable] = {
     ".csv": _write_csv,
     ".json": _write_json,
     ".jsonl": _write_json,

@@ -48,7 +48,7 @@ def seconds(text: str) -> float:
 
 
 def categories(text: str) -> tuple[str, ...]:
-    wanted = {limits.category(name) for name in text.split(",")}
+    wanted = {limits.parse_category(name) for name in text.split(",")}
     return tuple(name for name in CATEGORIES.values() if name in wanted)
 
 

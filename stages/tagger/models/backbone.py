@@ -21,7 +21,7 @@ from tagger.images import preprocess
 from tagger.images.location import WHITE
 from tagger.images.preprocess import Preprocess
 from tagger.models import checkpoints, pretrained
-from tagger.models.checkpoints import UNREADABLE
+from tagger.models.checkpoints import UNREADABLE_ERRORS
 from tagger.models.heads import Head, QueryTagger
 from tagger.params import Preset
 
@@ -29,7 +29,7 @@ WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
 
 
-def build(preset: Preset, tags: int, head: Head = "linear") -> nn.Module:
+def build_model(preset: Preset, tags: int, head: Head = "linear") -> nn.Module:
     """Return the backbone with a head of `tags` logits: timm's own, or that of `heads`.
 
     Raises TaggerError for a name that timm does not know, arguments that the backbone does not
@@ -48,7 +48,7 @@ def build(preset: Preset, tags: int, head: Head = "linear") -> nn.Module:
         ) from error
     _check_patches(model, preset)
     if preset.pretrained:
-        pretrained.into(model, checkpoints.read(preset.pretrained, preset.backbone))
+        pretrained.load_pretrained(model, checkpoints.read(preset.pretrained, preset.backbone))
     return QueryTagger(model, tags) if head == "query" else model
 
 
@@ -84,7 +84,7 @@ def _check_patches(model: nn.Module, preset: Preset) -> None:
         )
 
 
-def preprocessing(
+def build_preprocess(
     model: nn.Module, preset: Preset, fitting: str = "pad", background: Sequence[int] = WHITE
 ) -> Preprocess:
     """Return how pictures become inputs of this model, by the constants of its backbone."""
@@ -110,7 +110,7 @@ def check_sizes(model: nn.Module, sizes: Sequence[int]) -> None:
     model.train(training)
 
 
-def save_memory(model: nn.Module) -> None:
+def enable_gradient_checkpointing(model: nn.Module) -> None:
     """Let the model compute twice, in training, what it would keep for the gradient.
 
     Raises TaggerError for a backbone that cannot.
@@ -130,7 +130,7 @@ def save_config(model: nn.Module, prepared: Preprocess, folder: Path) -> None:
 
     That of a query head describes the backbone alone, and the head under the key `head`.
     """
-    more = {"head": model.settings()} if isinstance(model, QueryTagger) else {}
+    more = {"head": model.head_config()} if isinstance(model, QueryTagger) else {}
     body = model.backbone if isinstance(model, QueryTagger) else model
     data = {
         "input_size": (3, prepared.size, prepared.size),
@@ -155,7 +155,7 @@ def save_weights(state: Mapping[str, Tensor], path: Path) -> None:
             raise OSError(int(number[1]), str(error), str(path)) from None
 
 
-def load(folder: Path) -> nn.Module:
+def load_model(folder: Path) -> nn.Module:
     """Return the model of a folder that `save_config` and `save_weights` wrote, in eval mode."""
     files.require(folder / WEIGHTS)
     files.require(folder / CONFIG)
@@ -167,7 +167,7 @@ def load(folder: Path) -> nn.Module:
         if head is not None:
             model.load_state_dict(load_file(folder / WEIGHTS))
         return model.eval()
-    except UNREADABLE as error:
+    except UNREADABLE_ERRORS as error:
         raise TaggerError(f"{folder} does not load: {one_line(error)}. Train again.") from error
 
 
@@ -194,7 +194,7 @@ def to_device(model: nn.Module, device: torch.device | None = None) -> nn.Module
 
 
 @contextmanager
-def judging() -> Iterator[None]:
+def inference_mode() -> Iterator[None]:
     """Compute what a model says of pictures: without gradients, and in whole float32.
 
     TF32 would make a picture's confidences depend, by 1e-3, on those it is computed with.

@@ -24,7 +24,7 @@ from tagger.data.hub import client
 HUB = "hf-hub:"
 CONFIG = "config.json"
 # Of a folder the first that is there, in timm's own order.
-NAMES = (
+WEIGHTS_NAMES = (
     "model.safetensors",
     "pytorch_model.bin",
     "pytorch_model.pth",
@@ -37,7 +37,7 @@ SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 _PLAIN_TORCH = "model_state_dict"  # as in torch's own tutorial, beside the keys that timm knows
 
 # What timm, safetensors and torch raise for weights that are away, damaged or of another network.
-UNREADABLE = (
+UNREADABLE_ERRORS = (
     OSError,
     RuntimeError,
     ValueError,
@@ -100,21 +100,21 @@ def read(source: bool | str | Path, backbone: str) -> Checkpoint:
     )
 
 
-def file_in(path: Path) -> Path | None:
+def find_weights(path: Path) -> Path | None:
     """Return the file of weights that a path names, as far as it is plain which one that is."""
     path = path.expanduser()
     if path.is_file():
         return path
-    return next((path / name for name in NAMES if (path / name).is_file()), None)
+    return next((path / name for name in WEIGHTS_NAMES if (path / name).is_file()), None)
 
 
 def _from_folder(folder: Path) -> Checkpoint:
     """Return the weights of a folder, of which there must be no two without a usual name."""
-    usual = [folder / name for name in NAMES if (folder / name).is_file()]
+    usual = [folder / name for name in WEIGHTS_NAMES if (folder / name).is_file()]
     others = sorted(path for path in folder.iterdir() if path.suffix in SUFFIXES)
     if not (usual or others):
         raise TaggerError(
-            f"{folder} holds no weights: it has neither {NAMES[0]} nor {NAMES[1]}. "
+            f"{folder} holds no weights: it has neither {WEIGHTS_NAMES[0]} nor {WEIGHTS_NAMES[1]}. "
             "Name the file, or a folder that `train`, `export` or timm wrote."
         )
     if not usual and len(others) > 1:
@@ -142,7 +142,7 @@ def _entries(path: Path) -> dict[str, Any]:
         if not entries:
             raise ValueError("it is empty")
         return entries
-    except UNREADABLE as error:
+    except UNREADABLE_ERRORS as error:
         raise TaggerError(_unreadable(path, error)) from error
 
 
@@ -173,7 +173,7 @@ def _timms(backbone: str) -> Checkpoint:
         )
     try:
         path = Path(download_cached_file(known.url, check_hash=True))
-    except UNREADABLE as error:
+    except UNREADABLE_ERRORS as error:
         raise TaggerError(
             f"The weights of {backbone} cannot be downloaded from {known.url}: {one_line(error)}. "
             f"Check the network, {_WAYS_OUT}."
@@ -197,7 +197,7 @@ def _from_hub(repo: str, revision: str | None) -> Checkpoint:
             _log.warning("%s is taken from the cache, without asking the hub.", source)
     if weights is None:
         raise TaggerError(
-            f"{source} holds no weights for timm: it has neither {NAMES[0]} nor {NAMES[1]}. "
+            f"{source} holds no weights for timm: it has neither {WEIGHTS_NAMES[0]} nor {WEIGHTS_NAMES[1]}. "
             f"Name another, {_WAYS_OUT}."
         )
     return Checkpoint(source, _entries(weights), _config(config) if config else {})
@@ -210,7 +210,7 @@ def _download(repo: str, revision: str | None) -> tuple[Path | None, Path | None
         repo, revision=revision, timeout=constants.HF_HUB_ETAG_TIMEOUT, expand=["siblings"]
     )
     there = {sibling.rfilename for sibling in about.siblings or ()}
-    names = [next((name for name in NAMES if name in there), None), CONFIG]
+    names = [next((name for name in WEIGHTS_NAMES if name in there), None), CONFIG]
     weights, config = (
         Path(hf_hub_download(repo, name, revision=revision)) if name in there else None
         for name in names
@@ -221,7 +221,7 @@ def _download(repo: str, revision: str | None) -> tuple[Path | None, Path | None
 def _cached(repo: str, revision: str | None) -> tuple[Path | None, Path | None]:
     paths = {
         name: Path(path)
-        for name in (*NAMES, CONFIG)
+        for name in (*WEIGHTS_NAMES, CONFIG)
         if isinstance(path := try_to_load_from_cache(repo, name, revision=revision), str)
     }
-    return next((paths[name] for name in NAMES if name in paths), None), paths.get(CONFIG)
+    return next((paths[name] for name in WEIGHTS_NAMES if name in paths), None), paths.get(CONFIG)

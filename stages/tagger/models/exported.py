@@ -16,14 +16,14 @@ from tagger.core.vocabulary import Tag
 from tagger.images import preprocess
 from tagger.images.preprocess import Preprocess
 from tagger.models import runtimes
-from tagger.models.runtimes import Array, Device, Engine
+from tagger.models.runtimes import Array, Device, Runtime
 
 ONNX = "model.onnx"
 SELECTED_TAGS = "selected_tags.csv"
 PREPROCESS = "preprocess.json"
-FITTED = "thresholds.csv"
+THRESHOLDS = "thresholds.csv"
 CALIBRATION = "calibration.json"
-UNFITTED = 0.4  # the threshold of every tag where none were fitted
+DEFAULT_THRESHOLD = 0.4  # the threshold of every tag where none were fitted
 WEIGHTS = ("model.safetensors", "config.json")
 
 _log = logging.getLogger(__name__)
@@ -36,15 +36,15 @@ class Tagger:
     tags: Sequence[Tag]
     thresholds: Floats  # (tags,), the confidence from which on each is given
     preprocess: Preprocess
-    engine: Engine
+    runtime: Runtime
     device: str  # cpu or cuda
-    fitted: Path  # thresholds.csv with those of the categories, which may be missing
+    thresholds_path: Path  # thresholds.csv with those of the categories, which may be missing
     temperatures: Floats | None = None  # (tags,), by which the logits are divided; None: by 1
 
     def __call__(self, pictures: Sequence[Image.Image]) -> Array:
         """Return the probabilities of every tag, (pictures, tags), for RGB images."""
         squares = np.stack([self.preprocess.to_square(picture) for picture in pictures])
-        return self.engine(squares, False).probabilities
+        return self.runtime(squares, False).probabilities
 
 
 def lacking(folder: Path, onnx: str = ONNX) -> list[str]:
@@ -67,15 +67,17 @@ def load(path: Path, device: str = "auto", use: Device | None = None) -> Tagger:
         )
     prepared = preprocess.read(folder / PREPROCESS)
     by_name = folder != path
-    kind, runs = engine(folder, name, prepared, device, use or Device("cpu"), by_name=by_name)
+    kind, runs = build_runtime(
+        folder, name, prepared, device, use or Device("cpu"), by_name=by_name
+    )
     tags = vocabulary.read(folder / SELECTED_TAGS)
     check_names(tags, folder)
     check_outputs(runs, prepared, len(tags), folder / SELECTED_TAGS)
     limits = _thresholds(folder / SELECTED_TAGS)
-    return Tagger(tags, limits, prepared, runs, kind, folder / FITTED)
+    return Tagger(tags, limits, prepared, runs, kind, folder / THRESHOLDS)
 
 
-def engine(
+def build_runtime(
     folder: Path,
     onnx: str,
     prepared: Preprocess,
@@ -83,22 +85,22 @@ def engine(
     use: Device,
     *,
     by_name: bool = False,
-) -> tuple[str, Engine]:
+) -> tuple[str, Runtime]:
     """Return what computes, and on which device.
 
     by_name: the ONNX file, whatever else there is
     """
     has_weights = not by_name and all((folder / weights).is_file() for weights in WEIGHTS)
-    if has_weights and runtimes.use_cuda(device):
+    if has_weights and runtimes.torch_uses_cuda(device):
         return "cuda", runtimes.on_torch(folder, prepared, use._replace(kind="cuda"))
-    if runtimes.cuda_in_onnx(device):
+    if runtimes.onnx_uses_cuda(device):
         return "cuda", runtimes.on_onnx(folder / onnx, prepared, use._replace(kind="cuda"))
     if device == "cuda" and not has_weights:
         _log.warning("ONNX Runtime has no CUDA here, going on with the CPU.")
     return "cpu", runtimes.on_onnx(folder / onnx, prepared, use._replace(kind="cpu"))
 
 
-def check_outputs(engine: Engine, prepared: Preprocess, tags: int, path: Path) -> None:
+def check_outputs(engine: Runtime, prepared: Preprocess, tags: int, path: Path) -> None:
     """Raise TaggerError where a model has not one output for each tag of a list."""
     try:
         blank = np.zeros((1, prepared.size, prepared.size, 3), np.uint8)

@@ -17,17 +17,17 @@ from tagger.images.decode import Pixels
 from tagger.images.location import WHITE, Colour
 from tagger.images.preprocess import Preprocess, Triple
 
-Stage: TypeAlias = Callable[[Image.Image], Image.Image]
+Step: TypeAlias = Callable[[Image.Image], Image.Image]
 Settings: TypeAlias = Mapping[str, Any]
 
 _TRIED = ((8, 8), (9, 13), (13, 9))  # pixels, of pictures that must all become the same square
 
 
 @dataclass(frozen=True)
-class Staged(Preprocess):
+class ExternalPreprocess(Preprocess):
     """Brings a picture into a square by stages of its own, and normalises it."""
 
-    stages: tuple[Stage, ...] = ()
+    stages: tuple[Step, ...] = ()
 
     def fit(self, picture: Image.Image | Pixels) -> Pixels:
         """Return an RGB picture as a square, (size, size, 3)."""
@@ -48,7 +48,7 @@ def read(path: Path) -> Preprocess:
         return _staged(path)
 
 
-def _staged(path: Path) -> Staged:
+def _staged(path: Path) -> ExternalPreprocess:
     content = files.read_json(path)
     try:
         mean, std = (0.0,) * 3, (1.0,) * 3
@@ -61,7 +61,7 @@ def _staged(path: Path) -> Staged:
                 stages.append(_KINDS[kind](settings))
             elif kind not in _NOTHING:
                 raise ValueError(f"{kind!r} is none of {', '.join((*_KINDS, *_NOTHING))}")
-        found = Staged(1, mean, std, stages=tuple(stages))
+        found = ExternalPreprocess(1, mean, std, stages=tuple(stages))
         sizes = {found.fit(Image.new("RGB", size)).shape[:2] for size in _TRIED}
         if len(sizes) > 1 or len(set(*sizes)) > 1:
             made = sorted(f"{width} x {height}" for height, width in sizes)
@@ -78,7 +78,7 @@ def _constants(given: float | list[float]) -> Triple:
     return red, green, blue
 
 
-def _pad(settings: Settings) -> Stage:
+def _pad(settings: Settings) -> Step:
     background = settings.get("background_color", WHITE)
     if isinstance(background, str):
         background = ImageColor.getrgb(background)
@@ -101,7 +101,7 @@ def _padded(
     return frame
 
 
-def _resize(settings: Settings) -> Stage:
+def _resize(settings: Settings) -> Step:
     size = settings["size"]
     if settings.get("max_size") is not None:
         raise ValueError("resize has a max_size")
@@ -125,7 +125,7 @@ def _shortened(picture: Image.Image, size: int, how: Image.Resampling) -> Image.
     return picture.resize((size, longer) if width <= height else (longer, size), how)
 
 
-def _crop(settings: Settings) -> Stage:
+def _crop(settings: Settings) -> Step:
     height, width = _sides(settings["size"])
     return partial(_cropped, width=width, height=height)
 
@@ -139,7 +139,7 @@ def _cropped(picture: Image.Image, width: int, height: int) -> Image.Image:
     return picture.crop((left, top, left + width, top + height))
 
 
-_KINDS: Mapping[str, Callable[[Settings], Stage]] = {
+_KINDS: Mapping[str, Callable[[Settings], Step]] = {
     "pad_to_size": _pad,
     "resize": _resize,
     "center_crop": _crop,

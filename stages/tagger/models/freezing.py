@@ -8,7 +8,7 @@ from torch import nn
 from tagger.core.errors import TaggerError
 
 
-def stages(model: nn.Module) -> list[list[str]]:
+def parameters_by_stage(model: nn.Module) -> list[list[str]]:
     """Return the names of the weights of each stage, from the input on, the head left out.
 
     Raises TaggerError for a backbone that timm does not part into stages.
@@ -37,7 +37,11 @@ def freeze(model: nn.Module, frozen: int) -> None:
 
     What does not learn keeps its running statistics, and drops nothing out.
     """
-    still = {name for stage in stages(model)[:frozen] for name in stage} if frozen else set()
+    still = (
+        {name for stage in parameters_by_stage(model)[:frozen] for name in stage}
+        if frozen
+        else set()
+    )
     model.train()
     for name, weights in model.named_parameters():
         weights.requires_grad_(name not in still)

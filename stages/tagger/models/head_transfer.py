@@ -22,7 +22,7 @@ _QUERIES, _QUERY_OF_TAG = "decoder.queries", "decoder.query_of_tag"  # of a quer
 _log = logging.getLogger(__name__)
 
 
-class Carried(NamedTuple):
+class TransferredTag(NamedTuple):
     """What became of a tag, be it one that the model learns or an old one that it does not."""
 
     name: str
@@ -31,17 +31,17 @@ class Carried(NamedTuple):
     source: str  # the old tag it was, or what a new one starts as
 
 
-HEADER = Carried._fields
+HEADER = TransferredTag._fields
 
 
-def into(
+def transfer_head(
     model: nn.Module,
     folder: Path,
     backbone: str,
     tags: Sequence[Tag],
     aliases: Mapping[str, str],
     new: NewTagStart,
-) -> list[Carried]:
+) -> list[TransferredTag]:
     """Put a trained tagger's weights into a model; each tag that both know keeps its output.
 
     folder: of `train`, of `export`, or any of timm's with a selected_tags.csv
@@ -56,7 +56,9 @@ def into(
     """
     olds = taglists.read_tags(folder)
     rows = _row_names(model, backbone)
-    stored = pretrained.into(model, checkpoints.read(folder, backbone), fresh=[*rows, _QUERIES])
+    stored = pretrained.load_pretrained(
+        model, checkpoints.read(folder, backbone), fresh=[*rows, _QUERIES]
+    )
     if _QUERIES not in rows:
         _share_queries(model, stored)
     old_rows = _old_rows(model, rows, stored, folder, len(olds))
@@ -137,25 +139,25 @@ def _told(
     olds: Sequence[Tag],
     found: Mapping[int, tuple[int, MatchOutcome]],
     starts: Sequence[StartGroup],
-) -> list[Carried]:
+) -> list[TransferredTag]:
     sources = {row: start.description for start in starts for row in start.new_rows}
     told = [
-        Carried(tag.name, tag.category, found[row][1], olds[found[row][0]].name)
+        TransferredTag(tag.name, tag.category, found[row][1], olds[found[row][0]].name)
         if row in found
-        else Carried(tag.name, tag.category, "new", sources.get(row, ""))
+        else TransferredTag(tag.name, tag.category, "new", sources.get(row, ""))
         for row, tag in enumerate(tags)
     ]
     used = {old for old, _ in found.values()}
     dropped = (old for number, old in enumerate(olds) if number not in used)
-    return told + [Carried(old.name, old.category, "dropped", "") for old in dropped]
+    return told + [TransferredTag(old.name, old.category, "dropped", "") for old in dropped]
 
 
-def rows(carried: Sequence[Carried]) -> list[tuple[str, str, str, str]]:
+def table_rows(carried: Sequence[TransferredTag]) -> list[tuple[str, str, str, str]]:
     """Return the rows of a table under `HEADER`, categories by their names."""
     return [(tag.name, CATEGORIES.get(tag.category, ""), *tag[2:]) for tag in carried]
 
 
-def summary(carried: Sequence[Carried]) -> str:
+def summarize(carried: Sequence[TransferredTag]) -> str:
     """Return "carried 120 of 136 tags (3 by alias), 16 new, 9 dropped"."""
     count = Counter(tag.outcome for tag in carried)
     aliased, new = count["carried_by_alias"], count["new"]

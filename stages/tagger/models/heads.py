@@ -16,14 +16,14 @@ _QUERIES = 100  # the paper's number of groups for thousands of tags
 _PER_HEAD = 64  # width of an attention head
 
 
-def outputs(model: nn.Module, pixels: Tensor) -> tuple[Tensor, Tensor]:
+def logits_and_embeddings(model: nn.Module, pixels: Tensor) -> tuple[Tensor, Tensor]:
     """Return logits (batch, tags) and embeddings (batch, features) of a model with either head.
 
     pixels: (batch, 3, height, width), normalised
     The embedding is what the backbone pools: all that a linear head sees of a picture.
     """
     if isinstance(model, QueryTagger):
-        return model.outputs(pixels)
+        return model.logits_and_embeddings(pixels)
     timms: Any = model
     embedding: Tensor = timms.forward_head(timms.forward_features(pixels), pre_logits=True)
     return timms.get_classifier()(embedding), embedding
@@ -136,9 +136,9 @@ class QueryTagger(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         """(batch, 3, height, width) -> logits (batch, tags)."""
-        return self.outputs(pixels)[0]
+        return self.logits_and_embeddings(pixels)[0]
 
-    def outputs(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+    def logits_and_embeddings(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         features = self.backbone.forward_features(pixels)
         embedding: Tensor = self.backbone.forward_head(features, pre_logits=True)
         return self.decoder(self._tokens(features), embedding), embedding
@@ -159,7 +159,7 @@ class QueryTagger(nn.Module):
             "another backbone."
         )
 
-    def settings(self) -> dict[str, Any]:
+    def head_config(self) -> dict[str, Any]:
         """Return what the head is rebuilt from, by the names of the constructor's arguments."""
         queries, width = self.decoder.queries.shape
         return {"tags": self.num_classes, "queries": queries, "width": width}

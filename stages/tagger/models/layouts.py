@@ -18,8 +18,8 @@ from tagger.images import preprocess
 from tagger.images.decode import Pixels
 from tagger.images.preprocess import Preprocess
 from tagger.models import exported, external_preprocess, runtimes
-from tagger.models.exported import FITTED, ONNX, PREPROCESS, UNFITTED, WEIGHTS, Tagger
-from tagger.models.runtimes import Device, Engine, Outputs
+from tagger.models.exported import DEFAULT_THRESHOLD, ONNX, PREPROCESS, THRESHOLDS, WEIGHTS, Tagger
+from tagger.models.runtimes import Device, Outputs, Runtime
 
 
 def load(folder: Path, device: str = "auto", use: Device | None = None) -> Tagger:
@@ -39,9 +39,9 @@ def load(folder: Path, device: str = "auto", use: Device | None = None) -> Tagge
     described = (folder / PREPROCESS).is_file()
     prepared = external_preprocess.read(folder / PREPROCESS) if described else _timms(folder)
     if (folder / ONNX).is_file() and described:
-        kind, engine = exported.engine(folder, ONNX, prepared, device, use or Device("cpu"))
+        kind, engine = exported.build_runtime(folder, ONNX, prepared, device, use or Device("cpu"))
     else:
-        kind = "cuda" if runtimes.use_cuda(device) else "cpu"
+        kind = "cuda" if runtimes.torch_uses_cuda(device) else "cpu"
         engine = runtimes.on_torch(folder, prepared, (use or Device("cpu"))._replace(kind=kind))
     return _tagger(folder, prepared, engine, kind)
 
@@ -54,7 +54,7 @@ def is_wd14(path: Path) -> bool:
 
 def wd14(path: Path, device: str = "auto", use: Device | None = None) -> Tagger:
     folder, name = (path.parent, path.name) if path.suffix == ".onnx" else (path, ONNX)
-    kind = "cuda" if runtimes.cuda_in_onnx(device) else "cpu"
+    kind = "cuda" if runtimes.onnx_uses_cuda(device) else "cpu"
     engine, size = runtimes.on_wd14(folder / name, (use or Device("cpu"))._replace(kind=kind))
     try:
         prepared = Preprocess(size, mean=(0.0,) * 3, std=(1 / 255,) * 3)
@@ -63,12 +63,12 @@ def wd14(path: Path, device: str = "auto", use: Device | None = None) -> Tagger:
     return _tagger(folder, prepared, engine, kind)
 
 
-def _tagger(folder: Path, prepared: Preprocess, engine: Engine, kind: str) -> Tagger:
+def _tagger(folder: Path, prepared: Preprocess, engine: Runtime, kind: str) -> Tagger:
     tags = taglists.read_tags(folder)
     exported.check_names(tags, folder)
     exported.check_outputs(engine, prepared, len(tags), folder / exported.SELECTED_TAGS)
-    limits = np.full(len(tags), UNFITTED)
-    return Tagger(tags, limits, prepared, engine, kind, folder / FITTED)
+    limits = np.full(len(tags), DEFAULT_THRESHOLD)
+    return Tagger(tags, limits, prepared, engine, kind, folder / THRESHOLDS)
 
 
 def _timms(folder: Path) -> Preprocess:
@@ -88,9 +88,9 @@ def with_channels_reversed(tagger: Tagger) -> Tagger:
     """Return a tagger that sees BGR: some of timm's layout are trained so, and nothing says it."""
 
     def engine(squares: Pixels, embed: bool) -> Outputs:
-        return tagger.engine(np.ascontiguousarray(squares[..., ::-1]), embed)
+        return tagger.runtime(np.ascontiguousarray(squares[..., ::-1]), embed)
 
-    return replace(tagger, engine=engine)
+    return replace(tagger, runtime=engine)
 
 
 def says_channels(folder: Path) -> bool:

@@ -12,7 +12,7 @@ from tagger.models.exported import Tagger
 from tagger.models.runtimes import Device, Outputs
 
 
-def load(path: Path, device: str, use: Device, *, calibrated: bool = False) -> Tagger:
+def load_tagger(path: Path, device: str, use: Device, *, calibrated: bool = False) -> Tagger:
     """Return the tagger of an export, of a folder in the WD14 layout, or of a training.
 
     The ONNX file in one names it, too.
@@ -50,15 +50,15 @@ def _calibrated(tagger: Tagger) -> Tagger:
     """Return a tagger with the temperatures beside its thresholds, those of each category."""
     from tagger.evaluation import calibration
 
-    path = tagger.fitted.with_name(exported.CALIBRATION)
+    path = tagger.thresholds_path.with_name(exported.CALIBRATION)
     if not path.is_file():
         raise TaggerError(f"--calibrated needs {path}, which is missing. Leave it out.")
     temperatures = calibration.per_tag(calibration.read(path), tagger.tags, "category")
 
     def engine(squares: Pixels, embed: bool) -> Outputs:
-        found = tagger.engine(squares, embed)
+        found = tagger.runtime(squares, embed)
         likely = calibration.calibrated(found.probabilities, temperatures)
         return found._replace(probabilities=likely.astype(np.float32))
 
     thresholds = calibration.calibrated(tagger.thresholds, temperatures)
-    return replace(tagger, engine=engine, thresholds=thresholds, temperatures=temperatures)
+    return replace(tagger, runtime=engine, thresholds=thresholds, temperatures=temperatures)

@@ -110,7 +110,7 @@ class _OnTorch:
         """Return what is made of some pictures, or None where they do not fit."""
         device = next(self.model.parameters()).device
         try:
-            with backbone.judging():
+            with backbone.inference_mode():
                 inputs, _ = loader.to_device(batch, device, self.preprocess)
                 found: Any = self.outputs(inputs)
                 return np.asarray(found.float().cpu())

@@ -15,7 +15,7 @@ from timm.models import model_entrypoint
 from torch import Tensor, nn
 
 from tagger.core.errors import TaggerError, one_line
-from tagger.models.checkpoints import UNREADABLE, Checkpoint
+from tagger.models.checkpoints import UNREADABLE_ERRORS, Checkpoint
 from tagger.models.heads import QueryTagger
 
 _BACKBONE, _DECODER = "backbone.", "decoder"  # of a QueryTagger
@@ -35,7 +35,7 @@ class _Fit(NamedTuple):
     share: float  # of the backbone's numbers that are taken
 
 
-def into(
+def load_pretrained(
     model: nn.Module, checkpoint: Checkpoint, *, fresh: Collection[str] | None = None
 ) -> dict[str, Tensor]:
     """Load weights into a model; return the checkpoint's tensors of the head, by the model's names.
@@ -62,7 +62,7 @@ def into(
     return {name: value for name, value in stored.items() if _within(name, heads)}
 
 
-def listed(names: Sequence[str], limit: int = 5) -> str:
+def shortened_list(names: Sequence[str], limit: int = 5) -> str:
     """Return the first names, and how many more there are."""
     more = f" and {len(names) - limit:,} more" if len(names) > limit else ""
     return ", ".join(names[:limit]) + more
@@ -118,7 +118,7 @@ def _converted(
             ):  # timm 1.0.31 resamples by what torch 2.15 advises against
                 warnings.simplefilter("ignore", UserWarning)
                 named = convert(dict(named), body) if takes_model else convert(dict(named))
-    except UNREADABLE as error:  # of a network with other blocks, say; what fits still fits
+    except UNREADABLE_ERRORS as error:  # of a network with other blocks, say; what fits still fits
         reason = f"{type(error).__name__}: {one_line(error)}"
         _log.warning("%s is taken as it is, timm cannot convert it (%s).", source, reason)
     everything = {prefix + name: value for name, value in named.items()} | decoder
@@ -158,9 +158,9 @@ def _unfit(model: nn.Module, checkpoint: Checkpoint, fit: _Fit) -> str:
     of_another = f", but those of {theirs}" if theirs and theirs != ours else ""
     seen = [f"{name} is {shapes}" for name, shapes in fit.misshapen.items()]
     told = [
-        f"of another shape: {listed(seen, 2)}" if seen else "",
-        f"the model lacks {listed(fit.unexpected, 3)}" if fit.unexpected else "",
-        f"the weights lack {listed(fit.missing, 3)}" if fit.missing else "",
+        f"of another shape: {shortened_list(seen, 2)}" if seen else "",
+        f"the model lacks {shortened_list(fit.unexpected, 3)}" if fit.unexpected else "",
+        f"the weights lack {shortened_list(fit.missing, 3)}" if fit.missing else "",
     ]
     return (
         f"{checkpoint.source} holds no weights of {ours}{of_another}: {fit.share:.0%} of the model "
@@ -174,12 +174,12 @@ def _tell(model: nn.Module, source: str, fit: _Fit) -> None:
     name = _architecture(model)
     _log.info("%s: %d of %d tensors from %s", name, len(fit.taken), total, source)
     if fit.missing:
-        _log.warning("%s lacks %s: these start anew.", source, listed(fit.missing))
+        _log.warning("%s lacks %s: these start anew.", source, shortened_list(fit.missing))
     if fit.misshapen:
         shapes = [f"{entry} ({shapes})" for entry, shapes in fit.misshapen.items()]
-        _log.warning("%s has other shapes: %s. These start anew.", source, listed(shapes))
+        _log.warning("%s has other shapes: %s. These start anew.", source, shortened_list(shapes))
     if fit.unexpected:
-        _log.warning("%s has what %s lacks: %s.", source, name, listed(fit.unexpected))
+        _log.warning("%s has what %s lacks: %s.", source, name, shortened_list(fit.unexpected))
 
 
 def _tell_resampled(before: Mapping[str, Any], after: Mapping[str, Tensor]) -> None:
@@ -190,7 +190,7 @@ def _tell_resampled(before: Mapping[str, Any], after: Mapping[str, Tensor]) -> N
         if isinstance(old, Tensor) and old.numel() != value.numel():
             changed.setdefault(_resampling(name, old.shape, value.shape), []).append(name)
     for how, names in changed.items():
-        _log.info("%s: %s", how, listed(names, 2))
+        _log.info("%s: %s", how, shortened_list(names, 2))
 
 
 def _resampling(name: str, old: Sequence[int], new: Sequence[int]) -> str:

@@ -23,17 +23,17 @@ class Outputs(NamedTuple):
 
 
 # Squares, (pictures, size, size, 3), and whether embeddings are wanted.
-Engine: TypeAlias = Callable[[Pixels, bool], Outputs]
+Runtime: TypeAlias = Callable[[Pixels, bool], Outputs]
 
 
 class Device(NamedTuple):
     kind: str  # cpu or cuda
     number: int = 0  # of the GPU
-    cores: int | None = None  # threads that compute; None: as many as the library likes
-    busy: bool = False  # whether other processes want the cores meanwhile
+    threads: int | None = None  # threads that compute; None: as many as the library likes
+    cores_are_shared: bool = False  # whether other processes want the cores meanwhile
 
 
-def use_cuda(device: str) -> bool:
+def torch_uses_cuda(device: str) -> bool:
     """Return whether torch can compute on CUDA, for `auto`, `cpu` or `cuda`; warn where it cannot.
 
     torch is imported only where it is likely to be wanted.
@@ -51,15 +51,15 @@ def use_cuda(device: str) -> bool:
     return False
 
 
-def session(path: Path, device: Device) -> Any:
+def open_session(path: Path, device: Device) -> Any:
     """Return an ONNX graph, ready to run. Raises TaggerError for one that does not load."""
     import onnxruntime as ort
 
     settings = ort.SessionOptions()
-    settings.intra_op_num_threads = device.cores or 0
+    settings.intra_op_num_threads = device.threads or 0
     if device.kind == "cpu":
         settings.log_severity_level = 4  # what fails is raised as well, and told once
-    if device.busy:
+    if device.cores_are_shared:
         settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
     providers: list[Any] = ["CPUExecutionProvider"]
     if device.kind == "cuda":
@@ -70,12 +70,12 @@ def session(path: Path, device: Device) -> Any:
         raise TaggerError(f"{path} does not load: {one_line(error)}. Export again.") from error
 
 
-def on_onnx(path: Path, prepared: Preprocess, device: Device) -> Engine:
+def on_onnx(path: Path, prepared: Preprocess, device: Device) -> Runtime:
     """Return an ONNX graph with an input `input` and an output `prediction`, ready to run.
 
     Raises TaggerError for a file that ONNX Runtime does not load.
     """
-    graph = session(path, device)
+    graph = open_session(path, device)
     known = {output.name for output in graph.get_outputs()}
 
     def run(squares: Pixels, embed: bool) -> Outputs:
@@ -88,12 +88,12 @@ def on_onnx(path: Path, prepared: Preprocess, device: Device) -> Engine:
     return run
 
 
-def on_wd14(path: Path, device: Device) -> tuple[Engine, int]:
+def on_wd14(path: Path, device: Device) -> tuple[Runtime, int]:
     """Return an ONNX graph of the WD14 layout, ready to run, and its size in pixels.
 
     Its input is (batch, size, size, 3), BGR from 0 to 255, its first output the probabilities.
     """
-    graph = session(path, device)
+    graph = open_session(path, device)
     (given, *_), (first, *more) = graph.get_inputs(), graph.get_outputs()
     if len(given.shape) != 4 or given.shape[3] != 3 or not isinstance(given.shape[1], int):
         raise TaggerError(
@@ -111,14 +111,14 @@ def on_wd14(path: Path, device: Device) -> tuple[Engine, int]:
     return run, given.shape[1]
 
 
-def cuda_in_onnx(device: str) -> bool:
+def onnx_uses_cuda(device: str) -> bool:
     """Return whether ONNX Runtime itself is to use CUDA."""
     import onnxruntime as ort
 
     return device != "cpu" and "CUDAExecutionProvider" in ort.get_available_providers()
 
 
-def on_torch(folder: Path, prepared: Preprocess, device: Device) -> Engine:
+def on_torch(folder: Path, prepared: Preprocess, device: Device) -> Runtime:
     """Return the torch model of a folder with its weights, ready to run.
 
     A batch that does not fit into the memory of the GPU is halved, and so are those after it.
@@ -130,26 +130,26 @@ def on_torch(folder: Path, prepared: Preprocess, device: Device) -> Engine:
     from tagger.models import backbone, heads
 
     where = torch.device(f"cuda:{device.number}" if device.kind == "cuda" else "cpu")
-    if device.cores and device.kind == "cpu":
-        torch.set_num_threads(device.cores)
-    model = backbone.load(folder).to(memory_format=torch.channels_last).to(where)
+    if device.threads and device.kind == "cpu":
+        torch.set_num_threads(device.threads)
+    model = backbone.load_model(folder).to(memory_format=torch.channels_last).to(where)
 
     def run(squares: Pixels, embed: bool) -> Outputs:
-        with backbone.judging():
+        with backbone.inference_mode():
             pixels = loader.normalise_squares(torch.from_numpy(squares), where, prepared)
             if not embed:
                 return Outputs(_array(model(pixels).float().sigmoid()), None)
-            logits, embeddings = heads.outputs(model, pixels)
+            logits, embeddings = heads.logits_and_embeddings(model, pixels)
             return Outputs(_array(logits.float().sigmoid()), _array(embeddings.float()))
 
-    return halving(run, torch.cuda.OutOfMemoryError) if device.kind == "cuda" else run
+    return with_halving(run, torch.cuda.OutOfMemoryError) if device.kind == "cuda" else run
 
 
 def _array(values: Any) -> Array:
     return np.asarray(values.cpu())
 
 
-def halving(run: Engine, no_room: type[Exception]) -> Engine:
+def with_halving(run: Runtime, no_room: type[Exception]) -> Runtime:
     """Return an engine that takes batches apart, down to one picture, where there is no room.
 
     no_room: what `run` raises then

@@ -10,7 +10,7 @@ from tagger.core.arrays import Floats
 from tagger.core.vocabulary import Tag
 from tagger.images import preprocess
 from tagger.models import exported, runtimes
-from tagger.models.exported import FITTED, PREPROCESS, UNFITTED, WEIGHTS, Tagger
+from tagger.models.exported import DEFAULT_THRESHOLD, PREPROCESS, THRESHOLDS, WEIGHTS, Tagger
 from tagger.models.runtimes import Device
 
 VOCABULARY = "vocabulary.csv"
@@ -28,11 +28,11 @@ def load(folder: Path, device: str = "auto", use: Device | None = None) -> Tagge
     device: as in `exported.load`
     """
     prepared = preprocess.read(folder / PREPROCESS)
-    kind = "cuda" if runtimes.use_cuda(device) else "cpu"
+    kind = "cuda" if runtimes.torch_uses_cuda(device) else "cpu"
     engine = runtimes.on_torch(folder, prepared, (use or Device("cpu"))._replace(kind=kind))
     tags = vocabulary.read(folder / VOCABULARY)
     exported.check_outputs(engine, prepared, len(tags), folder / VOCABULARY)
-    fitted = folder.absolute().parent / FITTED
+    fitted = folder.absolute().parent / THRESHOLDS
     return Tagger(tags, _thresholds(fitted, tags), prepared, engine, kind, fitted)
 
 
@@ -41,6 +41,6 @@ def _thresholds(path: Path, tags: Sequence[Tag]) -> Floats:
     from tagger.core import thresholds
 
     if not path.is_file():
-        return np.full(len(tags), UNFITTED)
+        return np.full(len(tags), DEFAULT_THRESHOLD)
     rows = thresholds.read(path)
     return thresholds.per_tag(rows, tags, "tag" if any(row.name for row in rows) else "global")

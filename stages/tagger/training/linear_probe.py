@@ -35,7 +35,9 @@ def embed(
     model: nn.Module, split: Split, preprocess: Preprocess, *, batch_size: int, workers: int
 ) -> EmbeddedDataset:
     """Return what the head sees of each picture; those unreadable are told, and left out."""
-    compute = predict.by_torch(model, preprocess, lambda pixels: heads.outputs(model, pixels)[1])
+    compute = predict.by_torch(
+        model, preprocess, lambda pixels: heads.logits_and_embeddings(model, pixels)[1]
+    )
     pictures = ImageDataset(split, preprocess)
     batches: Any = loader.build_loader(
         pictures, ResumableBatchSampler(len(split), batch_size), workers=workers

@@ -18,7 +18,7 @@ from tagger.images.dataset import ImageDataset, Split
 from tagger.images.loader import LabelledImages, ResumableBatchSampler
 from tagger.images.preprocess import Preprocess
 from tagger.models import backbone, checkpoints, freezing, head_transfer
-from tagger.models.head_transfer import Carried
+from tagger.models.head_transfer import TransferredTag
 from tagger.params import Params
 from tagger.system.distributed import ProcessGroup
 from tagger.training import linear_probe, losses, resume, snapshots
@@ -49,7 +49,7 @@ def starting_files(p: Params) -> dict[str, Path]:
         "resume_from": p.effective_train.resume_from,
         "pretrained": Path(given) if isinstance(given, str) else None,
     }
-    found = {name: checkpoints.file_in(start) for name, start in starts.items() if start}
+    found = {name: checkpoints.find_weights(start) for name, start in starts.items() if start}
     return {name: path for name, path in found.items() if path}
 
 
@@ -80,7 +80,7 @@ def build_trainer(
     make_deterministic(p.seed)
     snapshot = snapshots_folder.load_newest()
     model, carried = _model(p, tags, group)
-    preprocess = backbone.preprocessing(model, p.preset, recipe.fit, recipe.background)
+    preprocess = backbone.build_preprocess(model, p.preset, recipe.fit, recipe.background)
     backbone.check_sizes(model, recipe.augment.sizes)
     learning, learned, judged = _pictures(p, model, splits, preprocess)
     _check(p, splits["train"], learned.split, group)
@@ -94,7 +94,11 @@ def build_trainer(
         drop_last=True,
         rank_and_size=group.rank_and_size,
     )
-    stages = len(freezing.stages(model)) if recipe.freeze and not recipe.cache_embeddings else 0
+    stages = (
+        len(freezing.parameters_by_stage(model))
+        if recipe.freeze and not recipe.cache_embeddings
+        else 0
+    )
     plan = Schedule(
         recipe, order.batches_per_epoch, min(p.preset.batch_size, len(learned.split)), stages
     )
@@ -151,7 +155,9 @@ def _judged_at_a_time(p: Params, group: ProcessGroup) -> int:
     return p.preset.batch_size
 
 
-def _model(p: Params, tags: Sequence[Tag], group: ProcessGroup) -> tuple[nn.Module, list[Carried]]:
+def _model(
+    p: Params, tags: Sequence[Tag], group: ProcessGroup
+) -> tuple[nn.Module, list[TransferredTag]]:
     """Return the model on the device, and what became of the tags of the one it starts from.
 
     It is that of the beginning also where a snapshot will take its place: weights that are not
@@ -160,15 +166,15 @@ def _model(p: Params, tags: Sequence[Tag], group: ProcessGroup) -> tuple[nn.Modu
     recipe = p.effective_train
     start = False if recipe.init_from else p.preset.pretrained
     preset = p.preset.model_copy(update={"pretrained": start})
-    model: Any = backbone.build(preset, len(tags), recipe.head)
-    carried: list[Carried] = []
+    model: Any = backbone.build_model(preset, len(tags), recipe.head)
+    carried: list[TransferredTag] = []
     if recipe.init_from:
         aliases = rules.read(*p.prepare.rule_folders).current_names
-        carried = head_transfer.into(
+        carried = head_transfer.transfer_head(
             model, recipe.init_from, preset.backbone, tags, aliases, recipe.new_tags
         )
     if recipe.gradient_checkpointing:
-        backbone.save_memory(model)
+        backbone.enable_gradient_checkpointing(model)
     return backbone.to_device(model, group.device), carried
 
 

@@ -17,7 +17,7 @@ from tagger.images.dataset import Split
 from tagger.images.loader import Batch
 from tagger.images.preprocess import Preprocess
 from tagger.models import freezing
-from tagger.models.head_transfer import Carried
+from tagger.models.head_transfer import TransferredTag
 from tagger.models.predict import Predictions
 from tagger.system import distributed, progress
 from tagger.system.signals import stop_on_signal
@@ -61,7 +61,7 @@ class Trainer:
     schedule: Schedule
     position: Position
     snapshots: Snapshots
-    transferred_tags: Sequence[Carried] = ()  # what became of the tags of the model it starts from
+    transferred_tags: Sequence[TransferredTag] = ()  # what became of the tags of the model it starts from
     lacking: int = 0  # training pictures known to be unreadable before the first step
 
     @property

@@ -22,9 +22,9 @@ from tagger.images.location import Colour
 from tagger.inference import decoders, pipeline, sidecars
 from tagger.inference.captions import Captioner
 from tagger.inference.given import Caption
-from tagger.inference.inputs import Found
-from tagger.inference.outputs import Failure, Tally
-from tagger.inference.pipeline import Pace, Row
+from tagger.inference.inputs import InputImage
+from tagger.inference.outputs import FailedImage, RunStatus
+from tagger.inference.pipeline import FloatRow, PipelineOptions
 from tagger.models.exported import Tagger
 
 FAILURES = "infer_failures.csv"
@@ -41,7 +41,7 @@ class TaggedImage(NamedTuple):
 
     name: str
     view: Path  # a smaller copy to show
-    probabilities: Row  # (tags,)
+    probabilities: FloatRow  # (tags,)
 
 
 @dataclass(frozen=True)
@@ -78,10 +78,14 @@ class Album:
 
     folder: Path  # where these are
     images: list[TaggedImage] = field(default_factory=list)
-    failed: Tally = field(default_factory=Tally)
+    failed: RunStatus = field(default_factory=RunStatus)
 
     def add(
-        self, uploads: Sequence[Upload], tagger: Tagger, pace: Pace, decode_upload: UploadDecoder
+        self,
+        uploads: Sequence[Upload],
+        tagger: Tagger,
+        pace: PipelineOptions,
+        decode_upload: UploadDecoder,
     ) -> Iterator[int]:
         """Tag uploads and delete them; yield how many are done, as this goes on.
 
@@ -93,15 +97,15 @@ class Album:
         decode_squares = partial(
             decoders.decode_squares, max_in_process=0, open_image=decode_upload
         )
-        found = [Found(one.path, self.folder) for one in taken]
+        found = [InputImage(one.path, self.folder) for one in taken]
         names = iter(taken)
         done = 0
-        blocks = pipeline.tag(
+        blocks = pipeline.tag_images(
             tagger, found, pace, embed=False, stop=threading.Event(), decode=decode_squares
         )
         for block in blocks:
             for answer in block:
-                self._keep(answer.probabilities, answer.reason, next(names))
+                self._keep(answer.probabilities, answer.problem, next(names))
             done += len(block)
             yield done
 
@@ -112,20 +116,20 @@ class Album:
             os.link(path, taken)
         return taken
 
-    def _keep(self, probabilities: Row, reason: str, upload: Upload) -> None:
+    def _keep(self, probabilities: FloatRow, reason: str, upload: Upload) -> None:
         upload.path.unlink(missing_ok=True)
         if reason:
-            self.failed.fail(Path(upload.name), "unreadable picture", reason)
+            self.failed.add_failure(Path(upload.name), "unreadable picture", reason)
         else:
             self.images.append(TaggedImage(upload.name, _view(upload.path), probabilities))
 
     @property
-    def failures(self) -> Sequence[Failure]:
+    def failures(self) -> Sequence[FailedImage]:
         return self.failed.failures
 
     def caption(self, index: int, choose: Captioner) -> Caption:
         picture = self.images[index]
-        return choose(Found(Path(picture.name), Path()), picture.probabilities)
+        return choose(InputImage(Path(picture.name), Path()), picture.probabilities)
 
     def archive(self, choose: Captioner) -> Path:
         """Return a zip with a sidecar for each picture, and the list of those that failed."""
@@ -134,10 +138,12 @@ class Album:
             names = sidecar_names([picture.name for picture in self.images])
             for index, name in enumerate(names):
                 caption = self.caption(index, choose)
-                archive.writestr(name, sidecars.text(caption, choose.naming, choose.known))
+                archive.writestr(
+                    name, sidecars.sidecar_text(caption, choose.tag_format, choose.tag_names)
+                )
             if self.failures:
                 listed = self.folder / FAILURES
-                files.write_csv(listed, Failure._fields, self.failures)
+                files.write_csv(listed, FailedImage._fields, self.failures)
                 archive.write(listed, FAILURES)
         return path
 

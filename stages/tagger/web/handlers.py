@@ -15,9 +15,9 @@ from tagger.core.vocabulary import CATEGORIES, count_categories
 from tagger.inference import limits, sidecars
 from tagger.inference.captions import Captioner
 from tagger.inference.given import Caption
-from tagger.inference.limits import BEST, CATEGORY, Limits
-from tagger.inference.naming import Naming
-from tagger.inference.pipeline import Pace
+from tagger.inference.limits import BEST, CATEGORY, ThresholdChoice
+from tagger.inference.naming import TagFormat
+from tagger.inference.pipeline import PipelineOptions
 from tagger.models.exported import Tagger
 from tagger.web import saliency, widgets
 from tagger.web.album import Album, Upload, UploadDecoder
@@ -38,7 +38,7 @@ class PageHandlers:
     """
 
     tagger: Tagger
-    pace: Pace
+    pace: PipelineOptions
     decode_upload: UploadDecoder
     messages: PageMessages
     model_summary: str  # which one it is, in words
@@ -58,11 +58,11 @@ class PageHandlers:
     @property
     def threshold_kinds(self) -> list[str]:
         """The kinds of thresholds that there are to choose from."""
-        return [BEST, CATEGORY, CUSTOM] if self.tagger.fitted.is_file() else [BEST, CUSTOM]
+        return [BEST, CATEGORY, CUSTOM] if self.tagger.thresholds_path.is_file() else [BEST, CUSTOM]
 
     def default_thresholds(self) -> Mapping[str, float]:
         """Return the limits that sliders begin at: what was fitted for their categories."""
-        found = limits.per_tag(Limits(self.threshold_kinds[-2]), self.tagger)
+        found = limits.resolve_thresholds(ThresholdChoice(self.threshold_kinds[-2]), self.tagger)
         names = np.array([CATEGORIES[tag.category] for tag in self.tagger.tags])
         return {n: round(float(np.median(found[names == n])), 2) for n in self.categories}
 
@@ -123,21 +123,23 @@ class PageHandlers:
             return "", ""
         choose = self._captioner(*settings)
         said = album.caption(index, choose)
-        line = sidecars.text(said, choose.naming, choose.known).rstrip("\n")
+        line = sidecars.sidecar_text(said, choose.tag_format, choose.tag_names).rstrip("\n")
         return line, self._tags(said, choose, chosen)
 
     def _tags(self, said: Caption, choose: Captioner, chosen: str | None) -> str:
         names = [tag.name for tag in self.tagger.tags]
-        by_tag = dict(zip(names, choose.limits.tolist(), strict=True))
+        by_tag = dict(zip(names, choose.thresholds.tolist(), strict=True))
         look = isinstance(self.saliency, Saliency)
         return widgets.tag_list(said, by_tag, self.messages, chosen, selectable=look)
 
     def _captioner(self, kind: str, spaces: bool, escape: bool, *own: float) -> Captioner:
-        asked = Limits(kind)
+        asked = ThresholdChoice(kind)
         if kind == CUSTOM:
-            asked = Limits(categories=dict(zip(self.categories, own, strict=True)))
-        found = limits.per_tag(asked, self.tagger)
-        return Captioner(self.tagger.tags, found, naming=Naming(spaces=spaces, escape=escape))
+            asked = ThresholdChoice(categories=dict(zip(self.categories, own, strict=True)))
+        found = limits.resolve_thresholds(asked, self.tagger)
+        return Captioner(
+            self.tagger.tags, found, tag_format=TagFormat(spaces=spaces, escape=escape)
+        )
 
     def toggle_saliency(
         self, event: gr.EventData, album: Album, index: int, chosen: str | None

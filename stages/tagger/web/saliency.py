@@ -73,7 +73,7 @@ class Saliency:
 
         from tagger.models import backbone
 
-        model: Any = backbone.load(self._folder)
+        model: Any = backbone.load_model(self._folder)
         if model.num_classes != self._tags:
             raise TaggerError(
                 f"{self._folder} has weights for {model.num_classes} tags, and lists {self._tags}."

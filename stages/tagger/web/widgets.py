@@ -6,8 +6,8 @@ from html import escape
 from pathlib import Path
 
 from tagger.core.vocabulary import CATEGORIES
-from tagger.inference.given import Caption, Given
-from tagger.inference.outputs import Failure
+from tagger.inference.given import Caption, PredictedTag
+from tagger.inference.outputs import FailedImage
 from tagger.web.messages import PageMessages
 
 # A tag that is chosen is told to whoever listens to `click`.
@@ -53,9 +53,14 @@ def tag_list(
 
 
 def _row(
-    one: Given, limits: Mapping[str, float], chosen: str | None, *, look: bool, note: str = ""
+    one: PredictedTag,
+    limits: Mapping[str, float],
+    chosen: str | None,
+    *,
+    look: bool,
+    note: str = "",
 ) -> str:
-    name, limit = escape(one.tag), 100 * limits[one.tag]
+    name, limit = escape(one.name), 100 * limits[one.name]
     bar = (
         f'<span class="bar"><i style="width:{100 * one.confidence:.1f}%"></i>'
         f'<b style="left:{limit:.1f}%"></b></span>'
@@ -64,14 +69,14 @@ def _row(
     more = f' title="{escape(note)}" data-below' if note else ""
     if not look:
         return f'<div class="tag"{more}>{content}</div>'
-    pressed = str(one.tag == chosen).lower()
+    pressed = str(one.name == chosen).lower()
     return (
         f'<button type="button" class="tag" data-tag="{name}" aria-pressed="{pressed}"{more}>'
         f"{content}</button>"
     )
 
 
-def failure_list(failed: Sequence[Failure], seen: int, words: PageMessages) -> str:
+def failure_list(failed: Sequence[FailedImage], seen: int, words: PageMessages) -> str:
     if not failed:
         return ""
     rows = "".join(
