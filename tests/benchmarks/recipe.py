@@ -76,7 +76,9 @@ def train(p: Params) -> dict[str, float]:
         training = setup.build_trainer(p, tags, parts, group, Path(folder))
         for judgement in training.train():
             weights = judgement.weights
-        model = backbone.to_device(backbone.build_model(p.preset, len(tags), p.effective_train.head))
+        model = backbone.to_device(
+            backbone.build_model(p.preset, len(tags), p.effective_train.head)
+        )
         model.load_state_dict(weights)
         compute = predict.by_torch(model, training.preprocess)
         predictor = Predictor(group, Path(folder), (), 64, p.effective_train.workers)

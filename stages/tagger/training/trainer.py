@@ -61,7 +61,9 @@ class Trainer:
     schedule: Schedule
     position: Position
     snapshots: Snapshots
-    transferred_tags: Sequence[TransferredTag] = ()  # what became of the tags of the model it starts from
+    transferred_tags: Sequence[
+        TransferredTag
+    ] = ()  # what became of the tags of the model it starts from
     lacking: int = 0  # training pictures known to be unreadable before the first step
 
     @property
