@@ -10,9 +10,9 @@ FOLDER = Path("data/demo")
 
 
 def main(p: params.Params) -> None:
-    counts = draw.draw_images(FOLDER, images=p.demo.pictures, size=p.demo.size, seed=p.seed)
+    counts = draw.draw_images(FOLDER, images=p.demo.images, size=p.demo.size, seed=p.seed)
     print(
-        f"drew {p.demo.pictures:,} pictures of {p.demo.size} px, {len(counts):,} tags -> {FOLDER}"
+        f"drew {p.demo.images:,} pictures of {p.demo.size} px, {len(counts):,} tags -> {FOLDER}"
     )
 
 

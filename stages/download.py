@@ -18,7 +18,7 @@ TABLES = "danbooru.donmai.us"  # folder of deepghs/site_tags
 def main(p: params.DownloadParams) -> None:
     if not p.repo:
         raise TaggerError(
-            "prepare.fetch.repo is empty, so there is no metadata to fetch. "
+            "prepare.download.repo is empty, so there is no metadata to fetch. "
             f"Name a data set of the hub, or put its metadata.parquet at {METADATA}."
         )
     get(p.repo, p.revision, p.connections, METADATA)
@@ -50,4 +50,4 @@ def get(repo: str, revision: str, connections: int, *targets: Path, below: str =
 
 if __name__ == "__main__":
     with errors.exit_on_error():
-        main(params.load_for_stage(__doc__).prepare.fetch)
+        main(params.load_for_stage(__doc__).prepare.download)

@@ -38,7 +38,7 @@ REPORT = Path("metrics/export.json")
 
 def main(p: params.Params) -> None:
     decode.init_process()
-    scratch.link_project_folders(*p.prepare.picture_folders)
+    scratch.link_project_folders(*p.prepare.copies_and_originals)
     tags, parts = dataset.read_splits(POSTS, TAGS, MODEL / "vocabulary.csv", SPLIT)
     run = files.read_json(MODEL / "run.json")
     fitted = thresholds.read(THRESHOLDS)

@@ -34,8 +34,8 @@ REJECTED_SHEET = Path("metrics/rejected.jpg")
 
 def main(p: params.PrepareParams) -> None:
     decode.init_process()
-    scratch.link_project_folders(*p.picture_folders)
-    for name, folder in p.written.items():
+    scratch.link_project_folders(*p.copies_and_originals)
+    for name, folder in p.written_folders.items():
         scratch.check_persistent(f"prepare.{name}", folder)
     with scratch.resumable_folder("prepare") as memory:
         prepare(p, memory)
@@ -65,8 +65,8 @@ def source_of(p: params.PrepareParams) -> Source:
     if p.source == "folder":
         return FolderSource(p.folders, p.separator)
     if p.source == "table":
-        return TableSource(p.path, p.pictures_folder, p.path_column, p.tag_column, p.separator)
-    return DanbooruSource(p.path, p.pictures_folder, p.fetch)
+        return TableSource(p.path, p.image_folder, p.path_column, p.tag_column, p.separator)
+    return DanbooruSource(p.path, p.image_folder, p.download)
 
 
 def report(

@@ -159,9 +159,9 @@ SIZES = [(100, 300), (300, 100), (99, 300), (100, 301), (None, 50), (10, None), 
     [
         ({}, [0, 1, 2, 3, 4, 5, 6]),
         ({"min_side": 100}, [0, 1, 3, 4, 5, 6]),
-        ({"max_aspect": 3}, [0, 1, 4, 5, 6]),
-        ({"max_aspect": 1}, [4, 5, 6]),
-        ({"min_side": 100, "max_aspect": 3}, [0, 1, 4, 5, 6]),
+        ({"max_aspect_ratio": 3}, [0, 1, 4, 5, 6]),
+        ({"max_aspect_ratio": 1}, [4, 5, 6]),
+        ({"min_side": 100, "max_aspect_ratio": 3}, [0, 1, 4, 5, 6]),
     ],
 )
 def test_sizes_are_bounded_inclusively_and_an_unknown_one_passes(
@@ -174,7 +174,7 @@ def test_sizes_are_bounded_inclusively_and_an_unknown_one_passes(
 
 def test_a_size_is_told_with_the_reason(want: Want) -> None:
     posts = pa.table({"width": pa.array([99], pa.int32()), "height": pa.array([300], pa.int32())})
-    told = said(filters.reject_by_size(posts, want(min_side=100, max_aspect=3)))
+    told = said(filters.reject_by_size(posts, want(min_side=100, max_aspect_ratio=3)))
     assert told == {"too small": ["99 x 300"], "aspect": ["99 x 300"]}
 
 
@@ -234,21 +234,21 @@ def test_globs_match_whole_tags_and_a_tag_is_matched_by_its_own_text(
 ) -> None:
     posts = [[name] for name in WRITTEN]
     rows = sorted(WRITTEN.index(name) for name in matched)
-    assert passing(tag_filter(want(required=[glob]), posts), len(posts)) == rows
+    assert passing(tag_filter(want(required_tags=[glob]), posts), len(posts)) == rows
     others = [row for row in range(len(posts)) if row not in rows]
-    assert passing(tag_filter(want(excluded=[glob]), posts), len(posts)) == others
+    assert passing(tag_filter(want(excluded_tags=[glob]), posts), len(posts)) == others
 
 
 @pytest.mark.parametrize("name", WRITTEN)
 def test_every_tag_can_be_named_as_it_is(want: Want, name: str) -> None:
-    assert 0 in passing(tag_filter(want(required=[name]), [[name]]), 1)
+    assert 0 in passing(tag_filter(want(required_tags=[name]), [[name]]), 1)
 
 
 def test_all_required_and_no_excluded_tags_must_be_there(want: Want) -> None:
     posts = [["a", "b"], ["a"], ["b"], ["a", "b", "c"]]
-    assert passing(tag_filter(want(required=["a", "b"]), posts), 4) == [0, 3]
-    assert passing(tag_filter(want(excluded=["b", "c"]), posts), 4) == [1]
-    both = want(required=["a"], excluded=["c"])
+    assert passing(tag_filter(want(required_tags=["a", "b"]), posts), 4) == [0, 3]
+    assert passing(tag_filter(want(excluded_tags=["b", "c"]), posts), 4) == [1]
+    both = want(required_tags=["a"], excluded_tags=["c"])
     assert said(tag_filter(both, posts)) == {
         "no tags": [None] * 4,
         "required tag": [None, None, "a", None],
@@ -258,9 +258,9 @@ def test_all_required_and_no_excluded_tags_must_be_there(want: Want) -> None:
 
 def test_tags_are_judged_after_aliases_and_implications(want: Want) -> None:
     posts = [["alias"], ["dog"], ["cat"]]
-    assert passing(tag_filter(want(required=["c1"]), posts), 3) == [0, 1]
-    assert passing(tag_filter(want(excluded=["animal"]), posts), 3) == [0, 2]
-    assert passing(tag_filter(want(required=["alias"]), posts), 3) == []
+    assert passing(tag_filter(want(required_tags=["c1"]), posts), 3) == [0, 1]
+    assert passing(tag_filter(want(excluded_tags=["animal"]), posts), 3) == [0, 2]
+    assert passing(tag_filter(want(required_tags=["alias"]), posts), 3) == []
 
 
 def test_only_general_tags_are_counted_and_those_implied_too(want: Want) -> None:
@@ -272,7 +272,7 @@ def test_only_general_tags_are_counted_and_those_implied_too(want: Want) -> None
 
 
 def test_tags_of_earlier_batches_are_judged_alike(want: Want) -> None:
-    wanted = want(required=["a*"], excluded=["b"], min_tags=1)
+    wanted = want(required_tags=["a*"], excluded_tags=["b"], min_tags=1)
     posts = [["ab"], ["ab", "b"], ["d"]]
     alone = said(tag_filter(wanted, posts))
     assert said(tag_filter(wanted, [["d"], ["b", "e"]], [], [["f"]], posts)) == alone

@@ -116,8 +116,8 @@ def first_reason(post: Post, p: params.FilterParams) -> str | None:
         "deleted": bool(post.deleted) and not p.keep_deleted,
         "no tags": not tags,
         "rating": p.ratings is not None and not tags & set(p.ratings),
-        "required tag": not set(p.required) <= tags,
-        "excluded tag": bool(set(p.excluded) & tags),
+        "required tag": not set(p.required_tags) <= tags,
+        "excluded tag": bool(set(p.excluded_tags) & tags),
         "few tags": len(tags - {*RATINGS, "artist"}) < p.min_tags,
         "too small": post.side is not None and min(post.side, 100) < p.min_side,
     }
@@ -149,8 +149,8 @@ WANTED = st.fixed_dictionaries(
         "min_score": st.integers(-2, 1),
         "keep_deleted": st.booleans(),
         "ratings": st.lists(st.sampled_from(["general", "explicit"]), unique=True),
-        "required": st.lists(st.sampled_from(TAGS[:4]), max_size=1),
-        "excluded": st.lists(st.sampled_from(TAGS[:4]), max_size=2),
+        "required_tags": st.lists(st.sampled_from(TAGS[:4]), max_size=1),
+        "excluded_tags": st.lists(st.sampled_from(TAGS[:4]), max_size=2),
         "min_tags": st.integers(0, 3),
         "min_side": st.integers(0, 120),
     },
@@ -193,7 +193,7 @@ def test_every_post_is_once_either_taken_or_left_out(
     sample: int | None,
     seed: int,
 ) -> None:
-    chosen = {"max_posts_per_tag": cap, "capped": capped, "sample": sample, "seed": seed}
+    chosen = {"max_posts_per_tag": cap, "capped_categories": capped, "sample_size": sample, "seed": seed}
     found, lexicon, left_out = taken(source, want(**wanted, **chosen))
     seen = [post.id for batch in source.batches for post in batch]
     both = ids_of(found) + left_out.table()["id"].to_pylist()
@@ -238,18 +238,18 @@ def test_of_posts_with_one_id_the_first_is_taken_and_without_an_id_none(want: Wa
 
 def test_only_the_categories_named_are_capped(want: Want) -> None:
     posts = [Post(str(number), ["a", "artist"] if number < 6 else ["a"]) for number in range(9)]
-    artists = want(max_posts_per_tag=2, capped=["artist"])
+    artists = want(max_posts_per_tag=2, capped_categories=["artist"])
     found, lexicon, left_out = taken(Posts([posts]), artists)
     assert sum("artist" in names for names in names_of(found, lexicon.names)) == 2
     assert {str(number) for number in (6, 7, 8)} < set(ids_of(found))
     assert left_out.counts() == {"cap": 4}
-    nothing = want(max_posts_per_tag=2, capped=[])
+    nothing = want(max_posts_per_tag=2, capped_categories=[])
     assert len(taken(Posts([posts]), nothing)[0]) == 9
 
 
 def test_a_sample_is_drawn_from_what_passes_the_rest(want: Want) -> None:
     posts = [Post(str(number), ["a"] if number % 2 else ["b"]) for number in range(20)]
-    found, _, left_out = taken(Posts([posts]), want(excluded=["b"], sample=10))
+    found, _, left_out = taken(Posts([posts]), want(excluded_tags=["b"], sample_size=10))
     assert ids_of(found) == [str(number) for number in range(1, 20, 2)]
     assert left_out.counts() == {"excluded tag": 10}
 
@@ -275,7 +275,7 @@ def test_a_sample_has_its_size_and_changes_by_one_post_where_one_is_added(
 
 def test_the_seed_decides_the_sample(want: Want) -> None:
     source = posts_of(*map(str, range(40)))
-    drawn = [ids_of(taken(source, want(sample=9, seed=seed))[0]) for seed in (0, 0, 1)]
+    drawn = [ids_of(taken(source, want(sample_size=9, seed=seed))[0]) for seed in (0, 0, 1)]
     assert drawn[0] == drawn[1] != drawn[2]
 
 
@@ -283,7 +283,7 @@ def test_where_all_are_left_out_the_reasons_are_told_in_one_line_and_listed(
     want: Want, tmp_path: Path
 ) -> None:
     source = Posts([[Post("1", ["a"], score=-1), Post("2", ["gone"]), Post("3", [])]])
-    found, _, left_out = taken(source, want(min_score=0, max_posts_per_tag=1, sample=3))
+    found, _, left_out = taken(source, want(min_score=0, max_posts_per_tag=1, sample_size=3))
     with pytest.raises(
         TaggerError, match=r"^No post is left to use \(2 no tags, 1 score\): see \S+/left\.csv\.$"
     ) as raised:
@@ -294,7 +294,7 @@ def test_where_all_are_left_out_the_reasons_are_told_in_one_line_and_listed(
 
 
 def test_a_source_without_posts_is_told_too(want: Want, tmp_path: Path) -> None:
-    found, _, left_out = taken(Posts([]), want(max_posts_per_tag=1, sample=3))
+    found, _, left_out = taken(Posts([]), want(max_posts_per_tag=1, sample_size=3))
     with pytest.raises(TaggerError, match=r"^No post is left to use \(there was none\): see "):
         ingest.require(found, left_out, tmp_path / "left.csv")
 
@@ -310,7 +310,7 @@ def test_tags_come_by_category_then_count_then_name_with_ids(want: Want) -> None
         [Post("1", ["z", "y", "general", "artist"]), Post("2", ["z", "x", "general", "miku"])],
         [Post("3", ["meta", "y", "z", "general"]), Post("4", ["unwanted"])],
     ]
-    found, lexicon, _ = taken(Posts(batches), want(excluded=["unwanted"]), Rules(known_tags=known))
+    found, lexicon, _ = taken(Posts(batches), want(excluded_tags=["unwanted"]), Rules(known_tags=known))
     tags = ingest.used_tags(lexicon, ingest.count_labels(found, len(lexicon)))
     assert tags == [
         Tag(9_999_999, "general", 9, 3),

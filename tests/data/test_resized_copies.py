@@ -46,7 +46,7 @@ def table(files: dict[str, Path]) -> pa.Table:
 
 
 def copied(files: dict[str, Path], folder: Path, **settings: Any) -> list[Row]:
-    chosen: Row = {"side": 32, "form": "webp", "quality": 90, "shard_size": 10**9} | settings
+    chosen: Row = {"side": 32, "format": "webp", "quality": 90, "shard_size": 10**9} | settings
     tables = list(resized_copies.write_copies(table(files), folder, **chosen))
     assert all(made.schema == resized_copies.SCHEMA for made in tables)
     return [row for made in tables for row in made.to_pylist()]
@@ -136,7 +136,7 @@ def test_pictures_in_tars_are_copied_too(tmp_path: Path, demo: Path) -> None:
         pictures = pictures.set_column(pictures.column_names.index(name), name, pa.array(values))
     tar = pa.array([str(tmp_path / "0000.tar")] * 3)
     pictures = pictures.set_column(pictures.column_names.index("shard"), "shard", tar)
-    settings: Row = {"side": 32, "form": "webp", "quality": 90, "shard_size": 10**9}
+    settings: Row = {"side": 32, "format": "webp", "quality": 90, "shard_size": 10**9}
     (packed,) = resized_copies.write_copies(pictures, tmp_path / "packed", **settings)
     loose = copied({name: demo / name for name in contents}, tmp_path / "loose")
     assert [member(row) for row in packed.to_pylist()] == [member(row) for row in loose]
@@ -211,7 +211,7 @@ def test_a_tar_that_fits_is_used_again_and_another_setting_makes_another(
     assert {
         path.name: (path.stat().st_ino, path.stat().st_mtime_ns) for path in folder.iterdir()
     } == before
-    for changed in ({"side": 31}, {"quality": 80}, {"form": "jpeg"}):
+    for changed in ({"side": 31}, {"quality": 80}, {"format": "jpeg"}):
         assert copied(files, folder, **changed)[0]["shard"] not in {row["shard"] for row in rows}
     changed_file = tmp_path / "changed.png"
     shutil.copy(files["0001.png"], changed_file)

@@ -16,7 +16,7 @@ from support import clones, processes
 
 TINY = {"backbone": "mobilenetv4_conv_small_035", "image_size": 32, "batch_size": 16}
 SETTINGS: dict[str, Any] = {
-    "demo": {"pictures": 100, "size": 32},
+    "demo": {"images": 100, "size": 32},
     "vocabulary": {"min_count": 8},
     "train": {"epochs": 1},
     "export": {"quantize": ["fp16", "int8"]},

@@ -16,7 +16,7 @@ from tagger import params
 ROOT = Path(__file__).parents[2]
 STAGES = ("demo", "prepare", "vocabulary", "split", "train", "evaluate", "export")
 TINY: dict[str, Any] = {
-    "demo": {"pictures": 80, "size": 32},
+    "demo": {"images": 80, "size": 32},
     "vocabulary": {"min_count": 8},
     "train": {"epochs": 2, "workers": 0},
     "evaluate": {"workers": 0},
@@ -32,7 +32,7 @@ TINY: dict[str, Any] = {
 
 # Of the pipeline that many tests have a copy of: it keeps all that a stage can keep on its way.
 FINISHED: dict[str, Any] = {
-    "demo": {"pictures": 64},
+    "demo": {"images": 64},
     "prepare": {"copies": {"side": 24}},
     "vocabulary": {"min_count": 6},
     "train": {"workers": 1, "snapshot_every": "1 step"},

@@ -60,9 +60,9 @@ def reject_by_size(posts: pa.Table, p: params.FilterParams) -> Iterator[Rejectio
     )
     if p.min_side:
         yield Rejection("too small", np.minimum(width, height) < p.min_side, size)
-    if p.max_aspect:
+    if p.max_aspect_ratio:
         longer = np.maximum(width, height) / np.maximum(np.minimum(width, height), 1)
-        yield Rejection("aspect", longer > p.max_aspect, size)
+        yield Rejection("aspect", longer > p.max_aspect_ratio, size)
 
 
 def _midnight(day: date) -> datetime:
@@ -108,9 +108,9 @@ class TagFilter:
             wanted = set(self.p.ratings)
             rated = self._count(labels, "rating", lambda n: self._rating(n) in wanted)
             yield reject("rating", rated == 0, f"not {', '.join(self.p.ratings)}")
-        for pattern in self.p.required:
+        for pattern in self.p.required_tags:
             yield reject("required tag", self._matching(labels, pattern) == 0, pattern)
-        for pattern in self.p.excluded:
+        for pattern in self.p.excluded_tags:
             yield reject("excluded tag", self._matching(labels, pattern) > 0, pattern)
         if self.p.min_tags:
             general = self._count(labels, "general", lambda n: self.lexicon.category(n) == 0)

@@ -72,7 +72,7 @@ def copied(posts: pa.Table, p: params.CopiesParams, left_out: RejectedPosts) -> 
         _originals(posts).take(order),
         p.folder,
         side=p.side,
-        format=p.form,
+        format=p.format,
         quality=p.quality,
         shard_size=p.shard_size * 1_000_000,
     )

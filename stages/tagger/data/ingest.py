@@ -85,8 +85,8 @@ def choose(
     posts, _ = judge(posts, [nameless, repeated(posts)], left_out)
     if p.max_posts_per_tag is not None:
         posts, _ = judge(posts, [beyond_cap(posts, lexicon, p)], left_out)
-    if p.sample is not None:
-        posts, _ = judge(posts, [beyond_sample(posts, p.sample, p.seed)], left_out)
+    if p.sample_size is not None:
+        posts, _ = judge(posts, [beyond_sample(posts, p.sample_size, p.seed)], left_out)
     return posts
 
 
@@ -112,7 +112,7 @@ def beyond_cap(posts: pa.Table, lexicon: Lexicon, p: params.FilterParams) -> Rej
     from tagger.data import sampling
 
     cap = p.max_posts_per_tag or len(posts)
-    counted = [CATEGORIES[lexicon.category(tag)] in p.capped for tag in range(len(lexicon))]
+    counted = [CATEGORIES[lexicon.category(tag)] in p.capped_categories for tag in range(len(lexicon))]
     labels = manifest.labels_from_lists(posts["tags"].combine_chunks(), len(lexicon))
     labels = csr_array(labels[:, np.flatnonzero(counted)])
     out = sampling.over_cap(labels, sampling.random_order(posts["id"], p.seed), cap)

@@ -44,7 +44,7 @@ PATH = Path("params.yaml")
 
 
 class DemoParams(Frozen):
-    pictures: PositiveInt
+    images: PositiveInt
     size: int = Field(ge=16)  # pixels, square
 
 

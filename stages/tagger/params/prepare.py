@@ -16,7 +16,7 @@ class DownloadParams(Frozen):
     repo: str | None  # data set on the hub; null: only what is there already
     revision: str
     tag_tables: str | None  # data set on the hub with `tags.csv` and `tag_aliases.csv`
-    how: Literal["auto", "shards", "members"]  # whole tars, or only the wanted members of each
+    method: Literal["auto", "shards", "members"]  # whole tars, or only the wanted members of each
     connections: PositiveInt  # at a time
 
 
@@ -34,12 +34,12 @@ class FilterParams(Frozen):
     keep_banned: bool
     min_tags: NonNegativeInt  # general tags on a post
     min_side: NonNegativeInt  # pixels, of the shorter side
-    max_aspect: float | None = Field(ge=1)  # longer side over shorter
-    required: list[str]  # globs; each must match a tag
-    excluded: list[str]  # globs; none may match a tag
+    max_aspect_ratio: float | None = Field(ge=1)  # longer side over shorter
+    required_tags: list[str]  # globs; each must match a tag
+    excluded_tags: list[str]  # globs; none may match a tag
     max_posts_per_tag: PositiveInt | None
-    capped: list[Category]
-    sample: PositiveInt | None  # posts, drawn by id
+    capped_categories: list[Category]
+    sample_size: PositiveInt | None  # posts, drawn by id
     seed: NonNegativeInt  # of the draws of the two before
 
 
@@ -56,7 +56,7 @@ class CopiesParams(Frozen):
 
     side: PositiveInt | None  # pixels, the longest that the shorter side may be; null: no copy
     folder: Path
-    form: Literal["webp", "jpeg"]
+    format: Literal["webp", "jpeg"]
     quality: int = Field(ge=1, le=100)
     shard_size: PositiveInt  # megabytes
 
@@ -65,21 +65,21 @@ class PrepareParams(Frozen):
     source: Literal["folder", "table", "danbooru"]
     path: Path  # a folder of pictures with sidecars, a table, or Danbooru's metadata.parquet
     more_folders: list[Path]  # folder: further ones
-    pictures: Path | None  # table, danbooru: where the pictures are; null: beside `path`
+    image_root: Path | None  # table, danbooru: where the pictures are; null: beside `path`
     separator: str = Field(min_length=1)  # between the tags of a text
     path_column: str  # table
     tag_column: str  # table
     rules: Path  # folder of tags, tag_aliases, tag_implications and renames, each where it is there
     verify: Literal["none", "header", "decode"]
     animated: Literal["first", "drop"]  # take the first frame, or leave the picture out
-    fetch: DownloadParams
+    download: DownloadParams
     filters: FilterParams
     groups: GroupParams
     copies: CopiesParams
 
     @model_validator(mode="after")
     def _looks_at_what_it_filters(self) -> Self:
-        sizes = self.filters.min_side or self.filters.max_aspect
+        sizes = self.filters.min_side or self.filters.max_aspect_ratio
         wanted = self.animated == "drop" or (self.source == "folder" and sizes)
         if self.verify == "none" and wanted:
             raise ValueError(
@@ -90,31 +90,31 @@ class PrepareParams(Frozen):
 
     @model_validator(mode="after")
     def _keeps_copies_elsewhere(self) -> Self:
-        copies, pictures = self.copies.folder.absolute(), self.pictures_folder.absolute()
+        copies, pictures = self.copies.folder.absolute(), self.image_folder.absolute()
         if self.source == "danbooru" and self.copies.side and copies.is_relative_to(pictures):
             raise ValueError(
-                f"copies.folder, {self.copies.folder}, is within {self.pictures_folder}, where "
+                f"copies.folder, {self.copies.folder}, is within {self.image_folder}, where "
                 "copies would be taken for originals. Name another"
             )
         return self
 
     @property
-    def pictures_folder(self) -> Path:
+    def image_folder(self) -> Path:
         """Where the paths of a table start, and where Danbooru's pictures are."""
-        return self.path.parent if self.pictures is None else self.pictures
+        return self.path.parent if self.image_root is None else self.image_root
 
     @property
-    def picture_folders(self) -> list[Path]:
+    def copies_and_originals(self) -> list[Path]:
         """Where pictures are that neither Git nor DVC keeps: the originals, and copies of them."""
-        originals = [] if self.source == "folder" else [self.pictures_folder]
+        originals = [] if self.source == "folder" else [self.image_folder]
         return originals + ([self.copies.folder] if self.copies.side else [])
 
     @property
-    def written(self) -> dict[str, Path]:
+    def written_folders(self) -> dict[str, Path]:
         """The folders that are written to besides the outputs, by the parameter."""
         found = {"copies.folder": self.copies.folder} if self.copies.side else {}
-        fetches = self.source == "danbooru" and self.fetch.repo
-        return found | ({"pictures": self.pictures_folder} if fetches else {})
+        fetches = self.source == "danbooru" and self.download.repo
+        return found | ({"image_root": self.image_folder} if fetches else {})
 
     @property
     def folders(self) -> list[Path]:

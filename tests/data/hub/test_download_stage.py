@@ -56,9 +56,9 @@ def project(root: Path, tmp_path: Path, **values: Any) -> Path:
     content["prepare"] |= {
         "source": "danbooru",
         "path": "data/danbooru/metadata.parquet",
-        "pictures": "data/danbooru",
+        "image_root": "data/danbooru",
     }
-    content["prepare"]["fetch"] |= {"repo": REPO, "tag_tables": REPO} | values
+    content["prepare"]["download"] |= {"repo": REPO, "tag_tables": REPO} | values
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
     return tmp_path
 
@@ -79,7 +79,7 @@ def run(root: Path, project: Path, stage: str, server: HubServer) -> str:
 def test_danbooru_is_fetched_and_prepared(
     root: Path, tmp_path: Path, server: HubServer, how: str
 ) -> None:
-    here = project(root, tmp_path, how=how)
+    here = project(root, tmp_path, method=how)
     assert run(root, here, "download", server) == f"0 {REPO} -> data/danbooru/metadata.parquet\n"
     said = run(root, here, "prepare", server)
     assert said.startswith("0 ") and "6 posts with" in said, said
@@ -107,7 +107,7 @@ def test_danbooru_is_fetched_and_prepared(
 def test_only_posts_that_pass_the_filters_are_fetched(
     root: Path, tmp_path: Path, server: HubServer
 ) -> None:
-    here = project(root, tmp_path, how="members")
+    here = project(root, tmp_path, method="members")
     content = yaml.safe_load((here / "params.yaml").read_text(encoding="utf-8"))
     content["prepare"]["filters"] |= {"ratings": ["general"], "max_id": 2000}
     (here / "params.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
@@ -123,7 +123,7 @@ def test_metadata_without_a_data_set_says_what_to_name(
     root: Path, tmp_path: Path, server: HubServer
 ) -> None:
     here = project(root, tmp_path, repo=None)
-    assert "prepare.fetch.repo is empty" in run(root, here, "download", server)
+    assert "prepare.download.repo is empty" in run(root, here, "download", server)
 
 
 def test_a_data_set_without_metadata_is_named(

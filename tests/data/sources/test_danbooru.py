@@ -43,7 +43,7 @@ def source(tmp_path: Path, default_params: Params) -> Callable[[list[Row]], Danb
 
     def source(rows: list[Row]) -> DanbooruSource:
         path = metadata(tmp_path / "metadata.parquet", rows)
-        return DanbooruSource(path, tmp_path / "pictures", default_params.prepare.fetch)
+        return DanbooruSource(path, tmp_path / "pictures", default_params.prepare.download)
 
     return source
 
@@ -155,7 +155,7 @@ def test_a_folder_of_pictures_that_is_not_there_is_named(
 ) -> None:
     found = source([post(1)])
     (tmp_path / "pictures").rmdir()
-    with pytest.raises(TaggerError, match=r"prepare\.pictures: there is no folder"):
+    with pytest.raises(TaggerError, match=r"prepare\.image_root: there is no folder"):
         located(found)
 
 
@@ -329,7 +329,7 @@ def test_a_whole_run_writes_places_from_which_pictures_are_read(
         update={
             "source": "danbooru",
             "path": metadata(Path("metadata.parquet"), rows),
-            "pictures": Path("pictures"),
+            "image_root": Path("pictures"),
         }
     )
     prepare.main(p)

@@ -345,7 +345,7 @@ def test_a_whole_run_keeps_what_can_be_used_and_lists_the_rest(
         {"id": "7", "path": "none.png", "tags": "smile"},
     ]
     changes = {"source": "table", "path": write_rows(Path("t.csv"), rows)}
-    p = default_params.prepare.model_copy(update={**changes, "pictures": Path("pictures")})
+    p = default_params.prepare.model_copy(update={**changes, "image_root": Path("pictures")})
     prepare.main(p)
     names = pq.read_table(prepare.TAGS)["name"].to_pylist()
     posts = pq.read_table(prepare.POSTS).to_pylist()

@@ -94,7 +94,7 @@ class DanbooruSource(Source):
     def _fetch(self, ids: npt.NDArray[np.int64], repo: str) -> None:
         from tagger.data.hub import plan
 
-        how, revision, connections = self.hub.how, self.hub.revision, self.hub.connections
+        how, revision, connections = self.hub.method, self.hub.revision, self.hub.connections
         lost = plan.download_images(
             ids, repo, self.image_root, method=how, revision=revision, connections=connections
         )
@@ -103,7 +103,7 @@ class DanbooruSource(Source):
     def _places(self) -> pa.Table:
         """Return where every picture of the folder lies, by id; the first of each id counts."""
         if not self.image_root.is_dir():
-            raise TaggerError(f"prepare.pictures: there is no folder {self.image_root}.")
+            raise TaggerError(f"prepare.image_root: there is no folder {self.image_root}.")
         tables = [_SCHEMA.empty_table()]
         for directory in find_images.scan_folders(self.image_root):
             self.notes.extend(
