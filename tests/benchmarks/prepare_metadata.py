@@ -33,7 +33,12 @@ def ours(posts: Path, folder: Path) -> int:
     from tagger.data.tags.lexicon import Lexicon
 
     shipped = params.load(_ROOT / params.PATH).prepare
-    wanted = {"min_tags": 10, "min_score": 0, "excluded_tags": ["*_sword_9*"], "keep_deleted": False}
+    wanted = {
+        "min_tags": 10,
+        "min_score": 0,
+        "excluded_tags": ["*_sword_9*"],
+        "keep_deleted": False,
+    }
     filters = shipped.filters.model_copy(update=wanted)
     source = prepare.source_of(shipped.model_copy(update={"source": "danbooru", "path": posts}))
     left_out = RejectedPosts()

@@ -193,7 +193,12 @@ def test_every_post_is_once_either_taken_or_left_out(
     sample: int | None,
     seed: int,
 ) -> None:
-    chosen = {"max_posts_per_tag": cap, "capped_categories": capped, "sample_size": sample, "seed": seed}
+    chosen = {
+        "max_posts_per_tag": cap,
+        "capped_categories": capped,
+        "sample_size": sample,
+        "seed": seed,
+    }
     found, lexicon, left_out = taken(source, want(**wanted, **chosen))
     seen = [post.id for batch in source.batches for post in batch]
     both = ids_of(found) + left_out.table()["id"].to_pylist()
@@ -310,7 +315,9 @@ def test_tags_come_by_category_then_count_then_name_with_ids(want: Want) -> None
         [Post("1", ["z", "y", "general", "artist"]), Post("2", ["z", "x", "general", "miku"])],
         [Post("3", ["meta", "y", "z", "general"]), Post("4", ["unwanted"])],
     ]
-    found, lexicon, _ = taken(Posts(batches), want(excluded_tags=["unwanted"]), Rules(known_tags=known))
+    found, lexicon, _ = taken(
+        Posts(batches), want(excluded_tags=["unwanted"]), Rules(known_tags=known)
+    )
     tags = ingest.used_tags(lexicon, ingest.count_labels(found, len(lexicon)))
     assert tags == [
         Tag(9_999_999, "general", 9, 3),

@@ -112,7 +112,9 @@ def beyond_cap(posts: pa.Table, lexicon: Lexicon, p: params.FilterParams) -> Rej
     from tagger.data import sampling
 
     cap = p.max_posts_per_tag or len(posts)
-    counted = [CATEGORIES[lexicon.category(tag)] in p.capped_categories for tag in range(len(lexicon))]
+    counted = [
+        CATEGORIES[lexicon.category(tag)] in p.capped_categories for tag in range(len(lexicon))
+    ]
     labels = manifest.labels_from_lists(posts["tags"].combine_chunks(), len(lexicon))
     labels = csr_array(labels[:, np.flatnonzero(counted)])
     out = sampling.over_cap(labels, sampling.random_order(posts["id"], p.seed), cap)
