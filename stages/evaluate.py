@@ -16,10 +16,10 @@ from tagger.core import errors, files, thresholds
 from tagger.core.errors import TaggerError
 from tagger.data.tags import rules
 from tagger.evaluation import calibration, compare, summary
-from tagger.evaluation.compare import Ground
-from tagger.evaluation.predictions import PARTS, Predictor
+from tagger.evaluation.compare import ComparisonData
+from tagger.evaluation.predictions import EVALUATED_SPLITS, SplitPredictor
 from tagger.evaluation.report import html_page
-from tagger.evaluation.report.html_page import Content
+from tagger.evaluation.report.html_page import ReportContent
 from tagger.evaluation.summary import Evaluation
 from tagger.images import dataset, decode, preprocess
 from tagger.models import backbone, predict
@@ -32,7 +32,7 @@ SPLIT = Path("data/split.parquet")
 MODEL = Path("models/tagger")
 THRESHOLDS = Path("models/thresholds.csv")
 CALIBRATION = Path("models/calibration.json")
-FIGURES = Path("metrics/evaluate.json")
+METRICS = Path("metrics/evaluate.json")
 TABLES = (
     Path("metrics/tags.csv"),
     Path("metrics/categories.csv"),
@@ -61,33 +61,35 @@ def main(p: params.Params, other: Path | None = None) -> None:
         scratch.temporary_folder("evaluate") if group.is_main else nullcontext(Path()) as folder,
     ):
         unlabelled, loading = trained["params"]["train"]["unlabelled"], p.evaluate.loading
-        predictor = Predictor(group, folder, unlabelled, **loading)
+        predictor = SplitPredictor(group, folder, unlabelled, **loading)
         compute = predict.by_torch(
             backbone.to_device(backbone.load_model(MODEL), group.device), prepared
         )
         if other:
-            ground = Ground(tags, parts, predictor, p.evaluate.threshold, p.seed)
+            ground = ComparisonData(tags, parts, predictor, p.evaluate.threshold, p.seed)
             aliases = rules.read(*p.prepare.rule_folders).current_names
             if compared := compare.compare(compute, prepared, other, ground, aliases):
-                print(*compared.lines(), sep="\n")
+                print(*compared.summary_lines(), sep="\n")
                 files.write_json(AGAINST, compared.content())
             return
-        every = {name: predictor(name, parts[name], tags, compute, prepared) for name in PARTS}
+        every = {
+            name: predictor(name, parts[name], tags, compute, prepared) for name in EVALUATED_SPLITS
+        }
         found = {name: one for name, one in every.items() if one}
         if group.is_main:
-            judged = summary.judge(
+            judged = summary.evaluate(
                 found, parts, tags, p.evaluate.threshold, p.seed, prepared.background
             )
-            content = judged.page(trained)
+            content = judged.report_content(trained)
             write(judged, content)
             track(judged, content, trained, p.prepare.path.stem)
-            print(*judged.lines(), sep="\n", end=f" -> {REPORT}\n")
+            print(*judged.summary_lines(), sep="\n", end=f" -> {REPORT}\n")
 
 
-def write(judged: Evaluation, content: Content) -> None:
-    thresholds.write(judged.fitted, THRESHOLDS)
+def write(judged: Evaluation, content: ReportContent) -> None:
+    thresholds.write(judged.thresholds, THRESHOLDS)
     calibration.write(judged.temperatures, CALIBRATION)
-    files.write_json(FIGURES, judged.figures)
+    files.write_json(METRICS, judged.metrics)
     for path in TABLES:
         files.write_csv(path, *judged.tables[path.stem])
     with files.atomic_write(SHEET) as partial:
@@ -95,16 +97,18 @@ def write(judged: Evaluation, content: Content) -> None:
     html_page.write(REPORT, content)
 
 
-def track(judged: Evaluation, content: Content, trained: Mapping[str, Any], data_name: str) -> None:
+def track(
+    judged: Evaluation, content: ReportContent, trained: Mapping[str, Any], data_name: str
+) -> None:
     """Add to the run of the training, where there is one: a store may have been away."""
     if trained["run_id"] is None:
         return
-    parts = {name: one.part for name, one in judged.parts.items()}
+    parts = {name: one.split for name, one in judged.splits.items()}
     with runs.add_to(trained["run_id"]) as run:
         run.log_data(data_name, runs.data_digest(trained["data"]), POSTS, **parts)
-        run.log_metrics(judged.summary, checkpoint="best")
-        run.log_files(FIGURES, *TABLES, THRESHOLDS, CALIBRATION, REPORT, SHEET)
-        for name, figure in html_page.drawings(content).items():
+        run.log_metrics(judged.logged_metrics, checkpoint="best")
+        run.log_files(METRICS, *TABLES, THRESHOLDS, CALIBRATION, REPORT, SHEET)
+        for name, figure in html_page.build_plots(content).items():
             run.log_figure(figure, f"{name}.png")
 
 
@@ -114,7 +118,7 @@ def register(name: str, alias: str) -> None:
     print(registry.register(registry.best_run(METRIC, data), name, alias).summary(METRIC))
 
 
-def asked_for(arguments: Sequence[str]) -> argparse.Namespace:
+def parse_args(arguments: Sequence[str]) -> argparse.Namespace:
     parser = errors.ArgumentParser(prog="evaluate.py", description=__doc__)
     one = parser.add_mutually_exclusive_group()
     one.add_argument("--against", type=Path, metavar="DIR", help="another tagger, of any layout")
@@ -129,7 +133,7 @@ def asked_for(arguments: Sequence[str]) -> argparse.Namespace:
 
 if __name__ == "__main__":
     with errors.exit_on_error():
-        asked = asked_for(sys.argv[1:])
+        asked = parse_args(sys.argv[1:])
         if asked.register:
             register(asked.register, asked.alias)
         else:

@@ -67,7 +67,7 @@ def lighten(
 ) -> dict[str, QuantizationTrial]:
     """Add lighter weights to the export, as far as they do as well."""
     with scratch.temporary_folder("export") as room:
-        predictor = predictions.alone(room, unlabelled, **p.evaluate.loading)
+        predictor = predictions.local_predictor(room, unlabelled, **p.evaluate.loading)
         return QuantizationTrials(
             folder, parts["validation"], parts["test"], predictor, p.export
         ).run()

@@ -34,9 +34,9 @@ from tagger.evaluation import (
     score_counts,
     tag_metrics,
 )
-from tagger.evaluation.inspection import Inspection
-from tagger.evaluation.prediction_store import Block, PredictionStore, Truth
-from tagger.evaluation.result import Judged
+from tagger.evaluation.inspection import SplitInspection
+from tagger.evaluation.prediction_store import LogitBlock, PredictionStore, StoreLabels
+from tagger.evaluation.result import EvaluationResult
 from tagger.images.dataset import Split
 from tagger.images.location import WHITE, Location
 
@@ -55,7 +55,7 @@ def tags_of(labels: csr_array) -> list[Tag]:
     return [Tag(n, f"tag_{n}", 0 if n < half else 4, 8 * count) for n, count in enumerate(counts)]
 
 
-def blocks(labels: csr_array, shift: float = 3.0) -> Iterator[Block]:
+def blocks(labels: csr_array, shift: float = 3.0) -> Iterator[LogitBlock]:
     random = np.random.default_rng(0)
     rates = np.bincount(labels.indices, minlength=labels.shape[1]) / labels.shape[0]
     base = np.log(np.clip(rates, 1e-5, None)).astype(np.float32)
@@ -84,7 +84,9 @@ def whole(path: Path) -> dict[str, Any]:
     with timed(
         took,
         "drawing and writing",
-        lambda: prediction_store.write(path.with_suffix(".logits"), Truth(labels), blocks(labels)),
+        lambda: prediction_store.write(
+            path.with_suffix(".logits"), StoreLabels(labels), blocks(labels)
+        ),
     ) as part:
         return judge(part, tags, took)
 
@@ -98,25 +100,25 @@ def _drawn(labels: csr_array) -> Iterator[tuple[range, None]]:
 def judge(part: PredictionStore, tags: list[Tag], took: dict[str, float]) -> dict[str, Any]:
     rows = timed(took, "thresholds", lambda: fit_thresholds.fit(part, tags, Aim()))
     limits = np.array([row.threshold for row in rows if row.name])
-    pools, marks = tag_metrics.pool_of(tags), score_counts.marks(limits)
-    counted = timed(took, "metrics", lambda: score_counts.count(part, pools, marks=marks))
-    ranked = timed(took, "ranking", lambda: ranking.of(part))
+    pools, marks = tag_metrics.pool_numbers(tags), score_counts.evaluation_thresholds(limits)
+    counted = timed(took, "metrics", lambda: score_counts.count(part, pools, thresholds=marks))
+    ranked = timed(took, "ranking", lambda: ranking.rank_labels(part))
     timed(took, "temperatures", lambda: calibration.fit(counted, tags))
-    moved = timed(took, "influence", lambda: jackknife.of(part, counted, tags, limits))
+    moved = timed(took, "influence", lambda: jackknife.compute(part, counted, tags, limits))
     timed(took, "bootstrap", lambda: bootstrap.intervals(moved, 0))
-    summed = tag_metrics.summary(counted, tags, ranked)
-    look = Inspection(
+    summed = tag_metrics.summarize(counted, tags, ranked)
+    look = SplitInspection(
         name="test",
-        scored=part,
-        part=Split([Location("", 0, 0)] * len(part), part.labels),
+        store=part,
+        split=Split([Location("", 0, 0)] * len(part), part.labels),
         tags=tags,
-        limits=limits,
-        judged=Judged(counted, ranked, moved, summed),
+        thresholds=limits,
+        result=EvaluationResult(counted, ranked, moved, summed),
         background=WHITE,
     )
     timed(took, "mistakes", lambda: look.mistakes)
     timed(took, "tags confused", lambda: look.confused)
-    timed(took, "labels in doubt", lambda: look.doubts)
+    timed(took, "labels in doubt", lambda: look.label_issues)
     return {"seconds": took, "macro_ap": summed["macro_ap"], "micro_f1": summed["micro_f1"]}
 
 
@@ -126,8 +128,10 @@ def beside(path: Path) -> dict[str, Any]:
 
     labels = stratified_split.load(path)
     tags = tags_of(labels)
-    pools = tag_metrics.pool_of(tags)
-    with prediction_store.write(path.with_suffix(".logits"), Truth(labels), blocks(labels)) as part:
+    pools = tag_metrics.pool_numbers(tags)
+    with prediction_store.write(
+        path.with_suffix(".logits"), StoreLabels(labels), blocks(labels)
+    ) as part:
         logits = np.concatenate([some for _, some in blocks(labels)]).astype(np.float16)
         score_counts.count(part, pools)  # loads the compiled code
         ours: list[float] = []

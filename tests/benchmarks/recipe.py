@@ -18,7 +18,7 @@ from tagger.core import thresholds
 from tagger.core.thresholds import Aim
 from tagger.evaluation import fit_thresholds, result
 from tagger.evaluation.prediction_store import PredictionStore
-from tagger.evaluation.predictions import Predictor
+from tagger.evaluation.predictions import SplitPredictor
 from tagger.images import dataset
 from tagger.models import backbone, predict
 from tagger.params import Params
@@ -81,17 +81,17 @@ def train(p: Params) -> dict[str, float]:
         )
         model.load_state_dict(weights)
         compute = predict.by_torch(model, training.preprocess)
-        predictor = Predictor(group, Path(folder), (), 64, p.effective_train.workers)
+        predictor = SplitPredictor(group, Path(folder), (), 64, p.effective_train.workers)
 
         def predicted(name: str) -> PredictionStore:
             found = predictor(name, parts[name], tags, compute, training.preprocess)
             assert found is not None
-            return found.scored
+            return found.store
 
         limits = thresholds.per_tag(
             fit_thresholds.fit(predicted("validation"), tags, Aim()), tags, "global"
         )
-        return result.judge(predicted("test"), tags, limits, seed=0).figures
+        return result.evaluate(predicted("test"), tags, limits, seed=0).metrics
 
 
 def main() -> None:

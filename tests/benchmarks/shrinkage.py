@@ -174,7 +174,7 @@ def chosen(way: Way, judged: Judged, categories: Whole, random: np.random.Genera
 
 def ours(judged: Judged, tags: list[Tag], seed: int) -> Floats:
     with tempfile.TemporaryDirectory() as folder:
-        truth = prediction_store.Truth(csr_array(judged.truth))
+        truth = prediction_store.StoreLabels(csr_array(judged.truth))
         everything = [(range(len(judged.logits)), judged.logits)]
         with prediction_store.write(Path(folder) / "logits", truth, everything) as part:
             rows = fit_thresholds.fit(part, tags, Aim(), seed)

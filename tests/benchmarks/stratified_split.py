@@ -31,7 +31,7 @@ _LARGE = 1_000_000
 _FASTER = {"scikit-multilearn": 500, "iterative-stratification": 200}  # at 20,000 posts
 _LIMITS = {1_000_000: (6, None), 8_000_000: (60, 5)}  # seconds, GB beyond the labels
 
-Parts = methods.Parts
+Parts = methods.SplitIndices
 
 
 def draw(path: Path, posts: int, tags: int, per_post: int) -> None:

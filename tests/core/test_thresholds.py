@@ -8,7 +8,7 @@ import pytest
 
 from tagger.core import thresholds
 from tagger.core.errors import TaggerError
-from tagger.core.thresholds import By, Kind, Threshold
+from tagger.core.thresholds import Kind, Objective, Threshold
 from tagger.core.vocabulary import CATEGORIES, Tag
 
 TAGS = [Tag(-1, "safe", 9, 5), Tag(-2, "hair", 0, 5), Tag(-3, "eyes", 0, 5), Tag(-4, "miku", 4, 5)]
@@ -47,7 +47,7 @@ def test_each_policy_gives_each_tag_its_threshold(rows: list[Threshold]) -> None
 
 class Policy(NamedTuple):
     kind: Kind
-    by: By = "f1"
+    by: Objective = "f1"
     target: float | None = None
 
 

@@ -8,22 +8,24 @@ from sklearn.metrics import f1_score
 from support.predictions import Drawn, Kept, draw, tags
 from tagger.core.arrays import Floats
 from tagger.evaluation import bootstrap, jackknife, score_counts, tag_metrics
-from tagger.evaluation.bootstrap import MEASURES, OVERALL, Intervals
+from tagger.evaluation.bootstrap import METRICS, OVERALL, Intervals
 from tagger.evaluation.counting import Ints
-from tagger.evaluation.jackknife import Influence
+from tagger.evaluation.jackknife import Jackknife
 from tagger.evaluation.metrics import dense
 
 LIMIT = 0.4
 
 
-def influences(predictions: Drawn, groups: Ints | None = None) -> Influence:
+def influences(predictions: Drawn, groups: Ints | None = None) -> Jackknife:
     listed = tags(predictions.truth.shape[1])
     limits = np.full(len(listed), LIMIT)
     with Kept(predictions, groups) as scored:
         counted = score_counts.count(
-            scored, tag_metrics.pool_of(listed), marks=score_counts.marks(limits)
+            scored,
+            tag_metrics.pool_numbers(listed),
+            thresholds=score_counts.evaluation_thresholds(limits),
         )
-        return jackknife.of(scored, counted, listed, limits)
+        return jackknife.compute(scored, counted, listed, limits)
 
 
 def measures(predictions: Drawn, rows: Ints) -> list[float]:
@@ -50,7 +52,7 @@ def drawn_by_hand(predictions: Drawn, groups: Ints, times: int) -> Floats:
 
 
 def half_widths(intervals: Intervals, category: str = OVERALL) -> Floats:
-    return np.array([np.ptp(intervals[category][name]) / 2 for name in MEASURES])
+    return np.array([np.ptp(intervals[category][name]) / 2 for name in METRICS])
 
 
 @pytest.mark.parametrize(("density", "of_each"), [(0.02, 1), (0.3, 1), (0.3, 4)])
@@ -73,7 +75,7 @@ def test_intervals_hold_what_is_to_be_expected_as_often_as_they_say() -> None:
     for seed in range(100):
         some = influences(draw(200, 8, seed, density=0.1))
         ends = bootstrap.intervals(some, seed)[OVERALL]
-        found.append([(*ends[name], some.figures[-1][name]) for name in MEASURES])
+        found.append([(*ends[name], some.metrics[-1][name]) for name in METRICS])
     low, high, figure = np.moveaxis(np.array(found), -1, 0)
     expected = figure.mean(axis=0)
     held = ((low <= expected) & (expected <= high)).mean(axis=0)
@@ -117,7 +119,7 @@ def test_differences_on_the_same_pictures_are_told_more_surely_than_apart() -> N
         assert low > 0
         alone = np.ptp(bootstrap.intervals(better, 0)[OVERALL][name])
         assert high - low < alone / 1.5
-        there = better.figures[-1][name] - worse.figures[-1][name]
+        there = better.metrics[-1][name] - worse.metrics[-1][name]
         assert difference == pytest.approx(there)
 
 

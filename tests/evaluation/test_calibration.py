@@ -24,7 +24,7 @@ def honest(pictures: int, count: int, seed: int = 0) -> Drawn:
 def fit(predictions: Drawn) -> Temperatures:
     listed = tags(predictions.truth.shape[1])
     with Kept(predictions) as scored:
-        return calibration.fit(score_counts.count(scored, tag_metrics.pool_of(listed)), listed)
+        return calibration.fit(score_counts.count(scored, tag_metrics.pool_numbers(listed)), listed)
 
 
 def test_the_temperature_of_each_category_is_found() -> None:

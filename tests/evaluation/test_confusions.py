@@ -9,18 +9,18 @@ from hypothesis import given, settings
 from support.predictions import Drawn, Kept, draw, drawn, tags
 from tagger.core.vocabulary import Tag
 from tagger.evaluation import confusions, mistakes
-from tagger.evaluation.confusions import Pair
+from tagger.evaluation.confusions import Confusion
 
 LIMIT = 0.4
 
 
-def find(predictions: Drawn, listed: list[Tag], most: int = 500) -> list[Pair]:
+def find(predictions: Drawn, listed: list[Tag], most: int = 500) -> list[Confusion]:
     with Kept(predictions) as part:
-        found = mistakes.of(part, np.full(part.tags, LIMIT))
-    return confusions.pairs(found, listed, predictions.truth.sum(axis=0), most)
+        found = mistakes.find(part, np.full(part.tag_count, LIMIT))
+    return confusions.find(found, listed, predictions.truth.sum(axis=0), most)
 
 
-def by_hand(predictions: Drawn, listed: list[Tag]) -> list[Pair]:
+def by_hand(predictions: Drawn, listed: list[Tag]) -> list[Confusion]:
     """Go through all pairs of tags, one by one."""
     high = 1 / (1 + np.exp(-predictions.logits.astype(float))) >= LIMIT
     missed, wrong = predictions.truth & ~high, high & ~predictions.truth
@@ -31,7 +31,7 @@ def by_hand(predictions: Drawn, listed: list[Tag]) -> list[Pair]:
         surplus = both - times * int(wrong[:, other].sum()) / len(high)
         if both >= 2 and surplus > 0 and listed[tag].category == listed[other].category:
             support = int(predictions.truth[:, tag].sum())
-            found.append((-surplus, Pair(tag, other, both, support, both / times)))
+            found.append((-surplus, Confusion(tag, other, both, support, both / times)))
     return [pair for _, pair in sorted(found)]
 
 
@@ -65,10 +65,10 @@ def test_tags_that_are_swapped_come_first() -> None:
     found = find(Drawn(logits, predictions.truth), tags(12))
     first, second = found[:2]
     assert (first.tag, first.taken_for) == (2, 5)
-    assert first.pictures >= swapped.sum()
+    assert first.images >= swapped.sum()
     assert first.support == predictions.truth[:, 2].sum()
-    assert first.share > 0.7
-    assert second.pictures < first.pictures / 5
+    assert first.fraction > 0.7
+    assert second.images < first.images / 5
 
 
 def test_a_tag_is_not_taken_for_one_of_another_category() -> None:
@@ -76,7 +76,7 @@ def test_a_tag_is_not_taken_for_one_of_another_category() -> None:
     swapped = Drawn(np.where(truth, -4, 4).astype(np.float32), truth)
     swapped.logits[5:] *= -1
     assert find(swapped, tags(2)) == []
-    assert find(swapped, tags(2, (0,))) == [Pair(0, 1, 5, 10, 1.0)]
+    assert find(swapped, tags(2, (0,))) == [Confusion(0, 1, 5, 10, 1.0)]
 
 
 def test_what_happens_once_or_always_is_no_confusion() -> None:
@@ -94,7 +94,7 @@ def test_without_a_mistake_no_tags_are_confused(pictures: int) -> None:
 
 
 def test_rows_name_both_tags() -> None:
-    (row,) = confusions.rows([Pair(3, 2, 8, 40, 2 / 3)], tags(4))
+    (row,) = confusions.rows([Confusion(3, 2, 8, 40, 2 / 3)], tags(4))
     assert dict(zip(confusions.HEADER, row, strict=True)) == {
         **{"tag": "tag_3", "taken_for": "tag_2", "category": "character"},
         **{"pictures": 8, "support": 40, "share": 0.666667},

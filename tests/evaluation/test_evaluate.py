@@ -166,7 +166,7 @@ def test_export_takes_thresholds_by_the_policy_they_were_fitted_by_and_no_other(
 def test_one_evaluation_at_a_time_and_a_stopped_one_leaves_nothing(
     copied: Project, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for path in (evaluate.FIGURES, evaluate.REPORT, evaluate.THRESHOLDS):
+    for path in (evaluate.METRICS, evaluate.REPORT, evaluate.THRESHOLDS):
         (copied.folder / path).unlink()
     kept = copied.folder / ".scratch" / "evaluate"
     running = copied.start_stage(stage="evaluate")

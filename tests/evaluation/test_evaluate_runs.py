@@ -17,7 +17,7 @@ from tagger.models import backbone
 from tagger.params import Params, Preset
 from tagger.tracking import runs
 
-WRITTEN = (evaluate.FIGURES, evaluate.REPORT, evaluate.SHEET, *evaluate.TABLES)
+WRITTEN = (evaluate.METRICS, evaluate.REPORT, evaluate.SHEET, *evaluate.TABLES)
 
 
 @pytest.fixture
@@ -99,9 +99,9 @@ def test_the_best_run_on_the_same_data_is_registered(
 
 
 def test_comparing_and_registering_are_asked_for_one_at_a_time() -> None:
-    asked = evaluate.asked_for(["--register", "tagger"])
+    asked = evaluate.parse_args(["--register", "tagger"])
     assert (asked.register, asked.alias, asked.against) == ("tagger", "best", None)
     with pytest.raises(TaggerError, match="not allowed with"):
-        evaluate.asked_for(["--register", "tagger", "--against", "other"])
+        evaluate.parse_args(["--register", "tagger", "--against", "other"])
     with pytest.raises(TaggerError, match="--alias goes with --register"):
-        evaluate.asked_for(["--alias", "best"])
+        evaluate.parse_args(["--alias", "best"])

@@ -14,13 +14,13 @@ from support.predictions import of_model
 from support.trainings import ROOT, TWO_PROCESSES, Project
 from tagger import params
 from tagger.core import vocabulary
-from tagger.core.thresholds import Aim, By
+from tagger.core.thresholds import Aim, Objective
 from tagger.evaluation import quantized_logits
 from tagger.images import preprocess
 from tagger.models import backbone
 from tagger.params import Params, Preset
 
-WRITTEN = [evaluate.FIGURES, evaluate.THRESHOLDS, evaluate.CALIBRATION, *evaluate.TABLES]
+WRITTEN = [evaluate.METRICS, evaluate.THRESHOLDS, evaluate.CALIBRATION, *evaluate.TABLES]
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +66,7 @@ def test_figures_are_those_of_the_probabilities(judged: Project) -> None:
     general = vocabulary.category_columns(tags, "general")
     for name in found:
         by = of_model(model, parts[name], prepared, **p.evaluate.loading)
-        scores = quantized_logits.of(
+        scores = quantized_logits.quantize(
             quantized_logits.finite_logit(by.scores[:, general])
         )  # as they are kept
         truth = by.truth[:, general]
@@ -91,7 +91,7 @@ def test_the_same_comes_out_again_and_of_two_processes(copied: Project) -> None:
 @pytest.mark.parametrize("kind", ["global", "category", "tag"])
 @pytest.mark.parametrize(("by", "target"), [("precision_recall", None), ("precision", 0.8)])
 def test_thresholds_follow_the_policy(
-    copied: Project, kind: str, by: By, target: float | None
+    copied: Project, kind: str, by: Objective, target: float | None
 ) -> None:
     copied.edit_params(evaluate={"threshold": {"kind": kind, "by": by, "target": target}})
     evaluated(copied)

@@ -19,7 +19,7 @@ from tagger.evaluation import (
     shrinkage,
     tag_metrics,
 )
-from tagger.evaluation.objectives import Curves
+from tagger.evaluation.objectives import DecisionCurves
 
 BY_F1 = Aim()
 
@@ -32,9 +32,9 @@ def fit(predictions: Drawn, aim: Aim = BY_F1) -> list[Threshold]:
 def best(predictions: Drawn, aim: Aim) -> tuple[Floats, float]:
     """Return the best threshold of each tag and of all pairs, as probabilities."""
     with Kept(predictions) as scored:
-        counted = score_counts.count(scored, np.zeros(scored.tags, np.int64))
-    own = objectives.best(Curves.of_tags(counted), aim)
-    (pooled,) = objectives.best(Curves.of_pool(counted.pools[0]), aim)
+        counted = score_counts.count(scored, np.zeros(scored.tag_count, np.int64))
+    own = objectives.best_thresholds(DecisionCurves.of_tags(counted), aim)
+    (pooled,) = objectives.best_thresholds(DecisionCurves.of_pool(counted.pools[0]), aim)
     return quantized_logits.sigmoid(own), float(quantized_logits.sigmoid(pooled))
 
 
@@ -145,8 +145,8 @@ def test_shrinking_goes_from_the_tags_own_to_its_categorys() -> None:
     listed = tags(6)
     with Kept(predictions) as scored:
         counted = shrinkage.count(scored, listed)
-        limits = shrinkage.shrunk(counted, listed, Aim(), np.array([0, 30, np.inf]))
-    own = objectives.best(Curves.of_tags(counted), Aim())
+        limits = shrinkage.shrunk_thresholds(counted, listed, Aim(), np.array([0, 30, np.inf]))
+    own = objectives.best_thresholds(DecisionCurves.of_tags(counted), Aim())
     assert limits[:, 0] == pytest.approx(own)
     assert np.ptp(limits[:3, 2]) == np.ptp(limits[3:, 2]) == 0
     weight = counted.support / (counted.support + 30)
@@ -170,7 +170,9 @@ def test_shrinking_gains_on_pictures_not_seen() -> None:
         rows = fit(seen)
         limits = thresholds.per_tag(rows, tags(60), "tag")
         with Kept(seen) as scored:
-            own = objectives.best(Curves.of_tags(shrinkage.count(scored, tags(60))), Aim())
+            own = objectives.best_thresholds(
+                DecisionCurves.of_tags(shrinkage.count(scored, tags(60))), Aim()
+            )
         scores = [
             mean_f1(new, quantized_logits.sigmoid(quantized_logits.logit(limits))),
             mean_f1(new, quantized_logits.sigmoid(own)),
@@ -196,7 +198,7 @@ def test_figures_at_the_thresholds_are_those_that_the_table_tells() -> None:
     rows = fit(predictions)
     limits = thresholds.per_tag(rows, tags(8), "tag")
     with Kept(predictions) as scored:
-        marks = quantized_logits.at_least(limits)[:, None]
-        counted = score_counts.count(scored, tag_metrics.pool_of(tags(8)), marks=marks)
-    f1 = tag_metrics.decisions(*counted.decided(0))["f1"]
+        marks = quantized_logits.quantize_thresholds(limits)[:, None]
+        counted = score_counts.count(scored, tag_metrics.pool_numbers(tags(8)), thresholds=marks)
+    f1 = tag_metrics.decision_metrics(*counted.decisions(0))["f1"]
     assert f1 == pytest.approx([row.f1 for row in rows if row.name], abs=1e-6)

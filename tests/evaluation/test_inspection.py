@@ -9,7 +9,7 @@ from scipy.special import logit
 
 from support.predictions import Drawn, keep
 from tagger.core.vocabulary import Tag
-from tagger.evaluation.inspection import Inspection
+from tagger.evaluation.inspection import SplitInspection
 from tagger.images.dataset import Split
 from tagger.images.location import WHITE, Location
 
@@ -24,7 +24,7 @@ def test_a_picture_that_has_gone_since_is_grey_on_the_sheet(
     limits = np.full(len(tags), 0.5)
     gone = [Location(str(tmp_path / "gone.png"), 0, 8), *split.locations[1:]]
     whole, drawn = (
-        Inspection("test", scored, some, tags, limits, judged, WHITE).sheet()
+        SplitInspection("test", scored, some, tags, limits, judged, WHITE).sheet()
         for some in (split, Split(gone, split.labels))
     )
     box = (12, 34, 12 + 168, 34 + 168)

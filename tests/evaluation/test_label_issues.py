@@ -13,7 +13,7 @@ from support.predictions import Drawn, Kept, draw, drawn, tags
 from tagger.core.arrays import Truth
 from tagger.evaluation import columns, label_issues, quantized_logits
 from tagger.evaluation.counting import Ints
-from tagger.evaluation.label_issues import Doubt, LabelIssues
+from tagger.evaluation.label_issues import LabelIssue, LabelIssues
 
 ALL = 1_000_000
 
@@ -26,8 +26,8 @@ def find(predictions: Drawn, *, unlabelled: list[Ints] | None = None, **limits: 
 def marked(found: LabelIssues, shape: tuple[int, ...]) -> Truth:
     """Return the labels in doubt, (pictures, tags)."""
     doubted = np.zeros(shape, np.bool_)
-    for one in found.surest:
-        doubted[one.picture, one.tag] = True
+    for one in found.most_certain:
+        doubted[one.image, one.tag] = True
     return doubted
 
 
@@ -89,8 +89,8 @@ def test_who_is_as_sure_as_usual_but_for_rounding_is_in_doubt(missing: bool) -> 
 def test_a_doubt_says_what_the_label_says_not() -> None:
     predictions, _ = flipped(clear(500, 6), 0.05)
     found = find(predictions, most=ALL)
-    assert len(found.surest) == found.missing.sum() + found.wrong.sum()
-    for picture, tag, missing, confidence, _ in found.surest:
+    assert len(found.most_certain) == found.missing.sum() + found.wrong.sum()
+    for picture, tag, missing, confidence, _ in found.most_certain:
         assert missing == (not predictions.truth[picture, tag])
         assert missing == (confidence > 0.5)
         assert confidence == pytest.approx(expit(predictions.logits[picture, tag]))
@@ -99,8 +99,8 @@ def test_a_doubt_says_what_the_label_says_not() -> None:
 def test_planted_errors_are_the_surest_doubts() -> None:
     """By chance a twentieth would be, the share that is planted."""
     predictions, planted = flipped(clear(2000, 20), 0.05)
-    surest = find(predictions).surest
-    hits = np.array([planted[one.picture, one.tag] for one in surest])
+    surest = find(predictions).most_certain
+    hits = np.array([planted[one.image, one.tag] for one in surest])
     assert 1900 < planted.sum() < 2100
     assert hits[:1000].mean() > 0.99
     assert hits[: planted.sum()].mean() > 0.95
@@ -118,32 +118,32 @@ def test_tags_that_the_model_does_not_know_are_doubted_last() -> None:
     found = find(both, most=ALL)
     doubted = int(found.missing[:10].sum() + found.wrong[:10].sum())
     assert found.wrong[10:].sum() > 150
-    assert {one.tag < 10 for one in found.surest[:doubted]} == {True}
-    sure = [one.confidence if one.missing else 1 - one.confidence for one in found.surest]
+    assert {one.tag < 10 for one in found.most_certain[:doubted]} == {True}
+    sure = [one.confidence if one.missing else 1 - one.confidence for one in found.most_certain]
     by_confidence = np.argsort(sure)[::-1][:100]
-    assert np.mean([found.surest[place].tag >= 10 for place in by_confidence]) > 0.5
+    assert np.mean([found.most_certain[place].tag >= 10 for place in by_confidence]) > 0.5
 
 
 def test_of_errors_as_confident_that_of_the_tag_known_better_comes_first() -> None:
     truth = np.arange(600)[:, None] < [20, 20]
     logits = np.where(truth, [4, 0], [-4, -8]).astype(np.float32)
     logits[50] = 4
-    first, second = find(Drawn(logits, truth)).surest
-    assert (first.tag, first.picture) == (0, 50)
-    assert (second.tag, second.picture) == (1, 50)
+    first, second = find(Drawn(logits, truth)).most_certain
+    assert (first.tag, first.image) == (0, 50)
+    assert (second.tag, second.image) == (1, 50)
 
 
 def test_the_surest_are_the_first_of_all_however_the_tags_are_read(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     predictions, _ = flipped(draw(400, 9, steps=5), 0.1)
-    everything = find(predictions, most=ALL).surest
+    everything = find(predictions, most=ALL).most_certain
     assert len(everything) > 100
     for block in (1, 1 << 20):
         monkeypatch.setattr(columns, "_BLOCK", block)
-        assert find(predictions, most=ALL).surest == everything
+        assert find(predictions, most=ALL).most_certain == everything
         for most in (0, 1, 50):
-            assert find(predictions, most=most).surest == everything[:most]
+            assert find(predictions, most=most).most_certain == everything[:most]
 
 
 def test_doubts_that_are_as_sure_are_in_the_order_of_tags_and_pictures() -> None:
@@ -152,8 +152,8 @@ def test_doubts_that_are_as_sure_are_in_the_order_of_tags_and_pictures() -> None
     logits = np.where(truth, 3, -3).astype(np.float32)
     labels = truth.copy()
     labels[[25, 23, 30]] = True
-    found = find(Drawn(logits, labels)).surest
-    assert [(one.tag, one.picture) for one in found] == [
+    found = find(Drawn(logits, labels)).most_certain
+    assert [(one.tag, one.image) for one in found] == [
         (tag, row) for tag in (0, 1) for row in (23, 25, 30)
     ]
 
@@ -180,7 +180,7 @@ def test_tags_on_or_off_too_few_pictures_are_not_judged(few: bool) -> None:
     logits[-1] = -logits[-1]
     found = find(Drawn(logits, labels))
     assert (found.missing + found.wrong).tolist() == [0, 2, 2]
-    assert {one.tag for one in found.surest} == {1, 2}
+    assert {one.tag for one in found.most_certain} == {1, 2}
 
 
 @pytest.mark.parametrize("density", [0.0, 1.0])
@@ -188,7 +188,7 @@ def test_tags_on_or_off_too_few_pictures_are_not_judged(few: bool) -> None:
 def test_a_tag_on_no_picture_or_on_all_is_in_doubt_nowhere(pictures: int, density: float) -> None:
     found = find(draw(pictures, 3, density=density), least=0)
     assert (found.missing.tolist(), found.wrong.tolist()) == ([0] * 3, [0] * 3)
-    assert found.surest == []
+    assert found.most_certain == []
 
 
 def test_logits_as_large_as_they_may_be_are_judged() -> None:
@@ -196,12 +196,12 @@ def test_logits_as_large_as_they_may_be_are_judged() -> None:
     logits = np.where(truth, 65504, -65504).astype(np.float32)
     labels = truth.copy()
     labels[[3, 35]] ^= True
-    found = find(Drawn(logits, labels)).surest
-    assert sorted((one.picture, one.missing) for one in found) == [(3, True), (35, False)]
+    found = find(Drawn(logits, labels)).most_certain
+    assert sorted((one.image, one.missing) for one in found) == [(3, True), (35, False)]
 
 
 def test_rows_name_the_picture_the_tag_and_the_issue() -> None:
-    found = [Doubt(1, 0, True, 0.98765432, 9.0), Doubt(0, 3, False, 0.01, 8.0)]
+    found = [LabelIssue(1, 0, True, 0.98765432, 9.0), LabelIssue(0, 3, False, 0.01, 8.0)]
     listed = label_issues.rows("test", found, ["7", "9"], ["a.png", "b.png"], tags(4))
     assert [dict(zip(label_issues.HEADER, row, strict=True)) for row in listed] == [
         {

@@ -20,8 +20,14 @@ from tagger.evaluation import (
     tag_metrics,
 )
 from tagger.evaluation.counting import Ints
-from tagger.evaluation.mistakes import Looked, Mistakes, Said, Seen, Worst
-from tagger.evaluation.quantized_logits import Codes
+from tagger.evaluation.mistakes import (
+    HardTag,
+    ImageConfidence,
+    ImageMistakes,
+    Mistakes,
+    TagConfidence,
+)
+from tagger.evaluation.quantized_logits import QuantizedLogits
 
 LIMIT = 0.4
 
@@ -41,19 +47,21 @@ def judge(
 ) -> Mistakes:
     limits = np.full(predictions.truth.shape[1], LIMIT) if limits is None else limits
     with Kept(predictions, unlabelled=unlabelled or []) as part:
-        return mistakes.of(part, limits)
+        return mistakes.find(part, limits)
 
 
-def look(predictions: Drawn, pictures: list[int]) -> list[Looked]:
+def look(predictions: Drawn, pictures: list[int]) -> list[ImageMistakes]:
     with Kept(predictions) as part:
-        found = mistakes.of(part, np.full(part.tags, LIMIT))
-        return mistakes.looked(part, found, pictures)
+        found = mistakes.find(part, np.full(part.tag_count, LIMIT))
+        return mistakes.image_mistakes(part, found, pictures)
 
 
-def worst(predictions: Drawn, **most: int) -> list[Worst]:
+def worst(predictions: Drawn, **most: int) -> list[HardTag]:
     listed = tags(predictions.truth.shape[1])
     with Kept(predictions) as part:
-        return mistakes.worst(part, score_counts.count(part, tag_metrics.pool_of(listed)), **most)
+        return mistakes.hard_tags(
+            part, score_counts.count(part, tag_metrics.pool_numbers(listed)), **most
+        )
 
 
 @settings(max_examples=60)
@@ -73,10 +81,10 @@ def test_mistakes_are_those_that_figures_are_worked_out_from() -> None:
     limits: Floats = np.linspace(0.2, 0.8, 8)
     found = judge(predictions, limits)
     with Kept(predictions) as part:
-        marks = quantized_logits.at_least(limits)[:, None]
+        marks = quantized_logits.quantize_thresholds(limits)[:, None]
         true, given_, support, _ = score_counts.count(
-            part, tag_metrics.pool_of(listed), marks=marks
-        ).decided(0)
+            part, tag_metrics.pool_numbers(listed), thresholds=marks
+        ).decisions(0)
     right, wrong, missed = (kind.sum(axis=0) for kind in vars(found).values())
     assert right.tolist() == true.tolist()
     assert (right + wrong).tolist() == given_.tolist()
@@ -108,29 +116,29 @@ def test_without_a_picture_there_is_no_mistake() -> None:
 def test_pictures_are_looked_at_in_the_order_asked_for(predictions: Drawn, random: Random) -> None:
     pictures = random.choices(range(len(predictions.truth)), k=5)
     found = look(predictions, pictures)
-    assert [one.picture for one in found] == pictures
+    assert [one.image for one in found] == pictures
     for one in found:
-        p, truth = shares(predictions)[one.picture], predictions.truth[one.picture]
+        p, truth = shares(predictions)[one.image], predictions.truth[one.image]
         high = p >= LIMIT
         kinds = (one.right, high & truth), (one.wrong, high & ~truth), (one.missed, ~high & truth)
         for said, inside in kinds:
             expected = sorted(np.flatnonzero(inside).tolist(), key=lambda tag: (-p[tag], tag))
-            assert said == [Said(tag, float(p[tag])) for tag in expected]
+            assert said == [TagConfidence(tag, float(p[tag])) for tag in expected]
 
 
 def test_no_more_is_read_than_holds_the_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     predictions = draw(95, 3)
-    read: list[Codes] = []
+    read: list[QuantizedLogits] = []
     original = prediction_store._read
 
-    def noted(*place: Any) -> Codes:
+    def noted(*place: Any) -> QuantizedLogits:
         read.append(original(*place))
         return read[-1]
 
     with Kept(predictions) as part:
-        found = mistakes.of(part, np.full(3, LIMIT))
+        found = mistakes.find(part, np.full(3, LIMIT))
         monkeypatch.setattr(prediction_store, "_read", noted)
-        mistakes.looked(part, found, [12, 3])
+        mistakes.image_mistakes(part, found, [12, 3])
     assert len(read) == 2
 
 
@@ -139,8 +147,8 @@ def test_no_more_is_read_than_holds_the_pictures(monkeypatch: pytest.MonkeyPatch
 def test_the_worst_tags_are_those_of_lowest_average_precision(predictions: Drawn) -> None:
     listed = tags(predictions.truth.shape[1])
     with Kept(predictions) as part:
-        counted = score_counts.count(part, tag_metrics.pool_of(listed))
-        found = mistakes.worst(part, counted, tags=3, pictures=4, least=2)
+        counted = score_counts.count(part, tag_metrics.pool_numbers(listed))
+        found = mistakes.hard_tags(part, counted, tags=3, images=4, min_support=2)
     enough = np.flatnonzero(predictions.truth.sum(axis=0) >= 2).tolist()
     expected = sorted(enough, key=lambda tag: (counted.average_precision[tag], tag))[:3]
     assert [one.tag for one in found] == expected
@@ -149,8 +157,8 @@ def test_the_worst_tags_are_those_of_lowest_average_precision(predictions: Drawn
         rows = range(len(p))
         lowest = sorted((row for row in rows if truth[row]), key=lambda row: (p[row], row))[:4]
         highest = sorted((row for row in rows if not truth[row]), key=lambda row: (-p[row], row))
-        assert missed == [Seen(row, float(p[row])) for row in lowest]
-        assert wrong == [Seen(row, float(p[row])) for row in highest[:4]]
+        assert missed == [ImageConfidence(row, float(p[row])) for row in lowest]
+        assert wrong == [ImageConfidence(row, float(p[row])) for row in highest[:4]]
 
 
 def test_a_tag_that_the_model_has_wrong_is_the_worst() -> None:
@@ -181,12 +189,12 @@ def test_pictures_on_which_a_tag_is_unknown_do_not_show_it(labelled: bool) -> No
     predictions.truth[::3] = False
     known = predictions.truth.sum(axis=1) > 0
     with Kept(predictions, unlabelled=[np.array([0, 1])]) as part:
-        counted = score_counts.count(part, tag_metrics.pool_of(listed))
+        counted = score_counts.count(part, tag_metrics.pool_numbers(listed))
         if labelled:
             labels = predictions.truth | ~known[:, None]
             part = replace(part, labels=csr_array(labels))
-        for one in mistakes.worst(part, counted, pictures=90):
-            shown = {seen.picture for seen in (*one.missed, *one.wrong)}
+        for one in mistakes.hard_tags(part, counted, images=90):
+            shown = {seen.image for seen in (*one.missed, *one.wrong)}
             assert shown == set(np.flatnonzero(known).tolist())
-        missed = mistakes.of(part, np.full(2, LIMIT)).missed.toarray()
+        missed = mistakes.find(part, np.full(2, LIMIT)).missed.toarray()
         assert not missed[~known].any()

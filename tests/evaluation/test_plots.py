@@ -67,7 +67,7 @@ def png(figure: Figure) -> bytes:
 @each
 def test_a_drawing_is_the_same_each_time(name: str) -> None:
     assert png(drawn(name)) == png(drawn(name))
-    assert svg.of(drawn(name), name, "") == svg.of(drawn(name), name, "")
+    assert svg.to_svg(drawn(name), name, "") == svg.to_svg(drawn(name), name, "")
 
 
 @each
@@ -75,12 +75,12 @@ def test_where_there_is_nothing_to_draw_it_is_said(name: str) -> None:
     draw, _, nothing = DRAWINGS[name]
     figure = draw(nothing)
     assert re.match("no |there are no ", figure.axes[0].texts[0].get_text())
-    assert "<text" in svg.of(figure, name, "")
+    assert "<text" in svg.to_svg(figure, name, "")
 
 
 @each
 def test_a_page_gets_it_in_its_own_colours_typeface_and_ids(name: str) -> None:
-    text = svg.of(drawn(name), name, 'it\'s "so"')
+    text = svg.to_svg(drawn(name), name, 'it\'s "so"')
     assert "currentColor" in text
     assert f"var(--{'general' if name in ('by_category', 'f1_by_frequency') else 'first'})" in text
     assert not re.search("#[0-9a-f]{6}|font-family|http|<style|<image|matplotlib.org", text)
@@ -120,15 +120,15 @@ def test_each_tag_that_a_picture_has_is_a_mark_with_its_name() -> None:
     figure = plots.f1_by_frequency(TAGS)
     assert np.allclose(line(figure.axes[0], "general"), [(1000, 0.8), (100, 0.5)])
     assert np.allclose(line(figure.axes[0], "character"), [(10, 1.0)])
-    titles = {name: [row[0] for row in rows] for name, rows in plots.points(TAGS).items()}
-    text = svg.of(figure, "f", "", titles)
+    titles = {name: [row[0] for row in rows] for name, rows in plots.plotted_rows(TAGS).items()}
+    text = svg.to_svg(figure, "f", "", titles)
     marks = re.findall(r'<use href="#f-\w+" [^>]*><title>(.*?)</title></use>', text)
     assert sorted(marks) == ["&lt;b&gt;&quot;hat&quot;", "miku", "smile"]
 
 
 def test_of_very_many_tags_some_are_drawn_from_the_whole_vocabulary() -> None:
     rows = [tag_row(f"tag {n}", "general", 20_000 - n, 9, 0.5) for n in range(20_000)]
-    some = plots.points(rows)["general"]
+    some = plots.plotted_rows(rows)["general"]
     assert len(some) == 3000
     assert (some[0], some[-1]) == (rows[0], rows[-1])
     (median,) = (line for line in plots.f1_by_frequency(rows).axes[0].lines if not line.get_gid())

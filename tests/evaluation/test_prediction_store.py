@@ -13,7 +13,7 @@ from tagger.core.arrays import Scores
 from tagger.core.errors import TaggerError
 from tagger.evaluation import columns, prediction_store, quantized_logits
 from tagger.evaluation.counting import Ints
-from tagger.evaluation.prediction_store import Block, PredictionStore, Truth
+from tagger.evaluation.prediction_store import LogitBlock, PredictionStore, StoreLabels
 
 
 def draw(pictures: int, tags: int, seed: int = 0) -> tuple[Scores, csr_array]:
@@ -22,7 +22,7 @@ def draw(pictures: int, tags: int, seed: int = 0) -> tuple[Scores, csr_array]:
     return random.normal(0, 4, (pictures, tags)).astype(np.float32), labels
 
 
-def blocks(logits: Scores, size: int = 7, rows: Ints | None = None) -> Iterator[Block]:
+def blocks(logits: Scores, size: int = 7, rows: Ints | None = None) -> Iterator[LogitBlock]:
     rows = np.arange(len(logits)) if rows is None else rows
     for start in range(0, len(rows), size):
         some = rows[start : start + size]
@@ -43,15 +43,17 @@ def test_what_is_written_is_read(
 ) -> None:
     logits, labels = draw(image_folder, tags)
     path = tmp_path_factory.mktemp("scored") / "part.logits"
-    with prediction_store.write(path, Truth(labels), blocks(logits, size)) as part:
-        expected = quantized_logits.of(logits).T
+    with prediction_store.write(path, StoreLabels(labels), blocks(logits, size)) as part:
+        expected = quantized_logits.quantize(logits).T
         for start in range(tags):
-            assert np.array_equal(part.columns(start, tags), expected[start:])
+            assert np.array_equal(part.read_tags(start, tags), expected[start:])
         tiled = [(where, tile) for where, tile in part.tiles()]
         assert sum(tile.shape[1] for _, tile in tiled) == image_folder
         for where, tile in tiled:
             assert np.array_equal(tile, expected[:, where])
-        read = list(columns.each(part, lambda some: (some.tags, some.scores.copy(), some.rows)))
+        read = list(
+            columns.map_tag_blocks(part, lambda some: (some.tags, some.scores.copy(), some.rows))
+        )
         assert np.array_equal(np.concatenate([block for _, block, _ in read]), expected)
         assert sum(len(rows) for *_, rows in read) == labels.nnz
     assert not path.exists()
@@ -61,14 +63,14 @@ def test_pictures_that_were_not_predicted_are_left_out(tmp_path: Path) -> None:
     logits, labels = draw(20, 3)
     rows = np.array([4, 2, 19, 7])
     groups = np.arange(20) // 3
-    with write(tmp_path, blocks(logits, 2, rows), Truth(labels, groups)) as part:
+    with write(tmp_path, blocks(logits, 2, rows), StoreLabels(labels, groups)) as part:
         assert len(part) == 4
         assert np.array_equal(part.labels.toarray(), labels.toarray()[rows])
-        assert np.array_equal(part.columns(0, 3), quantized_logits.of(logits[rows]).T)
+        assert np.array_equal(part.read_tags(0, 3), quantized_logits.quantize(logits[rows]).T)
         assert part.groups.tolist() == [1, 0, 3, 2]
 
 
-def write(folder: Path, some: Iterator[Block], truth: Truth) -> PredictionStore:
+def write(folder: Path, some: Iterator[LogitBlock], truth: StoreLabels) -> PredictionStore:
     return prediction_store.write(folder / "part.logits", truth, some)
 
 
@@ -77,9 +79,9 @@ def test_where_a_post_has_no_tag_of_an_unlabelled_group_its_scores_are_unknown(
 ) -> None:
     logits, _ = draw(3, 4)
     labels = csr_array(np.array([[1, 0, 1, 0], [0, 0, 0, 1], [0, 1, 0, 0]], np.bool_))
-    truth = Truth(labels, unlabelled=[np.array([0, 1])])
+    truth = StoreLabels(labels, unlabelled=[np.array([0, 1])])
     with write(tmp_path, blocks(logits), truth) as part:
-        unknown = part.columns(0, 4).T == quantized_logits.UNKNOWN
+        unknown = part.read_tags(0, 4).T == quantized_logits.UNKNOWN
     assert unknown.tolist() == [[False] * 4, [True, True, False, False], [False] * 4]
 
 
@@ -88,25 +90,25 @@ def test_a_logit_that_is_no_number_is_told_with_its_place(tmp_path: Path, bad: f
     logits, labels = draw(20, 3)
     logits[11, 2] = bad
     with pytest.raises(TaggerError, match=f"says {bad} of picture 11 and tag 2"):
-        write(tmp_path, blocks(logits), Truth(labels))
+        write(tmp_path, blocks(logits), StoreLabels(labels))
     assert not list(tmp_path.iterdir())
 
 
 def test_nothing_stays_where_predicting_fails(tmp_path: Path) -> None:
     logits, labels = draw(20, 3)
 
-    def failing() -> Iterator[Block]:
+    def failing() -> Iterator[LogitBlock]:
         yield from blocks(logits)
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        write(tmp_path, failing(), Truth(labels))
+        write(tmp_path, failing(), StoreLabels(labels))
     assert not list(tmp_path.iterdir())
 
 
 def test_a_file_that_was_cut_is_told(tmp_path: Path) -> None:
     logits, labels = draw(20, 3)
-    with write(tmp_path, blocks(logits), Truth(labels)) as part:
+    with write(tmp_path, blocks(logits), StoreLabels(labels)) as part:
         part.path.write_bytes(part.path.read_bytes()[:50])
         with pytest.raises(TaggerError, match="end early"):
-            part.columns(0, 3)
+            part.read_tags(0, 3)

@@ -19,13 +19,13 @@ from tagger.core.errors import TaggerError
 from tagger.core.vocabulary import Category, Tag
 from tagger.evaluation import predictions, quantized_logits
 from tagger.evaluation.prediction_store import PredictionStore
-from tagger.evaluation.predictions import Predicted, Predictor
+from tagger.evaluation.predictions import SplitPredictions, SplitPredictor
 from tagger.images.dataset import Split
 from tagger.images.preprocess import Preprocess
 from tagger.models import predict
 from tagger.system.world import available_cores
 
-Run = Callable[..., Predicted]
+Run = Callable[..., SplitPredictions]
 
 
 @pytest.fixture
@@ -38,10 +38,10 @@ def run(tags: list[Tag], model: nn.Module, preprocessing: Preprocess, tmp_path: 
         workers: int = 0,
         unlabelled: tuple[Category, ...] = (),
         network: nn.Module = model,
-    ) -> Predicted:
-        predictor = Predictor(SINGLE_PROCESS, tmp_path / "kept", unlabelled, batch_size, workers)
+    ) -> SplitPredictions:
+        predictor = SplitPredictor(SINGLE_PROCESS, tmp_path / "kept", unlabelled, batch_size, workers)
         compute = predict.by_torch(network, preprocessing)
-        found = predictor("test", part, tags, compute, preprocessing)
+        found = predictor("test", split, tags, compute, preprocessing)
         assert found is not None
         return found
 
@@ -57,7 +57,7 @@ def expected(model: nn.Module, split: Split, preprocessing: Preprocess) -> npt.N
 
 def kept(scored: PredictionStore) -> npt.NDArray[np.uint16]:
     """Return the codes on disk, (pictures, tags)."""
-    return scored.columns(0, scored.tags).T
+    return scored.read_tags(0, scored.tag_count).T
 
 
 def near(found: npt.NDArray[np.float64], expected: npt.NDArray[np.float64]) -> bool:
@@ -82,7 +82,7 @@ def test_rows_and_logits_are_those_of_the_model(
     scored, failures = run(split, batch_size, workers)
     assert scored.rows.tolist() == list(range(len(split)))
     assert failures == {}
-    assert near(quantized_logits.logits()[kept(scored)], expected)
+    assert near(quantized_logits.logit_table()[kept(scored)], expected)
     assert np.array_equal(scored.labels.toarray(), split.labels.toarray())
 
 
@@ -95,7 +95,7 @@ def test_unreadable_pictures_are_told_and_the_others_keep_their_rows(
     assert list(failures) == lost
     assert {reason.count("\n") for reason in failures.values()} == {0}
     assert scored.rows.tolist() == left
-    assert near(quantized_logits.logits()[kept(scored)], expected[left])
+    assert near(quantized_logits.logit_table()[kept(scored)], expected[left])
     assert np.array_equal(scored.labels.toarray(), split.labels.toarray()[left])
 
 
@@ -169,7 +169,7 @@ def test_alone_is_alone_among_others_too(
 ) -> None:
     for name, value in {"RANK": 1, "WORLD_SIZE": 2, "LOCAL_RANK": 1, "LOCAL_WORLD_SIZE": 2}.items():
         monkeypatch.setenv(name, str(value))
-    predictor = predictions.alone(tmp_path / "kept", (), batch_size=5, workers=0)
+    predictor = predictions.local_predictor(tmp_path / "kept", (), batch_size=5, workers=0)
     found = predictor("test", split, tags, predict.by_torch(model, preprocessing), preprocessing)
-    assert found is not None and len(found.scored) == len(split)
+    assert found is not None and len(found.store) == len(split)
     assert predictor.group.world.cores == max(1, available_cores() // 2)  # the other has its share

@@ -18,7 +18,7 @@ from support.browser import contrasts, opened
 from support.predictions import Kept, draw, tags
 from tagger.evaluation import result
 from tagger.evaluation.report import charts, html_page
-from tagger.evaluation.report.html_page import Content, Gallery, Shown, Table
+from tagger.evaluation.report.html_page import Gallery, GalleryImage, ReportContent, ReportTable
 from tagger.images import decode
 from tagger.images.dataset import Split
 
@@ -33,7 +33,7 @@ HOSTILE = (
     "two\nlines",
     "bad\udcffbyte",
 )
-NOTHING = Content("none", {}, {"test": {"images": 0, "tags": 0}}, [], [], [], [], [], [])
+NOTHING = ReportContent("none", {}, {"test": {"images": 0, "tags": 0}}, [], [], [], [], [], [])
 
 
 class Seen(HTMLParser):
@@ -57,15 +57,15 @@ class Seen(HTMLParser):
 
 
 @pytest.fixture(scope="module")
-def content(split: Split, tmp_path_factory: pytest.TempPathFactory) -> Content:
+def content(split: Split, tmp_path_factory: pytest.TempPathFactory) -> ReportContent:
     """An evaluation of predictions as they were drawn, with real pictures."""
     listed = tags(30, (9, 0, 4))
     with Kept(draw(150, 30)) as test, Kept(draw(100, 30, seed=1)) as validation:
-        found = result.judge(test, listed, LIMITS, seed=0)
-        figures = {"test": found.figures}
-        figures["validation"] = result.judge(validation, listed, LIMITS, seed=0).figures
+        found = result.evaluate(test, listed, LIMITS, seed=0)
+        figures = {"test": found.metrics}
+        figures["validation"] = result.evaluate(validation, listed, LIMITS, seed=0).metrics
     pictures = [
-        Shown(
+        GalleryImage(
             decode.open_rgb(place),
             Path(place.path).name,
             [(f"tag_{n}", 0.9) for n in range(20)],
@@ -75,63 +75,63 @@ def content(split: Split, tmp_path_factory: pytest.TempPathFactory) -> Content:
         )
         for place in split.locations[:12]
     ]
-    return Content(
+    return ReportContent(
         "small tagger",
         {"Backbone": "test_efficientnet", "MLflow run": "0" * 32},
         figures,
-        list(charts.tag_rows(found.tally, listed, LIMITS)),
-        charts.pr_rows(found.tally),
-        list(charts.f1_rows(found.tally)),
-        list(charts.reliability_rows(found.tally)),
-        [Table("Confused tags", "For one another.", ("tag", "share"), [("tag_1", 0.25)])],
+        list(charts.tag_rows(found.counts, listed, LIMITS)),
+        charts.pr_rows(found.counts),
+        list(charts.f1_rows(found.counts)),
+        list(charts.reliability_rows(found.counts)),
+        [ReportTable("Confused tags", "For one another.", ("tag", "share"), [("tag_1", 0.25)])],
         [
             Gallery("Predictions", "The first.", pictures),
-            Gallery("Lost", "Gone.", [Shown(None, "gone.png", [], [], [])]),
+            Gallery("Lost", "Gone.", [GalleryImage(None, "gone.png", [], [], [])]),
         ],
     )
 
 
 @pytest.fixture(scope="module")
-def file(content: Content, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def file(content: ReportContent, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("metrics") / "report.html"
     html_page.write(path, content)
     return path
 
 
-def hostile(content: Content) -> Content:
+def hostile(content: ReportContent) -> ReportContent:
     names = [*HOSTILE, *(str(row[0]) for row in content.tags[len(HOSTILE) :])]
     rows = [[name, *row[1:]] for name, row in zip(names, content.tags, strict=True)]
     said = [(name, 0.5) for name in HOSTILE]
-    shown = [Shown(None, name, said, said, said, name) for name in HOSTILE]
-    tables = [Table(name, name, (name,), [(name,), (None,)]) for name in HOSTILE]
+    shown = [GalleryImage(None, name, said, said, said, name) for name in HOSTILE]
+    tables = [ReportTable(name, name, (name,), [(name,), (None,)]) for name in HOSTILE]
     galleries = [Gallery(name, name, shown) for name in HOSTILE]
     facts = {name: name for name in HOSTILE}
     changed = content._replace(title=HOSTILE[0], facts=facts, tags=rows)
     return changed._replace(tables=tables, galleries=galleries)
 
 
-def test_the_page_says_what_was_measured(content: Content, file: Path) -> None:
+def test_the_page_says_what_was_measured(content: ReportContent, file: Path) -> None:
     texts = Seen(file.read_text()).texts
-    for part in content.figures.values():
+    for part in content.metrics.values():
         for name in ("macro_ap", "micro_ap", "macro_f1", "micro_f1", "brier"):
-            assert html_page.number(part[name]) in texts
+            assert html_page.format_number(part[name]) in texts
         low, high = part["intervals"]["macro_ap"]
         assert f"{low:.3f} to {high:.3f}" in texts
     for group in ("categories", "bands"):
-        for name, found in content.figures["test"][group].items():
+        for name, found in content.metrics["test"][group].items():
             assert name in texts
-            assert html_page.number(found["micro_f1"]) in texts
+            assert html_page.format_number(found["micro_f1"]) in texts
     assert {"small tagger", "Confused tags", "0.250", "gone.png", "cannot be read"} <= set(texts)
-    assert f"The mean distance (ECE) is {content.figures['test']['ece']:.3f}." in file.read_text()
+    assert f"The mean distance (ECE) is {content.metrics['test']['ece']:.3f}." in file.read_text()
 
 
-def test_each_tag_has_a_row_with_all_its_figures(content: Content, file: Path) -> None:
+def test_each_tag_has_a_row_with_all_its_figures(content: ReportContent, file: Path) -> None:
     table = file.read_text().partition("<noscript>")[2].partition("</noscript>")[0]
     rows = table.partition("<tbody>")[2].split("<tr>")[1:]
     assert len(rows) == 30
     for row, known in zip(rows, content.tags, strict=True):
         cells = [cell.strip() for cell in re.split("<t[hd][^>]*>|</tbody>", row)[1:15]]
-        assert cells == [html_page.number(value) for value in known]
+        assert cells == [html_page.format_number(value) for value in known]
 
 
 def test_what_is_said_of_a_tag_is_marked_by_sign_and_in_words(file: Path) -> None:
@@ -143,8 +143,8 @@ def test_what_is_said_of_a_tag_is_marked_by_sign_and_in_words(file: Path) -> Non
     assert seen.texts.count("8 more given and true") == 12
 
 
-def test_the_page_is_the_same_each_time(content: Content, file: Path) -> None:
-    assert html_page.page(content) == file.read_text()
+def test_the_page_is_the_same_each_time(content: ReportContent, file: Path) -> None:
+    assert html_page.render(content) == file.read_text()
 
 
 def test_nothing_is_loaded_from_elsewhere(file: Path) -> None:
@@ -178,14 +178,14 @@ def test_thumbnails_are_small_and_whole(file: Path) -> None:
             picture.load()
             assert picture.size == (64, 64)
     wide = Image.new("RGBA", (4000, 10))
-    text = html_page.page(
-        NOTHING._replace(galleries=[Gallery("", "", [Shown(wide, "", [], [], [])])])
+    text = html_page.render(
+        NOTHING._replace(galleries=[Gallery("", "", [GalleryImage(wide, "", [], [], [])])])
     )
     assert 'width="192" height="1"' in text
 
 
-def test_names_are_text_whatever_they_are(content: Content) -> None:
-    plain, seen = Seen(html_page.page(content)), Seen(html_page.page(hostile(content)))
+def test_names_are_text_whatever_they_are(content: ReportContent) -> None:
+    plain, seen = Seen(html_page.render(content)), Seen(html_page.render(hostile(content)))
     scripts = [tag for tag, _ in seen.elements if tag == "script"]
     assert scripts == ["script"]
     assert "onerror" not in {name for _, found in seen.elements for name in found}
@@ -195,24 +195,24 @@ def test_names_are_text_whatever_they_are(content: Content) -> None:
         assert name.replace("\udcff", "\\udcff") in seen.texts
 
 
-def test_pictures_need_not_be_in_memory_together(content: Content) -> None:
+def test_pictures_need_not_be_in_memory_together(content: ReportContent) -> None:
     painted: list[weakref.ref[Image.Image]] = []
 
-    def pictures() -> Iterator[Shown]:
+    def pictures() -> Iterator[GalleryImage]:
         for _ in range(5):
             picture = Image.new("RGB", (8, 8))
             painted.append(weakref.ref(picture))
-            yield Shown(picture, "", [], [], [])
+            yield GalleryImage(picture, "", [], [], [])
             del picture
             assert sum(one() is not None for one in painted) == 1
 
-    text = html_page.page(content._replace(galleries=iter([Gallery("", "", pictures())])))
+    text = html_page.render(content._replace(galleries=iter([Gallery("", "", pictures())])))
     assert text.count("<img ") == 5
 
 
-@pytest.mark.parametrize("figures", [{}, {"test": {}}, NOTHING.figures])
+@pytest.mark.parametrize("figures", [{}, {"test": {}}, NOTHING.metrics])
 def test_without_pictures_and_tags_the_page_says_so(figures: dict[str, object]) -> None:
-    texts = Seen(html_page.page(NOTHING._replace(figures=figures))).texts
+    texts = Seen(html_page.render(NOTHING._replace(metrics=figures))).texts
     assert "Nothing could be judged: no picture of the test part has a tag of the vocabulary." in (
         texts
     )
@@ -238,7 +238,7 @@ def test_without_pictures_and_tags_the_page_says_so(figures: dict[str, object]) 
     ],
 )
 def test_numbers_are_short_and_never_nothing(value: object, text: str) -> None:
-    assert html_page.number(value) == text
+    assert html_page.format_number(value) == text
 
 
 @pytest.fixture(scope="module")
@@ -260,7 +260,7 @@ def names(page: Page) -> list[str]:
     return page.locator("#tag-table tbody th").all_inner_texts()
 
 
-def test_tags_are_sorted_by_a_column(chromium: Browser, content: Content, file: Path) -> None:
+def test_tags_are_sorted_by_a_column(chromium: Browser, content: ReportContent, file: Path) -> None:
     with opened(chromium, file.as_uri()) as (page, _, _):
         assert names(page) == [row[0] for row in content.tags]
         head = page.locator("#tag-table th", has_text="F1")
@@ -286,9 +286,9 @@ def test_tags_are_found_by_name_and_category(chromium: Browser, file: Path) -> N
         assert names(page) == []
 
 
-def test_names_stay_text_when_scripts_sort_them(chromium: Browser, content: Content) -> None:
+def test_names_stay_text_when_scripts_sort_them(chromium: Browser, content: ReportContent) -> None:
     rows = hostile(content)
-    text = html_page.page(rows)
+    text = html_page.render(rows)
     with opened(chromium, "about:blank") as (page, errors, requests):
         page.on("dialog", lambda dialog: errors.append(dialog.message))
         page.set_content(text)
@@ -310,7 +310,7 @@ def test_without_scripts_all_tags_are_there(chromium: Browser, file: Path) -> No
 
 
 def test_of_ten_thousand_tags_rows_come_as_one_scrolls(
-    chromium: Browser, content: Content, tmp_path: Path
+    chromium: Browser, content: ReportContent, tmp_path: Path
 ) -> None:
     rows = [[f"tag_{n}", *content.tags[n % 30][1:]] for n in range(10_000)]
     html_page.write(tmp_path / "many.html", content._replace(tags=rows))
@@ -339,7 +339,7 @@ def test_texts_stand_out_from_their_ground(
 
 @pytest.mark.parametrize("width", [320, 390, 820, 1280])
 def test_a_page_is_as_wide_as_its_window(
-    chromium: Browser, content: Content, tmp_path: Path, width: int
+    chromium: Browser, content: ReportContent, tmp_path: Path, width: int
 ) -> None:
     html_page.write(tmp_path / "long.html", hostile(content))
     with opened(chromium, (tmp_path / "long.html").as_uri(), width=width) as (page, _, _):

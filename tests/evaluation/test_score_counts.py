@@ -38,10 +38,12 @@ def measure(
     limits = np.full(len(listed), limit)
     with Kept(predictions, unlabelled=unlabelled or []) as scored:
         counted = score_counts.count(
-            scored, tag_metrics.pool_of(listed), marks=score_counts.marks(limits)
+            scored,
+            tag_metrics.pool_numbers(listed),
+            thresholds=score_counts.evaluation_thresholds(limits),
         )
-        ranked = ranking.of(scored)
-    return counted, ranked, tag_metrics.summary(counted, listed, ranked)
+        ranked = ranking.rank_labels(scored)
+    return counted, ranked, tag_metrics.summarize(counted, listed, ranked)
 
 
 def shares(logits: Scores) -> Floats:
@@ -60,7 +62,7 @@ def test_figures_of_tags_are_scikit_learns(density: float, steps: int) -> None:
     predictions = draw(400, 7, density=density, steps=steps)
     counted, *_ = measure(predictions)
     given_ = shares(predictions.logits) >= 0.4
-    each = tag_metrics.decisions(*counted.decided(0))
+    each = tag_metrics.decision_metrics(*counted.decisions(0))
     for tag, truth in enumerate(predictions.truth.T):
         if not truth.any():
             assert np.isnan(counted.average_precision[tag])
@@ -74,7 +76,7 @@ def test_figures_of_tags_are_scikit_learns(density: float, steps: int) -> None:
         ours = [each[name][tag] for name in ("precision", "recall", "f1")]
         assert ours == pytest.approx(theirs[:3], abs=1e-9)
         assert each["mcc"][tag] == pytest.approx(matthews_corrcoef(truth, chosen), abs=1e-9)
-        squares, loss = counted.sums[tag] / len(truth)
+        squares, loss = counted.error_sums[tag] / len(truth)
         assert squares == pytest.approx(brier_score_loss(truth, p, pos_label=True), abs=1e-9)
         assert loss == pytest.approx(log_loss(truth, p, labels=[False, True]), abs=1e-6)
 
@@ -100,7 +102,7 @@ def test_figures_over_all_tags_are_scikit_learns_and_torchmetrics(seed: int) -> 
     assert summary["brier"] == pytest.approx(((shares(logits) - truth) ** 2).mean(), abs=1e-6)
     nats = torch.nn.functional.binary_cross_entropy(p, y.double(), reduction="sum") / 300
     assert summary["loss"] == pytest.approx(float(nats), abs=1e-5)
-    assert ranked.loss.sum() == pytest.approx(counted.sums[:, 1].sum())
+    assert ranked.loss.sum() == pytest.approx(counted.error_sums[:, 1].sum())
     assert summary["coverage"] == pytest.approx(coverage_error(truth, logits), abs=1e-6)
     precision = label_ranking_average_precision_score(truth, logits)
     assert summary["label_ranking_ap"] == pytest.approx(precision, abs=1e-6)
@@ -117,11 +119,11 @@ def test_ranking_is_scikit_learns_for_each_picture(predictions: Drawn) -> None:
     for limit in (-1, 600_000):
         with pytest.MonkeyPatch.context() as patch, Kept(predictions) as scored:
             patch.setattr(ranking, "_INTERPRETED", limit)
-            ranked = ranking.of(scored)
+            ranked = ranking.rank_labels(scored)
         for row, (logits, truth) in enumerate(zip(*predictions, strict=True)):
             assert ranked.coverage[row] == coverage_error(truth[None], logits[None])
             precision = label_ranking_average_precision_score(truth[None], logits[None])
-            assert ranked.precision[row] == pytest.approx(precision)
+            assert ranked.label_ranking_ap[row] == pytest.approx(precision)
 
 
 @settings(max_examples=60)
@@ -140,14 +142,16 @@ def test_the_compiled_loop_counts_as_numpy_does(predictions: Drawn) -> None:
 @settings(max_examples=40)
 @given(drawn())
 def test_marks_count_what_is_at_least_as_high(predictions: Drawn) -> None:
-    coded = quantized_logits.of(predictions.logits)
+    coded = quantized_logits.quantize(predictions.logits)
     random = np.random.default_rng(0)
     marks = np.stack([random.choice(column, 4) for column in coded.T]).astype(np.uint16)
     with Kept(predictions) as scored:
-        counted = score_counts.count(scored, tag_metrics.pool_of(tags(len(marks))), marks=marks)
+        counted = score_counts.count(
+            scored, tag_metrics.pool_numbers(tags(len(marks))), thresholds=marks
+        )
     for mark in range(4):
         high = coded >= marks[:, mark]
-        true, given_, *_ = counted.decided(mark)
+        true, given_, *_ = counted.decisions(mark)
         assert given_.tolist() == high.sum(axis=0).tolist()
         assert true.tolist() == (high & predictions.truth).sum(axis=0).tolist()
 
@@ -159,14 +163,14 @@ def test_what_is_unknown_counts_for_nothing() -> None:
     known = predictions.truth[:, :2].any(axis=1)
     counted, ranked, summary = measure(predictions, unlabelled=[np.array([0, 1])])
     alone, *_ = measure(Drawn(predictions.logits[known], predictions.truth[known]))
-    assert counted.known.tolist() == [known.sum()] * 2 + [120] * 4
+    assert counted.labelled.tolist() == [known.sum()] * 2 + [120] * 4
     assert counted.average_precision[:2] == pytest.approx(alone.average_precision[:2])
-    assert counted.marked[:2] == pytest.approx(alone.marked[:2])
+    assert counted.at_thresholds[:2] == pytest.approx(alone.at_thresholds[:2])
     assert summary["unknown"] == 2 * (~known).sum()
     rest, labels = predictions.logits[~known][:, 2:], predictions.truth[~known][:, 2:]
     assert ranked.coverage[~known].mean() == pytest.approx(coverage_error(labels, rest))
     precision = label_ranking_average_precision_score(labels, rest)
-    assert ranked.precision[~known].mean() == pytest.approx(precision)
+    assert ranked.label_ranking_ap[~known].mean() == pytest.approx(precision)
 
 
 @pytest.mark.usefixtures("way")
@@ -186,7 +190,7 @@ def test_a_tag_on_every_picture_is_perfect_and_correlates_with_nothing() -> None
     predictions.truth[:, 1] = True
     counted, *_ = measure(predictions, limit=1e-4)
     assert counted.average_precision[1] == 1
-    each = tag_metrics.decisions(*counted.decided(0))
+    each = tag_metrics.decision_metrics(*counted.decisions(0))
     assert (each["f1"][1], each["mcc"][1]) == (1, 0)
 
 
@@ -198,15 +202,15 @@ def test_where_no_picture_has_a_tag_figures_are_zero(pictures: int) -> None:
     assert {summary[name] for name in ("macro_ap", "micro_ap", "macro_f1", "micro_f1")} == {0}
     assert (summary["images"], summary["unsupported"]) == (pictures, 3)
     assert charts.pr_rows(counted) == []
-    assert len(list(charts.f1_rows(counted))) == len(score_counts.GRID)
+    assert len(list(charts.f1_rows(counted))) == len(score_counts.CURVE_THRESHOLDS)
 
 
 def test_pictures_may_be_left_out() -> None:
     predictions = draw(90, 4)
     left_out = np.arange(90) % 3 == 0
-    pools = tag_metrics.pool_of(tags(4))
+    pools = tag_metrics.pool_numbers(tags(4))
     with Kept(predictions) as scored:
-        counted = score_counts.count(scored, pools, left_out=left_out)
+        counted = score_counts.count(scored, pools, excluded=left_out)
     with Kept(Drawn(predictions.logits[~left_out], predictions.truth[~left_out])) as rest:
         alone = score_counts.count(rest, pools)
     assert counted.average_precision == pytest.approx(alone.average_precision)

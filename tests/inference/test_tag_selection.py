@@ -66,7 +66,7 @@ def test_best_is_the_default_and_each_tags_own(
 def test_category_takes_the_table_of_the_model(
     said: Said, tagger: Tagger, scores: dict[str, float], export_folder: Path
 ) -> None:
-    of = thresholds.of_categories(export_folder / "thresholds.csv")
+    of = thresholds.read_category_thresholds(export_folder / "thresholds.csv")
     limits = np.array([of[CATEGORIES[tag.category]] for tag in tagger.tags])
     assert names(said("--threshold", "category")) == wanted(tagger, scores, limits)
 

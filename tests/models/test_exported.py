@@ -162,7 +162,7 @@ def test_thresholds_are_those_written(export_folder: Path, tagger: Tagger, tags:
     rows = files.read_csv(export_folder / "selected_tags.csv")
     assert list(rows[0]) == ["tag_id", "name", "category", "count", "best_threshold"]
     assert vocabulary.read(export_folder / "selected_tags.csv") == tags
-    of = thresholds.of_categories(export_folder / "thresholds.csv")
+    of = thresholds.read_category_thresholds(export_folder / "thresholds.csv")
     assert of == dict.fromkeys(CATEGORIES.values(), 0.5)
 
 

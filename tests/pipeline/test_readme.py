@@ -114,7 +114,7 @@ def parser_of_app() -> None:
 
 
 def test_options_of_stages_are_there() -> None:
-    readers = {"stages/evaluate.py": evaluate.asked_for, "stages/export.py": export.asked_for}
+    readers = {"stages/evaluate.py": evaluate.parse_args, "stages/export.py": export.asked_for}
     tried = [words for words in commands(READMES[0]) if words[0] == "python"]
     for words in tried:
         if words[1] in readers:

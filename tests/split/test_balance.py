@@ -15,22 +15,22 @@ from tagger.core import manifest
 from tagger.core.manifest import SPLITS
 from tagger.core.vocabulary import Tag
 from tagger.split import balance
-from tagger.split.balance import Balance
-from tagger.split.methods import Groups, Parts
+from tagger.split.balance import SplitBalance
+from tagger.split.methods import Groups, SplitIndices
 
 SHARES = (0.8, 0.1, 0.1)
 
 
 class Case(NamedTuple):
     labels: npt.NDArray[np.bool_]  # (posts, tags)
-    parts: Parts
-    chance: Parts
+    parts: SplitIndices
+    chance: SplitIndices
     groups: Groups
 
-    def measured(self) -> Balance:
+    def measured(self) -> SplitBalance:
         return balance.measure(self.parts, csr_array(self.labels), SHARES)
 
-    def by_chance(self) -> Balance:
+    def by_chance(self) -> SplitBalance:
         return balance.measure(self.chance, csr_array(self.labels), SHARES)
 
     def tags(self) -> list[Tag]:
@@ -80,7 +80,7 @@ def test_counted_by_a_few_posts_at_a_time_it_is_the_same(case: Case, at_a_time: 
 @settings(max_examples=60)
 @given(cases())
 def test_the_report_sums_up_each_part(case: Case) -> None:
-    report = balance.numbers(case.measured(), case.by_chance(), case.tags(), SPLITS)
+    report = balance.report(case.measured(), case.by_chance(), case.tags(), SPLITS)
     used = [tag for tag in range(case.labels.shape[1]) if case.labels[:, tag].any()]
     assert list(report) == list(SPLITS)
     for way, of in ((case, ""), (case._replace(parts=case.chance), "_of_random")):
@@ -103,7 +103,7 @@ def test_the_report_tells_sizes_and_deviations_by_hand() -> None:
     found = balance.measure(np.array([0, 0, 1, 2], dtype=np.int8), labels, (0.5, 0.25, 0.25))
     chance = balance.measure(np.array([1, 0, 0, 0], dtype=np.int8), labels, (0.5, 0.25, 0.25))
     tags = [Tag(1, "a", 0, 4), Tag(2, "b", 4, 1)]
-    assert balance.numbers(found, chance, tags, SPLITS)["train"] == {
+    assert balance.report(found, chance, tags, SPLITS)["train"] == {
         "posts": 2,
         "share": 0.5,
         "wanted": 0.5,
@@ -160,8 +160,10 @@ def test_each_tag_in_use_is_in_one_band_of_each_part(case: Case) -> None:
 
 def test_bands_know_no_largest_tag() -> None:
     counts = np.array([[1, 2, 3, 999, 1_000, 999_999, 1_000_000, 5_000_000_000]])
-    found = Balance(np.array([9]), np.ones(1), counts)
-    members = [(low, found.totals[inside].tolist()) for low, inside in balance.bands(found)]
+    found = SplitBalance(np.array([9]), np.ones(1), counts)
+    members = [
+        (low, found.totals[inside].tolist()) for low, inside in balance.frequency_bands(found)
+    ]
     assert members == [
         (1, [1, 2]),
         (3, [3]),
@@ -178,7 +180,7 @@ def test_groups_are_counted_and_parted_ones_found(case: Case) -> None:
     members: dict[int, list[int]] = {}
     for group, part in zip(case.groups.tolist(), case.parts.tolist(), strict=True):
         members.setdefault(group, []).append(part)
-    assert balance.of_groups(case.parts, case.groups) == {
+    assert balance.group_counts(case.parts, case.groups) == {
         "of_several": sum(len(parts) > 1 for parts in members.values()),
         "parted": sum(len(set(parts)) > 1 for parts in members.values()),
     }
@@ -201,7 +203,7 @@ def test_any_balance_can_be_drawn(name: str) -> None:
         np.array(parts, dtype=np.int8), csr_array(np.array(labels, dtype=np.bool_)), SHARES
     )
     drawn = io.BytesIO()
-    balance.figure(found, found, SPLITS).savefig(drawn, format="png")
+    balance.plot(found, found, SPLITS).savefig(drawn, format="png")
     with Image.open(drawn) as image:
         assert image.size == (1300, 400)
         assert len(set(image.convert("L").tobytes())) > 10

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from tagger.core.errors import TaggerError
 from tagger.core.manifest import SPLITS
 from tagger.split import deterministic
-from tagger.split.methods import Groups, Parts
+from tagger.split.methods import Groups, SplitIndices
 
 Write = Callable[[str, str | bytes], Path]
 
@@ -40,7 +40,7 @@ def alone(posts: Sequence[Any]) -> Groups:
     return np.arange(len(posts))
 
 
-def hashed(numbers: Sequence[int], groups: Groups, seed: int = 0) -> Parts:
+def hashed(numbers: Sequence[int], groups: Groups, seed: int = 0) -> SplitIndices:
     return deterministic.by_hash(texts(numbers), SHARES, groups=groups, seed=seed)
 
 
@@ -129,7 +129,7 @@ def dated(draw: st.DrawFn) -> tuple[list[int], list[datetime], Groups]:
     return numbers, days, groups
 
 
-def timed(numbers: Sequence[int], days: Sequence[datetime], groups: Groups) -> Parts:
+def timed(numbers: Sequence[int], days: Sequence[datetime], groups: Groups) -> SplitIndices:
     return deterministic.by_time(column(days), texts(numbers), SHARES, groups=groups)
 
 
@@ -190,7 +190,7 @@ def test_a_table_names_the_parts_in_any_order_and_may_have_more(
     ids: list[Any] = [30, 10, 99, 20] if numeric else ["30", "10", "99", "20"]
     parts = ["test", "train", "validation", "validation"]
     path = table(tmp_path / f"split{suffix}", ids, parts, names)
-    given = deterministic.given(path, *names, texts([10, 20, 30]), SPLITS)
+    given = deterministic.from_table(path, *names, texts([10, 20, 30]), SPLITS)
     assert given.tolist() == [0, 1, 2]
 
 
@@ -220,10 +220,10 @@ def test_a_table_that_cannot_be_is_refused_in_one_line(
 ) -> None:
     path = write_file(name, content)
     with pytest.raises(TaggerError, match=reason) as told:
-        deterministic.given(path, "id", "split", texts([1, 2, 3]), SPLITS)
+        deterministic.from_table(path, "id", "split", texts([1, 2, 3]), SPLITS)
     assert "\n" not in str(told.value)
 
 
 def test_a_table_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(TaggerError, match=r"none\.csv cannot be read: .*No such file"):
-        deterministic.given(tmp_path / "none.csv", "id", "split", texts([1]), SPLITS)
+        deterministic.from_table(tmp_path / "none.csv", "id", "split", texts([1]), SPLITS)

@@ -14,7 +14,7 @@ from scipy.sparse import csr_array
 from tagger.core.errors import TaggerError
 from tagger.core.manifest import SPLITS
 from tagger.split import methods
-from tagger.split.methods import Labels, Parts
+from tagger.split.methods import Labels, SplitIndices
 
 Bools = npt.NDArray[np.bool_]
 
@@ -28,13 +28,13 @@ def zipf(posts: int, tags: int) -> Labels:
     return csr_array(np.random.default_rng(0).random((posts, tags)) < frequencies)
 
 
-def deviation(parts: Parts, labels: Bools, shares: Any = SHARES) -> float:
+def deviation(parts: SplitIndices, labels: Bools, shares: Any = SHARES) -> float:
     """Return the mean distance of a tag's share in a part from the one wanted."""
     counts = np.stack([labels[parts == part].sum(axis=0) for part in range(len(shares))])
     return float(np.abs(counts / counts.sum(axis=0) - np.array(shares)[:, None]).mean())
 
 
-def mean(way: Callable[[int], Parts], labels: Bools, shares: Any = SHARES) -> float:
+def mean(way: Callable[[int], SplitIndices], labels: Bools, shares: Any = SHARES) -> float:
     """Return the mean deviation over some seeds."""
     return float(np.mean([deviation(way(seed), labels, shares) for seed in SEEDS]))
 
@@ -57,7 +57,7 @@ def test_stratified_is_evener_than_scikit_multilearn_and_chance(large: Labels) -
 def test_stratified_is_evener_than_iterative_stratification(large: Labels, share: float) -> None:
     labels, shares = large.toarray(), (1 - share, share)
 
-    def reference(seed: int) -> Parts:
+    def reference(seed: int) -> SplitIndices:
         parts = np.zeros(len(labels), dtype=np.int8)
         way = MultilabelStratifiedShuffleSplit(1, test_size=share, random_state=seed)
         parts[next(way.split(labels, labels))[1]] = 1
@@ -94,7 +94,7 @@ def test_stratified_with_groups_is_evener_than_chance() -> None:
     labels = zipf(400, 60)
     groups = np.random.default_rng(1).integers(0, 150, 400)
 
-    def of(method: Callable[..., Parts]) -> float:
+    def of(method: Callable[..., SplitIndices]) -> float:
         return mean(lambda seed: method(labels, SHARES, groups=groups, seed=seed), labels.toarray())
 
     assert of(methods.stratified) < 0.8 * of(methods.random)
@@ -117,7 +117,7 @@ def test_the_others_part_no_group_and_lose_no_post(seed: int, method: str, count
 @pytest.mark.parametrize("method", [methods.random, methods.iterative])
 @pytest.mark.parametrize("grouped", [False, True])
 def test_the_others_come_near_the_sizes_and_follow_the_seed(
-    method: Callable[..., Parts], grouped: bool
+    method: Callable[..., SplitIndices], grouped: bool
 ) -> None:
     groups = np.random.default_rng(2).integers(0, 300, 400) if grouped else None
     labels = zipf(400, 20)
@@ -163,7 +163,7 @@ EYE: Labels = csr_array(np.eye(9, dtype=np.bool_))
     ],
 )
 def test_proportions_that_cannot_be_are_refused(
-    method: Callable[..., Parts], shares: tuple[float, ...], reason: str
+    method: Callable[..., SplitIndices], shares: tuple[float, ...], reason: str
 ) -> None:
     assert_refused(lambda: method(EYE, shares), reason)
 
@@ -183,13 +183,13 @@ def test_so_many_parts_as_a_byte_counts_are_filled() -> None:
     ],
 )
 def test_groups_that_do_not_fit_are_refused(
-    method: Callable[..., Parts], groups: Any, reason: str
+    method: Callable[..., SplitIndices], groups: Any, reason: str
 ) -> None:
     assert_refused(lambda: method(EYE, SHARES, groups=np.array(groups)), reason)
 
 
 @METHODS
-def test_labels_that_cannot_be_are_refused(method: Callable[..., Parts]) -> None:
+def test_labels_that_cannot_be_are_refused(method: Callable[..., SplitIndices]) -> None:
     assert_refused(lambda: method(csr_array((9, 0)), SHARES), "vocabulary is empty")
     assert_refused(lambda: method(csr_array((0, 9)), SHARES), "0 groups of posts cannot fill 3")
     labels = EYE.copy()
@@ -223,8 +223,8 @@ def assert_refused(call: Callable[[], Any], reason: str) -> None:
 
 def test_a_part_without_posts_or_without_tags_is_refused() -> None:
     labels = csr_array(np.array([[1], [1], [0]], dtype=np.float32))
-    methods.check(np.array([0, 1, 1], dtype=np.int8), labels, SPLITS[:2])
+    methods.check_split_sizes(np.array([0, 1, 1], dtype=np.int8), labels, SPLITS[:2])
     with pytest.raises(TaggerError, match=r"No post falls to test.*split\.test"):
-        methods.check(np.array([0, 1, 1], dtype=np.int8), labels, SPLITS)
+        methods.check_split_sizes(np.array([0, 1, 1], dtype=np.int8), labels, SPLITS)
     with pytest.raises(TaggerError, match="No post of test has a tag"):
-        methods.check(np.array([0, 1, 2], dtype=np.int8), labels, SPLITS)
+        methods.check_split_sizes(np.array([0, 1, 2], dtype=np.int8), labels, SPLITS)

@@ -26,7 +26,7 @@ POSTS = 120
 SEEN = [Tag(n, f"tag_{n}", 0, 9) for n in range(6)]
 TAGS = [SEEN[n] for n in (4, 1, 5, 0, 2)]  # not tag_3, and in another order
 METHODS = get_args(SplitParams.model_fields["method"].annotation)
-OUTPUTS = (split.SPLIT, split.REPORT, split.PER_TAG, split.PER_BAND, split.DRAWING)
+OUTPUTS = (split.SPLIT, split.REPORT, split.PER_TAG, split.PER_BAND, split.PLOT)
 
 Run = Callable[..., None]
 Mistake = Callable[..., str]
@@ -101,7 +101,7 @@ def written() -> list[int]:
     return listed(manifest.read_split(split.SPLIT, read()[0].ids))
 
 
-def listed(parts: library.Parts) -> list[int]:
+def listed(parts: library.SplitIndices) -> list[int]:
     return [int(part) for part in parts]
 
 
@@ -109,7 +109,7 @@ def expected(method: str, seed: int, shares: tuple[float, ...]) -> list[int]:
     """Return what the library has for the manifest."""
     found, labels = read()
     ids, groups = found.ids, found.groups
-    ways: dict[str, Callable[[], library.Parts]] = {
+    ways: dict[str, Callable[[], library.SplitIndices]] = {
         "stratified": lambda: library.stratified(labels, shares, groups=groups, seed=seed),
         "iterative": lambda: library.iterative(labels, shares, groups=groups, seed=seed),
         "random": lambda: library.random(labels, shares, groups=groups, seed=seed),
@@ -168,7 +168,7 @@ def test_reports_and_what_is_printed_agree_with_the_parts(
         bands = list(csv.DictReader(file))
     for part in SPLITS:
         assert sum(int(band["tags"]) for band in bands if band["part"] == part) == len(TAGS)
-    with Image.open(split.DRAWING) as drawn:
+    with Image.open(split.PLOT) as drawn:
         assert drawn.format == "PNG"
     files = {Path(path).relative_to(project) for path in contents(project)}
     assert files == {*OUTPUTS, split.POSTS, split.TAGS, split.VOCABULARY, Path("mine.csv")}

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy.sparse import csr_array, csr_matrix
 
 from tagger.split import methods
-from tagger.split.methods import Groups, Parts
+from tagger.split.methods import Groups, SplitIndices
 from tagger.system import jit
 
 Bools = npt.NDArray[np.bool_]
@@ -25,7 +25,7 @@ class Wanted(NamedTuple):
     groups: Groups | None  # (posts,)
     shares: list[float]
 
-    def parts(self, labels: Any = None, *, seed: int = 0, order: int = 1) -> Parts:
+    def parts(self, labels: Any = None, *, seed: int = 0, order: int = 1) -> SplitIndices:
         if labels is None:
             labels = csr_array(self.labels)
         return methods.stratified(labels, self.shares, groups=self.groups, seed=seed, order=order)
@@ -71,7 +71,7 @@ def largest(groups: Groups | None) -> int:
     return 1 if groups is None else int(np.unique(groups, return_counts=True)[1].max())
 
 
-def assert_whole(parts: Parts, w: Wanted) -> None:
+def assert_whole(parts: SplitIndices, w: Wanted) -> None:
     """Each post has one part, no group has two, each size is within the largest group."""
     assert parts.shape == (len(w.labels),)
     assert set(parts.tolist()) <= set(range(len(w.shares)))
@@ -82,7 +82,7 @@ def assert_whole(parts: Parts, w: Wanted) -> None:
     assert np.abs(off).max() <= largest(w.groups) + 1e-9
 
 
-def missing(parts: Parts, w: Wanted) -> int:
+def missing(parts: SplitIndices, w: Wanted) -> int:
     """Return how many times a part has no post of a tag."""
     return sum(int((~w.labels[parts == p].any(axis=0)).sum()) for p in range(len(w.shares)))
 

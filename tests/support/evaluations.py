@@ -109,5 +109,5 @@ def read(made: Project) -> tuple[list[Tag], dict[str, Split]]:
 
 
 def figures(made: Project) -> Mapping[str, Any]:
-    found: Mapping[str, Any] = files.read_json(made.folder / evaluate.FIGURES)
+    found: Mapping[str, Any] = files.read_json(made.folder / evaluate.METRICS)
     return found

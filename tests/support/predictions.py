@@ -74,12 +74,12 @@ def keep(
 ) -> PredictionStore:
     """Write predictions as a model's, some pictures at a time."""
 
-    def blocks() -> Iterator[prediction_store.Block]:
+    def blocks() -> Iterator[prediction_store.LogitBlock]:
         for start in range(0, len(predictions.logits), 50):
             some = predictions.logits[start : start + 50]
             yield range(start, start + len(some)), some
 
-    truth = prediction_store.Truth(csr_array(predictions.truth), groups, unlabelled)
+    truth = prediction_store.StoreLabels(csr_array(predictions.truth), groups, unlabelled)
     return prediction_store.write(folder / "part.logits", truth, blocks())
 
 

@@ -15,7 +15,7 @@ ALL = "all"  # in the column `category`: the threshold over every tag
 
 Kind = Literal["global", "category", "tag"]  # whose threshold each tag has
 Key = tuple[str, str]  # category and name
-By = Literal["f1", "precision_recall", "precision", "recall"]
+Objective = Literal["f1", "precision_recall", "precision", "recall"]
 
 
 class Aim(NamedTuple):
@@ -25,7 +25,7 @@ class Aim(NamedTuple):
     given as there are; precision, recall: the target, and with it as much as can be of the other
     """
 
-    by: By = "f1"
+    by: Objective = "f1"
     target: float | None = None
 
     def __str__(self) -> str:
@@ -39,7 +39,7 @@ class Policy(Protocol):
     @property
     def kind(self) -> Kind: ...
     @property
-    def by(self) -> By: ...
+    def by(self) -> Objective: ...
     @property
     def target(self) -> float | None: ...
 
@@ -96,7 +96,7 @@ def _check(own: Mapping[Key, Threshold], keys: Sequence[Key]) -> None:
         )
 
 
-def of_categories(path: Path) -> dict[str, float]:
+def read_category_thresholds(path: Path) -> dict[str, float]:
     """Return the threshold of each category, from our table or from that of an export."""
     try:
         rows = files.read_csv(files.require(path))

@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tagger.evaluation.counting import Counts, Ints
-from tagger.evaluation.jackknife import Influence, Rare
+from tagger.evaluation.counting import ImageCounts, Ints
+from tagger.evaluation.jackknife import Jackknife, RareTag
 from tagger.evaluation.quantized_logits import Floats
 
-MEASURES = ("macro_ap", "micro_ap", "macro_f1", "micro_f1")
+METRICS = ("macro_ap", "micro_ap", "macro_f1", "micro_f1")
 OVERALL = "all"
 Intervals = dict[str, dict[str, list[float]]]  # from a category, or OVERALL, to measure to ends
 
@@ -29,13 +29,13 @@ _SHARES = (0.025, 0.975)
 Weights = npt.NDArray[np.uint8]  # (groups, times)
 
 
-def intervals(influence: Influence, seed: int) -> Intervals:
+def intervals(influence: Jackknife, seed: int) -> Intervals:
     """Return the 95 % interval of each measure, over all tags and in each category."""
     drawn = _drawn(influence, _weights(influence.micro_ap.shape[1], seed))
-    return _each(influence, lambda place, name: influence.figures[place][name], drawn, (0.0, 1.0))
+    return _each(influence, lambda place, name: influence.metrics[place][name], drawn, (0.0, 1.0))
 
 
-def differences(one: Influence, other: Influence, seed: int) -> Intervals:
+def differences(one: Jackknife, other: Jackknife, seed: int) -> Intervals:
     """Return how much better one model is than another, with the 95 % interval of the difference.
 
     Both must be of the same pictures and tags, which are drawn alike for both. Each entry holds the
@@ -47,11 +47,11 @@ def differences(one: Influence, other: Influence, seed: int) -> Intervals:
     drawn = _drawn(one, weights) - _drawn(other, weights)
 
     def difference(place: int, name: str) -> float:
-        return float(one.figures[place][name] - other.figures[place][name])
+        return float(one.metrics[place][name] - other.metrics[place][name])
 
     found = _each(one, difference, drawn, (-1.0, 1.0))
     for place, name in enumerate((*one.categories, OVERALL)):
-        for measure in MEASURES:
+        for measure in METRICS:
             found[name][measure].insert(0, round(difference(place, measure), 6))
     return found
 
@@ -65,18 +65,20 @@ def _weights(groups: int, seed: int) -> Weights:
     return table[random.integers(0, 1 << 16, (groups, times), dtype=np.uint16)]
 
 
-def _drawn(one: Influence, weights: Weights) -> Floats:
+def _drawn(one: Jackknife, weights: Weights) -> Floats:
     """Return the measures of each draw, (measures, categories + 1, times)."""
-    sums = _weighed([one.macro_ap, one.macro_f1, one.true, one.decided, one.micro_ap], weights)
+    sums = _weighed(
+        [one.macro_ap, one.macro_f1, one.true_positives, one.decisions, one.micro_ap], weights
+    )
     precision, macro_f1, true, decided = (_with_total(values) for values in sums[:-1])
     rare, present = _reweighed(one, weights)
     tags = _with_total(one.frequent[:, None]) + present
-    precision += _with_total(one.precision[:, None]) + rare
+    precision += _with_total(one.frequent_ap[:, None]) + rare
     return np.stack(
         [
             precision / np.maximum(1, tags),
             sums[-1],
-            macro_f1 / np.maximum(1, _with_total(one.tags[:, None])),
+            macro_f1 / np.maximum(1, _with_total(one.supported[:, None])),
             2 * true / np.maximum(1, decided),
         ]
     )
@@ -96,12 +98,12 @@ def _weighed(parts: Sequence[Floats], weights: Weights) -> list[Floats]:
     return np.split(sums, np.cumsum([len(part) for part in parts])[:-1])
 
 
-def _reweighed(one: Influence, weights: Weights) -> tuple[Floats, Ints]:
+def _reweighed(one: Jackknife, weights: Weights) -> tuple[Floats, Ints]:
     """Return the sum of AP over rare tags, and of how many, (categories + 1, times) each."""
     precisions = np.zeros((len(one.categories), weights.shape[1]))
     present = np.zeros(precisions.shape, np.int64)
 
-    def precision(rare: Rare) -> tuple[Floats, npt.NDArray[np.bool_]]:
+    def precision(rare: RareTag) -> tuple[Floats, npt.NDArray[np.bool_]]:
         true = _cumulated(weights[rare.own])[rare.last + 1]
         false = _cumulated(weights[rare.false])[rare.above] + rare.more[:, None]
         gained = np.diff(true, axis=0, prepend=0)
@@ -115,7 +117,7 @@ def _reweighed(one: Influence, weights: Weights) -> tuple[Floats, Ints]:
     return _with_total(precisions), _with_total(present)
 
 
-def _cumulated(weights: Weights) -> Counts:
+def _cumulated(weights: Weights) -> ImageCounts:
     """Return the sums of the first 0, 1, 2 ... rows."""
     sums = np.zeros((len(weights) + 1, weights.shape[1]), np.int32)
     np.cumsum(weights, axis=0, out=sums[1:])
@@ -123,14 +125,14 @@ def _cumulated(weights: Weights) -> Counts:
 
 
 def _each(
-    one: Influence, figure: Callable[[int, str], float], drawn: Floats, limits: tuple[float, float]
+    one: Jackknife, figure: Callable[[int, str], float], drawn: Floats, limits: tuple[float, float]
 ) -> Intervals:
     """Return the ends of each interval, moved by how far the draws' mean is from the figure."""
     ends = np.quantile(drawn, _SHARES, axis=-1) - drawn.mean(axis=-1)
     found: Intervals = {}
     for place, name in enumerate((*one.categories, OVERALL)):
         found[name] = {}
-        for row, measure in enumerate(MEASURES):
+        for row, measure in enumerate(METRICS):
             moved = np.clip(figure(place, measure) + ends[:, row, place], *limits)
             found[name][measure] = [round(float(end), 6) for end in moved]
     return found

@@ -47,7 +47,7 @@ def _best(pooled: Ints) -> float | None:
     """
     seen = np.flatnonzero(pooled[0])
     times, positives = pooled[:, seen]
-    logits = quantized_logits.logits()[seen]
+    logits = quantized_logits.logit_table()[seen]
     if not 0 < positives.sum() < times.sum():
         return None
 

@@ -15,10 +15,10 @@ from tagger.core.thresholds import Aim, Policy
 from tagger.core.vocabulary import Tag
 from tagger.data.tags import match
 from tagger.evaluation import bootstrap, fit_thresholds, predictions, result, tag_metrics
-from tagger.evaluation.bootstrap import MEASURES, OVERALL, Intervals
+from tagger.evaluation.bootstrap import METRICS, OVERALL, Intervals
 from tagger.evaluation.metrics import dense
-from tagger.evaluation.predictions import Predictor
-from tagger.evaluation.result import Judged
+from tagger.evaluation.predictions import SplitPredictor
+from tagger.evaluation.result import EvaluationResult
 from tagger.images import loader
 from tagger.images.dataset import ImageDataset, Split
 from tagger.images.loader import Batch, ResumableBatchSampler
@@ -35,7 +35,7 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Side:
+class ComparedTagger:
     """One of the two: what it computes, of which only the shared tags count."""
 
     name: str
@@ -48,57 +48,57 @@ class Side:
 
 
 @dataclass(frozen=True)
-class Ground:
+class ComparisonData:
     """What both are judged on."""
 
     tags: Sequence[Tag]  # the shared ones
-    parts: Mapping[str, Split]  # with these tags alone
-    predictor: Predictor
+    splits: Mapping[str, Split]  # with these tags alone
+    predictor: SplitPredictor
     policy: Policy
     seed: int
 
-    def judge(self, side: Side) -> Judged | None:
+    def evaluate(self, side: ComparedTagger) -> EvaluationResult | None:
         """Return how good one is on the test part, by thresholds fitted on validation."""
         found = [
             self.predictor(
-                f"{side.name}-{name}", self.parts[name], self.tags, side.logits, side.preprocess
+                f"{side.name}-{name}", self.splits[name], self.tags, side.logits, side.preprocess
             )
-            for name in predictions.PARTS
+            for name in predictions.EVALUATED_SPLITS
         ]
         validation, test = found
         if validation is None or test is None:
             return None
         aim = Aim(self.policy.by, self.policy.target)
-        rows = fit_thresholds.fit(validation.scored, self.tags, aim, self.seed)
+        rows = fit_thresholds.fit(validation.store, self.tags, aim, self.seed)
         limits = fitted.per_tag(rows, self.tags, self.policy)
-        return result.judge(test.scored, self.tags, limits, self.seed)
+        return result.evaluate(test.store, self.tags, limits, self.seed)
 
 
 @dataclass(frozen=True)
 class Comparison:
     other: Path
     tags: int  # that both know
-    ours: Judged
-    theirs: Judged
+    ours: EvaluationResult
+    theirs: EvaluationResult
     differences: Intervals  # ours less theirs
 
-    def lines(self) -> Iterator[str]:
+    def summary_lines(self) -> Iterator[str]:
         """Yield what is to be told: figures, differences, and how sure they are."""
         yield (
-            f"{self.tags} tags that both know, on {self.ours.figures['images']:,} test pictures; "
+            f"{self.tags} tags that both know, on {self.ours.metrics['images']:,} test pictures; "
             "thresholds of both fitted on validation."
         )
         yield f"{'':24}{'ours':>8}{'theirs':>8}   difference, 95 % interval"
         for name in (OVERALL, *(name for name in self.differences if name != OVERALL)):
-            for measure in MEASURES:
+            for measure in METRICS:
                 yield self._line(name, measure)
         yield f"If {self.other} was trained on some of these pictures, it does worse elsewhere."
 
     def _line(self, name: str, measure: str) -> str:
-        mine, other = (_of(one.figures, name)[measure] for one in (self.ours, self.theirs))
+        mine, other = (_of(one.metrics, name)[measure] for one in (self.ours, self.theirs))
         difference, low, high = self.differences[name][measure]
         verdict = "ours is better" if low > 0 else "theirs is better" if high < 0 else "undecided"
-        label = f"{name} {tag_metrics.in_words(measure)}"
+        label = f"{name} {tag_metrics.display_name(measure)}"
         return (
             f"{label:24}{mine:8.3f}{other:8.3f}   "
             f"{difference:+.3f} ({low:+.3f} to {high:+.3f}) {verdict}"
@@ -107,8 +107,8 @@ class Comparison:
     def content(self) -> dict[str, Any]:
         return {
             "tags": self.tags,
-            "ours": self.ours.figures,
-            "theirs": self.theirs.figures,
+            "ours": self.ours.metrics,
+            "theirs": self.theirs.metrics,
             "differences": self.differences,
         }
 
@@ -122,7 +122,7 @@ def compare(
     compute: Compute,
     preprocess: Preprocess,
     folder: Path,
-    ground: Ground,
+    ground: ComparisonData,
     aliases: Mapping[str, str],
 ) -> Comparison | None:
     """Return whether a model is better than a tagger, on the leading process.
@@ -143,29 +143,31 @@ def compare(
     shared = replace(
         ground,
         tags=[ground.tags[row] for row in own.tolist()],
-        parts={n: replace(p, labels=p.labels[:, own]) for n, p in ground.parts.items()},
+        splits={n: replace(p, labels=p.labels[:, own]) for n, p in ground.splits.items()},
     )
     columns = np.array([found[row][0] for row in own.tolist()])
-    theirs = Side("theirs", predictions.by_tagger(tagger), tagger.preprocess, columns)
+    theirs = ComparedTagger("theirs", predictions.tagger_logits(tagger), tagger.preprocess, columns)
     if not layouts.says_channels(folder):
         theirs = _with_channels(theirs, tagger, shared)
-    ours = Side("ours", compute, preprocess, own)
-    mine, other = shared.judge(ours), shared.judge(theirs)
+    ours = ComparedTagger("ours", compute, preprocess, own)
+    mine, other = shared.evaluate(ours), shared.evaluate(theirs)
     if mine is None or other is None:
         return None
-    differences = bootstrap.differences(mine.influence, other.influence, ground.seed)
+    differences = bootstrap.differences(mine.jackknife, other.jackknife, ground.seed)
     return Comparison(folder, len(own), mine, other, differences)
 
 
-def _with_channels(side: Side, tagger: Tagger, ground: Ground) -> Side:
+def _with_channels(side: ComparedTagger, tagger: Tagger, ground: ComparisonData) -> ComparedTagger:
     """Return the side given BGR, if that is what it is better at."""
-    part = ground.parts["validation"].evenly_spaced(_TRIED)
+    part = ground.splits["validation"].evenly_spaced(_TRIED)
     order, pictures = (
         ResumableBatchSampler(len(part), ground.predictor.batch_size),
         ImageDataset(part, side.preprocess),
     )
     batches = list(loader.build_loader(pictures, order, workers=ground.predictor.workers))
-    reverse = replace(side, compute=predictions.by_tagger(layouts.with_channels_reversed(tagger)))
+    reverse = replace(
+        side, compute=predictions.tagger_logits(layouts.with_channels_reversed(tagger))
+    )
     rgb, bgr = (_macro_ap(one, batches) for one in (side, reverse))
     if ground.predictor.group.is_main:
         _log.warning(
@@ -176,7 +178,7 @@ def _with_channels(side: Side, tagger: Tagger, ground: Ground) -> Side:
     return reverse if bgr > rgb else side
 
 
-def _macro_ap(side: Side, batches: Sequence[Batch]) -> float:
+def _macro_ap(side: ComparedTagger, batches: Sequence[Batch]) -> float:
     seen = [batch for batch in batches if batch.rows]
     if not seen:
         return 0.0

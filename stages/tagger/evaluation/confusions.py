@@ -28,15 +28,15 @@ _PAIR = np.dtype(
 _Found = npt.NDArray[np.void]  # (pairs,), of _PAIR
 
 
-class Pair(NamedTuple):
+class Confusion(NamedTuple):
     tag: int  # that is there
     taken_for: int  # that is given instead
-    pictures: int
+    images: int
     support: int  # pictures that have `tag`
-    share: float  # of the pictures on which `tag` is missed
+    fraction: float  # of the pictures on which `tag` is missed
 
 
-def pairs(found: Mistakes, tags: Sequence[Tag], support: Ints, most: int = 500) -> list[Pair]:
+def find(found: Mistakes, tags: Sequence[Tag], support: Ints, limit: int = 500) -> list[Confusion]:
     """Return pairs of tags of a category, first what is most beyond chance.
 
     Chance: as often as both mistakes would meet were they independent. Pairs on one picture, or
@@ -47,10 +47,10 @@ def pairs(found: Mistakes, tags: Sequence[Tag], support: Ints, most: int = 500) 
     best = np.empty(0, _PAIR)
     for _, inside in tag_metrics.by_category(tags):
         for some in _of_category(found, np.flatnonzero(inside)):
-            best = _first(np.concatenate([best, _first(some, most)]), most)
+            best = _first(np.concatenate([best, _first(some, limit)]), limit)
     shares = best["pictures"] / best["missed"]
     fields = best["tag"], best["taken_for"], best["pictures"], support[best["tag"]], shares
-    return [Pair(*row) for row in zip(*(field.tolist() for field in fields), strict=True)]
+    return [Confusion(*row) for row in zip(*(field.tolist() for field in fields), strict=True)]
 
 
 def _of_category(found: Mistakes, tags: Ints) -> Iterator[_Found]:
@@ -77,7 +77,7 @@ def _first(some: _Found, most: int) -> _Found:
     return some[order[:most]]
 
 
-def rows(pairs: Sequence[Pair], tags: Sequence[Tag]) -> Iterator[tuple[Any, ...]]:
+def rows(pairs: Sequence[Confusion], tags: Sequence[Tag]) -> Iterator[tuple[Any, ...]]:
     """Yield a row per pair under HEADER."""
     for number, other, pictures, support, share in pairs:
         tag = tags[number]

@@ -21,15 +21,16 @@ def fit(scored: PredictionStore, tags: Sequence[Tag], aim: Aim, seed: int = 0) -
     """
     counted = shrinkage.count(scored, tags)
     strength = shrinkage.strength(scored, tags, aim, seed)
-    own = shrinkage.shrunk(counted, tags, aim, np.array([strength]))[:, 0]
+    own = shrinkage.shrunk_thresholds(counted, tags, aim, np.array([strength]))[:, 0]
     rows = []
-    for name, inside, logit in shrinkage.common(counted, tags, aim):
+    for name, inside, logit in shrinkage.pooled_thresholds(counted, tags, aim):
         (threshold,) = _rounded(np.array([logit])).tolist()
         rows.append(_row(name, "", threshold, str(aim), _at(counted.pooled(inside), threshold)))
     limits = _rounded(own)
-    marks = quantized_logits.at_least(limits)[:, None]
+    marks = quantized_logits.quantize_thresholds(limits)[:, None]
     reached = np.stack(
-        score_counts.count(scored, tag_metrics.pool_of(tags), marks=marks).decided(0), axis=1
+        score_counts.count(scored, tag_metrics.pool_numbers(tags), thresholds=marks).decisions(0),
+        axis=1,
     )
     for tag, limit, counts in zip(tags, limits.tolist(), reached.tolist(), strict=True):
         method = f"{aim}, k {strength:g}" if counts[2] else f"{aim}, of its category"
@@ -44,7 +45,9 @@ def _rounded(logits: Floats) -> Floats:
 
 def _at(pooled: Ints, threshold: float) -> Sequence[int]:
     """Return what `figures.decisions` takes, from how often each score occurs."""
-    given, true = pooled[:, int(quantized_logits.at_least(threshold)) :].sum(axis=1).tolist()
+    given, true = (
+        pooled[:, int(quantized_logits.quantize_thresholds(threshold)) :].sum(axis=1).tolist()
+    )
     known, support = pooled.sum(axis=1).tolist()
     return true, given, support, known
 
@@ -52,7 +55,7 @@ def _at(pooled: Ints, threshold: float) -> Sequence[int]:
 def _row(
     category: str, name: str, threshold: float, method: str, counts: Sequence[int]
 ) -> Threshold:
-    reached = tag_metrics.decisions(*counts)
+    reached = tag_metrics.decision_metrics(*counts)
     f1, precision, recall = (round(float(reached[key]), 6) for key in ("f1", "precision", "recall"))
     return Threshold(
         category, name, float(threshold), int(counts[2]), f1, precision, recall, method

@@ -10,13 +10,13 @@ from PIL import Image
 
 from tagger.core.vocabulary import Tag
 from tagger.evaluation import confusions, label_issues, mistakes, quantized_logits
-from tagger.evaluation.confusions import Pair
+from tagger.evaluation.confusions import Confusion
 from tagger.evaluation.label_issues import LabelIssues
-from tagger.evaluation.mistakes import Mistakes, Said, Worst
+from tagger.evaluation.mistakes import HardTag, Mistakes, TagConfidence
 from tagger.evaluation.prediction_store import PredictionStore
 from tagger.evaluation.quantized_logits import Floats
-from tagger.evaluation.report.html_page import Gallery, Shown
-from tagger.evaluation.result import Judged
+from tagger.evaluation.report.html_page import Gallery, GalleryImage
+from tagger.evaluation.result import EvaluationResult
 from tagger.images import contact_sheet, decode
 from tagger.images.dataset import Split
 from tagger.images.location import Colour
@@ -25,54 +25,54 @@ SHOWN = 12  # pictures of a gallery
 
 
 @dataclass(frozen=True)
-class Inspection:
+class SplitInspection:
     """The predictions of a part, and where to find what they are of."""
 
     name: str  # of the part
-    scored: PredictionStore
-    part: Split
+    store: PredictionStore
+    split: Split
     tags: Sequence[Tag]
-    limits: Floats  # (tags,), the thresholds
-    judged: Judged
+    thresholds: Floats  # (tags,), the thresholds
+    result: EvaluationResult
     background: Colour
 
     @cached_property
     def mistakes(self) -> Mistakes:
-        return mistakes.of(self.scored, self.limits)
+        return mistakes.find(self.store, self.thresholds)
 
     @cached_property
-    def confused(self) -> list[Pair]:
-        return confusions.pairs(self.mistakes, self.tags, self.judged.tally.support)
+    def confused(self) -> list[Confusion]:
+        return confusions.find(self.mistakes, self.tags, self.result.counts.support)
 
     @cached_property
-    def doubts(self) -> LabelIssues:
-        return label_issues.find(self.scored)
+    def label_issues(self) -> LabelIssues:
+        return label_issues.find(self.store)
 
-    def doubted(self) -> Iterator[tuple[Any, ...]]:
+    def label_issue_rows(self) -> Iterator[tuple[Any, ...]]:
         """Yield the surest labels in doubt, as `doubts.HEADER` names them."""
-        everything = range(len(self.scored))
-        files = [self.part.locations[row].path for row in self.scored.rows.tolist()]
+        everything = range(len(self.store))
+        files = [self.split.locations[row].path for row in self.store.rows.tolist()]
         ids = self.ids(everything)
-        return label_issues.rows(self.name, self.doubts.surest, ids, files, self.tags)
+        return label_issues.rows(self.name, self.label_issues.most_certain, ids, files, self.tags)
 
     def sheet(self) -> Image.Image:
         """Return the first pictures with what is said of each, drawn on one sheet."""
-        count = min(SHOWN, len(self.scored))
-        rows = self.scored.rows[:count]
-        first = next((tile for _, tile in self.scored.tiles()), np.empty((0, 0), np.uint16))
-        scores = quantized_logits.probabilities()[first[:, :count].T].astype(np.float32)
-        truth = self.scored.labels[:count].toarray()
+        count = min(SHOWN, len(self.store))
+        rows = self.store.rows[:count]
+        first = next((tile for _, tile in self.store.tiles()), np.empty((0, 0), np.uint16))
+        scores = quantized_logits.probability_table()[first[:, :count].T].astype(np.float32)
+        truth = self.store.labels[:count].toarray()
         pictures = [
-            decode.open_rgb_or_none(self.part.locations[row], self.background)
+            decode.open_rgb_or_none(self.split.locations[row], self.background)
             for row in rows.tolist()
         ]
         return contact_sheet.prediction_sheet(
-            pictures, scores, truth, [tag.name for tag in self.tags], self.limits
+            pictures, scores, truth, [tag.name for tag in self.tags], self.thresholds
         )
 
     def galleries(self) -> Iterator[Gallery]:
-        loss = self.judged.ranking.loss
-        first = list(range(min(SHOWN, len(self.scored))))
+        loss = self.result.ranking.loss
+        first = list(range(min(SHOWN, len(self.store))))
         yield Gallery("Predictions", "The first pictures of the part.", self._shown(first))
         hardest = np.argsort(-loss, kind="stable")[:SHOWN].tolist()
         yield Gallery(
@@ -80,22 +80,24 @@ class Inspection:
             "Pictures by which the model is most surprised: hard ones, or labelled wrongly.",
             self._shown(hardest, [f"loss {loss[picture]:.1f}" for picture in hardest]),
         )
-        for worst in mistakes.worst(self.scored, self.judged.tally):
+        for worst in mistakes.hard_tags(self.store, self.result.counts):
             yield self._of_tag(worst)
 
     def ids(self, pictures: Iterable[int]) -> list[str]:
         """Return the ids of pictures, or where they lie if the part has no ids."""
-        rows = self.scored.rows[np.fromiter(pictures, np.int64)]
-        if self.part.ids is None:
-            return [self.part.locations[row].path for row in rows.tolist()]
-        return [str(name) for name in self.part.ids.take(rows).to_pylist()]
+        rows = self.store.rows[np.fromiter(pictures, np.int64)]
+        if self.split.ids is None:
+            return [self.split.locations[row].path for row in rows.tolist()]
+        return [str(name) for name in self.split.ids.take(rows).to_pylist()]
 
-    def _shown(self, pictures: Sequence[int], notes: Sequence[str] | None = None) -> list[Shown]:
-        looked = mistakes.looked(self.scored, self.mistakes, pictures)
+    def _shown(
+        self, pictures: Sequence[int], notes: Sequence[str] | None = None
+    ) -> list[GalleryImage]:
+        looked = mistakes.image_mistakes(self.store, self.mistakes, pictures)
         captions = self.ids(pictures)
         return [
-            Shown(
-                self._picture(one.picture),
+            GalleryImage(
+                self._picture(one.image),
                 caption,
                 right=self._said(one.right),
                 wrong=self._said(one.wrong),
@@ -107,22 +109,22 @@ class Inspection:
             )
         ]
 
-    def _said(self, said: Sequence[Said]) -> list[tuple[str, float]]:
+    def _said(self, said: Sequence[TagConfidence]) -> list[tuple[str, float]]:
         return [(self.tags[one.tag].name, one.confidence) for one in said]
 
     def _picture(self, picture: int) -> Image.Image | None:
-        place = self.part.locations[int(self.scored.rows[picture])]
+        place = self.split.locations[int(self.store.rows[picture])]
         return decode.open_rgb_or_none(place, self.background)
 
-    def _of_tag(self, worst: Worst) -> Gallery:
-        tally, name = self.judged.tally, self.tags[worst.tag].name
+    def _of_tag(self, worst: HardTag) -> Gallery:
+        tally, name = self.result.counts, self.tags[worst.tag].name
         support, precision = tally.support[worst.tag], tally.average_precision[worst.tag]
         shown = [
-            Shown(self._picture(seen.picture), self.ids([seen.picture])[0], [], wrong, missed)
+            GalleryImage(self._picture(seen.image), self.ids([seen.image])[0], [], wrong, missed)
             for seen, wrong, missed in (
                 *((seen, [], [(name, seen.confidence)]) for seen in worst.missed),
                 *((seen, [(name, seen.confidence)], []) for seen in worst.wrong),
             )
         ]
-        told = f"On {support:,} of {len(self.scored):,} pictures; AP {precision:.3f}."
+        told = f"On {support:,} of {len(self.store):,} pictures; AP {precision:.3f}."
         return Gallery(f"Hard tag: {name}", told, shown)

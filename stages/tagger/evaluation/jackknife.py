@@ -14,19 +14,19 @@ import numpy as np
 
 from tagger.core.vocabulary import Tag
 from tagger.evaluation import columns, quantized_logits, tag_metrics
-from tagger.evaluation.columns import Columns
-from tagger.evaluation.counting import Counts, Ints
+from tagger.evaluation.columns import TagBlock
+from tagger.evaluation.counting import ImageCounts, Ints
 from tagger.evaluation.prediction_store import PredictionStore
-from tagger.evaluation.quantized_logits import Codes, Floats
+from tagger.evaluation.quantized_logits import Floats, QuantizedLogits
 from tagger.evaluation.score_counts import ScoreCounts
 
-RARE = 50  # positives: of tags with fewer the scores are kept
+RARE_SUPPORT = 50  # positives: of tags with fewer the scores are kept
 _OUTNUMBERED = 10  # false positives for each true one, beyond which the false are not weighed
 _FEW = 100  # which are weighed in any case
 _SUMS = 4  # by category: macro AP, macro F1, true, decided
 
 
-class Rare(NamedTuple):
+class RareTag(NamedTuple):
     """The scores of a tag on few pictures, as far as they decide its average precision."""
 
     category: int  # number
@@ -38,28 +38,28 @@ class Rare(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Influence:
+class Jackknife:
     """What the pictures of each group add to counts, and derivatives of figures by their weight.
 
     Derivatives of macro figures are of the sum over tags, that of AP over those not rare.
     """
 
     categories: Sequence[str]
-    tags: Ints  # (categories,), with support
+    supported: Ints  # (categories,), with support
     frequent: Ints  # (categories,), those that are not rare
-    precision: Floats  # (categories,), the sum of their AP
-    rare: Sequence[Rare]
+    frequent_ap: Floats  # (categories,), the sum of their AP
+    rare: Sequence[RareTag]
     macro_ap: Floats  # (categories, groups)
     macro_f1: Floats  # (categories, groups)
-    true: Floats  # (categories, groups), tags given rightly
-    decided: Floats  # (categories, groups), tags given, and again tags there are
+    true_positives: Floats  # (categories, groups), tags given rightly
+    decisions: Floats  # (categories, groups), tags given, and again tags there are
     micro_ap: Floats  # (categories + 1, groups), the last over all
-    figures: Sequence[tag_metrics.MetricTree]  # (categories + 1,), as they are
+    metrics: Sequence[tag_metrics.MetricTree]  # (categories + 1,), as they are
 
 
-def of(
+def compute(
     scored: PredictionStore, tally: ScoreCounts, tags: Sequence[Tag], limits: Floats
-) -> Influence:
+) -> Jackknife:
     """Return the influence of the groups; the first mark of the tally must be the thresholds.
 
     limits: (tags,), the thresholds
@@ -71,28 +71,28 @@ def of(
     pools = [Slopes.of_counts(tally.pooled(inside)) for inside in (*masks, everything)]
     sums = np.zeros((len(names), _SUMS, len(scored)))
     micro = np.zeros((len(pools), len(scored)))
-    rare: list[Rare] = []
-    look = _Look(tally, number, quantized_logits.at_least(limits), pools, scored.groups)
-    for own, added, pooled, overall, few in columns.each(scored, look):
+    rare: list[RareTag] = []
+    look = _Look(tally, number, quantized_logits.quantize_thresholds(limits), pools, scored.groups)
+    for own, added, pooled, overall, few in columns.map_tag_blocks(scored, look):
         sums[own] += added
         micro[own] += pooled
         micro[-1] += overall
         rare += few
-    enough = [inside & (tally.support >= RARE) for inside in masks]
+    enough = [inside & (tally.support >= RARE_SUPPORT) for inside in masks]
     together = _by_group(np.concatenate([*sums, micro]), scored.groups)
     parts = together[: -len(pools)].reshape(len(names), _SUMS, -1)
-    return Influence(
+    return Jackknife(
         categories=names,
-        tags=np.array([(inside & (tally.support > 0)).sum() for inside in masks], np.int64),
+        supported=np.array([(inside & (tally.support > 0)).sum() for inside in masks], np.int64),
         frequent=np.array([inside.sum() for inside in enough], np.int64),
-        precision=np.array([tally.average_precision[inside].sum() for inside in enough]),
+        frequent_ap=np.array([tally.average_precision[inside].sum() for inside in enough]),
         rare=rare,
         macro_ap=parts[:, 0],
         macro_f1=parts[:, 1],
-        true=parts[:, 2],
-        decided=parts[:, 3],
+        true_positives=parts[:, 2],
+        decisions=parts[:, 3],
         micro_ap=together[-len(pools) :],
-        figures=[tag_metrics.of(tally, inside, 0) for inside in (*masks, everything)],
+        metrics=[tag_metrics.aggregate(tally, inside, 0) for inside in (*masks, everything)],
     )
 
 
@@ -109,16 +109,16 @@ class Slopes(NamedTuple):
     own: Floats  # (codes.COUNT,), what is added for one that has the tag
 
     @classmethod
-    def of_steps(cls, steps: Codes, true: Counts, given: Counts) -> "Slopes":
+    def of_steps(cls, steps: QuantizedLogits, true: ImageCounts, given: ImageCounts) -> "Slopes":
         """steps: distinct scores of positives, falling; true, given: positives, pictures from it"""
-        any_, own = np.zeros(quantized_logits.COUNT), np.zeros(quantized_logits.COUNT)
+        any_, own = np.zeros(quantized_logits.LEVELS), np.zeros(quantized_logits.LEVELS)
         if len(steps):
             support = true[-1]
             gained = np.diff(true, prepend=0)
             precision = true / given
             of_true = np.cumsum((gained / given)[::-1])[::-1] / support
             of_given = np.cumsum((gained * precision / given)[::-1])[::-1] / support
-            edges = np.concatenate([[quantized_logits.COUNT], steps.astype(np.int64)])
+            edges = np.concatenate([[quantized_logits.LEVELS], steps.astype(np.int64)])
             any_[steps[-1] :] = np.repeat(-of_given, -np.diff(edges))[::-1]
             own[steps] = (precision - (gained * precision).sum() / support) / support + of_true
         return cls(any_, own)
@@ -128,7 +128,7 @@ class Slopes(NamedTuple):
         """pooled: (2, codes.COUNT), how often each score occurs, and with a tag"""
         steps = np.flatnonzero(pooled[1])[::-1].astype(np.uint16)
         given, true = np.cumsum(pooled[:, ::-1], axis=1)[
-            :, quantized_logits.COUNT - 1 - steps.astype(int)
+            :, quantized_logits.LEVELS - 1 - steps.astype(int)
         ]
         return cls.of_steps(steps, true, given)
 
@@ -139,11 +139,11 @@ class _Look:
 
     tally: ScoreCounts
     number: Ints  # (tags,), of the category
-    limits: Codes  # (tags,)
+    limits: QuantizedLogits  # (tags,)
     pools: Sequence[Slopes]  # (categories + 1,)
     groups: Ints  # (pictures,)
 
-    def __call__(self, some: Columns) -> tuple[Ints, Floats, Floats, Floats, list[Rare]]:
+    def __call__(self, some: TagBlock) -> tuple[Ints, Floats, Floats, Floats, list[RareTag]]:
         own, local = np.unique(self.number[some.tags], return_inverse=True)
         pictures = some.scores.shape[1]
         sums = np.zeros((len(own), _SUMS, pictures))
@@ -157,14 +157,18 @@ class _Look:
                 _add(slopes, scores, rows, values)
             self._decide(tag, scores, rows, sums[row, 1:])
             steps = slice(*self.tally.starts[tag : tag + 2])
-            if 0 < len(rows) < RARE:
+            if 0 < len(rows) < RARE_SUPPORT:
                 rare.append(self._rare(tag, scores, rows, steps))
             elif len(rows):
-                known = self.tally.codes[steps], self.tally.true[steps], self.tally.given[steps]
+                known = (
+                    self.tally.scores[steps],
+                    self.tally.true_positives[steps],
+                    self.tally.predicted[steps],
+                )
                 _add(Slopes.of_steps(*known), scores, rows, sums[row, 0])
         return own, sums, micro, overall, rare
 
-    def _decide(self, tag: int, scores: Codes, rows: Ints, values: Floats) -> None:
+    def _decide(self, tag: int, scores: QuantizedLogits, rows: Ints, values: Floats) -> None:
         """Add to the derivative of F1, to what is given rightly, and to what is decided."""
         given = scores >= self.limits[tag]
         right = rows[given[rows]]
@@ -178,20 +182,20 @@ class _Look:
             values[0, rows] -= slope
             values[0, right] += 2 / decided
 
-    def _rare(self, tag: int, scores: Codes, rows: Ints, steps: slice) -> Rare:
+    def _rare(self, tag: int, scores: QuantizedLogits, rows: Ints, steps: slice) -> RareTag:
         own = scores[rows]
         order = np.argsort(own)[::-1]
-        true, given = self.tally.true[steps], self.tally.given[steps]
+        true, given = self.tally.true_positives[steps], self.tally.predicted[steps]
         false = (given - true).astype(np.int64)
         within = np.flatnonzero(false <= np.maximum(_FEW, _OUTNUMBERED * true))
         weighed = np.empty(0, np.int64)
         if len(within):
-            high = scores >= self.tally.codes[steps][within[-1]]
+            high = scores >= self.tally.scores[steps][within[-1]]
             high[rows] = False
             weighed = np.flatnonzero(high)
             weighed = weighed[np.argsort(scores[weighed])[::-1]]
         above = np.minimum(false, len(weighed))
-        return Rare(
+        return RareTag(
             int(self.number[tag]),
             self.groups[rows[order]],
             true.astype(np.int64) - 1,
@@ -201,6 +205,6 @@ class _Look:
         )
 
 
-def _add(slopes: Slopes, scores: Codes, rows: Ints, values: Floats) -> None:
+def _add(slopes: Slopes, scores: QuantizedLogits, rows: Ints, values: Floats) -> None:
     values += slopes.any[scores]
     values[rows] += slopes.own[scores[rows]]

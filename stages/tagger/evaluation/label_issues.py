@@ -13,10 +13,10 @@ import numpy.typing as npt
 
 from tagger.core.vocabulary import CATEGORIES, Tag
 from tagger.evaluation import columns, quantized_logits
-from tagger.evaluation.columns import Columns
+from tagger.evaluation.columns import TagBlock
 from tagger.evaluation.counting import Ints
 from tagger.evaluation.prediction_store import PredictionStore
-from tagger.evaluation.quantized_logits import Codes, Floats
+from tagger.evaluation.quantized_logits import Floats, QuantizedLogits
 
 HEADER = ("part", "id", "file", "category", "tag", "issue", "confidence")
 
@@ -33,46 +33,46 @@ _DOUBT = np.dtype(
 _Found = npt.NDArray[np.void]  # (doubts,), of _DOUBT
 
 
-class Doubt(NamedTuple):
-    picture: int
+class LabelIssue(NamedTuple):
+    image: int
     tag: int
     missing: bool  # likely there, though not said; otherwise likely not there, though said
     confidence: float  # of the tag, by the model
-    sureness: float  # nats, as `_sureness` weighs them
+    certainty: float  # nats, as `_sureness` weighs them
 
 
 class LabelIssues(NamedTuple):
     missing: Ints  # (tags,), labels of each that are likely missing
     wrong: Ints  # (tags,), labels of each that are likely wrong
-    surest: list[Doubt]  # the surest first, by what `_sureness` says
+    most_certain: list[LabelIssue]  # the surest first, by what `_sureness` says
 
 
-def find(scored: PredictionStore, most: int = 10_000, least: int = 5) -> LabelIssues:
+def find(scored: PredictionStore, limit: int = 10_000, min_support: int = 5) -> LabelIssues:
     """Return the labels in doubt, as cleanlab finds them by `confident_learning`.
 
     most: how many are returned one by one
     least: pictures with a tag, and without it, fewer of which do not tell what is usual for it
     """
 
-    def one(some: Columns) -> tuple[Ints, _Found]:
+    def one(some: TagBlock) -> tuple[Ints, _Found]:
         counts = np.zeros((len(some.scores), 2), np.int64)
         surest = []
         for place in range(len(some.scores)):
-            found = _of_tag(some.tags.start + place, *some[place], least)
+            found = _of_tag(some.tags.start + place, *some[place], min_support)
             missing = np.count_nonzero(found["missing"])
             counts[place] = missing, len(found) - missing
-            surest.append(_surest(found, most))
-        return counts, _surest(np.concatenate(surest), most)
+            surest.append(_surest(found, limit))
+        return counts, _surest(np.concatenate(surest), limit)
 
     counts, surest = [np.empty((0, 2), np.int64)], np.empty(0, _DOUBT)
-    for counted, found in columns.each(scored, one):
+    for counted, found in columns.map_tag_blocks(scored, one):
         counts.append(counted)
-        surest = _surest(np.concatenate([surest, found]), most)
+        surest = _surest(np.concatenate([surest, found]), limit)
     missing, wrong = np.concatenate(counts).T
     return LabelIssues(missing, wrong, list(_listed(surest)))
 
 
-def _of_tag(tag: int, scores: Codes, rows: Ints, least: int) -> _Found:
+def _of_tag(tag: int, scores: QuantizedLogits, rows: Ints, least: int) -> _Found:
     """Return the labels of a tag that are in doubt.
 
     scores: (pictures,), in which those of the positives are made unknown
@@ -83,11 +83,11 @@ def _of_tag(tag: int, scores: Codes, rows: Ints, least: int) -> _Found:
     without = int(np.count_nonzero(scores))
     if min(len(rows), without) < max(1, least):
         return np.empty(0, _DOUBT)
-    likely = quantized_logits.probabilities()
+    likely = quantized_logits.probability_table()
     usual = float(likely[own].mean()), float(likely[scores].sum() / without)  # with and without it
     low = likely[own] <= min(usual[1] + _SLACK, 0.5 - _SLACK / 2)
     high = np.flatnonzero(
-        scores >= quantized_logits.at_least(max(usual[0] - _SLACK, 0.5 + _SLACK / 2))
+        scores >= quantized_logits.quantize_thresholds(max(usual[0] - _SLACK, 0.5 + _SLACK / 2))
     )
     found = np.empty(len(high) + np.count_nonzero(low), _DOUBT)
     found["tag"] = tag
@@ -109,7 +109,7 @@ def _sureness(found: _Found, with_it: float, without: float) -> Floats:
     with_it, without: mean probabilities of the tag on pictures labelled so
     """
     usual = quantized_logits.finite_logit(np.array([with_it, without]))
-    logits = quantized_logits.logits()[found["code"]]
+    logits = quantized_logits.logit_table()[found["code"]]
     away: Floats = np.where(found["missing"], logits - usual[1], usual[0] - logits)
     return away * with_it
 
@@ -118,17 +118,17 @@ def _surest(found: _Found, most: int) -> _Found:
     return found[np.argsort(-found["sureness"], kind="stable")[:most]]
 
 
-def _listed(found: _Found) -> Iterator[Doubt]:
-    confidences = quantized_logits.probabilities()[found["code"]]
+def _listed(found: _Found) -> Iterator[LabelIssue]:
+    confidences = quantized_logits.probability_table()[found["code"]]
     named = (found[name] for name in ("picture", "tag", "missing"))
     fields = (*named, confidences, found["sureness"])
     for row in zip(*(field.tolist() for field in fields), strict=True):
-        yield Doubt(*row)
+        yield LabelIssue(*row)
 
 
 def rows(
     part: str,
-    doubts: Sequence[Doubt],
+    doubts: Sequence[LabelIssue],
     ids: Sequence[str],
     files: Sequence[str],
     tags: Sequence[Tag],

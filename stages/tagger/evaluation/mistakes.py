@@ -11,7 +11,7 @@ from scipy.sparse import csc_array, csr_array
 from tagger.evaluation import quantized_logits
 from tagger.evaluation.counting import Ints
 from tagger.evaluation.prediction_store import PredictionStore
-from tagger.evaluation.quantized_logits import Codes, Floats
+from tagger.evaluation.quantized_logits import Floats, QuantizedLogits
 from tagger.evaluation.score_counts import ScoreCounts
 
 Pairs = npt.NDArray[np.int32]  # (2, pairs), pictures and tags
@@ -26,53 +26,53 @@ class Mistakes:
     missed: csr_array  # true and not given
 
 
-class Said(NamedTuple):
+class TagConfidence(NamedTuple):
     """What a model says of a tag on a picture."""
 
     tag: int
     confidence: float
 
 
-class Looked(NamedTuple):
+class ImageMistakes(NamedTuple):
     """A picture, and what a model says of it, each by falling confidence."""
 
-    picture: int
-    right: list[Said]
-    wrong: list[Said]
-    missed: list[Said]
+    image: int
+    right: list[TagConfidence]
+    wrong: list[TagConfidence]
+    missed: list[TagConfidence]
 
 
-class Seen(NamedTuple):
+class ImageConfidence(NamedTuple):
     """What a model says of a picture for a tag."""
 
-    picture: int
+    image: int
     confidence: float
 
 
-class Worst(NamedTuple):
+class HardTag(NamedTuple):
     """A tag that a model knows badly, whatever its threshold."""
 
     tag: int
-    missed: list[Seen]  # pictures that have it, by rising confidence
-    wrong: list[Seen]  # pictures that do not, by falling confidence
+    missed: list[ImageConfidence]  # pictures that have it, by rising confidence
+    wrong: list[ImageConfidence]  # pictures that do not, by falling confidence
 
 
-def of(scored: PredictionStore, limits: Floats) -> Mistakes:
+def find(scored: PredictionStore, limits: Floats) -> Mistakes:
     """Return what is right and wrong in one pass. Memory: that of what is given or true.
 
     limits: (tags,), the thresholds
     """
-    lowest = quantized_logits.at_least(limits)
+    lowest = quantized_logits.quantize_thresholds(limits)
     decided = [
         _decided(tile, scored.labels[pictures], lowest, pictures.start)
         for pictures, tile in scored.tiles()
     ]
-    shape = (len(scored), scored.tags)
+    shape = (len(scored), scored.tag_count)
     return Mistakes(*(_joined((some[kind] for some in decided), shape) for kind in range(3)))
 
 
 def _decided(
-    tile: Codes, labels: csr_array, lowest: Codes, first: int
+    tile: QuantizedLogits, labels: csr_array, lowest: QuantizedLogits, first: int
 ) -> tuple[Pairs, Pairs, Pairs]:
     """Return what is right, wrong and missed among all tags of some pictures.
 
@@ -99,11 +99,13 @@ def _joined(parts: Iterable[Pairs], shape: tuple[int, int]) -> csr_array:
     return csr_array((np.ones(len(tags), np.bool_), (pictures, tags)), shape)
 
 
-def looked(scored: PredictionStore, found: Mistakes, pictures: Sequence[int]) -> list[Looked]:
+def image_mistakes(
+    scored: PredictionStore, found: Mistakes, pictures: Sequence[int]
+) -> list[ImageMistakes]:
     """Return what is said of a few pictures, in the order they are asked for."""
     confidences = _confidences(scored, pictures)
     return [
-        Looked(
+        ImageMistakes(
             picture,
             *(
                 _said(kind.indices[slice(*kind.indptr[picture : picture + 2])], own)
@@ -121,52 +123,56 @@ def _confidences(scored: PredictionStore, pictures: Iterable[int]) -> dict[int, 
     for some, tile in scored.tiles():
         while left and left[-1] < some.stop:
             picture = left.pop()
-            found[picture] = quantized_logits.probabilities()[tile[:, picture - some.start]]
+            found[picture] = quantized_logits.probability_table()[tile[:, picture - some.start]]
         if not left:
             break
     return found
 
 
-def _said(tags: npt.NDArray[np.int32], confidences: Floats) -> list[Said]:
-    said = [Said(tag, float(confidences[tag])) for tag in tags.tolist()]
+def _said(tags: npt.NDArray[np.int32], confidences: Floats) -> list[TagConfidence]:
+    said = [TagConfidence(tag, float(confidences[tag])) for tag in tags.tolist()]
     return sorted(said, key=lambda one: (-one.confidence, one.tag))
 
 
-def worst(
+def hard_tags(
     scored: PredictionStore,
     tally: ScoreCounts,
     *,
     tags: int = 12,
-    pictures: int = 4,
-    least: int = 5,
-) -> list[Worst]:
+    images: int = 4,
+    min_support: int = 5,
+) -> list[HardTag]:
     """Return the tags of lowest average precision, the worst first, with pictures that show why.
 
     tags, pictures: how many, of each kind, are returned at most
     least: pictures with the tag, fewer of which do not tell how well it is known
     """
-    enough = np.flatnonzero(tally.support >= least)
+    enough = np.flatnonzero(tally.support >= min_support)
     order = np.argsort(tally.average_precision[enough], kind="stable")
     chosen = enough[order[:tags]].tolist()
     truth = csc_array(scored.labels[:, chosen])
     return [
-        _worst(scored, tag, truth.indices[slice(*truth.indptr[place : place + 2])], pictures)
+        _worst(scored, tag, truth.indices[slice(*truth.indptr[place : place + 2])], images)
         for place, tag in enumerate(chosen)
     ]
 
 
-def _worst(scored: PredictionStore, tag: int, rows: npt.NDArray[np.int32], pictures: int) -> Worst:
+def _worst(
+    scored: PredictionStore, tag: int, rows: npt.NDArray[np.int32], pictures: int
+) -> HardTag:
     """rows: (positives,), pictures that have the tag"""
-    (scores,) = scored.columns(tag, tag + 1)
+    (scores,) = scored.read_tags(tag, tag + 1)
     known = scores != quantized_logits.UNKNOWN
     has = np.zeros(len(scores), np.bool_)
     has[rows] = True
     true, false = np.flatnonzero(has & known), np.flatnonzero(~has & known)
     rising = true[np.argsort(scores[true], kind="stable")]
     falling = false[np.argsort(~scores[false], kind="stable")]
-    return Worst(tag, _seen(rising[:pictures], scores), _seen(falling[:pictures], scores))
+    return HardTag(tag, _seen(rising[:pictures], scores), _seen(falling[:pictures], scores))
 
 
-def _seen(pictures: Ints, scores: Codes) -> list[Seen]:
-    confidences = quantized_logits.probabilities()[scores[pictures]]
-    return [Seen(*one) for one in zip(pictures.tolist(), confidences.tolist(), strict=True)]
+def _seen(pictures: Ints, scores: QuantizedLogits) -> list[ImageConfidence]:
+    confidences = quantized_logits.probability_table()[scores[pictures]]
+    return [
+        ImageConfidence(*one) for one in zip(pictures.tolist(), confidences.tolist(), strict=True)
+    ]

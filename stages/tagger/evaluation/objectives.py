@@ -8,33 +8,33 @@ import numpy.typing as npt
 from tagger.core.thresholds import Aim
 from tagger.evaluation import quantized_logits
 from tagger.evaluation.counting import Ints
-from tagger.evaluation.quantized_logits import Codes, Floats
+from tagger.evaluation.quantized_logits import Floats, QuantizedLogits
 from tagger.evaluation.score_counts import ScoreCounts
 
 
 @dataclass(frozen=True)
-class Curves:
+class DecisionCurves:
     """What is given from each distinct score of the positives on, for some tags or pools of them.
 
     A step is a score; those of an owner follow each other, falling.
     """
 
     owner: Ints  # (steps,)
-    codes: Codes  # (steps,)
-    below: Codes  # (steps,), the next lower score of any picture
+    codes: QuantizedLogits  # (steps,)
+    below: QuantizedLogits  # (steps,), the next lower score of any picture
     true: Ints  # (steps,), positives from here on
     given: Ints  # (steps,), pictures from here on
     support: Ints  # (owners,)
-    even: Codes  # (owners, 2), the score from which no more are given than there are; that below
+    even: QuantizedLogits  # (owners, 2), the score from which no more are given than there are; that below
 
     @classmethod
-    def of_tags(cls, tally: ScoreCounts) -> "Curves":
-        steps = tally.true.astype(np.int64), tally.given.astype(np.int64)
-        own = tally.tag_of, tally.codes, tally.below
-        return cls(*own, *steps, tally.support, tally.even)
+    def of_tags(cls, tally: ScoreCounts) -> "DecisionCurves":
+        steps = tally.true_positives.astype(np.int64), tally.predicted.astype(np.int64)
+        own = tally.tag_of, tally.scores, tally.next_scores
+        return cls(*own, *steps, tally.support, tally.break_even)
 
     @classmethod
-    def of_pool(cls, pooled: Ints) -> "Curves":
+    def of_pool(cls, pooled: Ints) -> "DecisionCurves":
         """pooled: (2, codes.COUNT), how often each score occurs, and with a tag"""
         seen = np.flatnonzero(pooled[0])[::-1]
         given, true = np.cumsum(pooled[:, seen], axis=1)
@@ -51,7 +51,7 @@ class Curves:
         return cls(np.zeros(int(has.sum()), np.int64), *steps, *ends)
 
 
-def best(curves: Curves, aim: Aim) -> Floats:
+def best_thresholds(curves: DecisionCurves, aim: Aim) -> Floats:
     """Return the best threshold of each owner, (owners,), in logits; NaN where there is none.
 
     It lies halfway between the lowest score that is given and the next, and is a half where there
@@ -68,7 +68,7 @@ def best(curves: Curves, aim: Aim) -> Floats:
     return np.where(codes_of[:, 0] == quantized_logits.UNKNOWN, np.nan, found)
 
 
-def _places(curves: Curves, aim: Aim) -> tuple[Ints, Ints]:
+def _places(curves: DecisionCurves, aim: Aim) -> tuple[Ints, Ints]:
     """Return owners, and at which step each is best."""
     support = curves.support[curves.owner]
     target = aim.target or 0.0

@@ -13,7 +13,7 @@ from tagger.core import vocabulary
 from tagger.core.errors import TaggerError
 from tagger.core.vocabulary import Category, Tag
 from tagger.evaluation import prediction_store, quantized_logits
-from tagger.evaluation.prediction_store import Block, PredictionStore
+from tagger.evaluation.prediction_store import LogitBlock, PredictionStore
 from tagger.images import loader
 from tagger.images.dataset import ImageDataset, Split
 from tagger.images.loader import Batch, ResumableBatchSampler
@@ -24,16 +24,16 @@ from tagger.system import progress
 from tagger.system.distributed import ProcessGroup
 from tagger.system.world import read_world
 
-PARTS = ("validation", "test")  # of the split, which no model is trained on
+EVALUATED_SPLITS = ("validation", "test")  # of the split, which no model is trained on
 
 
-class Predicted(NamedTuple):
-    scored: PredictionStore
+class SplitPredictions(NamedTuple):
+    store: PredictionStore
     failures: dict[int, str]  # row and reason of each picture that could not be read
 
 
 @dataclass(frozen=True)
-class Predictor:
+class SplitPredictor:
     """Predicts parts onto the disk. Each process of the group computes its share."""
 
     group: ProcessGroup
@@ -44,7 +44,7 @@ class Predictor:
 
     def __call__(
         self, name: str, part: Split, tags: Sequence[Tag], compute: Compute, preprocess: Preprocess
-    ) -> Predicted | None:
+    ) -> SplitPredictions | None:
         """Return the predictions of a part, on the leading process; their file lies in the folder.
 
         name: of the file
@@ -58,18 +58,18 @@ class Predictor:
             deque(blocks, maxlen=0)
             return None
         unknown = [vocabulary.category_columns(tags, category) for category in self.unlabelled]
-        truth = prediction_store.Truth(part.labels, part.groups, unknown)
+        truth = prediction_store.StoreLabels(part.labels, part.groups, unknown)
         kept = prediction_store.write(self.folder / f"{name}.logits", truth, blocks)
         if failures and not len(kept):
             raise TaggerError(
                 f"None of {len(part):,} pictures can be read, such as {part.locations[0].path}: "
                 f"{failures[0]}. Run prepare again."
             )
-        return Predicted(kept, dict(sorted(failures.items())))
+        return SplitPredictions(kept, dict(sorted(failures.items())))
 
     def _blocks(
         self, part: Split, compute: Compute, preprocess: Preprocess, failures: dict[int, str]
-    ) -> Iterator[Block]:
+    ) -> Iterator[LogitBlock]:
         order = ResumableBatchSampler(
             len(part), self.batch_size, rank_and_size=self.group.rank_and_size
         )
@@ -88,7 +88,7 @@ class Predictor:
                 yield in_order, np.stack([together[row] for row in in_order])
 
 
-def by_tagger(tagger: Tagger) -> Compute:
+def tagger_logits(tagger: Tagger) -> Compute:
     """Return what computes the logits of a tagger in any layout."""
 
     def compute(batch: Batch) -> Array:
@@ -98,9 +98,9 @@ def by_tagger(tagger: Tagger) -> Compute:
     return compute
 
 
-def alone(
+def local_predictor(
     folder: Path, unlabelled: Sequence[Category], *, batch_size: int, workers: int
-) -> Predictor:
+) -> SplitPredictor:
     """Return what predicts in this process alone, for models that do not lie on a GPU."""
     group = ProcessGroup(read_world()._replace(rank=0, size=1), torch.device("cpu"))
-    return Predictor(group, folder, unlabelled, batch_size, workers)
+    return SplitPredictor(group, folder, unlabelled, batch_size, workers)

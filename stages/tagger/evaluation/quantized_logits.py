@@ -12,18 +12,18 @@ import numpy.typing as npt
 from scipy.special import expit
 from scipy.special import logit as scipy_logit
 
-Codes = npt.NDArray[np.uint16]
+QuantizedLogits = npt.NDArray[np.uint16]
 Floats = npt.NDArray[np.float64]
 Numbers = npt.NDArray[np.floating[Any]]
 
-COUNT = 1 << 16
+LEVELS = 1 << 16
 UNKNOWN = 0  # lower than the code of any number
 _NEGATIVE = 0x8000  # the sign of a float16; also the code of 0
 _LARGEST = float(np.finfo(np.float16).max)
 _LEAST = 1e-45  # probability that float32 tells from 0
 
 
-def of(logits: Numbers) -> Codes:
+def quantize(logits: Numbers) -> QuantizedLogits:
     """Return the code of each logit, rounded to float16, or its nearest finite value."""
     bits = np.clip(logits, -_LARGEST, _LARGEST).astype(np.float16).view(np.uint16)
     codes = np.where(bits >= _NEGATIVE, ~bits, bits | _NEGATIVE)
@@ -32,29 +32,29 @@ def of(logits: Numbers) -> Codes:
 
 
 @cache
-def logits() -> Floats:
+def logit_table() -> Floats:
     """Return the logit that each code stands for, rising; infinite beyond those of numbers."""
-    numbers = np.arange(COUNT, dtype=np.uint16)
+    numbers = np.arange(LEVELS, dtype=np.uint16)
     bits = np.where(numbers >= _NEGATIVE, numbers & ~np.uint16(_NEGATIVE), ~numbers)
     values = bits.view(np.float16).astype(np.float64)
-    values[: COUNT // 2][np.isnan(values[: COUNT // 2])] = -np.inf
-    values[COUNT // 2 :][np.isnan(values[COUNT // 2 :])] = np.inf
+    values[: LEVELS // 2][np.isnan(values[: LEVELS // 2])] = -np.inf
+    values[LEVELS // 2 :][np.isnan(values[LEVELS // 2 :])] = np.inf
     values.setflags(write=False)
     return values
 
 
 @cache
-def probabilities() -> Floats:
+def probability_table() -> Floats:
     """Return the probability that each code stands for."""
-    values = sigmoid(logits())
+    values = sigmoid(logit_table())
     values.setflags(write=False)
     return values
 
 
 @cache
-def softplus() -> Floats:
+def softplus_table() -> Floats:
     """Return log(1 + exp(logit)) of each code: the loss, in nats, where the tag is not there."""
-    values = np.logaddexp(0, np.clip(logits(), -_LARGEST, _LARGEST))
+    values = np.logaddexp(0, np.clip(logit_table(), -_LARGEST, _LARGEST))
     values.setflags(write=False)
     return values
 
@@ -63,29 +63,29 @@ def sigmoid(values: Numbers) -> Floats:
     return np.asarray(expit(np.asarray(values, np.float64)))
 
 
-def logit(shares: npt.ArrayLike) -> Floats:
+def logit(probabilities: npt.ArrayLike) -> Floats:
     """Return the logits of probabilities, minus infinity of 0 and infinity of 1."""
-    return np.asarray(scipy_logit(np.asarray(shares, np.float64)))
+    return np.asarray(scipy_logit(np.asarray(probabilities, np.float64)))
 
 
-def finite_logit(shares: Numbers) -> Floats:
+def finite_logit(probabilities: Numbers) -> Floats:
     """Return the logits of float32 probabilities, of 0 and 1 those of their neighbours."""
-    values = np.asarray(shares, np.float64)
+    values = np.asarray(probabilities, np.float64)
     return logit(np.clip(values, _LEAST, 1 - 2.0**-25))
 
 
-def at_least(thresholds: npt.ArrayLike) -> Codes:
+def quantize_thresholds(thresholds: npt.ArrayLike) -> QuantizedLogits:
     """Return the lowest code of the probabilities from a threshold on."""
-    lowest = np.searchsorted(logits(), logit(thresholds), side="left")
+    lowest = np.searchsorted(logit_table(), logit(thresholds), side="left")
     return np.maximum(lowest, UNKNOWN + 1).astype(np.uint16)
 
 
-def halfway(codes: Codes, below: Codes) -> Floats:
+def halfway(quantized: QuantizedLogits, below: QuantizedLogits) -> Floats:
     """Return the logit halfway from each code to a lower one.
 
     below: UNKNOWN stands for the next code, whether or not any picture has it
     """
-    upper = codes.astype(np.int64)
+    upper = quantized.astype(np.int64)
     lower = np.where(below == UNKNOWN, np.maximum(upper - 1, 0), below)
-    values = np.clip(logits(), -_LARGEST, _LARGEST)
+    values = np.clip(logit_table(), -_LARGEST, _LARGEST)
     return np.asarray((values[upper] + values[lower]) / 2)

@@ -8,7 +8,7 @@ from numba.extending import register_jitable
 from tagger.evaluation import quantized_logits
 from tagger.evaluation.counting import Ints
 from tagger.evaluation.prediction_store import PredictionStore
-from tagger.evaluation.quantized_logits import Codes, Floats
+from tagger.evaluation.quantized_logits import Floats, QuantizedLogits
 from tagger.system.jit import compiled
 
 _INTERPRETED = 600_000  # predictions for which compiling does not pay
@@ -20,14 +20,16 @@ class Ranking(NamedTuple):
     """As scikit-learn defines the first two. Tags that are unknown on a picture are left out."""
 
     coverage: Floats  # (pictures,), tags to go down until every true one is seen; 0 without one
-    precision: Floats  # (pictures,), label-ranking average precision; 1 without a true or false one
+    label_ranking_ap: (
+        Floats  # (pictures,), label-ranking average precision; 1 without a true or false one
+    )
     loss: Floats  # (pictures,), binary cross-entropy summed over tags, in nats
 
 
-def of(scored: PredictionStore) -> Ranking:
+def rank_labels(scored: PredictionStore) -> Ranking:
     """Return the measures of each picture."""
     found = Ranking(*(np.zeros(len(scored)) for _ in Ranking._fields))
-    tables = quantized_logits.softplus(), quantized_logits.logits()
+    tables = quantized_logits.softplus_table(), quantized_logits.logit_table()
     for pictures, scores in scored.tiles():
         labels = scored.labels[pictures]
         truth = np.asarray(labels.indptr, np.int64), np.asarray(labels.indices, np.int64)
@@ -38,7 +40,12 @@ def of(scored: PredictionStore) -> Ranking:
 
 
 def _plain(
-    scores: Codes, starts: Ints, tags: Ints, softplus: Floats, logits: Floats, found: Ranking
+    scores: QuantizedLogits,
+    starts: Ints,
+    tags: Ints,
+    softplus: Floats,
+    logits: Floats,
+    found: Ranking,
 ) -> None:
     found.loss[:] = (softplus[scores] * (scores != quantized_logits.UNKNOWN)).sum(axis=0)
     for picture in range(scores.shape[1]):
@@ -51,11 +58,16 @@ def _plain(
         true = len(own) - np.searchsorted(own, own)
         found.coverage[picture] = ranks.max(initial=0)
         mixed = 0 < len(own) < len(known)
-        found.precision[picture] = (true / ranks).mean() if mixed else 1
+        found.label_ranking_ap[picture] = (true / ranks).mean() if mixed else 1
 
 
 def _compiled(
-    scores: Codes, starts: Ints, tags: Ints, softplus: Floats, logits: Floats, found: Ranking
+    scores: QuantizedLogits,
+    starts: Ints,
+    tags: Ints,
+    softplus: Floats,
+    logits: Floats,
+    found: Ranking,
 ) -> None:
     pictures = scores.shape[1]
     most = np.int64(1)
@@ -91,7 +103,9 @@ def _compiled(
 
 
 @register_jitable
-def _own(scores: Codes, starts: Ints, tags: Ints, picture: int, own: Codes) -> int:
+def _own(
+    scores: QuantizedLogits, starts: Ints, tags: Ints, picture: int, own: QuantizedLogits
+) -> int:
     """Put the scores of a picture's true tags in order; return how many are known."""
     size = 0
     for place in range(starts[picture], starts[picture + 1]):
@@ -105,7 +119,7 @@ def _own(scores: Codes, starts: Ints, tags: Ints, picture: int, own: Codes) -> i
 
 @register_jitable
 def _rank(
-    own: Codes, between: Ints, positives: int, known: int, picture: int, found: Ranking
+    own: QuantizedLogits, between: Ints, positives: int, known: int, picture: int, found: Ranking
 ) -> None:
     rank = 0
     total = 0.0
@@ -118,4 +132,4 @@ def _rank(
             total += pending * (true / rank)
             pending = 0
     found.coverage[picture] = rank
-    found.precision[picture] = total / positives if 0 < positives < known else 1.0
+    found.label_ranking_ap[picture] = total / positives if 0 < positives < known else 1.0

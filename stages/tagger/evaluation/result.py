@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from tagger.core.vocabulary import Tag
 from tagger.evaluation import bootstrap, jackknife, ranking, score_counts, tag_metrics
-from tagger.evaluation.jackknife import Influence
+from tagger.evaluation.jackknife import Jackknife
 from tagger.evaluation.prediction_store import PredictionStore
 from tagger.evaluation.quantized_logits import Floats
 from tagger.evaluation.ranking import Ranking
@@ -14,26 +14,30 @@ from tagger.evaluation.tag_metrics import MetricTree
 
 
 @dataclass(frozen=True)
-class Judged:
-    tally: ScoreCounts  # its marks are `tally.marks` of the thresholds
+class EvaluationResult:
+    counts: ScoreCounts  # its marks are `tally.marks` of the thresholds
     ranking: Ranking
-    influence: Influence
-    figures: MetricTree  # as evaluate.json has them
+    jackknife: Jackknife
+    metrics: MetricTree  # as evaluate.json has them
 
 
-def judge(scored: PredictionStore, tags: Sequence[Tag], limits: Floats, seed: int) -> Judged:
+def evaluate(
+    store: PredictionStore, tags: Sequence[Tag], thresholds: Floats, seed: int
+) -> EvaluationResult:
     """Return how good predictions are at some thresholds, with 95 % intervals.
 
     limits: (tags,), the thresholds
     seed: of the draws behind the intervals
     """
     counted = score_counts.count(
-        scored, tag_metrics.pool_of(tags), marks=score_counts.marks(limits)
+        store,
+        tag_metrics.pool_numbers(tags),
+        thresholds=score_counts.evaluation_thresholds(thresholds),
     )
-    ranked = ranking.of(scored)
-    moved = jackknife.of(scored, counted, tags, limits)
-    summed = tag_metrics.summary(counted, tags, ranked)
+    ranked = ranking.rank_labels(store)
+    moved = jackknife.compute(store, counted, tags, thresholds)
+    summed = tag_metrics.summarize(counted, tags, ranked)
     within = bootstrap.intervals(moved, seed)
     for name, inside in (*summed["categories"].items(), (bootstrap.OVERALL, summed)):
         inside["intervals"] = within[name]
-    return Judged(counted, ranked, moved, summed)
+    return EvaluationResult(counted, ranked, moved, summed)

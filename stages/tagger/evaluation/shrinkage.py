@@ -14,7 +14,7 @@ import numpy.typing as npt
 from tagger.core.thresholds import ALL, Aim
 from tagger.core.vocabulary import Tag
 from tagger.evaluation import objectives, quantized_logits, score_counts, tag_metrics
-from tagger.evaluation.objectives import Curves
+from tagger.evaluation.objectives import DecisionCurves
 from tagger.evaluation.prediction_store import PredictionStore
 from tagger.evaluation.quantized_logits import Floats
 from tagger.evaluation.score_counts import ScoreCounts
@@ -25,7 +25,7 @@ STRENGTHS = np.array([0.0, 1, 2, 4, 8, 16, 32, 64, 128, 256, np.inf])  # values 
 _GRID = np.round(np.arange(-10, 10.01, 0.1), 1)  # logits, for the one threshold of a category
 
 
-class Common(NamedTuple):
+class PooledThreshold(NamedTuple):
     """A threshold for many tags."""
 
     name: str  # of a category, or ALL
@@ -40,21 +40,25 @@ def count(
 
     left_out: (pictures,), those not to look at
     """
-    grid = quantized_logits.at_least(quantized_logits.sigmoid(_GRID))
+    grid = quantized_logits.quantize_thresholds(quantized_logits.sigmoid(_GRID))
     marks = np.broadcast_to(grid, (len(tags), len(grid)))
-    return score_counts.count(scored, tag_metrics.pool_of(tags), marks=marks, left_out=left_out)
+    return score_counts.count(
+        scored, tag_metrics.pool_numbers(tags), thresholds=marks, excluded=left_out
+    )
 
 
-def common(counted: ScoreCounts, tags: Sequence[Tag], aim: Aim) -> list[Common]:
+def pooled_thresholds(counted: ScoreCounts, tags: Sequence[Tag], aim: Aim) -> list[PooledThreshold]:
     """Return the thresholds over all tags and of each category, of their pairs taken together.
 
     A category that no picture shows has that over all, which is a half where there is none.
     """
-    found: list[Common] = []
+    found: list[PooledThreshold] = []
     for name, inside in ((ALL, np.ones(len(tags), np.bool_)), *tag_metrics.by_category(tags)):
-        best = float(objectives.best(Curves.of_pool(counted.pooled(inside)), aim)[0])
+        best = float(
+            objectives.best_thresholds(DecisionCurves.of_pool(counted.pooled(inside)), aim)[0]
+        )
         otherwise = found[0].threshold if found else 0.0
-        found.append(Common(name, inside, otherwise if np.isnan(best) else best))
+        found.append(PooledThreshold(name, inside, otherwise if np.isnan(best) else best))
     return found
 
 
@@ -65,12 +69,16 @@ def strength(scored: PredictionStore, tags: Sequence[Tag], aim: Aim, seed: int) 
     first = (random.permutation(groups) % 2 == 0)[scored.groups]
     totals = np.zeros(len(STRENGTHS))
     for half in (first, ~first):
-        limits = shrunk(count(scored, tags, half), tags, aim, STRENGTHS)
-        marks = quantized_logits.at_least(quantized_logits.sigmoid(limits))
-        judged = score_counts.count(scored, tag_metrics.pool_of(tags), marks=marks, left_out=~half)
+        limits = shrunk_thresholds(count(scored, tags, half), tags, aim, STRENGTHS)
+        marks = quantized_logits.quantize_thresholds(quantized_logits.sigmoid(limits))
+        judged = score_counts.count(
+            scored, tag_metrics.pool_numbers(tags), thresholds=marks, excluded=~half
+        )
         has = judged.support > 0
         for number in range(len(STRENGTHS)):
-            totals[number] += _score(tag_metrics.decisions(*judged.decided(number)), has, aim)
+            totals[number] += _score(
+                tag_metrics.decision_metrics(*judged.decisions(number)), has, aim
+            )
     return float(STRENGTHS[np.argmax(totals)])
 
 
@@ -83,12 +91,14 @@ def _score(reached: dict[str, Floats], has: Mask, aim: Aim) -> float:
     return float(reached["f1"][has].mean())
 
 
-def shrunk(counted: ScoreCounts, tags: Sequence[Tag], aim: Aim, strengths: Floats) -> Floats:
+def shrunk_thresholds(
+    counted: ScoreCounts, tags: Sequence[Tag], aim: Aim, strengths: Floats
+) -> Floats:
     """Return the threshold of each tag for each k, (tags, strengths), in logits."""
     toward = np.empty(len(tags))
-    for one in common(counted, tags, aim)[1:]:
+    for one in pooled_thresholds(counted, tags, aim)[1:]:
         toward[one.tags] = _typical(counted, one, aim)
-    own = objectives.best(Curves.of_tags(counted), aim)
+    own = objectives.best_thresholds(DecisionCurves.of_tags(counted), aim)
     support = np.where(np.isnan(own), 0, counted.support)[:, None]
     own = np.where(np.isnan(own), toward, own)
     with np.errstate(invalid="ignore"):
@@ -96,7 +106,7 @@ def shrunk(counted: ScoreCounts, tags: Sequence[Tag], aim: Aim, strengths: Float
     return weight * own[:, None] + (1 - weight) * toward[:, None]
 
 
-def _typical(counted: ScoreCounts, one: Common, aim: Aim) -> float:
+def _typical(counted: ScoreCounts, one: PooledThreshold, aim: Aim) -> float:
     """Return the threshold, in logits, that suits the tags of a category, each counting the same.
 
     For F1 it is that of the best mean over tags: that of all pairs suits the frequent ones.
@@ -104,6 +114,6 @@ def _typical(counted: ScoreCounts, one: Common, aim: Aim) -> float:
     has = one.tags & (counted.support > 0)
     if aim.by != "f1" or not has.any():
         return one.threshold
-    given, true = counted.marked[has].transpose(2, 0, 1)
+    given, true = counted.at_thresholds[has].transpose(2, 0, 1)
     f1 = 2 * true / (given + counted.support[has][:, None])
     return float(_GRID[np.argmax(f1.mean(axis=0))])

@@ -19,7 +19,7 @@ BANDS = ("head", "middle", "tail")
 _HEAD, _TAIL = 0.1, 0.5  # shares of the tags
 
 
-def bands(counts: npt.ArrayLike) -> Ints:
+def frequency_bands(counts: npt.ArrayLike) -> Ints:
     """Return the band of each tag, (tags,), a number of BANDS, by its count in training.
 
     The head is the tenth of the tags that are most frequent, the tail the less frequent half.
@@ -30,30 +30,32 @@ def bands(counts: npt.ArrayLike) -> Ints:
     return np.where(ranks < _HEAD, 0, np.where(ranks < _TAIL, 1, 2))
 
 
-def pool_of(tags: Sequence[Tag]) -> Ints:
+def pool_numbers(tags: Sequence[Tag]) -> Ints:
     """Return a number of the category and band of each tag, (tags,)."""
     codes_of = list(CATEGORIES)
     categories = np.array([codes_of.index(tag.category) for tag in tags], np.int64)
-    return categories * len(BANDS) + bands([tag.count for tag in tags])
+    return categories * len(BANDS) + frequency_bands([tag.count for tag in tags])
 
 
-def summary(tally: ScoreCounts, tags: Sequence[Tag], ranking: Ranking, mark: int = 0) -> MetricTree:
+def summarize(
+    counts: ScoreCounts, tags: Sequence[Tag], ranking: Ranking, mark: int = 0
+) -> MetricTree:
     """Return the figures over all tags, under `categories` and `bands` those of each.
 
     mark: which of the tally's marks are the thresholds
     """
-    everything = of(tally, np.ones(len(tags), np.bool_), mark) | _ranked(ranking)
+    everything = aggregate(counts, np.ones(len(tags), np.bool_), mark) | _ranked(ranking)
     categories, banded = {}, {}
     for name, inside in by_category(tags):
-        categories[name] = of(tally, inside, mark)
-    counts = np.array([tag.count for tag in tags], np.int64)
-    number = bands(counts)
+        categories[name] = aggregate(counts, inside, mark)
+    posts = np.array([tag.count for tag in tags], np.int64)
+    number = frequency_bands(posts)
     for band, name in enumerate(BANDS):
         inside = number == band
         if inside.any():
-            seen = counts[inside]
+            seen = posts[inside]
             limits = {"counts": [int(seen.min()), int(seen.max())]}
-            banded[name] = limits | of(tally, inside, mark)
+            banded[name] = limits | aggregate(counts, inside, mark)
     return everything | {"categories": categories, "bands": banded}
 
 
@@ -65,30 +67,30 @@ def by_category(tags: Sequence[Tag]) -> Iterator[tuple[str, Mask]]:
             yield name, own == code
 
 
-def of(tally: ScoreCounts, inside: Mask, mark: int) -> MetricTree:
+def aggregate(counts: ScoreCounts, inside: Mask, mark: int) -> MetricTree:
     """Return the figures of some tags. Those without support count in micro figures alone."""
-    has = inside & (tally.support > 0)
-    each = decisions(*tally.decided(mark))
-    micro = decisions(*(counts[inside].sum() for counts in tally.decided(mark)))
+    has = inside & (counts.support > 0)
+    each = decision_metrics(*counts.decisions(mark))
+    micro = decision_metrics(*(counts[inside].sum() for counts in counts.decisions(mark)))
     macro = {name: float(values[has].mean()) if has.any() else 0.0 for name, values in each.items()}
-    known, pairs = tally.known[inside].sum(), tally.reliability[inside].sum(axis=0)
-    squares, losses = tally.sums[inside].sum(axis=0)
+    known, pairs = counts.labelled[inside].sum(), counts.reliability[inside].sum(axis=0)
+    squares, losses = counts.error_sums[inside].sum(axis=0)
     shares = {
-        "macro_ap": tally.average_precision[has].mean() if has.any() else 0.0,
-        "micro_ap": pooled_precision(tally.pooled(inside)),
+        "macro_ap": counts.average_precision[has].mean() if has.any() else 0.0,
+        "micro_ap": pooled_average_precision(counts.pooled(inside)),
         "macro_f1": macro["f1"],
         "micro_f1": micro["f1"],
         **{f"macro_{name}": macro[name] for name in ("precision", "recall", "mcc")},
         **{f"micro_{name}": micro[name] for name in ("precision", "recall", "mcc")},
         "ece": calibration_error(pairs),
         "brier": squares / max(1, known),
-        "loss": losses / max(1, tally.pictures),
+        "loss": losses / max(1, counts.images),
     }
     sizes = {
-        "images": tally.pictures,
+        "images": counts.images,
         "tags": int(has.sum()),
         "unsupported": int((inside & ~has).sum()),
-        "unknown": int(inside.sum() * tally.pictures - known),
+        "unknown": int(inside.sum() * counts.images - known),
     }
     return {name: round(float(share), 6) for name, share in shares.items()} | sizes
 
@@ -99,11 +101,11 @@ def _ranked(ranking: Ranking) -> MetricTree:
         return {"coverage": 0.0, "label_ranking_ap": 0.0}
     return {
         "coverage": round(float(ranking.coverage.mean()), 6),
-        "label_ranking_ap": round(float(ranking.precision.mean()), 6),
+        "label_ranking_ap": round(float(ranking.label_ranking_ap.mean()), 6),
     }
 
 
-def decisions(true: Any, given: Any, support: Any, known: Any) -> dict[str, Floats]:
+def decision_metrics(true: Any, given: Any, support: Any, known: Any) -> dict[str, Floats]:
     """Return the figures of decisions from their counts; 0 where one would divide by nothing.
 
     true: given rightly; given: in all; support: there are; known: pictures, or pairs
@@ -122,7 +124,7 @@ def _share(part: Floats, whole: Floats) -> Floats:
     return np.divide(part, whole, out=np.zeros(np.shape(whole)), where=whole > 0)
 
 
-def pooled_precision(pooled: Ints) -> float:
+def pooled_average_precision(pooled: Ints) -> float:
     """Return the average precision of counts by score, (2, codes.COUNT), 0 without a positive."""
     times, positives = pooled[:, ::-1]
     given, true = np.cumsum(times), np.cumsum(positives)
@@ -137,6 +139,6 @@ def calibration_error(pairs: Floats) -> float:
     return float(np.abs(pairs[:, 1] - pairs[:, 2]).sum() / max(1.0, pairs[:, 0].sum()))
 
 
-def in_words(measure: str) -> str:
+def display_name(measure: str) -> str:
     """Return the name of a figure as a person reads it: macro_ap is macro AP."""
     return measure.replace("_ap", " AP").replace("_f1", " F1")

@@ -71,7 +71,7 @@ def write(folder: Path, content: CardContent) -> None:
         undefined=StrictUndefined,
     )
     preset, test = content.run["params"]["preset"], content.metrics["test"]
-    of = thresholds.of_categories(folder / exported.THRESHOLDS)
+    of = thresholds.read_category_thresholds(folder / exported.THRESHOLDS)
     prepared = preprocess.read(folder / exported.PREPROCESS)
     text = environment.get_template(_TEMPLATE.name).render(
         title=f"{preset['backbone']} tagger",

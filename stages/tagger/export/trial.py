@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from tagger.evaluation import predictions, ranking, score_counts, tag_metrics
-from tagger.evaluation.predictions import Predictor
+from tagger.evaluation.predictions import SplitPredictor
 from tagger.evaluation.tag_metrics import MetricTree
 from tagger.export import quantize
 from tagger.export.samples import readable_images
@@ -36,7 +36,7 @@ class QuantizationTrial(NamedTuple):
 
     def __str__(self) -> str:
         changes = ", ".join(
-            f"{tag_metrics.in_words(name)} {change:+.4f}"
+            f"{tag_metrics.display_name(name)} {change:+.4f}"
             for name, change in self.metric_changes.items()
         )
         told = f"{self.bytes / 1e6:.1f} MB, {self.speedup:.1f} times as fast, {changes}"
@@ -50,7 +50,7 @@ class QuantizationTrials:
     folder: Path  # the export
     validation: Split
     test: Split
-    predictor: Predictor
+    predictor: SplitPredictor
     params: ExportParams
 
     def run(self) -> dict[str, QuantizationTrial]:
@@ -95,18 +95,21 @@ class QuantizationTrials:
 
     def _judged(self, name: str, path: Path) -> MetricTree:
         tagger = exported.load(path, "cpu")
-        compute = predictions.by_tagger(tagger)
+        compute = predictions.tagger_logits(tagger)
         part = self.test.evenly_spaced(self.params.evaluate_on)
         found = self.predictor(name, part, tagger.tags, compute, tagger.preprocess)
         assert found  # as there is one process
-        marks, pools = score_counts.marks(tagger.thresholds), tag_metrics.pool_of(tagger.tags)
-        counted = score_counts.count(found.scored, pools, marks=marks)
-        return tag_metrics.summary(counted, tagger.tags, ranking.of(found.scored))
+        marks, pools = (
+            score_counts.evaluation_thresholds(tagger.thresholds),
+            tag_metrics.pool_numbers(tagger.tags),
+        )
+        counted = score_counts.count(found.store, pools, thresholds=marks)
+        return tag_metrics.summarize(counted, tagger.tags, ranking.rank_labels(found.store))
 
     def _why_not(self, name: str, speed: float, changes: dict[str, float]) -> str:
         worst = min(changes, key=lambda one: changes[one])
         if changes[worst] < -self.params.max_metric_drop:
-            falls = f"{tag_metrics.in_words(worst)} falls by {-changes[worst]:.4f}"
+            falls = f"{tag_metrics.display_name(worst)} falls by {-changes[worst]:.4f}"
             return f"{falls}, more than {self.params.max_metric_drop:g}"
         if name == "int8" and speed < self.params.min_speedup:
             return f"{speed:.1f} times as fast, less than {self.params.min_speedup:g}"

@@ -78,7 +78,7 @@ def _fitted(tagger: Tagger) -> Floats:
             f"--threshold category needs {tagger.thresholds_path}, which is missing. "
             "Give a number, or thresholds such as general=0.3,character=0.8."
         )
-    of = thresholds.of_categories(tagger.thresholds_path)
+    of = thresholds.read_category_thresholds(tagger.thresholds_path)
     missing = [tag for tag in tagger.tags if CATEGORIES[tag.category] not in of]
     if missing:
         name = CATEGORIES[missing[0].category]

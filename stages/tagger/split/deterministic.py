@@ -16,20 +16,22 @@ from tagger.core import records
 from tagger.core.errors import TaggerError, did_you_mean
 from tagger.data import sampling
 from tagger.split import methods
-from tagger.split.methods import Groups, Parts
+from tagger.split.methods import Groups, SplitIndices
 
 _MODULUS = 1000  # of the ids of Danbooru's posts, by which its mirrors and the WD taggers part them
 
 
 def by_hash(
     ids: pa.ChunkedArray, proportions: Sequence[float], *, groups: Groups, seed: int
-) -> Parts:
+) -> SplitIndices:
     """Return the part of each post, (posts,), by a hash of its id: other posts do not move it."""
     drawn = sampling.hash_ids(ids, seed) / 2.0**64
     return _share(drawn[_leaders(ids, groups)], proportions)
 
 
-def by_modulo(ids: pa.ChunkedArray, proportions: Sequence[float], *, groups: Groups) -> Parts:
+def by_modulo(
+    ids: pa.ChunkedArray, proportions: Sequence[float], *, groups: Groups
+) -> SplitIndices:
     """Return the part of each post, (posts,), by ranges of its id modulo 1000, first part first."""
     try:
         numbers = pc.cast(ids, pa.int64()).to_numpy()
@@ -48,7 +50,7 @@ def by_time(
     proportions: Sequence[float],
     *,
     groups: Groups,
-) -> Parts:
+) -> SplitIndices:
     """Return the part of each post, (posts,): the newest are in the last part.
 
     A group is as old as its oldest post, so that nothing in a part is older than its first day.
@@ -59,16 +61,16 @@ def by_time(
             f"split.method time takes the dates of posts, and {unknown:,} of {len(ids):,} have "
             "none. Use hash, or a source that gives created_at."
         )
-    group_of = methods.numbered(groups, len(ids))
+    group_of = methods.number_groups(groups, len(ids))
     oldest_first = _sorted(pa.table({"key": created_at, "id": ids}))
     first = np.full(group_of.max() + 1, len(ids))
     np.minimum.at(first, group_of[oldest_first], np.arange(len(ids)))
-    return methods.in_order(np.argsort(first), group_of, proportions)
+    return methods.fill_in_order(np.argsort(first), group_of, proportions)
 
 
-def given(
+def from_table(
     path: Path, id_column: str, split_column: str, ids: pa.ChunkedArray, names: Sequence[str]
-) -> Parts:
+) -> SplitIndices:
     """Return the part of each post, (posts,), as a table names it.
 
     Raises TaggerError for a post that the table misses or has twice, and for a part not in `names`.
@@ -105,7 +107,7 @@ def _text(value: object) -> str:
     return str(int(value) if isinstance(value, float) and value.is_integer() else value)
 
 
-def _share(places: npt.NDArray[np.float64], proportions: Sequence[float]) -> Parts:
+def _share(places: npt.NDArray[np.float64], proportions: Sequence[float]) -> SplitIndices:
     """Return the parts of posts from their places, 0 to 1."""
     edges = np.cumsum(proportions)[:-1]
     return np.searchsorted(edges, places, side="right").astype(np.int8)

@@ -12,7 +12,7 @@ from tagger.core.errors import TaggerError
 from tagger.split import stratify
 
 Labels = csr_array  # boolean (posts, tags)
-Parts = npt.NDArray[np.int8]  # (posts,), the number of each post's part
+SplitIndices = npt.NDArray[np.int8]  # (posts,), the number of each post's part
 Groups = npt.NDArray[np.int64]  # (posts,), posts with the same number stay together
 
 _MOST_PARTS = 127
@@ -29,7 +29,7 @@ def stratified(
     groups: Groups | None = None,
     seed: int = 0,
     order: int = 1,
-) -> Parts:
+) -> SplitIndices:
     """Return the part of each post, (posts,), by iterative stratification over whole groups.
 
     labels: SciPy CSR array or matrix, (posts, tags), non-zero where a post has a tag
@@ -59,7 +59,7 @@ def iterative(
     groups: Groups | None = None,
     seed: int = 0,
     order: int = 1,
-) -> Parts:
+) -> SplitIndices:
     """Return the part of each post, (posts,), by scikit-multilearn's IterativeStratification.
 
     The reference for `stratified`, with the same arguments; minutes where that takes seconds, and
@@ -92,14 +92,14 @@ def iterative(
 
 def random(
     labels: Any, proportions: Sequence[float], *, groups: Groups | None = None, seed: int = 0
-) -> Parts:
+) -> SplitIndices:
     """Return the part of each post, (posts,), drawn at random; arguments as for `stratified`."""
     _, group_of = _checked(labels, proportions, groups)
     order = np.random.default_rng(seed).permutation(group_of.max() + 1)
-    return in_order(order, group_of, proportions)
+    return fill_in_order(order, group_of, proportions)
 
 
-def in_order(order: Groups, group_of: Groups, proportions: Sequence[float]) -> Parts:
+def fill_in_order(order: Groups, group_of: Groups, proportions: Sequence[float]) -> SplitIndices:
     """Return the part of each post, (posts,), where groups fill one part after the other.
 
     order: (groups,), their numbers; group_of: (posts,), numbered from 0
@@ -111,14 +111,14 @@ def in_order(order: Groups, group_of: Groups, proportions: Sequence[float]) -> P
     return part_of[group_of]
 
 
-def numbered(groups: Groups | None, posts: int) -> Groups:
+def number_groups(groups: Groups | None, posts: int) -> Groups:
     """Return the group of each post, (posts,), numbered from 0."""
     if groups is None:
         return np.arange(posts)
     return np.asarray(np.unique(groups, return_inverse=True)[1])
 
 
-def check(parts: Parts, labels: Labels, names: Sequence[str]) -> None:
+def check_split_sizes(parts: SplitIndices, labels: Labels, names: Sequence[str]) -> None:
     """Raise TaggerError where a part is too small to train or judge on."""
     for part, name in enumerate(names):
         members = parts == part
@@ -149,7 +149,7 @@ def _checked(
         raise TaggerError(f"A label is out of range: there are {tags:,} tags.")
     if groups is not None and np.shape(groups) != (posts,):
         raise TaggerError(f"{np.size(groups):,} groups are given for {posts:,} posts.")
-    group_of = numbered(groups, posts)
+    group_of = number_groups(groups, posts)
     if group_of.max(initial=-1) + 1 < len(proportions):
         raise TaggerError(
             f"{group_of.max(initial=-1) + 1} groups of posts cannot fill {len(proportions)} parts. "

@@ -8,7 +8,7 @@ import numpy as np
 from tagger.core.vocabulary import CATEGORIES, Tag
 from tagger.evaluation import tag_metrics
 from tagger.evaluation.quantized_logits import Floats
-from tagger.evaluation.score_counts import GRID, ScoreCounts
+from tagger.evaluation.score_counts import CURVE_THRESHOLDS, ScoreCounts
 
 TAG_HEADER = (
     *("name", "category", "band", "count", "support", "threshold", "ap"),
@@ -22,16 +22,19 @@ RELIABILITY_HEADER = ("confidence", "true", "pairs")
 
 def tag_rows(tally: ScoreCounts, tags: Sequence[Tag], limits: Floats) -> Iterable[Sequence[Any]]:
     """Return a row per tag under TAG_HEADER; AP is empty without a positive."""
-    known = np.maximum(1, tally.known)
+    known = np.maximum(1, tally.labelled)
     shares = (
-        *tag_metrics.decisions(*tally.decided(0)).values(),
+        *tag_metrics.decision_metrics(*tally.decisions(0)).values(),
         [tag_metrics.calibration_error(pairs) for pairs in tally.reliability],
-        *(tally.sums / known[:, None]).T,
+        *(tally.error_sums / known[:, None]).T,
     )
     return zip(
         [tag.name for tag in tags],
         [CATEGORIES[tag.category] for tag in tags],
-        [tag_metrics.BANDS[band] for band in tag_metrics.bands([tag.count for tag in tags])],
+        [
+            tag_metrics.BANDS[band]
+            for band in tag_metrics.frequency_bands([tag.count for tag in tags])
+        ],
         [tag.count for tag in tags],
         tally.support,
         limits,
@@ -64,11 +67,11 @@ def pr_rows(tally: ScoreCounts, points: int = 200) -> list[tuple[float, float]]:
 def f1_rows(tally: ScoreCounts) -> Iterable[Sequence[float]]:
     """Return a row per threshold of GRID under F1_HEADER; macro over tags with support."""
     has = tally.support > 0
-    for mark, threshold in enumerate(GRID, start=1):
-        counts = tally.decided(mark)
-        each = tag_metrics.decisions(*counts)["f1"]
+    for mark, threshold in enumerate(CURVE_THRESHOLDS, start=1):
+        counts = tally.decisions(mark)
+        each = tag_metrics.decision_metrics(*counts)["f1"]
         macro = each[has].mean() if has.any() else 0.0
-        micro = tag_metrics.decisions(*(c.sum() for c in counts))
+        micro = tag_metrics.decision_metrics(*(c.sum() for c in counts))
         row = (micro["f1"], macro, micro["precision"], micro["recall"])
         yield threshold, *(round(float(share), 6) for share in row)
 

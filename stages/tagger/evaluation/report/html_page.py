@@ -24,10 +24,10 @@ _LIKELIEST = 12  # tags of a kind that are shown before the others are asked for
 _POINT = charts.TAG_HEADER.index
 
 
-class Shown(NamedTuple):
+class GalleryImage(NamedTuple):
     """A picture with what is said of it, each tag with its confidence."""
 
-    picture: Image.Image | None  # None where it can no longer be read
+    image: Image.Image | None  # None where it can no longer be read
     caption: str  # its path or id
     right: Sequence[tuple[str, float]]  # given and true
     wrong: Sequence[tuple[str, float]]  # given, not true
@@ -38,35 +38,35 @@ class Shown(NamedTuple):
 class Gallery(NamedTuple):
     title: str
     explanation: str
-    pictures: Iterable[Shown]  # taken one by one: they need not be in memory together
+    images: Iterable[GalleryImage]  # taken one by one: they need not be in memory together
 
 
-class Table(NamedTuple):
+class ReportTable(NamedTuple):
     title: str
     explanation: str
     header: Sequence[str]
     rows: Sequence[Sequence[Any]]
 
 
-class Content(NamedTuple):
+class ReportContent(NamedTuple):
     title: str
     facts: Mapping[str, str]  # what and how was judged; nothing that changes when it is repeated
-    figures: Mapping[str, Any]  # of each part, as evaluate.json has them
+    metrics: Mapping[str, Any]  # of each part, as evaluate.json has them
     tags: Sequence[Sequence[Any]]  # rows under charts.TAG_HEADER
     pr: Sequence[Sequence[float]]  # rows under charts.PR_HEADER
     f1: Sequence[Sequence[float]]  # rows under charts.F1_HEADER
     reliability: Sequence[Sequence[float]]  # rows under charts.RELIABILITY_HEADER
-    tables: Sequence[Table]
+    tables: Sequence[ReportTable]
     galleries: Iterable[Gallery]
 
 
-def write(path: Path, content: Content) -> None:
-    files.write_text(path, page(content))
+def write(path: Path, content: ReportContent) -> None:
+    files.write_text(path, render(content))
 
 
-def page(content: Content) -> str:
-    test = content.figures.get("test", {})
-    drawn = drawings(content)
+def render(content: ReportContent) -> str:
+    test = content.metrics.get("test", {})
+    drawn = build_plots(content)
     environment = Environment(
         loader=FileSystemLoader(_TEMPLATE.parent),
         autoescape=True,
@@ -74,16 +74,16 @@ def page(content: Content) -> str:
         lstrip_blocks=True,
         undefined=StrictUndefined,
     )
-    environment.filters |= {"number": number}
+    environment.filters |= {"number": format_number}
     text = environment.get_template(_TEMPLATE.name).render(
         content=content,
-        parts={name: part for name, part in content.figures.items() if part.get("tags")},
+        parts={name: part for name, part in content.metrics.items() if part.get("tags")},
         test=test,
         headlines=_HEADLINES,
         header=charts.TAG_HEADER,
         categories=list(dict.fromkeys(row[_POINT("category")] for row in content.tags)),
         drawn={name: _svg(name, figure, content) for name, figure in drawn.items()},
-        shown=sum(map(len, plots.points(content.tags).values())),
+        shown=sum(map(len, plots.plotted_rows(content.tags).values())),
         tables=[_formatted(table) for table in content.tables],
         galleries=_galleries(content.galleries),
         colours=plots.COLOURS,
@@ -92,9 +92,9 @@ def page(content: Content) -> str:
     return text.encode(errors="backslashreplace").decode()  # paths need not be Unicode
 
 
-def drawings(content: Content) -> dict[str, Figure]:
+def build_plots(content: ReportContent) -> dict[str, Figure]:
     """Return the plots of the page, by name."""
-    test = content.figures.get("test", {})
+    test = content.metrics.get("test", {})
     in_use = (test["micro_recall"], test["micro_precision"]) if test.get("tags") else None
     return {
         "precision_recall": plots.precision_recall(content.pr, in_use),
@@ -105,19 +105,19 @@ def drawings(content: Content) -> dict[str, Figure]:
     }
 
 
-def _svg(name: str, figure: Figure, content: Content) -> str:
+def _svg(name: str, figure: Figure, content: ReportContent) -> str:
     titles: dict[str, list[str]] = {}
     if name == "f1_by_frequency":
-        for category, rows in plots.points(content.tags).items():
+        for category, rows in plots.plotted_rows(content.tags).items():
             titles[category] = [
-                f"{row[_POINT('name')]}: F1 {number(row[_POINT('f1')])}, "
-                f"{number(row[_POINT('count')])} posts"
+                f"{row[_POINT('name')]}: F1 {format_number(row[_POINT('f1')])}, "
+                f"{format_number(row[_POINT('count')])} posts"
                 for row in rows
             ]
-    return svg.of(figure, name, f"{name.replace('_', ' ')}, described below", titles)
+    return svg.to_svg(figure, name, f"{name.replace('_', ' ')}, described below", titles)
 
 
-def number(value: Any) -> str:
+def format_number(value: Any) -> str:
     """Return a number as people read it: three decimals, or more where these are all 0."""
     if isinstance(value, bool) or not isinstance(value, Real):
         return "" if value is None else str(value)
@@ -131,7 +131,7 @@ def number(value: Any) -> str:
     return f"{value:,.3f}" if size < 100 else f"{value:,.1f}"
 
 
-def _formatted(table: Table) -> dict[str, Any]:
+def _formatted(table: ReportTable) -> dict[str, Any]:
     """Return what the template shows of a table; `numeric` says which columns are of numbers."""
     columns = zip(*table.rows, strict=True) if table.rows else ([] for _ in table.header)
     numeric = [
@@ -145,7 +145,7 @@ def _formatted(table: Table) -> dict[str, Any]:
 def _galleries(galleries: Iterable[Gallery]) -> Iterator[dict[str, Any]]:
     for gallery in galleries:
         pictures = [
-            {**shown._asdict(), "picture": _thumbnail(shown.picture)} for shown in gallery.pictures
+            {**shown._asdict(), "picture": _thumbnail(shown.image)} for shown in gallery.images
         ]
         yield {**gallery._asdict(), "pictures": pictures}
 

@@ -14,7 +14,7 @@ from matplotlib.patches import Patch
 from tagger.evaluation.report import charts
 
 Rows: TypeAlias = Sequence[Sequence[Any]]
-Look: TypeAlias = dict[str, Any]  # how something is drawn
+PlotStyle: TypeAlias = dict[str, Any]  # how something is drawn
 Numbers: TypeAlias = npt.NDArray[np.float64]
 
 # Of lines and of categories, these near to Danbooru's own: on light and on dark.
@@ -58,7 +58,7 @@ def precision_recall(rows: Rows, at: tuple[float, float] | None = None) -> Figur
     recall, precision = _columns(rows)
     axes.plot(recall, precision, color=LIGHT["first"], linewidth=2, label="one threshold for all")
     if at is not None:
-        look: Look = {"marker": "D", "markersize": 6, "linestyle": ""}
+        look: PlotStyle = {"marker": "D", "markersize": 6, "linestyle": ""}
         axes.plot(*at, **look, color=LIGHT["second"], label="the thresholds in use")
     _legend(axes)
     return figure
@@ -79,7 +79,7 @@ def f1_by_threshold(rows: Rows) -> Figure:
     if not table[:, 1:].any():
         return _nothing(figure, axes, "no tag is given rightly")
     threshold, micro, macro, precision, recall = table.T
-    thin: Look = {"color": LIGHT["third"], "linewidth": 1.2}
+    thin: PlotStyle = {"color": LIGHT["third"], "linewidth": 1.2}
     for values, colour, label in ((micro, "first", "micro F1"), (macro, "second", "macro F1")):
         best = [int(np.argmax(values))]
         axes.plot(
@@ -99,11 +99,11 @@ def f1_by_threshold(rows: Rows) -> Figure:
 def f1_by_frequency(rows: Rows) -> Figure:
     """Draw the F1 of each tag, rows under TAG_HEADER, by its posts in training, and the median."""
     figure, axes = _unit("posts with the tag in training", "F1")
-    drawn = points(rows)
+    drawn = plotted_rows(rows)
     if not drawn:
         return _nothing(figure, axes, "no picture has a tag")
     for name, some in drawn.items():
-        look: Look = {
+        look: PlotStyle = {
             "marker": _MARKERS[name],
             "markersize": 4,
             "markeredgewidth": 0,
@@ -132,7 +132,7 @@ _CATEGORY, _COUNT, _SUPPORT, _F1 = map(
 )
 
 
-def points(rows: Rows) -> dict[str, list[Sequence[Any]]]:
+def plotted_rows(rows: Rows) -> dict[str, list[Sequence[Any]]]:
     """Return the rows under TAG_HEADER that are drawn, by category: with many tags, not all."""
     judged = [row for row in rows if row[_SUPPORT]]
     spread = np.linspace(0, len(judged) - 1, min(len(judged), _POINTS)).astype(int)
@@ -176,7 +176,7 @@ def by_category(figures: Mapping[str, Any]) -> Figure:
         return _nothing(figure, axes, "there are no tags")
     for place, (name, found) in enumerate(categories.items()):
         for shift, measure, alpha in ((-0.2, "macro_ap", 0.65), (0.2, "macro_f1", 0.3)):
-            look: Look = {"height": 0.36, "color": LIGHT[name], "alpha": alpha}
+            look: PlotStyle = {"height": 0.36, "color": LIGHT[name], "alpha": alpha}
             axes.barh(place + shift, found[measure], **look)
             ends = found.get("intervals", {}).get(measure)
             if ends:

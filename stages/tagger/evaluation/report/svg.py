@@ -21,7 +21,7 @@ _FOR_A_PAGE = (
 )
 
 
-def of(
+def to_svg(
     figure: Figure, name: str, label: str, titles: Mapping[str, Sequence[str]] | None = None
 ) -> str:
     """Return a figure as an SVG element; `plots.COLOURS` are variables of the page, `--general`.
