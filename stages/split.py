@@ -52,7 +52,12 @@ def allot(found: Posts, labels: Labels, p: params.SplitParams, seed: int) -> Spl
 
 
 def report(
-    found: Posts, labels: Labels, tags: list[Tag], parts: SplitIndices, p: params.SplitParams, seed: int
+    found: Posts,
+    labels: Labels,
+    tags: list[Tag],
+    parts: SplitIndices,
+    p: params.SplitParams,
+    seed: int,
 ) -> None:
     """Write and tell how even the parts are, beside parts drawn at random."""
     sizes = balance.sizes(parts, len(SPLITS))

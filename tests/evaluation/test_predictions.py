@@ -39,9 +39,11 @@ def run(tags: list[Tag], model: nn.Module, preprocessing: Preprocess, tmp_path: 
         unlabelled: tuple[Category, ...] = (),
         network: nn.Module = model,
     ) -> SplitPredictions:
-        predictor = SplitPredictor(SINGLE_PROCESS, tmp_path / "kept", unlabelled, batch_size, workers)
+        predictor = SplitPredictor(
+            SINGLE_PROCESS, tmp_path / "kept", unlabelled, batch_size, workers
+        )
         compute = predict.by_torch(network, preprocessing)
-        found = predictor("test", split, tags, compute, preprocessing)
+        found = predictor("test", part, tags, compute, preprocessing)
         assert found is not None
         return found
 
