@@ -168,14 +168,14 @@ def run_once(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, 
     with (common / "finished.lock").open("w") as lock:
         fcntl.lockf(lock, fcntl.LOCK_EX)
         if not seconds.exists():
-            clones.made(folder, clones.FINISHED)
+            clones.make_clone(folder, clones.FINISHED_PARAMS)
             files.write_json(seconds, {stage: _timed(folder, stage) for stage in clones.STAGES})
     return folder, files.read_json(seconds)
 
 
 def _timed(folder: Path, stage: str) -> float:
     begun = time.monotonic()
-    assert processes.run(folder, f"stages/{stage}.py").told
+    assert processes.run(folder, f"stages/{stage}.py").success_output
     return time.monotonic() - begun
 
 

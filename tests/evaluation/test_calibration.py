@@ -7,23 +7,23 @@ import numpy as np
 import pytest
 from scipy.special import expit
 
-from support.predictions import Drawn, Kept, tags
+from support.predictions import RandomPredictions, TemporaryStore, make_tags
 from tagger.core.errors import TaggerError
 from tagger.core.thresholds import ALL
 from tagger.evaluation import calibration, score_counts, tag_metrics
 from tagger.evaluation.calibration import Temperatures
 
 
-def honest(pictures: int, count: int, seed: int = 0) -> Drawn:
+def honest(pictures: int, count: int, seed: int = 0) -> RandomPredictions:
     """Draw labels as often as the logits say."""
     random = np.random.default_rng(seed)
     logits = random.normal(-1, 2, (pictures, count)).astype(np.float32)
-    return Drawn(logits, random.random(logits.shape) < expit(logits))
+    return RandomPredictions(logits, random.random(logits.shape) < expit(logits))
 
 
-def fit(predictions: Drawn) -> Temperatures:
-    listed = tags(predictions.truth.shape[1])
-    with Kept(predictions) as scored:
+def fit(predictions: RandomPredictions) -> Temperatures:
+    listed = make_tags(predictions.truth.shape[1])
+    with TemporaryStore(predictions) as scored:
         return calibration.fit(score_counts.count(scored, tag_metrics.pool_numbers(listed)), listed)
 
 
@@ -35,9 +35,9 @@ def test_the_temperature_of_each_category_is_found() -> None:
     assert found["general"] == pytest.approx(2, rel=0.05)
     assert found["character"] == pytest.approx(0.5, rel=0.05)
     assert 0.5 < found[ALL] < 2
-    limits = calibration.per_tag(found, tags(8), "category")
+    limits = calibration.per_tag(found, make_tags(8), "category")
     assert limits.tolist() == [found["general"]] * 4 + [found["character"]] * 4
-    assert set(calibration.per_tag(found, tags(8), "global")) == {found[ALL]}
+    assert set(calibration.per_tag(found, make_tags(8), "global")) == {found[ALL]}
 
 
 def test_no_other_temperature_has_a_lower_loss() -> None:
@@ -55,8 +55,8 @@ def test_no_other_temperature_has_a_lower_loss() -> None:
 def test_it_calibrates_and_keeps_the_decisions() -> None:
     predictions = honest(3000, 4)
     overconfident = expit(3 * predictions.logits)
-    found = fit(Drawn(3 * predictions.logits, predictions.truth))
-    temperatures = calibration.per_tag(found, tags(4), "category")
+    found = fit(RandomPredictions(3 * predictions.logits, predictions.truth))
+    temperatures = calibration.per_tag(found, make_tags(4), "category")
     p = calibration.calibrated(overconfident, temperatures)
     assert np.abs(p - expit(predictions.logits)).max() < 0.02
     limits = np.array([0.2, 0.5, 0.9, 0.7])
@@ -76,8 +76,8 @@ def test_where_all_or_no_pairs_are_true_the_rest_decides(truth: bool) -> None:
 
 def test_scores_that_part_rightly_or_wrongly_throughout_have_a_temperature_within_bounds() -> None:
     logits = np.array([[2.0], [-2.0]], np.float32)
-    assert fit(Drawn(logits, logits > 0))[ALL] == 0.2
-    assert fit(Drawn(logits, logits < 0))[ALL] == 5.0
+    assert fit(RandomPredictions(logits, logits > 0))[ALL] == 0.2
+    assert fit(RandomPredictions(logits, logits < 0))[ALL] == 5.0
 
 
 def test_temperatures_survive_the_file(tmp_path: Path) -> None:
@@ -95,4 +95,4 @@ def test_another_file_is_refused(write_file: Callable[[str, str], Path], text: s
 
 def test_a_category_without_a_temperature_is_refused() -> None:
     with pytest.raises(TaggerError, match="no category 'character'"):
-        calibration.per_tag({"all": 1.0, "general": 1.0}, tags(4), "category")
+        calibration.per_tag({"all": 1.0, "general": 1.0}, make_tags(4), "category")

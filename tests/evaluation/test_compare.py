@@ -15,7 +15,13 @@ from torch import nn
 
 import evaluate
 from support import third_party_layouts
-from support.evaluations import evaluated, inside, read, told, with_model
+from support.evaluations import (
+    error_line,
+    inside_project,
+    project_with_model,
+    read_splits,
+    run_evaluate,
+)
 from support.trainings import TWO_PROCESSES, Project
 from tagger import params
 from tagger.core import files
@@ -63,7 +69,7 @@ def made(
 ) -> Project:
     """A project with that model; `gasp` is an alias of `open_mouth` there."""
     folder = tmp_path_factory.mktemp("projects") / "against"
-    project = with_model(folder, default_params, demo, preset, taught)
+    project = project_with_model(folder, default_params, demo, preset, taught)
     header = ("antecedent_name", "consequent_name")
     files.write_csv(folder / "data/rules/tag_aliases.csv", header, [("gasp", "open_mouth")])
     return project
@@ -71,7 +77,7 @@ def made(
 
 def compared(made: Project, other: Path) -> tuple[str, Found]:
     """Return what is printed, and what is written."""
-    printed = evaluated(made, other)
+    printed = run_evaluate(made, other)
     found: Found = files.read_json(made.folder / evaluate.AGAINST)
     return printed, found
 
@@ -96,7 +102,9 @@ def rearranged(folder: Path, rows: Sequence[int], negated: Sequence[int] = ()) -
 def test_the_same_model_is_neither_better_nor_worse_by_anything(
     made: Project, taught: Path, tags: list[Tag], tmp_path: Path
 ) -> None:
-    printed, found = compared(made, third_party_layouts.timms(taught, tags, tmp_path / "same"))
+    printed, found = compared(
+        made, third_party_layouts.write_timm_layout(taught, tags, tmp_path / "same")
+    )
     assert close(found["ours"], found["theirs"])
     assert found["ours"]["macro_ap"] > 0.8
     lines = [line for line in printed.splitlines() if "undecided" in line]
@@ -111,7 +119,7 @@ def test_the_same_model_as_a_graph_is_as_good(
 ) -> None:
     other = tmp_path / layout
     if layout == "wd14":
-        third_party_layouts.wd14(taught, tags, other)
+        third_party_layouts.write_wd14_layout(taught, tags, other)
     else:
         onnx_graph.write_model(backbone.load_model(taught), other / "model.onnx", size=32, opset=17)
         shutil.copyfile(taught / "preprocess.json", other / "preprocess.json")
@@ -131,15 +139,15 @@ def test_a_tagger_without_a_tag_in_common_is_told(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     names = [tag._replace(name=f"no_{tag.name}") for tag in tags]
-    other = third_party_layouts.timms(taught, names, tmp_path / "other")
+    other = third_party_layouts.write_timm_layout(taught, names, tmp_path / "other")
     expected = f"{other}: none of its {len(tags)} tags, such as 'no_general', is among those of "
-    assert told(lambda: evaluated(made, other), capsys).startswith(expected)
+    assert error_line(lambda: run_evaluate(made, other), capsys).startswith(expected)
 
 
 def test_a_model_that_has_some_tags_wrong_is_worse_beyond_doubt(
     made: Project, taught: Path, tags: list[Tag], tmp_path: Path
 ) -> None:
-    other = third_party_layouts.timms(taught, tags, tmp_path / "worse")
+    other = third_party_layouts.write_timm_layout(taught, tags, tmp_path / "worse")
     general = [row for row, tag in enumerate(tags) if tag.category == 0]
     rearranged(other, range(len(tags)), negated=general)
     printed, found = compared(made, other)
@@ -169,7 +177,9 @@ def test_names_decide_and_not_their_order_number_or_age(
     general = [row for row, tag in enumerate(tags) if tag.category == 0]
     found = []
     for name, order, names in (("plain", range(len(tags)), plain), ("other", shuffled, old)):
-        folder = third_party_layouts.timms(taught, [names[row] for row in order], tmp_path / name)
+        folder = third_party_layouts.write_timm_layout(
+            taught, [names[row] for row in order], tmp_path / name
+        )
         rearranged(folder, order, negated=general[::2])
         found.append(compared(made, folder)[1])
     assert found[0]["tags"] == len(shared)
@@ -186,7 +196,7 @@ def test_the_order_of_colours_is_found_out_and_told(
     caplog: pytest.LogCaptureFixture,
     bgr: bool,
 ) -> None:
-    other = third_party_layouts.timms(taught, tags, tmp_path / "other", bgr=bgr)
+    other = third_party_layouts.write_timm_layout(taught, tags, tmp_path / "other", bgr=bgr)
     with caplog.at_level(logging.WARNING):
         _, found = compared(made, other)
     (message,) = (message for message in caplog.messages if "colours" in message)
@@ -200,8 +210,8 @@ def test_a_tagger_is_judged_by_its_own_preprocessing(
     made: Project, export_folder: Path, tags: list[Tag], tmp_path: Path
 ) -> None:
     """imgutils' layout, whose stages are not ours; of another model, which knows nothing."""
-    folder = third_party_layouts.imgutils(export_folder, tags, tmp_path / "imgutils")
-    part = read(made)[1]["test"]
+    folder = third_party_layouts.write_imgutils_layout(export_folder, tags, tmp_path / "imgutils")
+    part = read_splits(made)[1]["test"]
     _, found = compared(made, folder)
     tagger = layouts.load(folder, use=Device("cpu", threads=1))
     scores = tagger([decode.open_rgb(place) for place in part.locations])
@@ -218,15 +228,15 @@ def test_two_processes_compare_as_one_does(
     made: Project, taught: Path, tags: list[Tag], tmp_path: Path
 ) -> None:
     """Also where a test picture cannot be read, and what is to be told is told once."""
-    other = third_party_layouts.timms(taught, tags, tmp_path / "other")
+    other = third_party_layouts.write_timm_layout(taught, tags, tmp_path / "other")
     rearranged(other, range(len(tags)), negated=range(5))
-    test = read(made)[1]["test"].locations[3].path
+    test = read_splits(made)[1]["test"].locations[3].path
     whole = Path(test).read_bytes()
     Path(test).write_bytes(whole[:40])
     try:
         printed, one = compared(made, other)
         (made.folder / evaluate.AGAINST).unlink()
-        said = made.run_stage("--against", other, stage="evaluate", by=TWO_PROCESSES).told
+        said = made.run_stage("--against", other, stage="evaluate", by=TWO_PROCESSES).success_output
     finally:
         Path(test).write_bytes(whole)
     two = files.read_json(made.folder / evaluate.AGAINST)
@@ -242,9 +252,13 @@ def test_two_processes_compare_as_one_does(
 def test_without_validation_pictures_colours_are_taken_for_rgb(
     made: Project, default_params: Params, demo: Path, preset: Preset, taught: Path, tmp_path: Path
 ) -> None:
-    project = with_model(tmp_path / "project", default_params, demo, preset, taught, (15, 0, 9))
-    other = third_party_layouts.timms(taught, read(project)[0], tmp_path / "other")
-    with inside(project):
+    project = project_with_model(
+        tmp_path / "project", default_params, demo, preset, taught, (15, 0, 9)
+    )
+    other = third_party_layouts.write_timm_layout(
+        taught, read_splits(project)[0], tmp_path / "other"
+    )
+    with inside_project(project):
         evaluate.main(params.load(), other)
     found = files.read_json(project.folder / evaluate.AGAINST)
     assert found["ours"]["images"] == 9

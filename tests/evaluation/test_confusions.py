@@ -6,7 +6,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 
-from support.predictions import Drawn, Kept, draw, drawn, tags
+from support.predictions import (
+    RandomPredictions,
+    TemporaryStore,
+    make_tags,
+    random_predictions,
+    small_predictions,
+)
 from tagger.core.vocabulary import Tag
 from tagger.evaluation import confusions, mistakes
 from tagger.evaluation.confusions import Confusion
@@ -14,13 +20,13 @@ from tagger.evaluation.confusions import Confusion
 LIMIT = 0.4
 
 
-def find(predictions: Drawn, listed: list[Tag], most: int = 500) -> list[Confusion]:
-    with Kept(predictions) as part:
+def find(predictions: RandomPredictions, listed: list[Tag], most: int = 500) -> list[Confusion]:
+    with TemporaryStore(predictions) as part:
         found = mistakes.find(part, np.full(part.tag_count, LIMIT))
     return confusions.find(found, listed, predictions.truth.sum(axis=0), most)
 
 
-def by_hand(predictions: Drawn, listed: list[Tag]) -> list[Confusion]:
+def by_hand(predictions: RandomPredictions, listed: list[Tag]) -> list[Confusion]:
     """Go through all pairs of tags, one by one."""
     high = 1 / (1 + np.exp(-predictions.logits.astype(float))) >= LIMIT
     missed, wrong = predictions.truth & ~high, high & ~predictions.truth
@@ -36,9 +42,9 @@ def by_hand(predictions: Drawn, listed: list[Tag]) -> list[Confusion]:
 
 
 @settings(max_examples=100)
-@given(drawn())
-def test_pairs_are_those_counted_one_by_one(predictions: Drawn) -> None:
-    listed = tags(predictions.truth.shape[1])
+@given(small_predictions())
+def test_pairs_are_those_counted_one_by_one(predictions: RandomPredictions) -> None:
+    listed = make_tags(predictions.truth.shape[1])
     assert find(predictions, listed) == by_hand(predictions, listed)
 
 
@@ -46,7 +52,7 @@ def test_pairs_are_those_counted_one_by_one(predictions: Drawn) -> None:
 def test_pairs_are_the_same_however_many_are_counted_at_once(
     at_once: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    predictions, listed = draw(400, 30), tags(30, (0, 4, 3))
+    predictions, listed = random_predictions(400, 30), make_tags(30, (0, 4, 3))
     everything = by_hand(predictions, listed)
     assert len(everything) > 50
     monkeypatch.setattr(confusions, "_AT_ONCE", at_once)
@@ -56,13 +62,13 @@ def test_pairs_are_the_same_however_many_are_counted_at_once(
 
 
 def test_tags_that_are_swapped_come_first() -> None:
-    predictions = draw(1000, 12)
+    predictions = random_predictions(1000, 12)
     logits = np.where(predictions.truth, 4, -4).astype(np.float32)
     noise = np.random.default_rng(1).random(logits.shape) < 0.05
     logits[noise] *= -1
     swapped = predictions.truth[:, 2] & ~predictions.truth[:, 5] & (np.arange(1000) % 3 == 0)
     logits[swapped, 2], logits[swapped, 5] = -4, 4
-    found = find(Drawn(logits, predictions.truth), tags(12))
+    found = find(RandomPredictions(logits, predictions.truth), make_tags(12))
     first, second = found[:2]
     assert (first.tag, first.taken_for) == (2, 5)
     assert first.images >= swapped.sum()
@@ -73,28 +79,36 @@ def test_tags_that_are_swapped_come_first() -> None:
 
 def test_a_tag_is_not_taken_for_one_of_another_category() -> None:
     truth = np.tile([True, False], (10, 1))
-    swapped = Drawn(np.where(truth, -4, 4).astype(np.float32), truth)
+    swapped = RandomPredictions(np.where(truth, -4, 4).astype(np.float32), truth)
     swapped.logits[5:] *= -1
-    assert find(swapped, tags(2)) == []
-    assert find(swapped, tags(2, (0,))) == [Confusion(0, 1, 5, 10, 1.0)]
+    assert find(swapped, make_tags(2)) == []
+    assert find(swapped, make_tags(2, (0,))) == [Confusion(0, 1, 5, 10, 1.0)]
 
 
 def test_what_happens_once_or_always_is_no_confusion() -> None:
     truth = np.tile([True, False], (10, 1))
     logits = np.where(truth, 4, -4).astype(np.float32)
     logits[0] *= -1
-    assert find(Drawn(logits, truth), tags(2, (0,))) == []
-    assert find(Drawn(np.where(truth, -4, 4).astype(np.float32), truth), tags(2, (0,))) == []
+    assert find(RandomPredictions(logits, truth), make_tags(2, (0,))) == []
+    assert (
+        find(
+            RandomPredictions(np.where(truth, -4, 4).astype(np.float32), truth), make_tags(2, (0,))
+        )
+        == []
+    )
 
 
 @pytest.mark.parametrize("pictures", [0, 6])
 def test_without_a_mistake_no_tags_are_confused(pictures: int) -> None:
-    truth = draw(pictures, 4).truth
-    assert find(Drawn(np.where(truth, 4, -4).astype(np.float32), truth), tags(4)) == []
+    truth = random_predictions(pictures, 4).truth
+    assert (
+        find(RandomPredictions(np.where(truth, 4, -4).astype(np.float32), truth), make_tags(4))
+        == []
+    )
 
 
 def test_rows_name_both_tags() -> None:
-    (row,) = confusions.rows([Confusion(3, 2, 8, 40, 2 / 3)], tags(4))
+    (row,) = confusions.rows([Confusion(3, 2, 8, 40, 2 / 3)], make_tags(4))
     assert dict(zip(confusions.HEADER, row, strict=True)) == {
         **{"tag": "tag_3", "taken_for": "tag_2", "category": "character"},
         **{"pictures": 8, "support": 40, "share": 0.666667},

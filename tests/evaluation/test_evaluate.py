@@ -13,8 +13,17 @@ from sklearn.metrics import average_precision_score, f1_score
 
 import evaluate
 import export
-from support.evaluations import evaluated, figures, inside, read, relabel, told, trained, with_model
-from support.predictions import of_model
+from support.evaluations import (
+    error_line,
+    inside_project,
+    project_with_model,
+    read_metrics,
+    read_splits,
+    relabel,
+    run_evaluate,
+    write_run_json,
+)
+from support.predictions import predict_split
 from support.trainings import Project, wait_until
 from tagger import params
 from tagger.core import records, thresholds, vocabulary
@@ -39,7 +48,7 @@ def odd(
 ) -> Project:
     """A project with a tag on all pictures, tags on none of a part, and posts without rating."""
     folder = tmp_path_factory.mktemp("projects") / "odd"
-    made = with_model(folder, default_params, demo, preset, model_folder)
+    made = project_with_model(folder, default_params, demo, preset, model_folder)
 
     def change(post: int, names: set[str]) -> set[str]:
         gone = {NOT_JUDGED} if post in VALIDATION else {NOT_TESTED} if post in TEST else set()
@@ -47,8 +56,8 @@ def odd(
         return (names | {EVERYWHERE}) - gone - rating
 
     relabel(made, change)
-    trained(made, None)
-    evaluated(made)
+    write_run_json(made, None)
+    run_evaluate(made)
     return made
 
 
@@ -68,11 +77,11 @@ def rows(made: Project, path: Path) -> dict[str, Mapping[str, Any]]:
 def test_figures_agree_with_scikit_learn_where_some_labels_are_unknown(
     odd: Project, part: str
 ) -> None:
-    tags, parts = read(odd)
-    with inside(odd):
+    tags, parts = read_splits(odd)
+    with inside_project(odd):
         model = backbone.load_model(evaluate.MODEL)
         prepared = preprocess.read(evaluate.MODEL / "preprocess.json")
-        found = of_model(model, parts[part], prepared, batch_size=64, workers=0)
+        found = predict_split(model, parts[part], prepared, batch_size=64, workers=0)
     logits = logit(found.scores.astype(np.float64)).astype(np.float16).astype(np.float64)
     own = rows(odd, evaluate.THRESHOLDS)
     given = expit(logits) >= np.array([float(own[tag.name]["threshold"]) for tag in tags])
@@ -88,7 +97,7 @@ def test_figures_agree_with_scikit_learn_where_some_labels_are_unknown(
         "macro_f1": np.mean([f1_score(true, said) for true, _, said in seen]),
         "micro_f1": f1_score(truth[known], given[known]),
     }
-    ours = figures(odd)[part]
+    ours = read_metrics(odd)[part]
     assert {name: ours[name] for name in expected} == pytest.approx(expected, abs=1e-6)
     assert (ours["tags"], ours["unsupported"]) == (len(seen), len(each) - len(seen))
     assert (ours["unknown"], ours["images"]) == ((~known).sum(), len(truth))
@@ -96,7 +105,7 @@ def test_figures_agree_with_scikit_learn_where_some_labels_are_unknown(
 
 def test_every_figure_lies_in_its_interval(odd: Project) -> None:
     for part in ("test", "validation"):
-        found = figures(odd)[part]
+        found = read_metrics(odd)[part]
         assert {"rating", "general", "copyright"} <= found["categories"].keys()
         assert set(found["bands"]) == {"head", "middle", "tail"}
         for figure in (found, *found["categories"].values()):
@@ -108,7 +117,7 @@ def test_every_figure_lies_in_its_interval(odd: Project) -> None:
 
 def test_tags_on_every_picture_and_on_none_have_a_threshold_and_a_row(odd: Project) -> None:
     fitted, tested = rows(odd, evaluate.THRESHOLDS), rows(odd, evaluate.TABLES[0])
-    assert len(fitted) == len(tested) == len(read(odd)[0])
+    assert len(fitted) == len(tested) == len(read_splits(odd)[0])
     without = fitted[NOT_JUDGED]
     assert (without["support"], without["method"]) == ("0", "f1, of its category")
     assert tested[NOT_JUDGED]["ap"] != ""
@@ -128,16 +137,20 @@ def test_a_split_without_test_pictures_is_told_and_without_validation_halves_dec
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    untested = with_model(tmp_path / "a", default_params, demo, preset, model_folder, (15, 9, 0))
-    assert told(lambda: evaluated(untested), capsys) == (
+    untested = project_with_model(
+        tmp_path / "a", default_params, demo, preset, model_folder, (15, 9, 0)
+    )
+    assert error_line(lambda: run_evaluate(untested), capsys) == (
         "The split has no test pictures to judge the model by. Raise split.test."
     )
     assert not (untested.folder / "metrics").exists()
-    unjudged = with_model(tmp_path / "b", default_params, demo, preset, model_folder, (15, 0, 9))
-    evaluated(unjudged)
+    unjudged = project_with_model(
+        tmp_path / "b", default_params, demo, preset, model_folder, (15, 0, 9)
+    )
+    run_evaluate(unjudged)
     limits = {row["threshold"] for row in rows(unjudged, evaluate.THRESHOLDS).values()}
     assert limits == {"0.5"}
-    assert figures(unjudged)["validation"]["images"] == 0
+    assert read_metrics(unjudged)["validation"]["images"] == 0
 
 
 def test_export_takes_thresholds_by_the_policy_they_were_fitted_by_and_no_other(
@@ -146,8 +159,8 @@ def test_export_takes_thresholds_by_the_policy_they_were_fitted_by_and_no_other(
     copied.edit_params(
         evaluate={"threshold": {"kind": "category", "by": "precision", "target": 0.9}}
     )
-    evaluated(copied)
-    with inside(copied):
+    run_evaluate(copied)
+    with inside_project(copied):
         p = params.load()
         export.main(p)
         tagger = exported.load(export.EXPORT, "cpu")
@@ -159,7 +172,7 @@ def test_export_takes_thresholds_by_the_policy_they_were_fitted_by_and_no_other(
             changed = p.evaluate.threshold.model_copy(update=other)
             evaluation = p.evaluate.model_copy(update={"threshold": changed})
             refused = p.model_copy(update={"evaluate": evaluation})
-            line = told(lambda refused=refused: export.main(refused), capsys)  # type: ignore[misc]
+            line = error_line(lambda refused=refused: export.main(refused), capsys)  # type: ignore[misc]
             assert "The thresholds are fitted by 'precision 0.9', not by " in line
 
 
@@ -172,10 +185,12 @@ def test_one_evaluation_at_a_time_and_a_stopped_one_leaves_nothing(
     running = copied.start_stage(stage="evaluate")
     wait_until(lambda: any(kept.glob("*/*.logits")), running)
     os.killpg(running.pid, signal.SIGSTOP)
-    assert "The same is under way in another process" in told(lambda: evaluated(copied), capsys)
+    assert "The same is under way in another process" in error_line(
+        lambda: run_evaluate(copied), capsys
+    )
     assert any(kept.glob("*/*.logits"))
     os.kill(running.pid, signal.SIGINT)
     os.killpg(running.pid, signal.SIGCONT)
-    assert running.ended(60) == (130, "interrupted\n")
+    assert running.finish(60) == (130, "interrupted\n")
     assert {path.suffix for path in kept.iterdir()} == {".lock"}
     assert not (copied.folder / evaluate.REPORT).exists()

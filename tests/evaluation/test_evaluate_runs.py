@@ -9,7 +9,14 @@ import pytest
 from mlflow import MlflowClient
 
 import evaluate
-from support.evaluations import evaluated, figures, inside, told, trained, with_model
+from support.evaluations import (
+    error_line,
+    inside_project,
+    project_with_model,
+    read_metrics,
+    run_evaluate,
+    write_run_json,
+)
 from support.trainings import Project
 from tagger.core import files
 from tagger.core.errors import TaggerError
@@ -31,7 +38,7 @@ def tracked(
 ) -> Iterator[Project]:
     """A project in which MLflow is used, with nothing left of that afterwards."""
     with caplog.at_level(logging.WARNING):
-        yield with_model(tmp_path / "project", default_params, demo, preset, model_folder)
+        yield project_with_model(tmp_path / "project", default_params, demo, preset, model_folder)
     while mlflow.active_run():
         mlflow.end_run()
     mlflow.set_tracking_uri(None)  # type: ignore[arg-type]
@@ -42,12 +49,12 @@ def client(made: Project) -> MlflowClient:
 
 
 def test_the_run_of_the_training_holds_what_the_evaluation_found(tracked: Project) -> None:
-    with inside(tracked):
+    with inside_project(tracked):
         with runs.start("small", preset="small") as run:
             run.log_checkpoint("best", evaluate.MODEL / backbone.WEIGHTS, {"macro_ap": 0.5}, 3)
-        trained(tracked, run.id)
-        evaluated(tracked)
-    here, found = client(tracked), figures(tracked)["test"]
+        write_run_json(tracked, run.id)
+        run_evaluate(tracked)
+    here, found = client(tracked), read_metrics(tracked)["test"]
     kept = here.get_run(str(run.id))
     assert kept.info.status == "FINISHED"
     for name in ("macro_ap", "micro_f1"):
@@ -66,24 +73,24 @@ def test_the_run_of_the_training_holds_what_the_evaluation_found(tracked: Projec
 def test_a_broken_store_is_told_once_and_every_number_is_written(
     tracked: Project, caplog: pytest.LogCaptureFixture
 ) -> None:
-    evaluated(tracked)
-    before = figures(tracked)
+    run_evaluate(tracked)
+    before = read_metrics(tracked)
     for path in WRITTEN:
         (tracked.folder / path).unlink()
     (tracked.folder / "mlflow.db").write_bytes(b"no database" * 1000)
-    trained(tracked, "0123456789abcdef")
-    assert "test: macro AP" in evaluated(tracked)
+    write_run_json(tracked, "0123456789abcdef")
+    assert "test: macro AP" in run_evaluate(tracked)
     (warning,) = caplog.messages
     assert warning.startswith("MLflow cannot be written, going on without it: ")
-    assert figures(tracked) == before
+    assert read_metrics(tracked) == before
     assert all((tracked.folder / path).is_file() for path in WRITTEN)
 
 
 def test_the_best_run_on_the_same_data_is_registered(
     tracked: Project, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with inside(tracked):
-        refused = told(lambda: evaluate.register("tagger", "best"), capsys)
+    with inside_project(tracked):
+        refused = error_line(lambda: evaluate.register("tagger", "best"), capsys)
         assert refused == "MLflow has no run that was judged on this data. Run `dvc repro`."
         own = runs.data_digest(files.read_json(evaluate.MODEL / "run.json")["data"])
         for name, figure, data in (("fair", 0.5, own), ("good", 0.75, own), ("other", 0.9, "x")):

@@ -9,8 +9,15 @@ import yaml
 from sklearn.metrics import average_precision_score
 
 import evaluate
-from support.evaluations import evaluated, figures, inside, read, told, with_model
-from support.predictions import of_model
+from support.evaluations import (
+    error_line,
+    inside_project,
+    project_with_model,
+    read_metrics,
+    read_splits,
+    run_evaluate,
+)
+from support.predictions import predict_split
 from support.trainings import ROOT, TWO_PROCESSES, Project
 from tagger import params
 from tagger.core import vocabulary
@@ -33,8 +40,8 @@ def judged(
 ) -> Project:
     """A project in which a model has been judged."""
     folder = tmp_path_factory.mktemp("projects") / "judged"
-    made = with_model(folder, default_params, demo, preset, model_folder)
-    evaluated(made)
+    made = project_with_model(folder, default_params, demo, preset, model_folder)
+    run_evaluate(made)
     return made
 
 
@@ -57,15 +64,15 @@ def test_all_that_dvc_expects_is_written(judged: Project) -> None:
 
 
 def test_figures_are_those_of_the_probabilities(judged: Project) -> None:
-    found = figures(judged)
+    found = read_metrics(judged)
     assert list(found) == ["test", "validation"]
-    with inside(judged):
+    with inside_project(judged):
         model, p = backbone.load_model(evaluate.MODEL), params.load()
         prepared = preprocess.read(evaluate.MODEL / "preprocess.json")
-    tags, parts = read(judged)
+    tags, parts = read_splits(judged)
     general = vocabulary.category_columns(tags, "general")
     for name in found:
-        by = of_model(model, parts[name], prepared, **p.evaluate.loading)
+        by = predict_split(model, parts[name], prepared, **p.evaluate.loading)
         scores = quantized_logits.quantize(
             quantized_logits.finite_logit(by.scores[:, general])
         )  # as they are kept
@@ -81,9 +88,12 @@ def test_figures_are_those_of_the_probabilities(judged: Project) -> None:
 
 def test_the_same_comes_out_again_and_of_two_processes(copied: Project) -> None:
     first = contents(copied)
-    evaluated(copied)
+    run_evaluate(copied)
     assert contents(copied) == first
-    assert copied.run_stage(stage="evaluate", by=TWO_PROCESSES).told.count("test: macro AP") == 1
+    assert (
+        copied.run_stage(stage="evaluate", by=TWO_PROCESSES).success_output.count("test: macro AP")
+        == 1
+    )
     (one, other) = ({str(path): first[str(path)] for path in WRITTEN}, contents(copied))
     assert {name: other[name] for name in one} == one
 
@@ -94,7 +104,7 @@ def test_thresholds_follow_the_policy(
     copied: Project, kind: str, by: Objective, target: float | None
 ) -> None:
     copied.edit_params(evaluate={"threshold": {"kind": kind, "by": by, "target": target}})
-    evaluated(copied)
+    run_evaluate(copied)
     with (copied.folder / evaluate.TABLES[0]).open(encoding="utf-8") as file:
         given = {row["name"]: float(row["threshold"]) for row in csv.DictReader(file)}
     with (copied.folder / evaluate.THRESHOLDS).open(encoding="utf-8") as file:
@@ -106,16 +116,16 @@ def test_thresholds_follow_the_policy(
 
 
 def test_a_picture_that_cannot_be_read_is_left_out_counted_and_told(copied: Project) -> None:
-    part = read(copied)[1]["test"]
-    before = figures(copied)["test"]["images"]
+    part = read_splits(copied)[1]["test"]
+    before = read_metrics(copied)["test"]["images"]
     original = Path(part.locations[0].path).read_bytes()
     try:
         Path(part.locations[0].path).write_bytes(b"no picture")
-        printed = evaluated(copied)
+        printed = run_evaluate(copied)
     finally:
         Path(part.locations[0].path).write_bytes(original)
-    assert figures(copied)["test"]["images"] == before - 1
-    assert figures(copied)["test"]["unreadable"] == 1
+    assert read_metrics(copied)["test"]["images"] == before - 1
+    assert read_metrics(copied)["test"]["unreadable"] == 1
     assert f"left out of test: {part.locations[0].path}: " in printed
     page = (copied.folder / evaluate.REPORT).read_text(encoding="utf-8")
     assert "Unreadable pictures" in page
@@ -125,13 +135,13 @@ def test_a_model_without_numbers_is_told_and_nothing_is_overwritten(
     copied: Project, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = contents(copied)
-    with inside(copied):
+    with inside_project(copied):
         model = backbone.load_model(evaluate.MODEL)
         weights = model.state_dict()
         for name, value in weights.items():
             if value.is_floating_point() and value.ndim == 2:
                 weights[name] = value * np.nan
         backbone.save_weights(weights, evaluate.MODEL / backbone.WEIGHTS)
-        line = told(lambda: evaluate.main(params.load()), capsys)
+        line = error_line(lambda: evaluate.main(params.load()), capsys)
     assert line.startswith("The model says nan of picture")
     assert contents(copied) == before

@@ -6,7 +6,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import f1_score, precision_score, recall_score
 
-from support.predictions import Drawn, Kept, compile_always, draw, drawn, tags
+from support.predictions import (
+    RandomPredictions,
+    TemporaryStore,
+    compile_always,
+    make_tags,
+    random_predictions,
+    small_predictions,
+)
 from tagger.core import thresholds
 from tagger.core.arrays import Floats, Scores
 from tagger.core.thresholds import ALL, Aim, Threshold
@@ -24,14 +31,14 @@ from tagger.evaluation.objectives import DecisionCurves
 BY_F1 = Aim()
 
 
-def fit(predictions: Drawn, aim: Aim = BY_F1) -> list[Threshold]:
-    with Kept(predictions) as scored:
-        return fit_thresholds.fit(scored, tags(predictions.truth.shape[1]), aim)
+def fit(predictions: RandomPredictions, aim: Aim = BY_F1) -> list[Threshold]:
+    with TemporaryStore(predictions) as scored:
+        return fit_thresholds.fit(scored, make_tags(predictions.truth.shape[1]), aim)
 
 
-def best(predictions: Drawn, aim: Aim) -> tuple[Floats, float]:
+def best(predictions: RandomPredictions, aim: Aim) -> tuple[Floats, float]:
     """Return the best threshold of each tag and of all pairs, as probabilities."""
-    with Kept(predictions) as scored:
+    with TemporaryStore(predictions) as scored:
         counted = score_counts.count(scored, np.zeros(scored.tag_count, np.int64))
     own = objectives.best_thresholds(DecisionCurves.of_tags(counted), aim)
     (pooled,) = objectives.best_thresholds(DecisionCurves.of_pool(counted.pools[0]), aim)
@@ -45,8 +52,8 @@ def every(scores: Scores) -> Floats:
 
 
 @settings(max_examples=25)
-@given(drawn(), st.sampled_from([0.3, 0.6, 1.0]))
-def test_there_is_no_better_threshold(predictions: Drawn, target: float) -> None:
+@given(small_predictions(), st.sampled_from([0.3, 0.6, 1.0]))
+def test_there_is_no_better_threshold(predictions: RandomPredictions, target: float) -> None:
     logits, truth = predictions
     columns = [(logits[:, tag], truth[:, tag]) for tag in range(truth.shape[1])]
     columns.append((logits.ravel(), truth.ravel()))
@@ -86,21 +93,21 @@ def test_there_is_no_better_threshold(predictions: Drawn, target: float) -> None
 
 def test_a_threshold_lies_in_the_middle_of_its_gap() -> None:
     logits = np.array([[3.0], [1.0], [-1.0], [-2.0]], np.float32)
-    own, pooled = best(Drawn(logits, logits > 0), Aim())
+    own, pooled = best(RandomPredictions(logits, logits > 0), Aim())
     assert own.tolist() == [pooled] == [0.5]
 
 
 def test_a_tag_on_every_picture_is_given_from_a_half_on_at_the_latest() -> None:
     logits = np.array([[3.0, -3.0], [5.0, -2.0]], np.float32)
-    own, _ = best(Drawn(logits, np.ones((2, 2), np.bool_)), Aim())
+    own, _ = best(RandomPredictions(logits, np.ones((2, 2), np.bool_)), Aim())
     assert own[0] == 0.5
     assert own[1] < quantized_logits.sigmoid(np.array(-3.0))
 
 
 def test_the_table_has_a_row_for_all_for_each_category_and_for_each_tag() -> None:
-    predictions = draw(300, 10)
+    predictions = random_predictions(300, 10)
     rows = fit(predictions)
-    listed = tags(10)
+    listed = make_tags(10)
     assert [(row.category, row.name) for row in rows] == [
         (ALL, ""),
         ("general", ""),
@@ -123,7 +130,7 @@ def test_the_table_has_a_row_for_all_for_each_category_and_for_each_tag() -> Non
 
 
 def test_a_tag_that_no_picture_shows_has_the_threshold_of_its_category() -> None:
-    predictions = draw(200, 6)
+    predictions = random_predictions(200, 6)
     predictions.truth[:, 1] = False
     predictions.truth[:, 3:] = False
     rows = {(row.category, row.name): row for row in fit(predictions, Aim("precision_recall"))}
@@ -135,15 +142,15 @@ def test_a_tag_that_no_picture_shows_has_the_threshold_of_its_category() -> None
 
 @pytest.mark.parametrize("pictures", [0, 4])
 def test_where_nothing_is_true_thresholds_are_a_half(pictures: int) -> None:
-    rows = fit(draw(pictures, 3, density=0))
+    rows = fit(random_predictions(pictures, 3, density=0))
     assert {row.threshold for row in rows} == {0.5}
     assert {row.support for row in rows} == {0}
 
 
 def test_shrinking_goes_from_the_tags_own_to_its_categorys() -> None:
-    predictions = draw(300, 6)
-    listed = tags(6)
-    with Kept(predictions) as scored:
+    predictions = random_predictions(300, 6)
+    listed = make_tags(6)
+    with TemporaryStore(predictions) as scored:
         counted = shrinkage.count(scored, listed)
         limits = shrinkage.shrunk_thresholds(counted, listed, Aim(), np.array([0, 30, np.inf]))
     own = objectives.best_thresholds(DecisionCurves.of_tags(counted), Aim())
@@ -154,24 +161,24 @@ def test_shrinking_goes_from_the_tags_own_to_its_categorys() -> None:
 
 
 def test_rare_tags_gain_by_leaning_on_their_category_and_differing_ones_are_let_alone() -> None:
-    alike, differing = draw(600, 40, 3, density=0.02), draw(600, 4, 3)
+    alike, differing = random_predictions(600, 40, 3, density=0.02), random_predictions(600, 4, 3)
     differing.logits[:] += np.array([-6, -2, 2, 6])
-    with Kept(alike) as scored:
-        assert shrinkage.strength(scored, tags(40), Aim(), 0) >= 8
-    with Kept(differing) as scored:
-        assert shrinkage.strength(scored, tags(4, [0]), Aim(), 0) <= 4
+    with TemporaryStore(alike) as scored:
+        assert shrinkage.strength(scored, make_tags(40), Aim(), 0) >= 8
+    with TemporaryStore(differing) as scored:
+        assert shrinkage.strength(scored, make_tags(4, [0]), Aim(), 0) <= 4
 
 
 def test_shrinking_gains_on_pictures_not_seen() -> None:
     gains = []
     for seed in range(5):
-        seen = draw(300, 60, seed, density=0.03)
-        new = draw(4000, 60, 100 + seed, density=0.03)
+        seen = random_predictions(300, 60, seed, density=0.03)
+        new = random_predictions(4000, 60, 100 + seed, density=0.03)
         rows = fit(seen)
-        limits = thresholds.per_tag(rows, tags(60), "tag")
-        with Kept(seen) as scored:
+        limits = thresholds.per_tag(rows, make_tags(60), "tag")
+        with TemporaryStore(seen) as scored:
             own = objectives.best_thresholds(
-                DecisionCurves.of_tags(shrinkage.count(scored, tags(60))), Aim()
+                DecisionCurves.of_tags(shrinkage.count(scored, make_tags(60))), Aim()
             )
         scores = [
             mean_f1(new, quantized_logits.sigmoid(quantized_logits.logit(limits))),
@@ -181,24 +188,26 @@ def test_shrinking_gains_on_pictures_not_seen() -> None:
     assert np.mean(gains) > 0.01
 
 
-def mean_f1(predictions: Drawn, limits: Floats) -> float:
+def mean_f1(predictions: RandomPredictions, limits: Floats) -> float:
     chosen = quantized_logits.sigmoid(predictions.logits) >= limits
     return float(f1_score(predictions.truth, chosen, average="macro", zero_division=0))
 
 
 def test_compiled_and_not_thresholds_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    predictions = draw(200, 8)
+    predictions = random_predictions(200, 8)
     plain = fit(predictions)
     compile_always(monkeypatch)
     assert fit(predictions) == plain
 
 
 def test_figures_at_the_thresholds_are_those_that_the_table_tells() -> None:
-    predictions = draw(250, 8)
+    predictions = random_predictions(250, 8)
     rows = fit(predictions)
-    limits = thresholds.per_tag(rows, tags(8), "tag")
-    with Kept(predictions) as scored:
+    limits = thresholds.per_tag(rows, make_tags(8), "tag")
+    with TemporaryStore(predictions) as scored:
         marks = quantized_logits.quantize_thresholds(limits)[:, None]
-        counted = score_counts.count(scored, tag_metrics.pool_numbers(tags(8)), thresholds=marks)
+        counted = score_counts.count(
+            scored, tag_metrics.pool_numbers(make_tags(8)), thresholds=marks
+        )
     f1 = tag_metrics.decision_metrics(*counted.decisions(0))["f1"]
     assert f1 == pytest.approx([row.f1 for row in rows if row.name], abs=1e-6)

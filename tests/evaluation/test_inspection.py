@@ -7,7 +7,7 @@ import numpy as np
 from PIL import ImageChops
 from scipy.special import logit
 
-from support.predictions import Drawn, keep
+from support.predictions import RandomPredictions, write_store
 from tagger.core.vocabulary import Tag
 from tagger.evaluation.inspection import SplitInspection
 from tagger.images.dataset import Split
@@ -19,7 +19,7 @@ def test_a_picture_that_has_gone_since_is_grey_on_the_sheet(
 ) -> None:
     truth = split.labels.toarray()
     logits = logit(np.where(truth, 0.9, 0.1)).astype(np.float32)
-    scored = keep(Drawn(logits, truth), tmp_path)
+    scored = write_store(RandomPredictions(logits, truth), tmp_path)
     judged: Any = None  # not needed for the sheet
     limits = np.full(len(tags), 0.5)
     gone = [Location(str(tmp_path / "gone.png"), 0, 8), *split.locations[1:]]

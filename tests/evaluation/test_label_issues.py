@@ -9,7 +9,13 @@ from cleanlab.filter import find_label_issues
 from hypothesis import given, settings
 from scipy.special import expit
 
-from support.predictions import Drawn, Kept, draw, drawn, tags
+from support.predictions import (
+    RandomPredictions,
+    TemporaryStore,
+    make_tags,
+    random_predictions,
+    small_predictions,
+)
 from tagger.core.arrays import Truth
 from tagger.evaluation import columns, label_issues, quantized_logits
 from tagger.evaluation.counting import Ints
@@ -18,8 +24,10 @@ from tagger.evaluation.label_issues import LabelIssue, LabelIssues
 ALL = 1_000_000
 
 
-def find(predictions: Drawn, *, unlabelled: list[Ints] | None = None, **limits: int) -> LabelIssues:
-    with Kept(predictions, unlabelled=unlabelled or []) as part:
+def find(
+    predictions: RandomPredictions, *, unlabelled: list[Ints] | None = None, **limits: int
+) -> LabelIssues:
+    with TemporaryStore(predictions, unlabelled=unlabelled or []) as part:
         return label_issues.find(part, **limits)
 
 
@@ -39,22 +47,22 @@ def by_cleanlab(logits: npt.NDArray[Any], labels: npt.NDArray[Any]) -> Truth:
     return np.asarray(find_label_issues(kinds, both, filter_by="confident_learning", n_jobs=1))
 
 
-def flipped(predictions: Drawn, share: float) -> tuple[Drawn, Truth]:
+def flipped(predictions: RandomPredictions, share: float) -> tuple[RandomPredictions, Truth]:
     """Return predictions with labels of which a share is false, and which they are."""
     false = np.random.default_rng(9).random(predictions.truth.shape) < share
-    return Drawn(predictions.logits, predictions.truth ^ false), false
+    return RandomPredictions(predictions.logits, predictions.truth ^ false), false
 
 
-def clear(pictures: int, count: int, apart: float = 9.0) -> Drawn:
+def clear(pictures: int, count: int, apart: float = 9.0) -> RandomPredictions:
     """Predictions that tell true tags from others by so many logits more than `draw` does."""
-    logits, truth = draw(pictures, count, density=0.1)
+    logits, truth = random_predictions(pictures, count, density=0.1)
     moved = logits + apart * (truth - np.float32(0.4))
-    return Drawn(moved.astype(np.float16).astype(np.float32), truth)
+    return RandomPredictions(moved.astype(np.float16).astype(np.float32), truth)
 
 
 @settings(max_examples=150)
-@given(drawn())
-def test_labels_in_doubt_are_cleanlabs(predictions: Drawn) -> None:
+@given(small_predictions())
+def test_labels_in_doubt_are_cleanlabs(predictions: RandomPredictions) -> None:
     found = find(predictions, most=ALL, least=1)
     doubted = marked(found, predictions.truth.shape)
     for tag, (logits, labels) in enumerate(zip(*(a.T for a in predictions), strict=True)):
@@ -79,7 +87,7 @@ def test_who_is_as_sure_as_usual_but_for_rounding_is_in_doubt(missing: bool) -> 
     predictions = clear(1000, 4, 50.0)
     planted = np.random.default_rng(9).random(predictions.truth.shape) < 0.05
     planted &= predictions.truth == missing
-    labelled = Drawn(predictions.logits, predictions.truth ^ planted)
+    labelled = RandomPredictions(predictions.logits, predictions.truth ^ planted)
     doubted = marked(find(labelled), planted.shape)
     assert np.array_equal(doubted, planted)
     for tag, (logits, labels) in enumerate(zip(*(a.T for a in labelled), strict=True)):
@@ -112,9 +120,14 @@ def test_planted_errors_are_the_surest_doubts() -> None:
 
 def test_tags_that_the_model_does_not_know_are_doubted_last() -> None:
     """By self-confidence their labels, of which it thinks nothing, come before planted errors."""
-    known, labels = flipped(clear(2000, 10), 0.01)[0], draw(2000, 10, 1, density=0.02).truth
+    known, labels = (
+        flipped(clear(2000, 10), 0.01)[0],
+        random_predictions(2000, 10, 1, density=0.02).truth,
+    )
     noise = np.random.default_rng(2).normal(-6, 1, labels.shape)
-    both = Drawn(*(np.hstack(pair) for pair in zip(known, (noise, labels), strict=True)))
+    both = RandomPredictions(
+        *(np.hstack(pair) for pair in zip(known, (noise, labels), strict=True))
+    )
     found = find(both, most=ALL)
     doubted = int(found.missing[:10].sum() + found.wrong[:10].sum())
     assert found.wrong[10:].sum() > 150
@@ -128,7 +141,7 @@ def test_of_errors_as_confident_that_of_the_tag_known_better_comes_first() -> No
     truth = np.arange(600)[:, None] < [20, 20]
     logits = np.where(truth, [4, 0], [-4, -8]).astype(np.float32)
     logits[50] = 4
-    first, second = find(Drawn(logits, truth)).most_certain
+    first, second = find(RandomPredictions(logits, truth)).most_certain
     assert (first.tag, first.image) == (0, 50)
     assert (second.tag, second.image) == (1, 50)
 
@@ -136,7 +149,7 @@ def test_of_errors_as_confident_that_of_the_tag_known_better_comes_first() -> No
 def test_the_surest_are_the_first_of_all_however_the_tags_are_read(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    predictions, _ = flipped(draw(400, 9, steps=5), 0.1)
+    predictions, _ = flipped(random_predictions(400, 9, steps=5), 0.1)
     everything = find(predictions, most=ALL).most_certain
     assert len(everything) > 100
     for block in (1, 1 << 20):
@@ -152,7 +165,7 @@ def test_doubts_that_are_as_sure_are_in_the_order_of_tags_and_pictures() -> None
     logits = np.where(truth, 3, -3).astype(np.float32)
     labels = truth.copy()
     labels[[25, 23, 30]] = True
-    found = find(Drawn(logits, labels)).most_certain
+    found = find(RandomPredictions(logits, labels)).most_certain
     assert [(one.tag, one.image) for one in found] == [
         (tag, row) for tag in (0, 1) for row in (23, 25, 30)
     ]
@@ -178,7 +191,7 @@ def test_tags_on_or_off_too_few_pictures_are_not_judged(few: bool) -> None:
     logits = np.where(labels, 4, -4).astype(np.float32)
     logits[0] = -logits[0]
     logits[-1] = -logits[-1]
-    found = find(Drawn(logits, labels))
+    found = find(RandomPredictions(logits, labels))
     assert (found.missing + found.wrong).tolist() == [0, 2, 2]
     assert {one.tag for one in found.most_certain} == {1, 2}
 
@@ -186,7 +199,7 @@ def test_tags_on_or_off_too_few_pictures_are_not_judged(few: bool) -> None:
 @pytest.mark.parametrize("density", [0.0, 1.0])
 @pytest.mark.parametrize("pictures", [0, 20])
 def test_a_tag_on_no_picture_or_on_all_is_in_doubt_nowhere(pictures: int, density: float) -> None:
-    found = find(draw(pictures, 3, density=density), least=0)
+    found = find(random_predictions(pictures, 3, density=density), least=0)
     assert (found.missing.tolist(), found.wrong.tolist()) == ([0] * 3, [0] * 3)
     assert found.most_certain == []
 
@@ -196,13 +209,13 @@ def test_logits_as_large_as_they_may_be_are_judged() -> None:
     logits = np.where(truth, 65504, -65504).astype(np.float32)
     labels = truth.copy()
     labels[[3, 35]] ^= True
-    found = find(Drawn(logits, labels)).most_certain
+    found = find(RandomPredictions(logits, labels)).most_certain
     assert sorted((one.image, one.missing) for one in found) == [(3, True), (35, False)]
 
 
 def test_rows_name_the_picture_the_tag_and_the_issue() -> None:
     found = [LabelIssue(1, 0, True, 0.98765432, 9.0), LabelIssue(0, 3, False, 0.01, 8.0)]
-    listed = label_issues.rows("test", found, ["7", "9"], ["a.png", "b.png"], tags(4))
+    listed = label_issues.rows("test", found, ["7", "9"], ["a.png", "b.png"], make_tags(4))
     assert [dict(zip(label_issues.HEADER, row, strict=True)) for row in listed] == [
         {
             **{"part": "test", "id": "9", "file": "b.png", "category": "general"},

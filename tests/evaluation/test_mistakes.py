@@ -10,7 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.sparse import csr_array
 
-from support.predictions import Drawn, Kept, draw, drawn, tags
+from support.predictions import (
+    RandomPredictions,
+    TemporaryStore,
+    make_tags,
+    random_predictions,
+    small_predictions,
+)
 from tagger.core.arrays import Floats
 from tagger.evaluation import (
     mistakes,
@@ -38,35 +44,39 @@ def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(prediction_store, "_LEAST", 10)
 
 
-def shares(predictions: Drawn) -> Floats:
+def shares(predictions: RandomPredictions) -> Floats:
     return quantized_logits.sigmoid(predictions.logits)
 
 
 def judge(
-    predictions: Drawn, limits: Floats | None = None, unlabelled: list[Ints] | None = None
+    predictions: RandomPredictions,
+    limits: Floats | None = None,
+    unlabelled: list[Ints] | None = None,
 ) -> Mistakes:
     limits = np.full(predictions.truth.shape[1], LIMIT) if limits is None else limits
-    with Kept(predictions, unlabelled=unlabelled or []) as part:
+    with TemporaryStore(predictions, unlabelled=unlabelled or []) as part:
         return mistakes.find(part, limits)
 
 
-def look(predictions: Drawn, pictures: list[int]) -> list[ImageMistakes]:
-    with Kept(predictions) as part:
+def look(predictions: RandomPredictions, pictures: list[int]) -> list[ImageMistakes]:
+    with TemporaryStore(predictions) as part:
         found = mistakes.find(part, np.full(part.tag_count, LIMIT))
         return mistakes.image_mistakes(part, found, pictures)
 
 
-def worst(predictions: Drawn, **most: int) -> list[HardTag]:
-    listed = tags(predictions.truth.shape[1])
-    with Kept(predictions) as part:
+def worst(predictions: RandomPredictions, **most: int) -> list[HardTag]:
+    listed = make_tags(predictions.truth.shape[1])
+    with TemporaryStore(predictions) as part:
         return mistakes.hard_tags(
             part, score_counts.count(part, tag_metrics.pool_numbers(listed)), **most
         )
 
 
 @settings(max_examples=60)
-@given(drawn(), st.integers(0, 2**32 - 1))
-def test_each_pair_is_what_its_tags_threshold_says(predictions: Drawn, seed: int) -> None:
+@given(small_predictions(), st.integers(0, 2**32 - 1))
+def test_each_pair_is_what_its_tags_threshold_says(
+    predictions: RandomPredictions, seed: int
+) -> None:
     limits = np.random.default_rng(seed).uniform(0.05, 0.95, predictions.truth.shape[1:])
     found = judge(predictions, limits)
     high, truth = shares(predictions) >= limits, predictions.truth
@@ -77,10 +87,10 @@ def test_each_pair_is_what_its_tags_threshold_says(predictions: Drawn, seed: int
 
 
 def test_mistakes_are_those_that_figures_are_worked_out_from() -> None:
-    predictions, listed = draw(300, 8), tags(8)
+    predictions, listed = random_predictions(300, 8), make_tags(8)
     limits: Floats = np.linspace(0.2, 0.8, 8)
     found = judge(predictions, limits)
-    with Kept(predictions) as part:
+    with TemporaryStore(predictions) as part:
         marks = quantized_logits.quantize_thresholds(limits)[:, None]
         true, given_, support, _ = score_counts.count(
             part, tag_metrics.pool_numbers(listed), thresholds=marks
@@ -93,7 +103,7 @@ def test_mistakes_are_those_that_figures_are_worked_out_from() -> None:
 
 @pytest.mark.parametrize("limit", [1e-9, 0.4, 0.999])
 def test_what_is_unknown_is_neither_right_nor_wrong_nor_missed(limit: float) -> None:
-    predictions = draw(60, 4)
+    predictions = random_predictions(60, 4)
     predictions.truth[::3, :2] = False
     unknown = ~predictions.truth[:, :2].any(axis=1)
     found = judge(predictions, np.full(4, limit), [np.array([0, 1])])
@@ -105,15 +115,17 @@ def test_what_is_unknown_is_neither_right_nor_wrong_nor_missed(limit: float) -> 
 
 
 def test_without_a_picture_there_is_no_mistake() -> None:
-    predictions = draw(0, 3)
+    predictions = random_predictions(0, 3)
     assert {kind.shape for kind in vars(judge(predictions)).values()} == {(0, 3)}
     assert look(predictions, []) == []
     assert worst(predictions) == []
 
 
 @settings(max_examples=40)
-@given(drawn(), st.randoms(use_true_random=False))
-def test_pictures_are_looked_at_in_the_order_asked_for(predictions: Drawn, random: Random) -> None:
+@given(small_predictions(), st.randoms(use_true_random=False))
+def test_pictures_are_looked_at_in_the_order_asked_for(
+    predictions: RandomPredictions, random: Random
+) -> None:
     pictures = random.choices(range(len(predictions.truth)), k=5)
     found = look(predictions, pictures)
     assert [one.image for one in found] == pictures
@@ -127,7 +139,7 @@ def test_pictures_are_looked_at_in_the_order_asked_for(predictions: Drawn, rando
 
 
 def test_no_more_is_read_than_holds_the_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    predictions = draw(95, 3)
+    predictions = random_predictions(95, 3)
     read: list[QuantizedLogits] = []
     original = prediction_store._read
 
@@ -135,7 +147,7 @@ def test_no_more_is_read_than_holds_the_pictures(monkeypatch: pytest.MonkeyPatch
         read.append(original(*place))
         return read[-1]
 
-    with Kept(predictions) as part:
+    with TemporaryStore(predictions) as part:
         found = mistakes.find(part, np.full(3, LIMIT))
         monkeypatch.setattr(prediction_store, "_read", noted)
         mistakes.image_mistakes(part, found, [12, 3])
@@ -143,10 +155,12 @@ def test_no_more_is_read_than_holds_the_pictures(monkeypatch: pytest.MonkeyPatch
 
 
 @settings(max_examples=60)
-@given(drawn())
-def test_the_worst_tags_are_those_of_lowest_average_precision(predictions: Drawn) -> None:
-    listed = tags(predictions.truth.shape[1])
-    with Kept(predictions) as part:
+@given(small_predictions())
+def test_the_worst_tags_are_those_of_lowest_average_precision(
+    predictions: RandomPredictions,
+) -> None:
+    listed = make_tags(predictions.truth.shape[1])
+    with TemporaryStore(predictions) as part:
         counted = score_counts.count(part, tag_metrics.pool_numbers(listed))
         found = mistakes.hard_tags(part, counted, tags=3, images=4, min_support=2)
     enough = np.flatnonzero(predictions.truth.sum(axis=0) >= 2).tolist()
@@ -162,7 +176,7 @@ def test_the_worst_tags_are_those_of_lowest_average_precision(predictions: Drawn
 
 
 def test_a_tag_that_the_model_has_wrong_is_the_worst() -> None:
-    predictions = draw(200, 10)
+    predictions = random_predictions(200, 10)
     predictions.logits[:, 7] = np.where(predictions.truth[:, 7], -5, 5)
     found = worst(predictions, tags=1)
     assert [one.tag for one in found] == [7]
@@ -171,24 +185,24 @@ def test_a_tag_that_the_model_has_wrong_is_the_worst() -> None:
 
 
 def test_a_tag_on_too_few_pictures_is_not_told_to_be_the_worst() -> None:
-    predictions = draw(100, 5)
+    predictions = random_predictions(100, 5)
     predictions.truth[:, 2] = np.arange(100) < 4
     predictions.truth[:, 3] = False
     assert sorted(one.tag for one in worst(predictions)) == [0, 1, 4]
 
 
 def test_a_tag_on_every_picture_is_wrong_on_none() -> None:
-    predictions = draw(20, 1, density=1.0)
+    predictions = random_predictions(20, 1, density=1.0)
     (found,) = worst(predictions)
     assert (len(found.missed), found.wrong) == (4, [])
 
 
 @pytest.mark.parametrize("labelled", [True, False])
 def test_pictures_on_which_a_tag_is_unknown_do_not_show_it(labelled: bool) -> None:
-    predictions, listed = draw(90, 2), tags(2)
+    predictions, listed = random_predictions(90, 2), make_tags(2)
     predictions.truth[::3] = False
     known = predictions.truth.sum(axis=1) > 0
-    with Kept(predictions, unlabelled=[np.array([0, 1])]) as part:
+    with TemporaryStore(predictions, unlabelled=[np.array([0, 1])]) as part:
         counted = score_counts.count(part, tag_metrics.pool_numbers(listed))
         if labelled:
             labels = predictions.truth | ~known[:, None]

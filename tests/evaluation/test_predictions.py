@@ -12,7 +12,7 @@ from scipy.sparse import csr_array
 from scipy.special import logit
 from torch import nn
 
-from support.predictions import of_model
+from support.predictions import predict_split
 from support.trainings import SINGLE_PROCESS
 from tagger.core import vocabulary
 from tagger.core.errors import TaggerError
@@ -53,7 +53,7 @@ def run(tags: list[Tag], model: nn.Module, preprocessing: Preprocess, tmp_path: 
 @pytest.fixture(scope="module")
 def expected(model: nn.Module, split: Split, preprocessing: Preprocess) -> npt.NDArray[np.float64]:
     """The logits of the model, (pictures, tags)."""
-    scores = of_model(model, split, preprocessing, batch_size=7, workers=0).scores
+    scores = predict_split(model, split, preprocessing, batch_size=7, workers=0).scores
     return np.asarray(logit(scores.astype(np.float64)))
 
 

@@ -14,8 +14,8 @@ from PIL import Image
 from playwright.sync_api import Browser, Page
 
 from support import browser
-from support.browser import contrasts, opened
-from support.predictions import Kept, draw, tags
+from support.browser import contrasts, open_page
+from support.predictions import TemporaryStore, make_tags, random_predictions
 from tagger.evaluation import result
 from tagger.evaluation.report import charts, html_page
 from tagger.evaluation.report.html_page import Gallery, GalleryImage, ReportContent, ReportTable
@@ -59,8 +59,11 @@ class Seen(HTMLParser):
 @pytest.fixture(scope="module")
 def content(split: Split, tmp_path_factory: pytest.TempPathFactory) -> ReportContent:
     """An evaluation of predictions as they were drawn, with real pictures."""
-    listed = tags(30, (9, 0, 4))
-    with Kept(draw(150, 30)) as test, Kept(draw(100, 30, seed=1)) as validation:
+    listed = make_tags(30, (9, 0, 4))
+    with (
+        TemporaryStore(random_predictions(150, 30)) as test,
+        TemporaryStore(random_predictions(100, 30, seed=1)) as validation,
+    ):
         found = result.evaluate(test, listed, LIMITS, seed=0)
         figures = {"test": found.metrics}
         figures["validation"] = result.evaluate(validation, listed, LIMITS, seed=0).metrics
@@ -248,7 +251,7 @@ def chromium() -> Iterator[Browser]:
 
 
 def test_the_page_opens_without_errors_and_asks_for_nothing(chromium: Browser, file: Path) -> None:
-    with opened(chromium, file.as_uri()) as (page, errors, requests):
+    with open_page(chromium, file.as_uri()) as (page, errors, requests):
         assert page.title() == "small tagger: evaluation"
         pictures = page.locator(".pictures img")
         assert pictures.evaluate_all("all => all.map(one => one.naturalWidth)") == [64] * 12
@@ -261,7 +264,7 @@ def names(page: Page) -> list[str]:
 
 
 def test_tags_are_sorted_by_a_column(chromium: Browser, content: ReportContent, file: Path) -> None:
-    with opened(chromium, file.as_uri()) as (page, _, _):
+    with open_page(chromium, file.as_uri()) as (page, _, _):
         assert names(page) == [row[0] for row in content.tags]
         head = page.locator("#tag-table th", has_text="F1")
         f1 = charts.TAG_HEADER.index("f1")
@@ -276,7 +279,7 @@ def test_tags_are_sorted_by_a_column(chromium: Browser, content: ReportContent, 
 
 
 def test_tags_are_found_by_name_and_category(chromium: Browser, file: Path) -> None:
-    with opened(chromium, file.as_uri()) as (page, _, _):
+    with open_page(chromium, file.as_uri()) as (page, _, _):
         page.get_by_label("Find a tag").fill("Tag 1")
         assert names(page) == ["tag_1", *(f"tag_{number}" for number in range(10, 20))]
         assert page.get_by_role("status").inner_text() == "11 of 30 tags"
@@ -289,7 +292,7 @@ def test_tags_are_found_by_name_and_category(chromium: Browser, file: Path) -> N
 def test_names_stay_text_when_scripts_sort_them(chromium: Browser, content: ReportContent) -> None:
     rows = hostile(content)
     text = html_page.render(rows)
-    with opened(chromium, "about:blank") as (page, errors, requests):
+    with open_page(chromium, "about:blank") as (page, errors, requests):
         page.on("dialog", lambda dialog: errors.append(dialog.message))
         page.set_content(text)
         page.locator("#tag-table th button").first.click()
@@ -304,7 +307,7 @@ def test_names_stay_text_when_scripts_sort_them(chromium: Browser, content: Repo
 
 
 def test_without_scripts_all_tags_are_there(chromium: Browser, file: Path) -> None:
-    with opened(chromium, file.as_uri(), scripts=False) as (page, _, _):
+    with open_page(chromium, file.as_uri(), scripts=False) as (page, _, _):
         assert len(names(page)) == 30
         assert not page.get_by_label("Find a tag").is_visible()
 
@@ -314,7 +317,7 @@ def test_of_ten_thousand_tags_rows_come_as_one_scrolls(
 ) -> None:
     rows = [[f"tag_{n}", *content.tags[n % 30][1:]] for n in range(10_000)]
     html_page.write(tmp_path / "many.html", content._replace(tags=rows))
-    with opened(chromium, (tmp_path / "many.html").as_uri()) as (page, errors, _):
+    with open_page(chromium, (tmp_path / "many.html").as_uri()) as (page, errors, _):
         assert len(names(page)) == 200
         assert "3,000 of 10,000 are drawn" in page.content()
         page.locator("#tag-table").evaluate("box => box.scrollTop = box.scrollHeight")
@@ -328,7 +331,7 @@ def test_of_ten_thousand_tags_rows_come_as_one_scrolls(
 def test_texts_stand_out_from_their_ground(
     chromium: Browser, file: Path, theme: browser.Theme
 ) -> None:
-    with opened(chromium, file.as_uri(), theme=theme) as (page, _, _):
+    with open_page(chromium, file.as_uri(), theme=theme) as (page, _, _):
         ground = page.evaluate("getComputedStyle(document.body).backgroundColor")
         assert ground == {"light": "rgb(255, 255, 255)", "dark": "rgb(20, 23, 27)"}[theme]
         page.locator("details").evaluate_all("all => all.forEach(one => one.open = true)")
@@ -342,5 +345,5 @@ def test_a_page_is_as_wide_as_its_window(
     chromium: Browser, content: ReportContent, tmp_path: Path, width: int
 ) -> None:
     html_page.write(tmp_path / "long.html", hostile(content))
-    with opened(chromium, (tmp_path / "long.html").as_uri(), width=width) as (page, _, _):
-        assert browser.overflow(page) == 0
+    with open_page(chromium, (tmp_path / "long.html").as_uri(), width=width) as (page, _, _):
+        assert browser.horizontal_overflow(page) == 0

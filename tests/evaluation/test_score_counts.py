@@ -21,7 +21,14 @@ from torchmetrics.functional.classification import (
     multilabel_ranking_average_precision,
 )
 
-from support.predictions import Drawn, Kept, compile_always, draw, drawn, tags
+from support.predictions import (
+    RandomPredictions,
+    TemporaryStore,
+    compile_always,
+    make_tags,
+    random_predictions,
+    small_predictions,
+)
 from tagger.core.arrays import Floats, Scores
 from tagger.evaluation import counting, quantized_logits, ranking, score_counts, tag_metrics
 from tagger.evaluation.counting import Ints
@@ -32,11 +39,11 @@ from tagger.evaluation.tag_metrics import MetricTree
 
 
 def measure(
-    predictions: Drawn, limit: float = 0.4, unlabelled: list[Ints] | None = None
+    predictions: RandomPredictions, limit: float = 0.4, unlabelled: list[Ints] | None = None
 ) -> tuple[ScoreCounts, Ranking, MetricTree]:
-    listed = tags(predictions.truth.shape[1])
+    listed = make_tags(predictions.truth.shape[1])
     limits = np.full(len(listed), limit)
-    with Kept(predictions, unlabelled=unlabelled or []) as scored:
+    with TemporaryStore(predictions, unlabelled=unlabelled or []) as scored:
         counted = score_counts.count(
             scored,
             tag_metrics.pool_numbers(listed),
@@ -59,7 +66,7 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None
 @pytest.mark.usefixtures("way")
 @pytest.mark.parametrize(("density", "steps"), [(0.3, 0), (0.02, 0), (0.5, 4), (0.98, 0)])
 def test_figures_of_tags_are_scikit_learns(density: float, steps: int) -> None:
-    predictions = draw(400, 7, density=density, steps=steps)
+    predictions = random_predictions(400, 7, density=density, steps=steps)
     counted, *_ = measure(predictions)
     given_ = shares(predictions.logits) >= 0.4
     each = tag_metrics.decision_metrics(*counted.decisions(0))
@@ -84,7 +91,7 @@ def test_figures_of_tags_are_scikit_learns(density: float, steps: int) -> None:
 @pytest.mark.usefixtures("way")
 @pytest.mark.parametrize("seed", range(3))
 def test_figures_over_all_tags_are_scikit_learns_and_torchmetrics(seed: int) -> None:
-    predictions = draw(300, 9, seed, steps=[0, 0, 6][seed])
+    predictions = random_predictions(300, 9, seed, steps=[0, 0, 6][seed])
     counted, ranked, summary = measure(predictions)
     truth, logits = predictions.truth, predictions.logits
     p, y = torch.tensor(shares(logits)), torch.tensor(truth, dtype=torch.long)
@@ -112,12 +119,12 @@ def test_figures_over_all_tags_are_scikit_learns_and_torchmetrics(seed: int) -> 
 
 
 @settings(max_examples=60)
-@given(drawn())
-def test_ranking_is_scikit_learns_for_each_picture(predictions: Drawn) -> None:
+@given(small_predictions())
+def test_ranking_is_scikit_learns_for_each_picture(predictions: RandomPredictions) -> None:
     if predictions.truth.shape[1] == 1:  # which scikit-learn takes for two classes
         return
     for limit in (-1, 600_000):
-        with pytest.MonkeyPatch.context() as patch, Kept(predictions) as scored:
+        with pytest.MonkeyPatch.context() as patch, TemporaryStore(predictions) as scored:
             patch.setattr(ranking, "_INTERPRETED", limit)
             ranked = ranking.rank_labels(scored)
         for row, (logits, truth) in enumerate(zip(*predictions, strict=True)):
@@ -127,8 +134,8 @@ def test_ranking_is_scikit_learns_for_each_picture(predictions: Drawn) -> None:
 
 
 @settings(max_examples=60)
-@given(drawn())
-def test_the_compiled_loop_counts_as_numpy_does(predictions: Drawn) -> None:
+@given(small_predictions())
+def test_the_compiled_loop_counts_as_numpy_does(predictions: RandomPredictions) -> None:
     plain, ranked, _ = measure(predictions)
     with pytest.MonkeyPatch.context() as patch:
         compile_always(patch)
@@ -140,14 +147,14 @@ def test_the_compiled_loop_counts_as_numpy_does(predictions: Drawn) -> None:
 
 
 @settings(max_examples=40)
-@given(drawn())
-def test_marks_count_what_is_at_least_as_high(predictions: Drawn) -> None:
+@given(small_predictions())
+def test_marks_count_what_is_at_least_as_high(predictions: RandomPredictions) -> None:
     coded = quantized_logits.quantize(predictions.logits)
     random = np.random.default_rng(0)
     marks = np.stack([random.choice(column, 4) for column in coded.T]).astype(np.uint16)
-    with Kept(predictions) as scored:
+    with TemporaryStore(predictions) as scored:
         counted = score_counts.count(
-            scored, tag_metrics.pool_numbers(tags(len(marks))), thresholds=marks
+            scored, tag_metrics.pool_numbers(make_tags(len(marks))), thresholds=marks
         )
     for mark in range(4):
         high = coded >= marks[:, mark]
@@ -158,11 +165,11 @@ def test_marks_count_what_is_at_least_as_high(predictions: Drawn) -> None:
 
 @pytest.mark.usefixtures("way")
 def test_what_is_unknown_counts_for_nothing() -> None:
-    predictions = draw(120, 6)
+    predictions = random_predictions(120, 6)
     predictions.truth[::3, :2] = False
     known = predictions.truth[:, :2].any(axis=1)
     counted, ranked, summary = measure(predictions, unlabelled=[np.array([0, 1])])
-    alone, *_ = measure(Drawn(predictions.logits[known], predictions.truth[known]))
+    alone, *_ = measure(RandomPredictions(predictions.logits[known], predictions.truth[known]))
     assert counted.labelled.tolist() == [known.sum()] * 2 + [120] * 4
     assert counted.average_precision[:2] == pytest.approx(alone.average_precision[:2])
     assert counted.at_thresholds[:2] == pytest.approx(alone.at_thresholds[:2])
@@ -175,7 +182,7 @@ def test_what_is_unknown_counts_for_nothing() -> None:
 
 @pytest.mark.usefixtures("way")
 def test_tags_without_a_positive_are_left_out_and_counted() -> None:
-    predictions = draw(80, 5)
+    predictions = random_predictions(80, 5)
     predictions.truth[:, 3] = False
     _, _, summary = measure(predictions)
     has = predictions.truth.any(axis=0)
@@ -186,7 +193,7 @@ def test_tags_without_a_positive_are_left_out_and_counted() -> None:
 
 @pytest.mark.usefixtures("way")
 def test_a_tag_on_every_picture_is_perfect_and_correlates_with_nothing() -> None:
-    predictions = draw(80, 3)
+    predictions = random_predictions(80, 3)
     predictions.truth[:, 1] = True
     counted, *_ = measure(predictions, limit=1e-4)
     assert counted.average_precision[1] == 1
@@ -197,7 +204,7 @@ def test_a_tag_on_every_picture_is_perfect_and_correlates_with_nothing() -> None
 @pytest.mark.usefixtures("way")
 @pytest.mark.parametrize("pictures", [0, 3])
 def test_where_no_picture_has_a_tag_figures_are_zero(pictures: int) -> None:
-    predictions = draw(pictures, 3, density=0)
+    predictions = random_predictions(pictures, 3, density=0)
     counted, _, summary = measure(predictions)
     assert {summary[name] for name in ("macro_ap", "micro_ap", "macro_f1", "micro_f1")} == {0}
     assert (summary["images"], summary["unsupported"]) == (pictures, 3)
@@ -206,12 +213,14 @@ def test_where_no_picture_has_a_tag_figures_are_zero(pictures: int) -> None:
 
 
 def test_pictures_may_be_left_out() -> None:
-    predictions = draw(90, 4)
+    predictions = random_predictions(90, 4)
     left_out = np.arange(90) % 3 == 0
-    pools = tag_metrics.pool_numbers(tags(4))
-    with Kept(predictions) as scored:
+    pools = tag_metrics.pool_numbers(make_tags(4))
+    with TemporaryStore(predictions) as scored:
         counted = score_counts.count(scored, pools, excluded=left_out)
-    with Kept(Drawn(predictions.logits[~left_out], predictions.truth[~left_out])) as rest:
+    with TemporaryStore(
+        RandomPredictions(predictions.logits[~left_out], predictions.truth[~left_out])
+    ) as rest:
         alone = score_counts.count(rest, pools)
     assert counted.average_precision == pytest.approx(alone.average_precision)
     assert np.array_equal(counted.pools, alone.pools)

@@ -7,7 +7,13 @@ from hypothesis import given, settings
 from sklearn.metrics import average_precision_score, f1_score, precision_recall_curve
 from torchmetrics.functional.classification import binary_calibration_error
 
-from support.predictions import Drawn, Kept, draw, drawn, tags
+from support.predictions import (
+    RandomPredictions,
+    TemporaryStore,
+    make_tags,
+    random_predictions,
+    small_predictions,
+)
 from tagger.core.vocabulary import CATEGORIES
 from tagger.evaluation import quantized_logits, result, tag_metrics
 from tagger.evaluation.report import charts
@@ -17,14 +23,14 @@ from tagger.evaluation.tag_metrics import BANDS
 LIMITS = np.linspace(0.2, 0.6, 12)
 
 
-def judge(predictions: Drawn) -> EvaluationResult:
+def judge(predictions: RandomPredictions) -> EvaluationResult:
     count = predictions.truth.shape[1]
-    with Kept(predictions) as scored:
-        return result.evaluate(scored, tags(count, (9, 0, 4)), LIMITS[:count], seed=0)
+    with TemporaryStore(predictions) as scored:
+        return result.evaluate(scored, make_tags(count, (9, 0, 4)), LIMITS[:count], seed=0)
 
 
 def test_each_category_is_judged_as_if_alone() -> None:
-    predictions = draw(200, 12)
+    predictions = random_predictions(200, 12)
     summary = judge(predictions).metrics
     assert list(summary["categories"]) == ["rating", "general", "character"]
     for number, found in enumerate(summary["categories"].values()):
@@ -48,16 +54,16 @@ def test_bands_are_a_tenth_four_tenths_and_half_of_the_tags_by_count() -> None:
     assert counts[numbers == 0].min() > counts[numbers == 1].max()
     assert counts[numbers == 1].min() > counts[numbers == 2].max()
     assert tag_metrics.frequency_bands([]).tolist() == []
-    summary = judge(draw(100, 12)).metrics
+    summary = judge(random_predictions(100, 12)).metrics
     assert list(summary["bands"]) == list(BANDS)
     assert [band["tags"] for band in summary["bands"].values()] == [2, 4, 6]
     assert summary["bands"]["head"]["counts"] == [999, 1000]
 
 
 def test_every_tag_has_a_row_and_no_precision_without_support() -> None:
-    predictions = draw(150, 12)
+    predictions = random_predictions(150, 12)
     predictions.truth[:, 5] = False
-    listed = tags(12, (9, 0, 4))
+    listed = make_tags(12, (9, 0, 4))
     rows = list(charts.tag_rows(judge(predictions).counts, listed, LIMITS))
     for number, (tag, row) in enumerate(zip(listed, rows, strict=True)):
         named = dict(zip(charts.TAG_HEADER, row, strict=True))
@@ -74,8 +80,10 @@ def test_every_tag_has_a_row_and_no_precision_without_support() -> None:
 
 
 @settings(max_examples=40)
-@given(drawn())
-def test_every_point_of_the_curve_can_be_had_with_a_threshold(predictions: Drawn) -> None:
+@given(small_predictions())
+def test_every_point_of_the_curve_can_be_had_with_a_threshold(
+    predictions: RandomPredictions,
+) -> None:
     points = charts.pr_rows(judge(predictions).counts)
     if not predictions.truth.any():
         assert points == []
@@ -92,7 +100,7 @@ def test_every_point_of_the_curve_can_be_had_with_a_threshold(predictions: Drawn
 
 
 def test_f1_by_threshold_is_scikit_learns() -> None:
-    predictions = draw(120, 6)
+    predictions = random_predictions(120, 6)
     rows = list(charts.f1_rows(judge(predictions).counts))
     for row in rows[::14]:
         named = dict(zip(charts.F1_HEADER, row, strict=True))
@@ -103,7 +111,7 @@ def test_f1_by_threshold_is_scikit_learns() -> None:
 
 
 def test_reliability_says_how_often_tags_are_there_by_confidence() -> None:
-    predictions = draw(300, 4)
+    predictions = random_predictions(300, 4)
     confidences = quantized_logits.sigmoid(predictions.logits).ravel()
     rows = list(charts.reliability_rows(judge(predictions).counts))
     assert sum(pairs for *_, pairs in rows) == 1200

@@ -20,8 +20,8 @@ import mlflow
 import pytest
 from mlflow.entities import LoggedModelStatus
 
-from support.mlflow_models import asked, check, image_files, inferred, loaded
-from support.mlflow_stores import client, project, stored
+from support.mlflow_models import assert_same_tags, image_files, infer_tags, load_model, predict
+from support.mlflow_stores import client, project, read_run
 from tagger.export import log_model
 from tagger.tracking import registry, runs, store
 
@@ -69,7 +69,7 @@ def posted(address: str, **content: Any) -> Any:
 def test_a_registered_run_is_served(
     project: Path, export_folder: Path, image_files: list[Path], run_infer: Callable[..., int]
 ) -> None:
-    wanted = inferred(run_infer, *image_files)
+    wanted = infer_tags(run_infer, *image_files)
     with runs.start("vit", data="abc") as trained:
         trained.log_checkpoint("best", Path("models/tagger/model.safetensors"), {"ap": 0.5}, 3)
     with runs.add_to(trained.id) as again:
@@ -78,15 +78,15 @@ def test_a_registered_run_is_served(
     best = registry.best_run("test.macro_ap", "abc")
     assert registry.register(best, "illustration-tagger", "best").file == ""
     uri = "models:/illustration-tagger@best"
-    check(asked(loaded(uri), path=list(map(str, image_files))), wanted)
+    assert_same_tags(predict(load_model(uri), path=list(map(str, image_files))), wanted)
     pictures = [[base64.b64encode(path.read_bytes()).decode()] for path in image_files]
     pictures.append(["bm8gcGljdHVyZQ=="])
     with served(uri, project) as address:
         *told, lost = posted(address, dataframe_split={"columns": ["image"], "data": pictures})
-        check(told, wanted)
+        assert_same_tags(told, wanted)
         assert lost == {"rating": None, "tags": {}, "error": "is no picture of a known kind"}
         rows = [{"path": str(path)} for path in image_files]
-        check(posted(address, dataframe_records=rows), wanted)
+        assert_same_tags(posted(address, dataframe_records=rows), wanted)
         with pytest.raises(HTTPError) as refused:
             posted(address, dataframe_records=rows, params={"threshold": "1.5"})
         with refused.value as answer:
@@ -99,11 +99,11 @@ def test_an_export_is_logged_once_and_its_run_stays_as_it_was(
 ) -> None:
     with runs.start("vit") as trained:
         trained.log_metrics({"test": {"macro_ap": 0.5}})
-    before = stored(project, trained.id)
+    before = read_run(project, trained.id)
     for _ in range(2):
         with runs.add_to(trained.id) as again:
             log_model.log_export(again, export_folder)
-    after, here = stored(project, trained.id), client(project)
+    after, here = read_run(project, trained.id), client(project)
     assert (dict(after.info), after.data.metrics) == (dict(before.info), before.data.metrics)
     assert len(here.get_metric_history(str(trained.id), "test.macro_ap")) == 1
     (first,) = here.search_logged_models([after.info.experiment_id])

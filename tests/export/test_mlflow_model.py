@@ -14,12 +14,12 @@ import pytest
 from mlflow.exceptions import MlflowException
 
 from support.mlflow_models import (
-    asked,
-    check,
+    assert_same_tags,
     image_files,
-    inferred,
+    infer_tags,
     mlflow_folder,
     mlflow_model,
+    predict,
 )
 from tagger.export import log_model
 
@@ -47,30 +47,32 @@ print(json.dumps([said.to_dict("records"), third, tagger.__file__]))
 def test_paths_and_bytes_are_tagged_as_by_infer(
     mlflow_model: Any, image_files: list[Path], run_infer: Callable[..., int], threshold: str
 ) -> None:
-    wanted = inferred(run_infer, *image_files, "--threshold", threshold)
+    wanted = infer_tags(run_infer, *image_files, "--threshold", threshold)
     assert len({str(tags) for _, tags in wanted}) == len(image_files)
-    check(asked(mlflow_model, threshold, path=list(map(str, image_files))), wanted)
-    check(asked(mlflow_model, threshold, image=[path.read_bytes() for path in image_files]), wanted)
+    assert_same_tags(predict(mlflow_model, threshold, path=list(map(str, image_files))), wanted)
+    assert_same_tags(
+        predict(mlflow_model, threshold, image=[path.read_bytes() for path in image_files]), wanted
+    )
 
 
 def test_without_a_threshold_each_tag_has_its_own(
     mlflow_model: Any, image_files: list[Path]
 ) -> None:
     paths = list(map(str, image_files))
-    assert asked(mlflow_model, path=paths) == asked(mlflow_model, "best", path=paths)
+    assert predict(mlflow_model, path=paths) == predict(mlflow_model, "best", path=paths)
 
 
 def test_a_picture_that_cannot_be_read_costs_no_other(
     mlflow_model: Any, image_files: list[Path]
 ) -> None:
     good, other = (path.read_bytes() for path in image_files[:2])
-    told = asked(mlflow_model, image=[good, b"no picture", good[:500], other])
-    (first,), (last,) = asked(mlflow_model, image=[good]), asked(mlflow_model, image=[other])
+    told = predict(mlflow_model, image=[good, b"no picture", good[:500], other])
+    (first,), (last,) = predict(mlflow_model, image=[good]), predict(mlflow_model, image=[other])
     for found, alone in ((told[0], first), (told[3], last)):
         assert found["tags"] == pytest.approx(alone["tags"], abs=1e-5)
     assert told[1] == {"rating": None, "tags": {}, "error": "is no picture of a known kind"}
     assert told[2]["error"]
-    (lost,) = asked(mlflow_model, path=[str(image_files[0].with_name("none.png"))])
+    (lost,) = predict(mlflow_model, path=[str(image_files[0].with_name("none.png"))])
     assert lost["error"] == "No such file or directory"
 
 
@@ -80,7 +82,7 @@ def test_each_row_has_an_image_or_a_path(mlflow_model: Any, image_files: list[Pa
         "image": [data, None, data, None, b"", "text", None],
         "path": [None, path, path, None, "", None, ["x"]],
     }
-    told = asked(mlflow_model, **table)
+    told = predict(mlflow_model, **table)
     assert told[0]["tags"] == pytest.approx(told[1]["tags"], abs=1e-5)
     assert [one["error"] for one in told] == [
         None,
@@ -104,12 +106,12 @@ def test_a_wrong_threshold_is_an_error_of_the_request(
     mlflow_model: Any, image_files: list[Path], threshold: str
 ) -> None:
     with pytest.raises(MlflowException, match=r"^threshold: [^\n]+$"):
-        asked(mlflow_model, threshold, path=[str(image_files[0])])
+        predict(mlflow_model, threshold, path=[str(image_files[0])])
 
 
 def test_a_table_without_the_columns_is_an_error_of_the_request(mlflow_model: Any) -> None:
     with pytest.raises(MlflowException, match="neither a column 'image' nor 'path'"):
-        asked(mlflow_model, picture=["a.png"])
+        predict(mlflow_model, picture=["a.png"])
 
 
 def test_a_model_without_ratings_gives_none(
@@ -118,7 +120,7 @@ def test_a_model_without_ratings_gives_none(
     program = mlflow_model.unwrap_python_model()
     tags = [tag._replace(category=0) for tag in program._tagger.tags]
     monkeypatch.setattr(program, "_tagger", replace(program._tagger, tags=tags))
-    (told,) = asked(mlflow_model, "0", path=[str(image_files[0])])
+    (told,) = predict(mlflow_model, "0", path=[str(image_files[0])])
     assert told["rating"] is None
     assert len(told["tags"]) == len(tags)
 
@@ -149,7 +151,7 @@ def test_it_needs_neither_torch_nor_the_project_nor_other_packages(
     tmp_path: Path,
     root: Path,
 ) -> None:
-    wanted = inferred(run_infer, *image_files, "--threshold", "category")
+    wanted = infer_tags(run_infer, *image_files, "--threshold", "category")
     environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "DVC_ROOT")}
     ended = subprocess.run(
         [sys.executable, "-c", ELSEWHERE, str(mlflow_folder), *map(str, image_files)],
@@ -161,7 +163,7 @@ def test_it_needs_neither_torch_nor_the_project_nor_other_packages(
     )
     assert ended.returncode == 0, ended.stderr
     told, imported, code = json.loads(ended.stdout.splitlines()[-1])
-    check(told, wanted)
+    assert_same_tags(told, wanted)
     assert Path(code) == mlflow_folder / "code" / "tagger" / "__init__.py"
     pinned = (mlflow_folder / "requirements.txt").read_text().splitlines()
     assert [line.partition("==")[0] for line in pinned] == sorted(

@@ -15,8 +15,8 @@ import pytest
 from huggingface_hub import constants
 from huggingface_hub.utils import _http
 
-from support.hub_server import TOKEN, Fault, environment, pointed_at
-from support.upload_server import OWNER, Commit, UploadServer, receiving
+from support.hub_server import TOKEN, Fault, environment, use_hub
+from support.upload_server import OWNER, Commit, UploadServer, serve_uploads
 from tagger.core.errors import TaggerError
 from tagger.export import publish
 
@@ -35,7 +35,7 @@ LARGE = {path: content for path, content in FILES.items() if path.endswith(".onn
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[UploadServer]:
     monkeypatch.setattr(_http, "time", SimpleNamespace(sleep=lambda seconds: None))
-    with receiving() as server, pointed_at(server.url, tmp_path / "home", monkeypatch):
+    with serve_uploads() as server, use_hub(server.url, tmp_path / "home", monkeypatch):
         monkeypatch.setenv("HF_TOKEN", TOKEN)
         yield server
 
@@ -274,19 +274,19 @@ STEPS = ["create", "xet", "validate", "preupload", "batch", "put", "verify", "ta
 def test_a_server_that_fails_is_told_and_nothing_is_committed(
     server: UploadServer, folder: Path, step: str
 ) -> None:
-    server.order(step, repeat(Fault(status=500)))
+    server.inject_faults(step, repeat(Fault(status=500)))
     assert told(folder) == (
         f"{server.url} answers 500 Internal Server Error when asked for {REPO}. Try again later."
     )
     assert uploaded(server) == {}
-    server.order(step, [])
+    server.inject_faults(step, [])
     upload(folder)
     assert uploaded(server) == FILES
 
 
 @pytest.mark.parametrize("step", ["preupload", "batch", "put", "verify"])
 def test_a_fault_that_passes_is_not_told(server: UploadServer, folder: Path, step: str) -> None:
-    server.order(step, [Fault(status=503)])
+    server.inject_faults(step, [Fault(status=503)])
     upload(folder)
     assert uploaded(server) == FILES
 
@@ -295,7 +295,7 @@ def test_a_fault_that_passes_is_not_told(server: UploadServer, folder: Path, ste
 def test_a_refusal_is_told_with_the_reason_of_the_server(
     server: UploadServer, folder: Path, status: int
 ) -> None:
-    server.order("take_commit", [Fault(status=status)])
+    server.inject_faults("take_commit", [Fault(status=status)])
     assert told(folder) == f"{server.url} refuses the files of {folder}: This is a test."
     assert uploaded(server) == {}
 
@@ -369,7 +369,7 @@ def test_a_program_says_no_more_than_the_address(
     server: UploadServer, folder: Path, program: Callable[..., subprocess.CompletedProcess[str]]
 ) -> None:
     (folder / "README.md").write_bytes(b"# A tagger\n")  # of which the hub warns
-    server.order("put", [Fault(status=503)])
+    server.inject_faults("put", [Fault(status=503)])
     for address in (f"{server.url}/{REPO}/commit/", f"{server.url}/{REPO}"):
         ended = program()
         assert (ended.returncode, ended.stderr) == (0, "")
@@ -404,7 +404,7 @@ def test_a_failure_of_xet_is_told_in_one_line(
     server: UploadServer, program: Callable[..., subprocess.CompletedProcess[str]]
 ) -> None:
     server.xet = True
-    server.order("xorb", repeat(Fault(status=403)))
+    server.inject_faults("xorb", repeat(Fault(status=403)))
     ended = program()
     assert ended.returncode == 2
     assert ended.stderr.count("\n") == 1

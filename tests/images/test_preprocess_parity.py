@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor, nn
 
-from support.predictions import of_model
+from support.predictions import predict_split
 from tagger.data.hub import shards
 from tagger.images import decode, loader, preprocess, resize
 from tagger.images.dataset import ImageDataset, SampleKey, Split
@@ -218,7 +218,7 @@ class Listening(nn.Module):
 def test_predict_shows_the_model_the_same_bits(split: Split, fitting: str) -> None:
     by = prepared(fitting)
     model = Listening(split.labels.shape[1])
-    judged = of_model(model, split, by, batch_size=7, workers=0)
+    judged = predict_split(model, split, by, batch_size=7, workers=0)
     heard = torch.cat(model.heard).numpy()
     assert judged.rows == list(range(len(split)))
     assert [len(pixels) for pixels in model.heard] == [7, 7, 7, 3]

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from support.predictions import of_model
+from support.predictions import predict_split
 from tagger.core import files, thresholds, vocabulary
 from tagger.core.errors import TaggerError
 from tagger.core.vocabulary import CATEGORIES, Tag
@@ -143,7 +143,7 @@ def test_the_export_tags_as_the_model_does(
     model_folder: Path, tagger: Tagger, split: Split, tags: list[Tag]
 ) -> None:
     model = backbone.load_model(model_folder)
-    judged = of_model(model, split, tagger.preprocess, batch_size=5, workers=0)
+    judged = predict_split(model, split, tagger.preprocess, batch_size=5, workers=0)
     scores = tagger([decode.open_rgb(file) for file in split.locations])
     assert scores == pytest.approx(judged.scores, abs=1e-5)
     assert np.array_equal(judged.truth, split.labels.toarray() > 0)

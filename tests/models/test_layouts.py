@@ -66,10 +66,12 @@ def folders(
     """The same model in each layout."""
     made = tmp_path_factory.mktemp("layouts")
     return {
-        "wd14": third_party_layouts.wd14(model_folder, tags, made / "wd14"),
-        "imgutils": third_party_layouts.imgutils(export_folder, tags, made / "imgutils"),
-        "timm": third_party_layouts.timms(model_folder, tags, made / "timm"),
-        "bgr": third_party_layouts.timms(model_folder, tags, made / "bgr", bgr=True),
+        "wd14": third_party_layouts.write_wd14_layout(model_folder, tags, made / "wd14"),
+        "imgutils": third_party_layouts.write_imgutils_layout(
+            export_folder, tags, made / "imgutils"
+        ),
+        "timm": third_party_layouts.write_timm_layout(model_folder, tags, made / "timm"),
+        "bgr": third_party_layouts.write_timm_layout(model_folder, tags, made / "bgr", bgr=True),
         "export": export_folder,
     }
 
@@ -274,7 +276,9 @@ def test_infer_gives_general_tags_where_categories_are_not_known(
 def test_a_graph_with_channels_first_is_no_wd14(
     model_folder: Path, tags: list[Tag], tmp_path: Path
 ) -> None:
-    folder = third_party_layouts.wd14(model_folder, tags, tmp_path / "first", last=False)
+    folder = third_party_layouts.write_wd14_layout(
+        model_folder, tags, tmp_path / "first", channels_last=False
+    )
     told = refused(folder)
     assert "takes ['batch', 3, 32, 32], not (batch, size, size, 3) as in the WD14 layout." in told
 

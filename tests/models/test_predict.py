@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.backends import cudnn
 
-from support.predictions import of_model
+from support.predictions import predict_split
 from tagger.core.errors import TaggerError
 from tagger.images.dataset import Split
 from tagger.images.loader import Batch
@@ -59,10 +59,10 @@ def test_without_room_pictures_are_judged_fewer_at_a_time(
     room: int,
     given: list[int],
 ) -> None:
-    whole = of_model(cramped, split, preprocessing, batch_size=11)
+    whole = predict_split(cramped, split, preprocessing, batch_size=11)
     cramped.room, cramped.given = room, []
     with caplog.at_level(logging.WARNING):
-        found = of_model(cramped.train(), split, preprocessing, batch_size=11)
+        found = predict_split(cramped.train(), split, preprocessing, batch_size=11)
     assert cramped.training
     assert cramped.given[: len(given)] == given
     assert found.rows == whole.rows
@@ -80,7 +80,7 @@ def test_a_model_without_room_for_one_picture_is_told_in_one_line_and_left_as_it
 ) -> None:
     cramped.room = 0
     with pytest.raises(TaggerError, match=r"\AThe memory of the device does not suffice .*\Z"):
-        of_model(cramped.train(), split, preprocessing, batch_size=4)
+        predict_split(cramped.train(), split, preprocessing, batch_size=4)
     assert cramped.given == [4, 2, 1]
     assert cramped.training
 
@@ -91,7 +91,7 @@ def test_where_others_wait_in_the_middle_of_the_model_too_many_pictures_are_refu
     cramped.room = 3
     monkeypatch.setattr(distributed, "in_parts", lambda model: True)
     with pytest.raises(TaggerError, match=r"\A.* 4 pictures .* Lower train\.micro_batch\.\Z"):
-        of_model(cramped, split, preprocessing, batch_size=4)
+        predict_split(cramped, split, preprocessing, batch_size=4)
     assert cramped.given == [4]
 
 

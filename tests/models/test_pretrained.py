@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save, save_file
 from torch import Tensor, nn
 
-from support.hub_server import TOKEN, HubServer, pointed_at, serving
+from support.hub_server import TOKEN, HubServer, serve_hub, use_hub
 from tagger.core.errors import TaggerError
 from tagger.models import backbone, checkpoints, pretrained
 from tagger.params import Preset
@@ -82,7 +82,7 @@ def server(vit: nn.Module, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> I
     entries = {name: value.contiguous() for name, value in vit.state_dict().items()}
     config = {"architecture": VIT, "num_classes": 1000, "pretrained_cfg": {"mean": [0.1, 0.2, 0.3]}}
     files = {"config.json": json.dumps(config).encode(), "model.safetensors": save(entries)}
-    with serving(files, TIMMS) as server, pointed_at(server.url, tmp_path / "home", monkeypatch):
+    with serve_hub(files, TIMMS) as server, use_hub(server.url, tmp_path / "home", monkeypatch):
         yield server
 
 
@@ -493,7 +493,7 @@ def test_a_hub_out_of_reach_is_one_line_with_the_ways_out(
     with socket.socket() as bound:  # and not listening
         bound.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{bound.getsockname()[1]}"
-        with pointed_at(url, tmp_path / "home", monkeypatch):
+        with use_hub(url, tmp_path / "home", monkeypatch):
             for source in (True, f"hf-hub:{TIMMS}"):
                 message = refused(small_vit(), source)
                 assert message.startswith(f"No connection to {url}: ")

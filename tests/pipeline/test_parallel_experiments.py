@@ -39,7 +39,7 @@ def clone(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     params["models"]["vit"] |= SMALL
     (folder / "params.yaml").write_text(yaml.safe_dump(params), encoding="utf-8")
     targets = ["data/dvc.yaml:demo", *clones.STAGES[1:]]
-    assert processes.run(folder, "dvc", "commit", "--force", *targets).told
+    assert processes.run(folder, "dvc", "commit", "--force", *targets).success_output
     clones.git(folder, "add", "--all")
     clones.git(folder, "commit", "--quiet", "--message", "done")
     return folder
@@ -53,13 +53,13 @@ def told(clone: Path) -> dict[str, str]:
         settings = [word for key, value in changes.items() for word in ("-S", f"{key}={value}")]
         words = ["dvc", "--wait-for-lock", "exp", "run", "--temp", "--name", name, *settings]
         running[name] = processes.start(clone, *words)
-    return {name: one.ended().told for name, one in running.items()}
+    return {name: one.finish().success_output for name, one in running.items()}
 
 
 @pytest.fixture(scope="module")
 def shown(clone: Path, told: dict[str, str]) -> dict[str, Any]:
     """What dvc shows of each experiment."""
-    output = processes.run(clone, "dvc", "exp", "show", "--json").told
+    output = processes.run(clone, "dvc", "exp", "show", "--json").success_output
     revisions = json.loads(output[output.index("[{") :])
     found = [one for revision in revisions for one in revision["experiments"] or ()]
     return {one["name"]: one["revs"][0]["data"] | {"rev": one["revs"][0]["rev"]} for one in found}
@@ -132,8 +132,8 @@ def test_the_workspace_and_nothing_else_is_as_it_was(
 ) -> None:
     status = subprocess.check_output(["git", "status", "--porcelain"], cwd=clone)
     assert status == b""
-    expected = clones.written(finished)
-    assert clones.written(clone) == expected
+    expected = clones.read_outputs(finished)
+    assert clones.read_outputs(clone) == expected
     left = [path for path in clone.rglob("*") if ".partial" in path.name or path.suffix == ".gone"]
     assert not left
     assert not list((clone / ".dvc/tmp/exps/standalone").glob("tmp*"))  # the copies

@@ -26,7 +26,7 @@ SETTINGS: dict[str, Any] = {
 
 def dvc(clone: Path, *arguments: str) -> str:
     """Return what dvc printed."""
-    return processes.run(clone, "dvc", *arguments).told
+    return processes.run(clone, "dvc", *arguments).success_output
 
 
 def ran(output: str) -> list[str]:
@@ -36,7 +36,7 @@ def ran(output: str) -> list[str]:
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A repository with the files of this one, and parameters small enough for seconds."""
-    return clones.made(tmp_path_factory.mktemp("clone"), SETTINGS)
+    return clones.make_clone(tmp_path_factory.mktemp("clone"), SETTINGS)
 
 
 @pytest.fixture(scope="module")
@@ -147,12 +147,15 @@ def test_an_export_is_tried_wherever_it_lies(clone: Path, first: str, tmp_path: 
     copy = tmp_path / "downloaded"
     shutil.copytree(clone / "models/export", copy)
     command = ("stages/export.py", "--check", copy)
-    told = processes.run(clone, *command).told
+    told = processes.run(clone, *command).success_output
     assert "files as they were exported" in told and "8 tools agree with the model" in told
-    assert "8 tools agree" in processes.run(clone, *command, "--on", "data/demo/0000.png").told
+    assert (
+        "8 tools agree"
+        in processes.run(clone, *command, "--on", "data/demo/0000.png").success_output
+    )
     with (copy / "wd14/model.onnx").open("ab") as file:
         file.write(b"more")
-    mistake = processes.run(clone, *command).mistake
+    mistake = processes.run(clone, *command).error_line
     assert re.match(r"error: .*wd14/model.onnx is not what was exported", mistake)
 
 

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from support import processes
-from support.processes import Ended
+from support.processes import FinishedProcess
 
 ROOT = Path(__file__).parents[2]
 Stage = Callable[..., str]
@@ -41,16 +41,16 @@ def change(project: Path, values: dict[str, Any]) -> None:
     path.write_text(yaml.safe_dump(content), encoding="utf-8")
 
 
-def run(project: Path, stage: str) -> Ended:
+def run(project: Path, stage: str) -> FinishedProcess:
     return processes.run(project, ROOT / "stages" / f"{stage}.py")
 
 
 def mistake(project: Path, stage: str) -> str:
     """Return the one line that a stage says of a mistake, and nothing else."""
     ended = run(project, stage)
-    assert ended.output.splitlines() == [ended.mistake]
+    assert ended.output.splitlines() == [ended.error_line]
     assert not list(project.rglob("*.partial"))
-    return ended.mistake
+    return ended.error_line
 
 
 def test_an_unknown_preset_is_named_with_the_nearest(project: Path) -> None:
@@ -89,7 +89,7 @@ def test_unreadable_files_are_left_out_and_listed(project: Path) -> None:
     (project / "data/demo/0000.png").write_bytes(b"no picture")
     (project / "data/demo/0001.txt").write_bytes(b"\xff\xfe broken")
     (project / "data/demo/0002.txt").unlink()
-    assert len(run(project, "prepare").told.splitlines()) == 1
+    assert len(run(project, "prepare").success_output.splitlines()) == 1
     rejected = (project / "metrics/rejected.csv").read_text(encoding="utf-8").splitlines()
     assert [line.split(",")[:2] for line in sorted(rejected[1:])] == [
         ["0000.png", "unreadable picture"],
@@ -113,27 +113,27 @@ def test_a_limit_on_files_is_one_line_and_leaves_nothing_half_written(project: P
     assert re.fullmatch(line, ended.stderr)
     assert not (project / "data/posts.parquet").exists()
     assert not list(project.rglob("*.partial"))
-    assert run(project, "prepare").told
+    assert run(project, "prepare").success_output
     assert (project / "data/posts.parquet").exists()
 
 
 def test_an_empty_vocabulary_says_how_common_tags_are(project: Path) -> None:
-    assert run(project, "prepare").told
+    assert run(project, "prepare").success_output
     change(project, {"vocabulary.min_count": 1000})
     line = mistake(project, "vocabulary")
     assert "the most common one is on 24 posts. Loosen the limits" in line
 
 
 def test_a_selected_tags_csv_of_other_tags_is_refused(project: Path) -> None:
-    assert run(project, "prepare").told
+    assert run(project, "prepare").success_output
     (project / "mine.csv").write_text("name,count\n1girl,5000\n", encoding="utf-8")
     change(project, {"vocabulary.source": "mine.csv"})
     assert "not in the list" in mistake(project, "vocabulary")
 
 
 def test_a_split_that_leaves_a_part_empty_is_refused(project: Path) -> None:
-    assert run(project, "prepare").told
-    assert run(project, "vocabulary").told
+    assert run(project, "prepare").success_output
+    assert run(project, "vocabulary").success_output
     change(project, {"split.train": 0.998, "split.validation": 0.001, "split.test": 0.001})
     change(project, {"split.method": "random"})
     assert "No post falls to validation" in mistake(project, "split")
@@ -142,12 +142,12 @@ def test_a_split_that_leaves_a_part_empty_is_refused(project: Path) -> None:
 
 def test_training_on_nothing_is_refused(project: Path) -> None:
     for stage in ("prepare", "vocabulary", "split"):
-        assert run(project, stage).told
+        assert run(project, stage).success_output
     for picture in project.glob("data/demo/*.png"):
         picture.unlink()
     change(project, {"train.workers": 0})
     ended = run(project, "train")
-    assert "training pictures cannot be read" in ended.mistake
+    assert "training pictures cannot be read" in ended.error_line
     assert len(ended.output.splitlines()) == 2  # with what is trained
 
 

@@ -25,14 +25,14 @@ NO_MLFLOW = "MLflow cannot be written, going on without it: "
 def project(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A project on a disk of its own, all stages of which have run."""
     folder = tmp_path_factory.mktemp("full") / "project"
-    disks.mount(folder)
-    shutil.copytree(finished, disks.seen(folder), symlinks=True, dirs_exist_ok=True)
+    disks.mount_disk(folder)
+    shutil.copytree(finished, disks.visible_path(folder), symlinks=True, dirs_exist_ok=True)
     return folder
 
 
 @pytest.fixture(scope="module")
 def undisturbed(project: Path) -> dict[str, bytes]:
-    return clones.written(disks.seen(project))
+    return clones.read_outputs(disks.visible_path(project))
 
 
 def unfinished(folder: Path) -> list[Path]:
@@ -43,24 +43,24 @@ def unfinished(folder: Path) -> list[Path]:
 def test_a_stage_on_a_full_disk_says_so_and_ends_well_once_there_is_room(
     project: Path, undisturbed: dict[str, bytes], stage: str
 ) -> None:
-    here = disks.seen(project)
-    expected = clones.written(here, [stage])
+    here = disks.visible_path(project)
+    expected = clones.read_outputs(here, [stage])
     needed = sum(-(-len(content) // disks.PAGE) * disks.PAGE for content in expected.values())
     for share in FILLED[stage]:
-        disks.limit(project, None)
-        clones.forget(here, stage)
+        disks.limit_free_space(project, None)
+        clones.remove_outputs(here, stage)
         shutil.rmtree(here / ".scratch", ignore_errors=True)
-        disks.limit(project, int(share * needed))
+        disks.limit_free_space(project, int(share * needed))
         ended = processes.run(project, f"stages/{stage}.py")
-        assert re.fullmatch(NO_ROOM, ended.mistake)
+        assert re.fullmatch(NO_ROOM, ended.error_line)
         assert ended.output.count(NO_MLFLOW) <= 1
-        found = clones.written(here, [stage])
+        found = clones.read_outputs(here, [stage])
         assert len(found) < len(expected)
         assert found.items() <= expected.items()
         assert not unfinished(here)
-    disks.limit(project, None)
-    assert processes.run(project, f"stages/{stage}.py").told
-    assert clones.written(here) == undisturbed
+    disks.limit_free_space(project, None)
+    assert processes.run(project, f"stages/{stage}.py").success_output
+    assert clones.read_outputs(here) == undisturbed
 
 
 @pytest.mark.parametrize(
@@ -74,19 +74,21 @@ def test_a_full_disk_under_mlflow_costs_one_warning_and_no_training(
     room: int,
 ) -> None:
     store = tmp_path / "store"
-    disks.mount(store)
-    (disks.seen(store) / "mlflow.db").write_bytes(_empty_store())
-    disks.limit(store, room)
+    disks.mount_disk(store)
+    (disks.visible_path(store) / "mlflow.db").write_bytes(_empty_store())
+    disks.limit_free_space(store, room)
     told = ""
     for stage in stages:
         uri = f"sqlite:///{store}/mlflow.db"
-        printed = processes.run(project, f"stages/{stage}.py", MLFLOW_TRACKING_URI=uri).told
+        printed = processes.run(
+            project, f"stages/{stage}.py", MLFLOW_TRACKING_URI=uri
+        ).success_output
         assert printed.count(NO_MLFLOW) <= 1
         told += printed
     assert f"{NO_MLFLOW}(sqlite3.OperationalError) database or disk is full\n" in told
     assert "Traceback" not in told
     expected = undisturbed | {"models/tagger/run.json": b""}  # holds no number of a run, perhaps
-    found = clones.written(disks.seen(project)) | {"models/tagger/run.json": b""}
+    found = clones.read_outputs(disks.visible_path(project)) | {"models/tagger/run.json": b""}
     assert {name for name in expected if found[name] != expected[name]} <= {"metrics/report.html"}
 
 
@@ -95,7 +97,7 @@ def pictures(project: Path, tmp_path: Path) -> Path:
     """Half a dozen pictures, and one that cannot be read."""
     folder = tmp_path / "pictures"
     folder.mkdir()
-    for path in sorted(disks.seen(project / "data/demo").glob("*.png"))[:6]:
+    for path in sorted(disks.visible_path(project / "data/demo").glob("*.png"))[:6]:
         shutil.copy(path, folder)
     (folder / "bad.png").write_bytes(b"no picture")
     return folder
@@ -106,23 +108,28 @@ def test_tags_on_a_full_disk_are_whole_or_not_there(
     project: Path, pictures: Path, tmp_path: Path, output: str
 ) -> None:
     full = tmp_path / "out"
-    disks.mount(full)
-    disks.limit(full, 2 * disks.PAGE if output == "txt" else 0)
+    disks.mount_disk(full)
+    disks.limit_free_space(full, 2 * disks.PAGE if output == "txt" else 0)
     words = (project / "stages/infer.py", pictures, "--output", output, "--output-dir", full)
-    found = re.fullmatch(FULL, processes.run(pictures, *words).mistake)
-    there = {path.name for path in disks.seen(full).iterdir()} - {"first"}
+    found = re.fullmatch(FULL, processes.run(pictures, *words).error_line)
+    there = {path.name for path in disks.visible_path(full).iterdir()} - {"first"}
     if output == "txt":
         assert there == {"0000.txt", "0001.txt"}
         assert found and found[1] == str(full / "0002.txt")
-        assert all(path.read_bytes().endswith(b"\n") for path in disks.seen(full).glob("*.txt"))
+        assert all(
+            path.read_bytes().endswith(b"\n") for path in disks.visible_path(full).glob("*.txt")
+        )
     else:
         assert there == set()
         assert found and found[1] == str(full / f"tags.{output}")
-    disks.limit(full, None)
+    disks.limit_free_space(full, None)
     ended = processes.run(pictures, *words, "--skip-existing")
-    assert ended.code == 1, ended.output
+    assert ended.exit_code == 1, ended.output
     assert ("skipped: 2" in ended.output) == (output == "txt")
-    written = {path.name for path in disks.seen(full).iterdir()} - {"first", "infer_failures.csv"}
+    written = {path.name for path in disks.visible_path(full).iterdir()} - {
+        "first",
+        "infer_failures.csv",
+    }
     assert written == ({f"000{n}.txt" for n in range(6)} if output == "txt" else {f"tags.{output}"})
 
 
@@ -131,15 +138,15 @@ def test_tags_on_a_full_disk_are_whole_or_not_there(
 def test_embeddings_and_a_table_leave_nothing_where_one_finds_no_room(
     project: Path, pictures: Path, tmp_path: Path, form: str, full: str
 ) -> None:
-    disks.mount(tmp_path / "full")
-    disks.limit(tmp_path / "full", 0)
+    disks.mount_disk(tmp_path / "full")
+    disks.limit_free_space(tmp_path / "full", 0)
     roomy = tmp_path / "roomy"
     roomy.mkdir()
     vectors = (tmp_path / "full" if full == "embeddings" else roomy) / f"vectors.{form}"
     folder = roomy if full == "embeddings" else tmp_path / "full"
     words = ("--output", "csv", "--output-dir", folder, "--embeddings", vectors)
     ended = processes.run(pictures, project / "stages/infer.py", pictures, *words)
-    found = re.fullmatch(FULL, ended.mistake)
+    found = re.fullmatch(FULL, ended.error_line)
     assert found and found[1] == str(vectors if full == "embeddings" else folder / "tags.csv")
     assert {path.name for path in roomy.iterdir()} <= {"infer_failures.csv"}
-    assert {path.name for path in disks.seen(tmp_path / "full").iterdir()} == {"first"}
+    assert {path.name for path in disks.visible_path(tmp_path / "full").iterdir()} == {"first"}

@@ -15,16 +15,16 @@ import pytest
 from support.hostile_models import (
     BULK,
     Change,
-    Evil,
-    content,
-    edit,
-    graph,
-    link,
-    linked,
-    outside,
-    row,
-    stage,
-    swollen,
+    MaliciousPickle,
+    edit_file,
+    edit_preprocess_stage,
+    edit_tag_row,
+    make_huge,
+    replace_by_link,
+    replace_content,
+    replace_graph,
+    weights_by_link,
+    weights_outside_folder,
 )
 from tagger.images.dataset import Split
 
@@ -78,37 +78,67 @@ def tagged(model: Path, part: Split, work: Path) -> Ended:
 
 
 REFUSED: dict[str, tuple[Change, str]] = {
-    "weights beside the folder": (graph(at="../secret"), "model.onnx does not load"),
-    "weights in /etc": (graph(at="../" * 20 + "etc/passwd"), "model.onnx does not load"),
-    "weights by a whole path": (outside, "model.onnx does not load"),
-    "weights by a link": (linked, "model.onnx does not load"),
-    "weights without an end": (graph(at="/dev/zero"), "model.onnx does not load"),
-    "huge weights": (graph(shape=[3, 2**40]), "model.onnx does not load"),
-    "weights of less than nothing": (graph(shape=[3, -2]), "model.onnx does not load"),
-    "a graph as long as a disk": (swollen("model.onnx"), "model.onnx does not load"),
-    "a graph without an end": (link("model.onnx", "/dev/zero"), "lacks model.onnx"),
-    "more outputs": (graph(more=1), "tags, the model"),
-    "fewer outputs": (graph(more=-1), "tags, the model"),
-    "no numbers": (graph(value=np.nan), "the model gives what is no number"),
-    "a huge square": (stage(0, size=[10**9, 10**9]), "a side of 1000000000 pixels"),
-    "a large square": (stage(0, size=[10**5, 10**5]), "a side of 100000 pixels"),
-    "a square beyond numbers": (stage(0, size=[10**30, 10**30]), "pixels, where 1 to 4096 are"),
-    "a square of less than nothing": (stage(0, size=[-8, -8]), "a side of -8 pixels"),
-    "no colour": (stage(0, background_color=[10**9, -1, 0]), "a colour (1000000000, -1, 0)"),
-    "a division by nothing": (stage(-1, std=[0, 0, 0]), "preprocess.json is no preprocessing"),
-    "a mean that is none": (stage(-1, mean=[np.nan] * 3), "preprocess.json is no preprocessing"),
-    "deep nesting": (content("preprocess.json", b"[" * 10**6), "preprocess.json cannot be read"),
-    "JSON as long as a disk": (swollen("preprocess.json"), "preprocess.json holds 8.6 GB"),
-    "tags as long as a disk": (swollen("selected_tags.csv"), "selected_tags.csv holds 8.6 GB"),
-    "tags without an end": (link("selected_tags.csv", "/dev/zero"), "lacks selected_tags.csv"),
-    "other lines": (link("selected_tags.csv", "/etc/passwd"), "selected_tags.csv: line 2"),
-    "no UTF-8": (edit("selected_tags.csv", lambda d: d + b"\xff,1\n"), "'utf-8' codec"),
-    "a quote without an end": (edit("selected_tags.csv", lambda d: d + b'1,"'), "cannot be read"),
-    "a name of a megabyte": (row("a" * 10**6), "field larger than field limit"),
-    "a name of two lines": (row("smile\n1girl"), r"'smile\n1girl', has control characters"),
-    "a name that ends a text": (row("smile\0"), r"'smile\x00', has control characters"),
-    "a name for a terminal": (row("\x1b[2J"), r"'\x1b[2J', has control characters"),
-    "a threshold that is none": (row("smile", "nan"), "no best_threshold on every line"),
+    "weights beside the folder": (replace_graph(at="../secret"), "model.onnx does not load"),
+    "weights in /etc": (replace_graph(at="../" * 20 + "etc/passwd"), "model.onnx does not load"),
+    "weights by a whole path": (weights_outside_folder, "model.onnx does not load"),
+    "weights by a link": (weights_by_link, "model.onnx does not load"),
+    "weights without an end": (replace_graph(at="/dev/zero"), "model.onnx does not load"),
+    "huge weights": (replace_graph(shape=[3, 2**40]), "model.onnx does not load"),
+    "weights of less than nothing": (replace_graph(shape=[3, -2]), "model.onnx does not load"),
+    "a graph as long as a disk": (make_huge("model.onnx"), "model.onnx does not load"),
+    "a graph without an end": (replace_by_link("model.onnx", "/dev/zero"), "lacks model.onnx"),
+    "more outputs": (replace_graph(more=1), "tags, the model"),
+    "fewer outputs": (replace_graph(more=-1), "tags, the model"),
+    "no numbers": (replace_graph(value=np.nan), "the model gives what is no number"),
+    "a huge square": (edit_preprocess_stage(0, size=[10**9, 10**9]), "a side of 1000000000 pixels"),
+    "a large square": (edit_preprocess_stage(0, size=[10**5, 10**5]), "a side of 100000 pixels"),
+    "a square beyond numbers": (
+        edit_preprocess_stage(0, size=[10**30, 10**30]),
+        "pixels, where 1 to 4096 are",
+    ),
+    "a square of less than nothing": (
+        edit_preprocess_stage(0, size=[-8, -8]),
+        "a side of -8 pixels",
+    ),
+    "no colour": (
+        edit_preprocess_stage(0, background_color=[10**9, -1, 0]),
+        "a colour (1000000000, -1, 0)",
+    ),
+    "a division by nothing": (
+        edit_preprocess_stage(-1, std=[0, 0, 0]),
+        "preprocess.json is no preprocessing",
+    ),
+    "a mean that is none": (
+        edit_preprocess_stage(-1, mean=[np.nan] * 3),
+        "preprocess.json is no preprocessing",
+    ),
+    "deep nesting": (
+        replace_content("preprocess.json", b"[" * 10**6),
+        "preprocess.json cannot be read",
+    ),
+    "JSON as long as a disk": (make_huge("preprocess.json"), "preprocess.json holds 8.6 GB"),
+    "tags as long as a disk": (make_huge("selected_tags.csv"), "selected_tags.csv holds 8.6 GB"),
+    "tags without an end": (
+        replace_by_link("selected_tags.csv", "/dev/zero"),
+        "lacks selected_tags.csv",
+    ),
+    "other lines": (
+        replace_by_link("selected_tags.csv", "/etc/passwd"),
+        "selected_tags.csv: line 2",
+    ),
+    "no UTF-8": (edit_file("selected_tags.csv", lambda d: d + b"\xff,1\n"), "'utf-8' codec"),
+    "a quote without an end": (
+        edit_file("selected_tags.csv", lambda d: d + b'1,"'),
+        "cannot be read",
+    ),
+    "a name of a megabyte": (edit_tag_row("a" * 10**6), "field larger than field limit"),
+    "a name of two lines": (
+        edit_tag_row("smile\n1girl"),
+        r"'smile\n1girl', has control characters",
+    ),
+    "a name that ends a text": (edit_tag_row("smile\0"), r"'smile\x00', has control characters"),
+    "a name for a terminal": (edit_tag_row("\x1b[2J"), r"'\x1b[2J', has control characters"),
+    "a threshold that is none": (edit_tag_row("smile", "nan"), "no best_threshold on every line"),
 }
 
 
@@ -130,7 +160,7 @@ def test_a_folder_that_means_harm_is_one_line_and_little_memory(
 def test_a_name_of_a_tag_is_a_text_and_no_path(
     hostile: Path, split: Split, tmp_path: Path, name: str
 ) -> None:
-    row(name)(hostile)
+    edit_tag_row(name)(hostile)
     before = {path for path in tmp_path.rglob("*") if path.is_file()}
     ended = tagged(hostile, split, tmp_path / "work")
     assert ended.code == 0, ended.told
@@ -144,7 +174,7 @@ def test_links_to_files_of_a_cache_are_followed(
     hostile: Path, export_folder: Path, split: Split, tmp_path: Path
 ) -> None:
     for name in ("model.onnx", "selected_tags.csv", "preprocess.json"):
-        link(name, str(export_folder / name))(hostile)
+        replace_by_link(name, str(export_folder / name))(hostile)
     assert tagged(hostile, split, tmp_path / "work").code == 0
 
 
@@ -152,8 +182,8 @@ def test_no_numbers_for_a_picture_end_the_tagging_in_one_line(
     hostile: Path, split: Split, tmp_path: Path
 ) -> None:
     """The square that a model is tried with is black; where there is light, this one overflows."""
-    graph(value=3e38, end="Identity")(hostile)
-    stage(-1, mean=[0, 0, 0], std=[1e-3] * 3)(hostile)
+    replace_graph(value=3e38, end="Identity")(hostile)
+    edit_preprocess_stage(-1, mean=[0, 0, 0], std=[1e-3] * 3)(hostile)
     ended = tagged(hostile, split, tmp_path / "work")
     assert ended.code == 2
     (line,) = ended.told
@@ -163,7 +193,7 @@ def test_no_numbers_for_a_picture_end_the_tagging_in_one_line(
 
 def test_a_pickle_beside_a_graph_is_never_run(hostile: Path, split: Split, tmp_path: Path) -> None:
     proof = tmp_path / "proof"
-    evil = pickle.dumps({"state_dict": Evil(proof)}) + bytes(BULK)
+    evil = pickle.dumps({"state_dict": MaliciousPickle(proof)}) + bytes(BULK)
     for name in ("model.safetensors", "pytorch_model.bin", "model.pth", "preprocess.pkl"):
         (hostile / name).write_bytes(evil)
     assert tagged(hostile, split, tmp_path / "work").code == 0

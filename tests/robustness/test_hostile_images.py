@@ -13,8 +13,8 @@ from typing import NamedTuple
 import pytest
 
 from support import malformed_images
-from support.image_bytes import encoded, photo
-from support.malformed_images import Nasty
+from support.image_bytes import encode, gradient_image
+from support.malformed_images import MalformedImage
 from tagger.images import find_images
 from tagger.inference import tables
 from tagger.inference.pipeline import PipelineOptions
@@ -45,21 +45,21 @@ class Ended(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def files(tmp_path_factory: pytest.TempPathFactory) -> list[Nasty]:
+def files(tmp_path_factory: pytest.TempPathFactory) -> list[MalformedImage]:
     """All nasty files, and two good ones among them."""
     folder = tmp_path_factory.mktemp("nasty") / "files"
-    built = malformed_images.build(folder)
+    built = malformed_images.write_all(folder)
     for name in GOOD:
         path = folder / name
-        path.write_bytes(encoded(photo(), path.suffix.removeprefix(".").upper()))
-        built.append(Nasty(ascii(name), path, "picture"))
+        path.write_bytes(encode(gradient_image(), path.suffix.removeprefix(".").upper()))
+        built.append(MalformedImage(ascii(name), path, "picture"))
     return built
 
 
 @pytest.fixture(scope="module", params=[0, 2])
 def ended(
     request: pytest.FixtureRequest,
-    files: list[Nasty],
+    files: list[MalformedImage],
     export_folder: Path,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Ended:
@@ -88,7 +88,7 @@ def ended(
 
 
 def test_good_pictures_are_tagged_and_every_other_file_is_listed_once(
-    ended: Ended, files: list[Nasty]
+    ended: Ended, files: list[MalformedImage]
 ) -> None:
     there = [
         path for path in files[0].path.parent.iterdir() if find_images.is_image_name(path.name)
@@ -125,7 +125,7 @@ def test_memory_and_time_are_bounded(ended: Ended) -> None:
 
 
 def test_the_page_tags_every_good_upload_and_lists_every_other_one_once(
-    files: list[Nasty], export_folder: Path, tmp_path: Path
+    files: list[MalformedImage], export_folder: Path, tmp_path: Path
 ) -> None:
     uploads = []
     for number, file in enumerate(file for file in files if file.path.is_file()):

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from support.hostile_models import BULK, Evil
+from support.hostile_models import BULK, MaliciousPickle
 from tagger.core.errors import TaggerError
 from tagger.models import backbone, checkpoints, external_preprocess, layouts
 
@@ -55,7 +55,7 @@ def refused(load: Callable[[], object]) -> str:
 
 
 def test_a_pickle_under_the_name_of_weights_is_never_run(trained: Path, tmp_path: Path) -> None:
-    evil = pickle.dumps({"state_dict": Evil(tmp_path / "proof")}) + bytes(BULK)
+    evil = pickle.dumps({"state_dict": MaliciousPickle(tmp_path / "proof")}) + bytes(BULK)
     for name in ("model.safetensors", "pytorch_model.bin", "model.pth"):
         (trained / name).write_bytes(evil)
     assert "does not load" in refused(lambda: backbone.load_model(trained))

@@ -15,7 +15,7 @@ from mlflow.entities import Run
 
 from support import clones, processes
 from support.clones import STAGES
-from support.processes import Running
+from support.processes import RunningProcess
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -42,17 +42,17 @@ class Pipeline:
 
     folder: Path
 
-    def start(self, *words: str) -> Running:
+    def start(self, *words: str) -> RunningProcess:
         root = {} if words[0] == "dvc" else {"DVC_ROOT": str(self.folder)}
         return processes.start(self.folder, *words, **root)
 
     def finish(self, *words: str) -> str:
         """Return what a command printed, which must end well."""
-        ended = self.start(*words).ended()
-        if ended.code and DVCS_OWN in ended.output:  # killed while it wrote that, as it says
+        ended = self.start(*words).finish()
+        if ended.exit_code and DVCS_OWN in ended.output:  # killed while it wrote that, as it says
             (self.folder / ".dvc/tmp/rwlock").unlink()
-            ended = self.start(*words).ended()
-        return ended.told
+            ended = self.start(*words).finish()
+        return ended.success_output
 
     def killed(self, seconds: float, *words: str, alone: bool) -> bool:
         """Start something and kill it after some time; return False where it had ended by then.
@@ -61,7 +61,7 @@ class Pipeline:
         """
         running = self.start(*words)
         if running.wait(seconds) is not None:
-            assert running.ended().told
+            assert running.finish().success_output
             return False
         os.kill(running.pid, signal.SIGKILL)
         until = time.monotonic() + LOADING
@@ -70,9 +70,9 @@ class Pipeline:
                 with suppress(ProcessLookupError):
                     os.kill(other, signal.SIGKILL)
             time.sleep(0.005)
-        ended = running.ended()
-        assert ended.code in (0, -signal.SIGKILL), ended.output
-        return ended.code != 0
+        ended = running.finish()
+        assert ended.exit_code in (0, -signal.SIGKILL), ended.output
+        return ended.exit_code != 0
 
     def processes(self) -> list[int]:
         """Return the processes that work in the clone."""
@@ -104,12 +104,14 @@ def killed(
     run_once: tuple[Path, dict[str, float]], tmp_path_factory: pytest.TempPathFactory
 ) -> Pipeline:
     """The same, every stage of which was killed many times before dvc had its way."""
-    pipeline = Pipeline(clones.made(tmp_path_factory.mktemp("kills") / "killed", clones.FINISHED))
+    pipeline = Pipeline(
+        clones.make_clone(tmp_path_factory.mktemp("kills") / "killed", clones.FINISHED_PARAMS)
+    )
     drawn = random.Random(SEED)
     for stage in STAGES:
         script, hits, lasts = f"stages/{stage}.py", 0, run_once[1][stage]
         while hits < KILLS[stage] * TIMES_KILLED:
-            clones.forget(pipeline.folder, stage)
+            clones.remove_outputs(pipeline.folder, stage)
             after, alone = drawn.uniform(0, lasts), drawn.random() < 0.5
             hit = pipeline.killed(after, script, alone=alone)
             hits += hit
@@ -128,7 +130,7 @@ def test_there_are_fifty_kills_at_least() -> None:
 def test_every_output_is_that_of_a_pipeline_that_was_never_killed(
     undisturbed: Pipeline, killed: Pipeline
 ) -> None:
-    expected, found = clones.written(undisturbed.folder), clones.written(killed.folder)
+    expected, found = clones.read_outputs(undisturbed.folder), clones.read_outputs(killed.folder)
     assert found.keys() == expected.keys()
     assert len(found) > 190
     assert not [name for name in expected if found[name] != expected[name]]

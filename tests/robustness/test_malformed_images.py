@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from support import malformed_images
-from support.malformed_images import Nasty
+from support.malformed_images import MalformedImage
 from tagger.images import decode, find_images
 from tagger.images.location import Location
 from tagger.images.preprocess import Preprocess
@@ -25,12 +25,12 @@ LARGEST = 5000 * 4800  # pixels, more than any of the pictures has
 
 
 @pytest.fixture(scope="module")
-def everything(tmp_path_factory: pytest.TempPathFactory) -> list[Nasty]:
-    return malformed_images.build(tmp_path_factory.mktemp("nasty") / "files")
+def everything(tmp_path_factory: pytest.TempPathFactory) -> list[MalformedImage]:
+    return malformed_images.write_all(tmp_path_factory.mktemp("nasty") / "files")
 
 
 @pytest.fixture(scope="module")
-def files(everything: list[Nasty]) -> list[Nasty]:
+def files(everything: list[MalformedImage]) -> list[MalformedImage]:
     return everything
 
 
@@ -52,12 +52,12 @@ def opened(file: Path | Location) -> tuple[int, int] | str:
 
 
 def test_there_are_many_nasty_files_the_same_each_time(
-    everything: list[Nasty], tmp_path: Path
+    everything: list[MalformedImage], tmp_path: Path
 ) -> None:
     assert len(everything) >= 150
     assert len({file.path for file in everything}) == len(everything)
     begun = time.monotonic()
-    again = malformed_images.build(tmp_path / "again")
+    again = malformed_images.write_all(tmp_path / "again")
     assert time.monotonic() - begun < 10
     for file, other in zip(everything, again, strict=True):
         assert (file.name, file.expected) == (other.name, other.expected)
@@ -68,12 +68,12 @@ def test_there_are_many_nasty_files_the_same_each_time(
 @pytest.mark.usefixtures("ready")
 @pytest.mark.parametrize("by_place", [False, True])
 def test_each_file_is_a_picture_or_has_a_reason_of_one_line(
-    files: list[Nasty], by_place: bool
+    files: list[MalformedImage], by_place: bool
 ) -> None:
     wrong = {}
     for file in files:
         begun = time.monotonic()
-        found = opened(file.place if by_place else file.path)
+        found = opened(file.location if by_place else file.path)
         took = time.monotonic() - begun
         is_picture = isinstance(found, tuple)
         if isinstance(found, tuple):
@@ -86,7 +86,7 @@ def test_each_file_is_a_picture_or_has_a_reason_of_one_line(
     assert not wrong
 
 
-def test_without_begin_some_files_would_warn(files: list[Nasty]) -> None:
+def test_without_begin_some_files_would_warn(files: list[MalformedImage]) -> None:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         for file in files:
@@ -98,12 +98,12 @@ def test_without_begin_some_files_would_warn(files: list[Nasty]) -> None:
 
 @pytest.mark.usefixtures("ready")
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can open what nobody may read")
-def test_root_reads_what_nobody_may(files: list[Nasty]) -> None:
+def test_root_reads_what_nobody_may(files: list[MalformedImage]) -> None:
     (forbidden,) = [file for file in files if file.name == "forbidden.png"]
     assert opened(forbidden.path) == (64, 48)
 
 
-def test_bombs_are_refused_before_they_take_memory(files: list[Nasty]) -> None:
+def test_bombs_are_refused_before_they_take_memory(files: list[MalformedImage]) -> None:
     bombs = [str(file.path) for file in files if file.name.startswith(("'bomb", "'cut"))]
     assert len(bombs) > 10
     code = """
@@ -145,20 +145,20 @@ def open_in_a_thread(file: Path | Location, writer: Path) -> list[object]:
 
 @pytest.mark.usefixtures("ready")
 @pytest.mark.parametrize("by_place", [False, True])
-def test_a_named_pipe_is_unreadable(everything: list[Nasty], by_place: bool) -> None:
-    (pipe,) = [file.path for file in everything if file.name == malformed_images.FIFO]
+def test_a_named_pipe_is_unreadable(everything: list[MalformedImage], by_place: bool) -> None:
+    (pipe,) = [file.path for file in everything if file.name == malformed_images.NAMED_PIPE]
     assert open_in_a_thread(Location(str(pipe), 0, 8) if by_place else pipe, pipe)
 
 
-def test_a_named_pipe_is_never_found_among_pictures(everything: list[Nasty]) -> None:
+def test_a_named_pipe_is_never_found_among_pictures(everything: list[MalformedImage]) -> None:
     folder = everything[0].path.parent
     found = {entry.name for one in find_images.scan_folders(folder) for entry in one.images}
-    assert malformed_images.FIFO not in found
+    assert malformed_images.NAMED_PIPE not in found
     assert "folder.jpg" not in found
     assert {"forbidden.png", "link.png", "dangling.png"} <= found
 
 
-def test_one_picture_of_a_spider_stack_is_unreadable(everything: list[Nasty]) -> None:
+def test_one_picture_of_a_spider_stack_is_unreadable(everything: list[MalformedImage]) -> None:
     (spider,) = [file.path for file in everything if file.path.name == malformed_images.SPIDER]
     assert isinstance(opened(spider), str)
 

@@ -9,7 +9,7 @@ import pytest
 from scipy.sparse import csr_array
 
 from support import malformed_images
-from support.malformed_images import Nasty
+from support.malformed_images import MalformedImage
 from tagger.data import verify
 from tagger.images import decode, loader
 from tagger.images.dataset import ImageDataset, SampleKey, Split
@@ -27,9 +27,9 @@ STAGES = Path(__file__).parents[2] / "stages"
 
 
 @pytest.fixture(scope="module")
-def fed(tmp_path_factory: pytest.TempPathFactory) -> list[Nasty]:
+def fed(tmp_path_factory: pytest.TempPathFactory) -> list[MalformedImage]:
     """What is given to training."""
-    return malformed_images.build(tmp_path_factory.mktemp("nasty") / "files")
+    return malformed_images.write_all(tmp_path_factory.mktemp("nasty") / "files")
 
 
 @pytest.fixture
@@ -39,17 +39,17 @@ def ready() -> None:
 
 
 @pytest.fixture(scope="module")
-def readable(fed: list[Nasty]) -> list[bool]:
+def readable(fed: list[MalformedImage]) -> list[bool]:
     with warnings.catch_warnings():
         decode.init_process()
-        return [is_picture(file.place) for file in fed]
+        return [is_picture(file.location) for file in fed]
 
 
 @pytest.fixture(scope="module")
-def part(fed: list[Nasty]) -> Split:
+def part(fed: list[MalformedImage]) -> Split:
     """Each file a post, with a tag of its own."""
     labels = csr_array(np.eye(len(fed), dtype=np.bool_))
-    return Split([file.place for file in fed], labels)
+    return Split([file.location for file in fed], labels)
 
 
 def is_picture(place: Location) -> bool:
@@ -84,7 +84,7 @@ def test_only_what_is_unreadable_is_left_out_and_told(
 @pytest.mark.usefixtures("ready")
 @pytest.mark.parametrize("workers", [0, 2])
 def test_the_next_picture_stands_for_one_that_is_unreadable(
-    part: Split, readable: list[bool], fed: list[Nasty], workers: int
+    part: Split, readable: list[bool], fed: list[MalformedImage], workers: int
 ) -> None:
     made = batches(part, workers=workers, replacing=True)
     good = np.flatnonzero(readable)
@@ -113,7 +113,7 @@ def test_a_hundred_unreadable_pictures_in_a_row_are_given_up(tmp_path: Path) -> 
 
 @pytest.mark.usefixtures("ready")
 def test_prepare_judges_as_training_does(
-    part: Split, fed: list[Nasty], readable: list[bool]
+    part: Split, fed: list[MalformedImage], readable: list[bool]
 ) -> None:
     utf8 = [row for row, file in enumerate(fed) if "\udcff" not in str(file.path)]
     places = [part.locations[row] for row in utf8]

@@ -27,7 +27,7 @@ def checkout(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A project all stages of which have run; then it was made read-only."""
     folder = tmp_path_factory.mktemp("read_only") / "project"
     shutil.copytree(finished, folder, symlinks=True)
-    disks.forbid(folder)
+    disks.make_read_only(folder)
     return folder
 
 
@@ -44,7 +44,7 @@ def pictures(checkout: Path, tmp_path: Path) -> Path:
 def test_a_stage_in_a_read_only_checkout_names_what_it_cannot_write(
     checkout: Path, stage: str
 ) -> None:
-    line = processes.run(checkout, f"stages/{stage}.py").mistake
+    line = processes.run(checkout, f"stages/{stage}.py").error_line
     assert line.startswith(f"error: {WRITES[stage]}")
     assert line.endswith(f": {FORBIDDEN}")
     assert ".partial" not in line
@@ -52,7 +52,7 @@ def test_a_stage_in_a_read_only_checkout_names_what_it_cannot_write(
 
 def test_dvc_in_a_read_only_checkout_says_so_and_ends(checkout: Path) -> None:
     ended = processes.run(checkout, "dvc", "repro")
-    assert ended.code not in (0, None)
+    assert ended.exit_code not in (0, None)
     first, *_ = ended.output.splitlines()
     assert "Read-only file system" in first and str(checkout / ".dvc") in first
     assert "Traceback" not in ended.output
@@ -70,7 +70,7 @@ def test_a_read_only_checkout_tags_pictures_elsewhere(
     ended = processes.run(
         work, checkout / "stages/infer.py", pictures, "--output", output, "--rules", work, *where
     )
-    assert ended.code == 0, ended.output
+    assert ended.exit_code == 0, ended.output
     assert "tagged: 3 pictures" in ended.output
     target = work / "out" if named else pictures if output == "txt" else work
     names = {"0000.txt", "0001.txt", "0002.txt"} if output == "txt" else {f"tags.{output}"}
@@ -86,12 +86,12 @@ def test_sidecars_in_a_read_only_folder_are_refused_and_go_elsewhere(
     checkout: Path, pictures: Path, tmp_path: Path
 ) -> None:
     infer = checkout / "stages/infer.py"
-    disks.forbid(pictures)
-    line = processes.run(tmp_path, infer, pictures, "--output", "txt").mistake
+    disks.make_read_only(pictures)
+    line = processes.run(tmp_path, infer, pictures, "--output", "txt").error_line
     assert line == f"error: {pictures / '0000.txt'}: {FORBIDDEN}"
-    line = processes.run(pictures, infer, pictures, "--output", "csv").mistake
+    line = processes.run(pictures, infer, pictures, "--output", "csv").error_line
     assert line == f"error: tags.csv: {FORBIDDEN}"
     ended = processes.run(tmp_path, infer, pictures, "--output", "txt", "--output-dir", "out")
-    assert ended.code == 0, ended.output
+    assert ended.exit_code == 0, ended.output
     assert len(list((tmp_path / "out").glob("*.txt"))) == 3
     assert sorted(path.suffix for path in pictures.iterdir()) == [".png"] * 3

@@ -29,7 +29,7 @@ selector => [...document.querySelectorAll(selector)].filter(element =>
 """
 
 
-class Opened(NamedTuple):
+class OpenedPage(NamedTuple):
     page: Page
     errors: list[str]  # of scripts, and what the console was told of mistakes
     requests: list[str]  # addresses, that of the page first; data: is none
@@ -49,18 +49,18 @@ def chromium() -> Iterator[Browser]:
 
 
 @contextmanager
-def opened(
+def open_page(
     browser: Browser,
     address: str,
     *,
     width: int = 1280,
     theme: Theme = "light",
     scripts: bool = True,
-) -> Iterator[Opened]:
+) -> Iterator[OpenedPage]:
     """Yield a page that has been opened, in a window of some width, in pixels."""
     size = {"width": width, "height": 900}
     context = browser.new_context(viewport=size, color_scheme=theme, java_script_enabled=scripts)  # type: ignore[arg-type]
-    found = Opened(context.new_page(), [], [])
+    found = OpenedPage(context.new_page(), [], [])
     found.page.on("pageerror", lambda error: found.errors.append(str(error)))
     found.page.on("console", lambda said: _note(found, said.type, said.text))
     found.page.on("request", lambda request: _ask(found, request.url))
@@ -71,12 +71,12 @@ def opened(
         context.close()
 
 
-def _note(found: Opened, kind: str, text: str) -> None:
+def _note(found: OpenedPage, kind: str, text: str) -> None:
     if kind in ("error", "warning"):
         found.errors.append(text)
 
 
-def _ask(found: Opened, address: str) -> None:
+def _ask(found: OpenedPage, address: str) -> None:
     if not address.startswith("data:"):
         found.requests.append(address)
 
@@ -100,7 +100,7 @@ def _luminance(colour: str) -> float:
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
 
-def overflow(page: Page) -> int:
+def horizontal_overflow(page: Page) -> int:
     """Return by how many pixels a page is wider than its window."""
     root = "document.documentElement"
     return int(page.evaluate(f"{root}.scrollWidth - {root}.clientWidth"))

@@ -15,7 +15,7 @@ from tagger import params
 
 ROOT = Path(__file__).parents[2]
 STAGES = ("demo", "prepare", "vocabulary", "split", "train", "evaluate", "export")
-TINY: dict[str, Any] = {
+TINY_PARAMS: dict[str, Any] = {
     "demo": {"images": 80, "size": 32},
     "vocabulary": {"min_count": 8},
     "train": {"epochs": 2, "workers": 0},
@@ -31,7 +31,7 @@ TINY: dict[str, Any] = {
 }
 
 # Of the pipeline that many tests have a copy of: it keeps all that a stage can keep on its way.
-FINISHED: dict[str, Any] = {
+FINISHED_PARAMS: dict[str, Any] = {
     "demo": {"images": 64},
     "prepare": {"copies": {"side": 24}},
     "vocabulary": {"min_count": 6},
@@ -47,14 +47,14 @@ _DATED = (
 )
 
 
-def undated(content: bytes) -> bytes:
+def without_run_values(content: bytes) -> bytes:
     """Return a file without what no two runs have in common."""
     for pattern in _DATED:
         content = re.sub(pattern, b"", content)
     return content
 
 
-def outputs(clone: Path, stages: Sequence[str] = STAGES) -> list[Path]:
+def output_paths(clone: Path, stages: Sequence[str] = STAGES) -> list[Path]:
     """Return what stages write, by dvc.yaml."""
     content: dict[str, Any] = {}
     for path in ("dvc.yaml", "data/dvc.yaml"):
@@ -68,21 +68,21 @@ def outputs(clone: Path, stages: Sequence[str] = STAGES) -> list[Path]:
     return [clone / (next(iter(out)) if isinstance(out, dict) else out) for out in listed]
 
 
-def forget(clone: Path, stage: str) -> None:
+def remove_outputs(clone: Path, stage: str) -> None:
     """Remove what a stage writes, as dvc does before it runs."""
-    for path in outputs(clone, [stage]):
+    for path in output_paths(clone, [stage]):
         if path.is_dir():
             shutil.rmtree(path)
         else:
             path.unlink(missing_ok=True)
 
 
-def written(clone: Path, stages: Sequence[str] = STAGES) -> dict[str, bytes]:
+def read_outputs(clone: Path, stages: Sequence[str] = STAGES) -> dict[str, bytes]:
     """Return all that stages have written, but the log of the training."""
-    paths = [inner for path in outputs(clone, stages) for inner in (path, *path.rglob("*"))]
+    paths = [inner for path in output_paths(clone, stages) for inner in (path, *path.rglob("*"))]
     found = {str(path.relative_to(clone)): path for path in paths if path.is_file()}
     found.pop("models/tagger/train.log", None)
-    return {name: undated(path.read_bytes()) for name, path in found.items()}
+    return {name: without_run_values(path.read_bytes()) for name, path in found.items()}
 
 
 def environment(**more: str) -> dict[str, str]:
@@ -99,7 +99,7 @@ def git(folder: Path, *arguments: str) -> str:
     return ended.stdout
 
 
-def made(clone: Path, changes: Mapping[str, Any]) -> Path:
+def make_clone(clone: Path, changes: Mapping[str, Any]) -> Path:
     """Return a repository with the files of this one, committed, and parameters for seconds."""
     listed = git(ROOT, "ls-files", "--cached", "--others", "--exclude-standard")
     for name in listed.splitlines():
@@ -107,7 +107,7 @@ def made(clone: Path, changes: Mapping[str, Any]) -> Path:
             (clone / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, clone / name)
     content = yaml.safe_load((ROOT / params.PATH).read_text(encoding="utf-8"))
-    content = params.merge(params.merge(content, TINY), dict(changes))
+    content = params.merge(params.merge(content, TINY_PARAMS), dict(changes))
     (clone / params.PATH).write_text(yaml.safe_dump(content), encoding="utf-8")
     with (clone / ".dvc/config").open("a", encoding="utf-8") as file:
         file.write("    check_update = false\n")  # below [core]: it would start a process

@@ -26,7 +26,7 @@ SIZES = (4, 9, 11)  # pictures of each part
 LOADING = {"batch_size": 4, "workers": 0}  # neither part is a number of whole batches
 
 
-def with_model(
+def project_with_model(
     folder: Path,
     shipped: Params,
     demo: Path,
@@ -38,11 +38,11 @@ def with_model(
     made = make_project(folder, shipped, demo, preset, sizes)
     made.edit_params(evaluate=LOADING)
     shutil.copytree(model, folder / "models" / "tagger")
-    trained(made, None)
+    write_run_json(made, None)
     return made
 
 
-def trained(made: Project, run_id: str | None) -> None:
+def write_run_json(made: Project, run_id: str | None) -> None:
     """Say of the model of a project in which run of MLflow it was trained."""
     data = [made.folder / "data" / name for name in ("posts.parquet", "split.parquet")]
     hashes = {path.stem: files.sha256_file(path) for path in data} | {
@@ -69,7 +69,7 @@ def relabel(made: Project, change: Callable[[int, set[str]], set[str]]) -> None:
 
 
 @contextmanager
-def inside(made: Project) -> Iterator[None]:
+def inside_project(made: Project) -> Iterator[None]:
     """Be in a project as a stage is that DVC runs, and leave torch as it was."""
     threads = torch.get_num_threads()
     with pytest.MonkeyPatch.context() as patch:
@@ -80,14 +80,14 @@ def inside(made: Project) -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-def evaluated(made: Project, other: Path | None = None) -> str:
+def run_evaluate(made: Project, other: Path | None = None) -> str:
     """Return what the stage printed, which ended well; or a comparison with another tagger."""
-    with inside(made), redirect_stdout(io.StringIO()) as printed:
+    with inside_project(made), redirect_stdout(io.StringIO()) as printed:
         evaluate.main(params.load(), other)
     return printed.getvalue()
 
 
-def told(action: Callable[[], object], capsys: pytest.CaptureFixture[str]) -> str:
+def error_line(action: Callable[[], object], capsys: pytest.CaptureFixture[str]) -> str:
     """Return the one line that a mistake of the user's ends in."""
     capsys.readouterr()
     with pytest.raises(SystemExit) as ended, errors.exit_on_error():
@@ -100,14 +100,14 @@ def told(action: Callable[[], object], capsys: pytest.CaptureFixture[str]) -> st
     return line.removeprefix("error: ")
 
 
-def read(made: Project) -> tuple[list[Tag], dict[str, Split]]:
+def read_splits(made: Project) -> tuple[list[Tag], dict[str, Split]]:
     """Return the tags of the model, and the parts of the split."""
-    with inside(made):
+    with inside_project(made):
         return dataset.read_splits(
             evaluate.POSTS, evaluate.TAGS, evaluate.MODEL / "vocabulary.csv", evaluate.SPLIT
         )
 
 
-def figures(made: Project) -> Mapping[str, Any]:
+def read_metrics(made: Project) -> Mapping[str, Any]:
     found: Mapping[str, Any] = files.read_json(made.folder / evaluate.METRICS)
     return found

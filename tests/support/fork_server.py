@@ -46,7 +46,7 @@ _LIBRARIES = (
 _NAMES = ("demo", "prepare", "vocabulary", "split", "train", "evaluate", "export")
 
 
-def ask(
+def request_fork(
     path: str, words: Sequence[str], folder: str, env: Mapping[str, str], output: int
 ) -> tuple[socket.socket, int]:
     """Ask for a process that writes to a file descriptor; return who tells its end, and its pid."""
@@ -170,7 +170,7 @@ def _run(words: list[str]) -> int:
 
 
 def _stand_in(words: list[str]) -> NoReturn:
-    connection, _ = ask(os.environ[SOCKET], words, os.getcwd(), os.environ, 1)  # noqa: PTH109
+    connection, _ = request_fork(os.environ[SOCKET], words, os.getcwd(), os.environ, 1)  # noqa: PTH109
     code = int(connection.recv(20))
     os._exit(code if code >= 0 else 137)
 

@@ -19,7 +19,7 @@ HUGE = 8 << 30  # bytes, of a file that takes no room on the disk
 Change = Callable[[Path], object]
 
 
-class Evil:
+class MaliciousPickle:
     """What makes a folder as it is unpickled."""
 
     def __init__(self, proof: Path) -> None:
@@ -29,20 +29,20 @@ class Evil:
         return os.mkdir, (str(self.proof),)
 
 
-def edit(name: str, change: Callable[[bytes], bytes]) -> Change:
+def edit_file(name: str, change: Callable[[bytes], bytes]) -> Change:
     return lambda folder: (folder / name).write_bytes(change((folder / name).read_bytes()))
 
 
-def content(name: str, data: bytes) -> Change:
-    return edit(name, lambda _: data)
+def replace_content(name: str, data: bytes) -> Change:
+    return edit_file(name, lambda _: data)
 
 
-def swollen(name: str) -> Change:
+def make_huge(name: str) -> Change:
     """Make a file as long as a disk may be, without writing it."""
     return lambda folder: os.truncate(folder / name, HUGE)
 
 
-def link(name: str, target: str) -> Change:
+def replace_by_link(name: str, target: str) -> Change:
     def change(folder: Path) -> None:
         (folder / name).unlink()
         (folder / name).symlink_to(target)
@@ -50,7 +50,7 @@ def link(name: str, target: str) -> Change:
     return change
 
 
-def stage(place: int, **settings: Any) -> Change:
+def edit_preprocess_stage(place: int, **settings: Any) -> Change:
     """Change a stage of preprocess.json."""
 
     def change(data: bytes) -> bytes:
@@ -58,10 +58,10 @@ def stage(place: int, **settings: Any) -> Change:
         stages["test"][place] |= settings
         return json.dumps(stages).encode()
 
-    return edit("preprocess.json", change)
+    return edit_file("preprocess.json", change)
 
 
-def row(name: str, threshold: str = "0") -> Change:
+def edit_tag_row(name: str, threshold: str = "0") -> Change:
     """Give the third tag another name and threshold."""
 
     def change(data: bytes) -> bytes:
@@ -71,10 +71,10 @@ def row(name: str, threshold: str = "0") -> Change:
         csv.writer(written, lineterminator="\n").writerows(rows)
         return written.getvalue().encode()
 
-    return edit("selected_tags.csv", change)
+    return edit_file("selected_tags.csv", change)
 
 
-def graph(
+def replace_graph(
     more: int = 0,
     value: float = 0.1,
     shape: list[int] | None = None,
@@ -115,12 +115,12 @@ def graph(
     return change
 
 
-def outside(folder: Path) -> None:
+def weights_outside_folder(folder: Path) -> None:
     """Let the weights lie in a file beside the folder, by its whole path."""
-    graph(at=str(folder.parent / "secret"))(folder)
+    replace_graph(at=str(folder.parent / "secret"))(folder)
 
 
-def linked(folder: Path) -> None:
+def weights_by_link(folder: Path) -> None:
     """Let the weights lie in a file of the folder that is a link out of it."""
     (folder / "weights").symlink_to("../secret")
-    graph(at="weights")(folder)
+    replace_graph(at="weights")(folder)

@@ -35,10 +35,10 @@ class Fault(NamedTuple):
     status: int = 0  # instead of the bytes
     headers: dict[str, str] = {}  # noqa: RUF012 - never changed
     drop_after: int | None = None  # bytes, then the connection breaks
-    short_by: int = 0  # bytes that the answer lacks, by its own account too
-    spoiled: bool = False  # the first byte is another
-    whole: bool = False  # the range asked for is not heeded
-    elsewhere: bool = False  # another range is sent than the one asked for
+    missing_bytes: int = 0  # bytes that the answer lacks, by its own account too
+    corrupted: bool = False  # the first byte is another
+    ignores_range: bool = False  # the range asked for is not heeded
+    wrong_range: bool = False  # another range is sent than the one asked for
     delay: float = 0.0  # seconds before each 4,096 bytes
 
 
@@ -64,7 +64,7 @@ class HubServer(ThreadingHTTPServer):
         self.private = False
         self.faults: dict[str, Iterator[Fault]] = {}
         self.log: list[Request] = []
-        self.most_at_once = 0
+        self.peak_connections = 0
         self.at_once = 0
         self.lock = Lock()
         self.links: dict[str, tuple[str, Fault]] = {}  # signed URLs of the content server
@@ -74,10 +74,10 @@ class HubServer(ThreadingHTTPServer):
     def url(self) -> str:
         return f"http://127.0.0.1:{self.server_port}"
 
-    def order(self, path: str, faults: Iterable[Fault]) -> None:
+    def inject_faults(self, path: str, faults: Iterable[Fault]) -> None:
         self.faults[path] = iter(faults)
 
-    def ranges(self, path: str) -> list[str]:
+    def requested_ranges(self, path: str) -> list[str]:
         """Return the ranges of a file that were asked of the hub, in order."""
         return [one.range for one in self.log if one.path == path and one.host == "hub"]
 
@@ -87,14 +87,14 @@ class HubServer(ThreadingHTTPServer):
 
 
 @contextmanager
-def serving(files: dict[str, bytes], model: str = "") -> Iterator[HubServer]:
+def serve_hub(files: dict[str, bytes], model: str = "") -> Iterator[HubServer]:
     """Yield a server of files, which are those of `REPO`, or of a model of this name instead."""
-    with HubServer(files, model) as server, answering(server):
+    with HubServer(files, model) as server, run_server(server):
         yield server
 
 
 @contextmanager
-def answering(server: HubServer) -> Iterator[None]:
+def run_server(server: HubServer) -> Iterator[None]:
     thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
     try:
@@ -105,7 +105,7 @@ def answering(server: HubServer) -> Iterator[None]:
 
 
 @contextmanager
-def pointed_at(url: str, home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def use_hub(url: str, home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Make the library, which reads its environment at import only, ask this server."""
     monkeypatch.setattr(constants, "ENDPOINT", url)
     template = url + "/{repo_id}/resolve/{revision}/{filename}"
@@ -250,15 +250,15 @@ class Handler(BaseHTTPRequestHandler):
             "ETag": f'"{hashlib.sha1(content).hexdigest()}"',
             "X-Repo-Commit": self.server.commit,
         }
-        ranged = bool(self.headers["Range"]) and not fault.whole
+        ranged = bool(self.headers["Range"]) and not fault.ignores_range
         if ranged:
             first, last = map(int, self.headers["Range"].removeprefix("bytes=").split("-"))
-            if fault.elsewhere:
+            if fault.wrong_range:
                 first, last = first + 1, last + 1
             end = min(last + 1, len(content))
             headers["Content-Range"] = f"bytes {first}-{end - 1}/{len(content)}"
-        body = content[first : end - fault.short_by]
-        if fault.spoiled:
+        body = content[first : end - fault.missing_bytes]
+        if fault.corrupted:
             body = bytes([body[0] ^ 1]) + body[1:]
         if fault.drop_after is None and not fault.delay:
             return self.answer(206 if ranged else 200, body, headers)
@@ -273,7 +273,7 @@ class Handler(BaseHTTPRequestHandler):
         server = self.server
         with server.lock:
             server.at_once += 1
-            server.most_at_once = max(server.most_at_once, server.at_once)
+            server.peak_connections = max(server.peak_connections, server.at_once)
         try:
             for start in range(0, len(body), 4096):
                 time.sleep(delay)

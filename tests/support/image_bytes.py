@@ -15,7 +15,7 @@ Content = tuple[str, bytes, Expected]
 SMALL = 64, 48  # pixels, of most of the pictures
 
 
-def photo() -> Image.Image:
+def gradient_image() -> Image.Image:
     """Return a gradient with noise."""
     width, height = SMALL
     noise = np.random.default_rng(0).integers(0, 40, (height, width, 3))
@@ -23,13 +23,13 @@ def photo() -> Image.Image:
     return Image.fromarray((noise + ramp).astype(np.uint8))
 
 
-def encoded(image: Image.Image, form: str, **options: Any) -> bytes:
+def encode(image: Image.Image, form: str, **options: Any) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, form, **options)
     return buffer.getvalue()
 
 
-def chunk(kind: bytes, data: bytes) -> bytes:
+def png_chunk(kind: bytes, data: bytes) -> bytes:
     """Return a chunk of a PNG."""
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
@@ -37,7 +37,12 @@ def chunk(kind: bytes, data: bytes) -> bytes:
 def png(width: int, height: int, depth: int, colour: int, pixels: bytes, *before: bytes) -> bytes:
     """Return a PNG by its compressed rows; `before` are chunks in front of these."""
     header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
-    chunks = [chunk(b"IHDR", header), *before, chunk(b"IDAT", pixels), chunk(b"IEND", b"")]
+    chunks = [
+        png_chunk(b"IHDR", header),
+        *before,
+        png_chunk(b"IDAT", pixels),
+        png_chunk(b"IEND", b""),
+    ]
     return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
 
 
@@ -46,7 +51,7 @@ def with_segment(jpeg: bytes, marker: int, data: bytes) -> bytes:
     return jpeg[:2] + struct.pack(">BBH", 0xFF, marker, len(data) + 2) + data + jpeg[2:]
 
 
-def black(side: int) -> bytes:
+def black_png(side: int) -> bytes:
     """Return a real RGB PNG, black and square, without making its pixels."""
     rows = 500
     assert side % rows == 0
@@ -67,52 +72,52 @@ def tiff(
     return head + b"".join(fields) + struct.pack(order + "I", following)
 
 
-def patched(data: bytes, offset: int, form: str, *values: int) -> bytes:
+def patch(data: bytes, offset: int, form: str, *values: int) -> bytes:
     new = struct.pack(form, *values)
     return data[:offset] + new + data[offset + len(new) :]
 
 
-def undated(data: bytes) -> bytes:
+def without_timestamps(data: bytes) -> bytes:
     """Return an AVIF without the time of its making; any other file as it is."""
     for box in (b"mvhd", b"tkhd", b"mdhd"):
         if (start := data.find(box)) > 0:
-            data = patched(data, start + 8, "<QQ" if data[start + 4] else "<II", 0, 0)
+            data = patch(data, start + 8, "<QQ" if data[start + 4] else "<II", 0, 0)
     return data
 
 
-def odd_pngs() -> Iterator[Content]:
+def malformed_pngs() -> Iterator[Content]:
     rows = zlib.compress(bytes((1 + 3 * 64) * 48))
     whole = png(64, 48, 8, 2, rows)
     end = len(whole) - 12
     yield "no_iend.png", whole[:end], "picture"
     yield "no_idat.png", whole[:33] + whole[end:], "unreadable"
     yield "header_twice.png", whole[:33] + whole[8:], "either"
-    yield "crc_of_header.png", patched(whole, 29, ">I", 1), "unreadable"
-    yield "crc_of_data.png", patched(whole, end - 4, ">I", 1), "either"
+    yield "crc_of_header.png", patch(whole, 29, ">I", 1), "unreadable"
+    yield "crc_of_data.png", patch(whole, end - 4, ">I", 1), "either"
     yield "crc_of_text.png", png(64, 48, 8, 2, rows, b"\0\0\0\1tEXtaabcd"), "either"
     yield "rows_of_noise.png", png(64, 48, 8, 2, np.random.default_rng(2).bytes(500)), "unreadable"
     for name, data in (("noise", rows[:30]), ("plain", zlib.compress(b"no profile" * 40))):
-        profile = chunk(b"iCCP", b"icc\0\0" + data)
+        profile = png_chunk(b"iCCP", b"icc\0\0" + data)
         yield f"profile_of_{name}.png", png(64, 48, 8, 2, rows, profile), "picture"
-    yield "exif_of_noise.png", png(64, 48, 8, 2, rows, chunk(b"eXIf", b"II*\0noise")), "picture"
+    yield "exif_of_noise.png", png(64, 48, 8, 2, rows, png_chunk(b"eXIf", b"II*\0noise")), "picture"
     for name, count in (("short", 2), ("long", 2000)):
-        transparency = chunk(b"tRNS", bytes(count))
+        transparency = png_chunk(b"tRNS", bytes(count))
         yield f"transparency_{name}.png", png(64, 48, 8, 2, rows, transparency), "either"
     yield "trailing_noise.png", whole + np.random.default_rng(3).bytes(5000), "picture"
-    wide = photo().convert("L").resize((64, 48))
+    wide = gradient_image().convert("L").resize((64, 48))
     shades = (np.asarray(wide).astype(">u2") * 257).view(np.uint8)
     filtered = np.concatenate([np.zeros((48, 1), np.uint8), shades], axis=1)
     yield "16_bit_gray.png", png(64, 48, 16, 0, zlib.compress(filtered.tobytes())), "picture"
     for name, colour, samples in (("rgb", 2, 3), ("gray_alpha", 4, 2), ("rgba", 6, 4)):
         data = zlib.compress((b"\0" + b"\x12\x34" * samples * 64) * 48)
         yield f"16_bit_{name}.png", png(64, 48, 16, colour, data), "picture"
-    transparency = chunk(b"tRNS", b"\x12\x34")
+    transparency = png_chunk(b"tRNS", b"\x12\x34")
     gray = zlib.compress((b"\0" + b"\x12\x34" * 64) * 48)
     yield "16_bit_transparent.png", png(64, 48, 16, 0, gray, transparency), "picture"
 
 
-def odd_jpegs() -> Iterator[Content]:
-    jpeg = encoded(photo(), "JPEG")
+def malformed_jpegs() -> Iterator[Content]:
+    jpeg = encode(gradient_image(), "JPEG")
     noise = np.random.default_rng(4).bytes(400)
     loop = tiff([(0x8769, 4, 1, 8), (0x8825, 4, 1, 8), (0xA005, 4, 1, 8)], following=8)
     huge = tiff([(0x010E, 2, 2**32 - 1, 8), (0x0112, 3, 2**31, 8), (0x011A, 5, 2**28, 2**32 - 1)])
@@ -144,26 +149,26 @@ def odd_jpegs() -> Iterator[Content]:
     yield "trailing_noise.jpg", jpeg + noise * 10, "picture"
     yield "leading_noise.jpg", b"\0\0" + jpeg, "unreadable"
     yield "twice.jpg", jpeg + jpeg, "picture"
-    yield "cmyk.jpg", encoded(photo().convert("CMYK"), "JPEG"), "picture"
-    cmyk = with_segment(encoded(photo().convert("CMYK"), "JPEG"), 0xE2, profile)
+    yield "cmyk.jpg", encode(gradient_image().convert("CMYK"), "JPEG"), "picture"
+    cmyk = with_segment(encode(gradient_image().convert("CMYK"), "JPEG"), 0xE2, profile)
     yield "cmyk_profile_of_noise.jpg", cmyk, "picture"
     yield "no_tables.jpg", jpeg.replace(b"\xff\xdb", b"\xff\xef"), "unreadable"
 
 
-def rare() -> Iterator[Content]:
+def rare_formats() -> Iterator[Content]:
     frames = [Image.new("RGB", SMALL, colour) for colour in ("red", "lime", "blue")]
     for form in ("GIF", "WEBP", "PNG", "TIFF", "AVIF"):
-        data = undated(encoded(frames[0], form, save_all=True, append_images=frames[1:]))
+        data = without_timestamps(encode(frames[0], form, save_all=True, append_images=frames[1:]))
         yield f"moving.{form.lower()}", data, "picture"
     for width, height in ((1, 1), (1, 5000), (5000, 1)):
         image = Image.new("RGB", (width, height), "teal")
-        yield f"{width}x{height}.png", encoded(image, "PNG"), "picture"
-        yield f"{width}x{height}.jpg", encoded(image, "JPEG"), "picture"
+        yield f"{width}x{height}.png", encode(image, "PNG"), "picture"
+        yield f"{width}x{height}.jpg", encode(image, "JPEG"), "picture"
     ramp = np.linspace(-1, 300, 64 * 48, dtype=np.float32).reshape(48, 64)
     ramp[0, :4] = np.nan, np.inf, -np.inf, 1e30
-    yield "float.tif", encoded(Image.fromarray(ramp), "TIFF"), "picture"
+    yield "float.tif", encode(Image.fromarray(ramp), "TIFF"), "picture"
     whole = np.linspace(-(2**31), 2**31 - 1, 64 * 48).astype(np.int32).reshape(48, 64)
-    yield "int.tif", encoded(Image.fromarray(whole), "TIFF"), "picture"
+    yield "int.tif", encode(Image.fromarray(whole), "TIFF"), "picture"
     short = np.arange(64 * 48, dtype=">u2").reshape(48, 64)
     fields = [(256, 64), (257, 48), (258, 16), (259, 1), (262, 1), (277, 1), (278, 48)]
     entries = [(tag, 3, 1, value << 16) for tag, value in fields]
@@ -176,10 +181,14 @@ def rare() -> Iterator[Content]:
         form = "PNG" if mode in ("1", "L", "LA", "P", "RGBA") else "TIFF"
         # Pillow does not read the YCbCr that it writes into a TIFF without compression.
         options = {"compression": "tiff_lzw"} if mode == "YCbCr" else {}
-        image = Image.new("LAB", SMALL, (120, 90, 40)) if mode == "LAB" else photo().convert(mode)
-        yield f"mode_{mode.lower()}.{form.lower()}", encoded(image, form, **options), "picture"
-    palette = photo().convert("P")
-    yield "transparent.gif", encoded(palette, "GIF", transparency=3), "picture"
-    yield "transparent.png", encoded(palette, "PNG", transparency=bytes(range(256))), "picture"
+        image = (
+            Image.new("LAB", SMALL, (120, 90, 40))
+            if mode == "LAB"
+            else gradient_image().convert(mode)
+        )
+        yield f"mode_{mode.lower()}.{form.lower()}", encode(image, form, **options), "picture"
+    palette = gradient_image().convert("P")
+    yield "transparent.gif", encode(palette, "GIF", transparency=3), "picture"
+    yield "transparent.png", encode(palette, "PNG", transparency=bytes(range(256))), "picture"
     for form in ("ICO", "PPM", "TGA", "JPEG2000"):
-        yield f"{form.lower()}.png", encoded(photo(), form), "either"
+        yield f"{form.lower()}.png", encode(gradient_image(), form), "either"

@@ -14,64 +14,71 @@ import numpy as np
 from support.image_bytes import (
     Content,
     Expected,
-    black,
-    chunk,
-    encoded,
-    odd_jpegs,
-    odd_pngs,
-    patched,
-    photo,
+    black_png,
+    encode,
+    gradient_image,
+    malformed_jpegs,
+    malformed_pngs,
+    patch,
     png,
-    rare,
+    png_chunk,
+    rare_formats,
     tiff,
 )
 from tagger.images.location import Location
 
 FORMATS = ("PNG", "JPEG", "GIF", "WEBP", "BMP", "TIFF", "AVIF")
 # What lacks its last byte still holds every pixel; a JPEG that does is refused all the same.
-_TAILED = ("PNG", "GIF")
-FIFO = "pipe.png"
+_WITH_TRAILER = ("PNG", "GIF")
+NAMED_PIPE = "pipe.png"
 SPIDER = "spider.png"
 
 
-class Nasty(NamedTuple):
+class MalformedImage(NamedTuple):
     name: str
     path: Path
     expected: Expected
 
     @property
-    def place(self) -> Location:
+    def location(self) -> Location:
         exists = self.path.exists()
         return Location(str(self.path), 0, self.path.stat().st_size if exists else 8)
 
 
-def build(folder: Path) -> list[Nasty]:
+def write_all(folder: Path) -> list[MalformedImage]:
     """Write every nasty file below a folder, the same bytes each time."""
     folder.mkdir(parents=True, exist_ok=True)
-    contents = [*_cut_off(), *_no_pictures(), *_lying(), *_bombs(), *odd_pngs(), *odd_jpegs()]
+    contents = [
+        *_truncated(),
+        *_other_content(),
+        *_false_headers(),
+        *_bombs(),
+        *malformed_pngs(),
+        *malformed_jpegs(),
+    ]
     written = []
-    for name, data, expected in [*contents, *rare(), *_misnamed()]:
+    for name, data, expected in [*contents, *rare_formats(), *_misnamed()]:
         path = folder / name
         path.write_bytes(data)
-        written.append(Nasty(ascii(name), path, expected))
-    return written + list(_no_files(folder))
+        written.append(MalformedImage(ascii(name), path, expected))
+    return written + list(_special_files(folder))
 
 
-def _cut_off() -> Iterator[Content]:
+def _truncated() -> Iterator[Content]:
     for form in FORMATS:
-        data = encoded(photo(), form)
+        data = encode(gradient_image(), form)
         suffix = form.lower()
         yield f"cut_in_header.{suffix}", data[:12], "unreadable"
         yield f"cut_after_header.{suffix}", data[:40], "unreadable"
         yield f"cut_at_a_third.{suffix}", data[: len(data) // 3], "unreadable"
         yield f"cut_in_the_middle.{suffix}", data[: len(data) // 2], "unreadable"
-        last: Expected = "picture" if form in _TAILED else "either"
+        last: Expected = "picture" if form in _WITH_TRAILER else "either"
         yield f"cut_before_the_last_byte.{suffix}", data[:-1], last
-    progressive = encoded(photo(), "JPEG", progressive=True)
+    progressive = encode(gradient_image(), "JPEG", progressive=True)
     yield "cut_progressive.jpg", progressive[: len(progressive) // 2], "unreadable"
 
 
-def _no_pictures() -> Iterator[Content]:
+def _other_content() -> Iterator[Content]:
     noise = np.random.default_rng(1).bytes(5000)
     yield "empty.png", b"", "unreadable"
     yield "one_byte.jpg", b"\xff", "unreadable"
@@ -83,7 +90,7 @@ def _no_pictures() -> Iterator[Content]:
     yield "drawing.png", svg, "unreadable"
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as archive:
-        data = encoded(photo(), "PNG")
+        data = encode(gradient_image(), "PNG")
         member = tarfile.TarInfo("a.png")
         member.size = len(data)
         archive.addfile(member, io.BytesIO(data))
@@ -99,7 +106,7 @@ def _no_pictures() -> Iterator[Content]:
     yield "postscript.png", postscript, "either"  # Pillow runs Ghostscript where it is there
 
 
-def _lying() -> Iterator[Content]:
+def _false_headers() -> Iterator[Content]:
     rows = zlib.compress(bytes((1 + 3 * 64) * 48))
     yield (
         "more_rows_than_data.png",
@@ -110,7 +117,7 @@ def _lying() -> Iterator[Content]:
     yield "no_width.png", png(0, 48, 8, 2, rows), "unreadable"
     yield "no_such_colour.png", png(64, 48, 8, 5, rows), "unreadable"
     yield "no_palette.png", png(64, 48, 8, 3, zlib.compress(bytes(65 * 48))), "either"
-    bmp = encoded(photo(), "BMP")
+    bmp = encode(gradient_image(), "BMP")
     for name, height in (
         ("more", 4800),
         ("fewer", 8),
@@ -119,49 +126,49 @@ def _lying() -> Iterator[Content]:
     ):
         data = bmp[:22] + struct.pack("<i", height) + bmp[26:]
         yield f"rows_{name}.bmp", data, "unreadable" if abs(height) > 48 else "picture"
-    jpeg = encoded(photo(), "JPEG")
+    jpeg = encode(gradient_image(), "JPEG")
     start = jpeg.index(b"\xff\xc0") + 5  # height, then width
-    yield "more_rows.jpg", patched(jpeg, start, ">H", 4800), "either"
-    yield "no_rows.jpg", patched(jpeg, start, ">H", 0), "unreadable"
-    yield "fewer_rows.jpg", patched(jpeg, start, ">H", 8), "picture"
-    yield "12_bits_by_name_only.jpg", patched(jpeg, start - 1, ">B", 12), "unreadable"
-    gif = encoded(photo(), "GIF")
-    yield "screen_smaller_than_frame.gif", patched(gif, 6, "<HH", 8, 8), "picture"
+    yield "more_rows.jpg", patch(jpeg, start, ">H", 4800), "either"
+    yield "no_rows.jpg", patch(jpeg, start, ">H", 0), "unreadable"
+    yield "fewer_rows.jpg", patch(jpeg, start, ">H", 8), "picture"
+    yield "12_bits_by_name_only.jpg", patch(jpeg, start - 1, ">B", 12), "unreadable"
+    gif = encode(gradient_image(), "GIF")
+    yield "screen_smaller_than_frame.gif", patch(gif, 6, "<HH", 8, 8), "picture"
     frame = gif.index(b"\x2c\0\0\0\0") + 5
-    yield "frame_wider_than_data.gif", patched(gif, frame, "<HH", 640, 480), "either"
-    yield "no_screen.gif", patched(gif, 6, "<HH", 0, 0), "either"
+    yield "frame_wider_than_data.gif", patch(gif, frame, "<HH", 640, 480), "either"
+    yield "no_screen.gif", patch(gif, 6, "<HH", 0, 0), "either"
     yield "no_frame.gif", gif[: frame - 5] + b"\x3b", "unreadable"
-    webp = encoded(photo(), "WEBP")
-    yield "longer_than_it_is.webp", patched(webp, 4, "<I", 2**31), "either"
-    yield "shorter_than_it_is.webp", patched(webp, 4, "<I", 20), "unreadable"
-    avif = encoded(photo(), "AVIF")
-    yield "wider.avif", patched(avif, avif.index(b"ispe") + 8, ">II", 640, 480), "either"
+    webp = encode(gradient_image(), "WEBP")
+    yield "longer_than_it_is.webp", patch(webp, 4, "<I", 2**31), "either"
+    yield "shorter_than_it_is.webp", patch(webp, 4, "<I", 20), "unreadable"
+    avif = encode(gradient_image(), "AVIF")
+    yield "wider.avif", patch(avif, avif.index(b"ispe") + 8, ">II", 640, 480), "either"
 
 
 def _bombs() -> Iterator[Content]:
     yield "bomb_header.png", png(60_000, 60_000, 8, 2, zlib.compress(bytes(1000))), "unreadable"
-    yield "bomb_real.png", black(20_000), "unreadable"
-    gif = encoded(photo(), "GIF")
+    yield "bomb_real.png", black_png(20_000), "unreadable"
+    gif = encode(gradient_image(), "GIF")
     frame = gif.index(b"\x2c\0\0\0\0") + 5
-    yield "bomb_frame.gif", patched(gif, frame, "<HH", 65535, 65535), "unreadable"
-    yield "bomb_screen.gif", patched(gif, 6, "<HH", 65535, 65535), "unreadable"
-    jpeg = encoded(photo(), "JPEG")
+    yield "bomb_frame.gif", patch(gif, frame, "<HH", 65535, 65535), "unreadable"
+    yield "bomb_screen.gif", patch(gif, 6, "<HH", 65535, 65535), "unreadable"
+    jpeg = encode(gradient_image(), "JPEG")
     start = jpeg.index(b"\xff\xc0") + 5
-    yield "bomb.jpg", patched(jpeg, start, ">HH", 65000, 65000), "unreadable"
-    bmp = encoded(photo(), "BMP")
-    yield "bomb.bmp", patched(bmp, 18, "<ii", 60_000, 60_000), "unreadable"
-    avif = encoded(photo(), "AVIF")
-    data = patched(avif, avif.index(b"ispe") + 8, ">II", 60_000, 60_000)
+    yield "bomb.jpg", patch(jpeg, start, ">HH", 65000, 65000), "unreadable"
+    bmp = encode(gradient_image(), "BMP")
+    yield "bomb.bmp", patch(bmp, 18, "<ii", 60_000, 60_000), "unreadable"
+    avif = encode(gradient_image(), "AVIF")
+    data = patch(avif, avif.index(b"ispe") + 8, ">II", 60_000, 60_000)
     yield "bomb.avif", data, "unreadable"
     sizes = [(256, 4, 1, 60_000), (257, 4, 1, 60_000), (258, 3, 1, 8), (262, 3, 1, 1)]
     yield "bomb.tif", tiff([*sizes, (273, 4, 1, 8), (279, 4, 1, 99)]) + bytes(99), "unreadable"
     text = b"Comment\0\0" + zlib.compress(bytes(80_000_000))
     rows = zlib.compress(bytes((1 + 3 * 64) * 48))
-    yield "bomb_text.png", png(64, 48, 8, 2, rows, chunk(b"zTXt", text)), "either"
-    texts = [chunk(b"zTXt", b"Comment\0\0" + zlib.compress(bytes(900_000)))] * 100
+    yield "bomb_text.png", png(64, 48, 8, 2, rows, png_chunk(b"zTXt", text)), "either"
+    texts = [png_chunk(b"zTXt", b"Comment\0\0" + zlib.compress(bytes(900_000)))] * 100
     yield "bomb_texts.png", png(64, 48, 8, 2, rows, *texts), "either"
     profile = b"icc\0\0" + zlib.compress(bytes(80_000_000))
-    yield "bomb_profile.png", png(64, 48, 8, 2, rows, chunk(b"iCCP", profile)), "either"
+    yield "bomb_profile.png", png(64, 48, 8, 2, rows, png_chunk(b"iCCP", profile)), "either"
     # 60,000 x 60,000: no small size, 18 bits of a height, as wide as high, all else by default
     bits = 0 | 2 << 1 | 59_999 << 3 | 1 << 21 | 1 << 24
     yield "bomb.jxl", b"\xff\x0a" + struct.pack("<I", bits) + bytes(200), "unreadable"
@@ -169,8 +176,8 @@ def _bombs() -> Iterator[Content]:
 
 def _misnamed() -> Iterator[Content]:
     for form, suffix in (("PNG", "jpg"), ("JPEG", "gif"), ("WEBP", "tiff"), ("PNG", "jxl")):
-        yield f"{form.lower()}_inside.{suffix}", encoded(photo(), form), "picture"
-    data = encoded(photo(), "PNG")
+        yield f"{form.lower()}_inside.{suffix}", encode(gradient_image(), form), "picture"
+    data = encode(gradient_image(), "PNG")
     names = ["new\nline.png", "-rf.png", "100%s %(a)d.png", "'\"`$(id).png", "😀.png", " .png"]
     names += ["a" * 251 + ".png", "猫.png", "*?[a].png", "back\\slash.png"]
     names.append(os.fsdecode(b"latin-\xe9\xff.png"))
@@ -178,22 +185,24 @@ def _misnamed() -> Iterator[Content]:
         yield name, data, "picture"
 
 
-def _no_files(folder: Path) -> Iterator[Nasty]:
+def _special_files(folder: Path) -> Iterator[MalformedImage]:
     """Yield what has a name like a picture and is no regular file of one's own."""
     (folder / "folder.jpg").mkdir()
-    yield Nasty("folder.jpg", folder / "folder.jpg", "unreadable")
+    yield MalformedImage("folder.jpg", folder / "folder.jpg", "unreadable")
     (folder / "dangling.png").symlink_to("nowhere.png")
-    yield Nasty("dangling.png", folder / "dangling.png", "unreadable")
+    yield MalformedImage("dangling.png", folder / "dangling.png", "unreadable")
     (folder / "round.png").symlink_to("about.png")
     (folder / "about.png").symlink_to("round.png")
-    yield Nasty("round.png", folder / "round.png", "unreadable")
+    yield MalformedImage("round.png", folder / "round.png", "unreadable")
     (folder / "link.png").symlink_to("mode_l.png")
-    yield Nasty("link.png", folder / "link.png", "picture")
+    yield MalformedImage("link.png", folder / "link.png", "picture")
     forbidden = folder / "forbidden.png"
-    forbidden.write_bytes(encoded(photo(), "PNG"))
+    forbidden.write_bytes(encode(gradient_image(), "PNG"))
     forbidden.chmod(0)
-    yield Nasty("forbidden.png", forbidden, "either" if os.geteuid() == 0 else "unreadable")
-    os.mkfifo(folder / FIFO)
-    yield Nasty(FIFO, folder / FIFO, "unreadable")
-    yield Nasty("missing.png", folder / "missing.png", "unreadable")
-    yield Nasty("below_a_file", folder / "mode_l.png" / "a.png", "unreadable")
+    yield MalformedImage(
+        "forbidden.png", forbidden, "either" if os.geteuid() == 0 else "unreadable"
+    )
+    os.mkfifo(folder / NAMED_PIPE)
+    yield MalformedImage(NAMED_PIPE, folder / NAMED_PIPE, "unreadable")
+    yield MalformedImage("missing.png", folder / "missing.png", "unreadable")
+    yield MalformedImage("below_a_file", folder / "mode_l.png" / "a.png", "unreadable")

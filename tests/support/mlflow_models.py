@@ -34,10 +34,10 @@ def mlflow_folder(export_folder: Path, tmp_path_factory: pytest.TempPathFactory)
 
 @pytest.fixture(scope="module")
 def mlflow_model(mlflow_folder: Path) -> Any:
-    return loaded(str(mlflow_folder))
+    return load_model(str(mlflow_folder))
 
 
-def loaded(uri: str) -> Any:
+def load_model(uri: str) -> Any:
     """Load a model. MLflow leaves its code first on the path, where processes would find it.
 
     Its folder stays as it was.
@@ -58,20 +58,22 @@ def image_files(split: Split, tmp_path: Path) -> list[Path]:
     return paths
 
 
-def flat(said: dict[str, dict[str, float]]) -> dict[str, float]:
+def flatten_categories(said: dict[str, dict[str, float]]) -> dict[str, float]:
     """Return the tags of all categories, by falling confidence."""
     every = [pair for tags in said.values() for pair in tags.items()]
     return dict(sorted(every, key=lambda pair: -pair[1]))
 
 
-def inferred(run: Callable[..., int], *arguments: object) -> list[tuple[str, dict[str, float]]]:
+def infer_tags(run: Callable[..., int], *arguments: object) -> list[tuple[str, dict[str, float]]]:
     """Return rating and tags of each picture as infer writes them."""
     assert run(*arguments, "--output", "json", "--output-dir", "said", "--device", "cpu") == 0
     said = json.loads(Path("said/tags.json").read_text(encoding="utf-8"))
-    return [(one["rating"], flat(one["tags"])) for one in said]
+    return [(one["rating"], flatten_categories(one["tags"])) for one in said]
 
 
-def check(answers: list[dict[str, Any]], wanted: list[tuple[str, dict[str, float]]]) -> None:
+def assert_same_tags(
+    answers: list[dict[str, Any]], wanted: list[tuple[str, dict[str, float]]]
+) -> None:
     assert [one["rating"] for one in answers] == [rating for rating, _ in wanted]
     assert [one["error"] for one in answers] == [None] * len(wanted)
     for answer, (_, tags) in zip(answers, wanted, strict=True):
@@ -79,6 +81,6 @@ def check(answers: list[dict[str, Any]], wanted: list[tuple[str, dict[str, float
         assert answer["tags"] == pytest.approx(tags, abs=2e-6)
 
 
-def asked(model: Any, threshold: str | None = None, **columns: list[Any]) -> list[dict[str, Any]]:
+def predict(model: Any, threshold: str | None = None, **columns: list[Any]) -> list[dict[str, Any]]:
     params = {"threshold": threshold} if threshold else None
     return list(model.predict(pd.DataFrame(columns), params).to_dict("records"))

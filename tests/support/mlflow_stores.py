@@ -40,12 +40,12 @@ def client(project: Path) -> MlflowClient:
     return MlflowClient(f"sqlite:///{project / 'mlflow.db'}")
 
 
-def stored(project: Path, run_id: str | None) -> Run:
+def read_run(project: Path, run_id: str | None) -> Run:
     assert run_id is not None
     return client(project).get_run(run_id)
 
 
-def every(project: Path) -> list[Run]:
+def all_runs(project: Path) -> list[Run]:
     """Return all runs, the earliest first."""
     here = client(project)
     experiment = here.get_experiment_by_name(store.EXPERIMENT)
@@ -53,14 +53,14 @@ def every(project: Path) -> list[Run]:
     return list(here.search_runs([experiment.experiment_id], order_by=["attributes.start_time"]))
 
 
-def some(pictures: int, tags: int) -> Split:
+def make_split(pictures: int, tags: int) -> Split:
     """Return posts that all have all tags."""
     places = [Location(f"{number}.png", 0, 0) for number in range(pictures)]
     return Split(places, csr_array(np.ones((pictures, tags), bool)))
 
 
 @contextmanager
-def locked(project: Path) -> Iterator[None]:
+def locked_database(project: Path) -> Iterator[None]:
     """Hold the database as another process does that writes to it and does not come to an end."""
     with closing(sqlite3.connect(project / "mlflow.db", isolation_level=None)) as connection:
         connection.execute("begin exclusive")
@@ -69,7 +69,7 @@ def locked(project: Path) -> Iterator[None]:
 
 
 @contextmanager
-def refusing() -> Iterator[str]:
+def refusing_server() -> Iterator[str]:
     """Yield the address of a server that answers 500 to everything."""
 
     class Refusal(BaseHTTPRequestHandler):
@@ -89,13 +89,13 @@ def refusing() -> Iterator[str]:
 
 
 @contextmanager
-def silent() -> Iterator[str]:
+def silent_server() -> Iterator[str]:
     """Yield the address of a server that takes connections and never answers."""
     with socket.create_server(("127.0.0.1", 0), backlog=100) as listening:
         yield f"http://127.0.0.1:{listening.getsockname()[1]}"
 
 
-def away() -> str:
+def unreachable_address() -> str:
     """Return the address of a server that is not there."""
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))

@@ -27,12 +27,12 @@ from tagger.models.predict import Predictions
 Numbers = npt.NDArray[np.float64]
 
 
-class Drawn(NamedTuple):
+class RandomPredictions(NamedTuple):
     logits: Scores  # (pictures, tags), numbers that half precision holds
     truth: Truth  # (pictures, tags)
 
 
-def of_model(
+def predict_split(
     model: nn.Module, part: Split, preprocess: Preprocess, *, batch_size: int, workers: int = 0
 ) -> Predictions:
     """Return the model's probabilities for every readable picture of a part, in its order."""
@@ -43,34 +43,39 @@ def of_model(
     return predict.predict_batches(model, batches, preprocess, part.labels.shape[1])
 
 
-def draw(pictures: int, tags: int, seed: int = 0, *, density: float = 0.3, steps: int = 0) -> Drawn:
+def random_predictions(
+    pictures: int, tags: int, seed: int = 0, *, density: float = 0.3, steps: int = 0
+) -> RandomPredictions:
     """Draw logits, higher where the tag is there; `steps` of them distinct, unless it is 0."""
     random = np.random.default_rng(seed)
     truth = random.random((pictures, tags)) < density
     logits = random.normal(-1, 1.5, (pictures, tags)) + 1.5 * truth
     if steps:
         logits = np.round(logits * steps / 10) * 10 / steps
-    return Drawn(logits.astype(np.float16).astype(np.float32), truth)
+    return RandomPredictions(logits.astype(np.float16).astype(np.float32), truth)
 
 
 @st.composite
-def drawn(pick: st.DrawFn) -> Drawn:
+def small_predictions(pick: st.DrawFn) -> RandomPredictions:
     """Predictions of few pictures, often tied, where some tags are on none or on all."""
     pictures, tags = pick(st.integers(1, 30)), pick(st.integers(1, 6))
     density = pick(st.sampled_from([0.0, 0.05, 0.4, 0.95, 1.0]))
     steps = pick(st.sampled_from([0, 1, 5]))
     seed = pick(st.integers(0, 2**32 - 1))
-    return draw(pictures, tags, seed, density=density, steps=steps)
+    return random_predictions(pictures, tags, seed, density=density, steps=steps)
 
 
-def tags(count: int, categories: Sequence[int] = (0, 4)) -> list[Tag]:
+def make_tags(count: int, categories: Sequence[int] = (0, 4)) -> list[Tag]:
     """Tags in as many runs as there are categories, each less frequent than the one before."""
     run = -(-count // len(categories))
     return [Tag(n, f"tag_{n}", categories[n // run], 1000 - n) for n in range(count)]
 
 
-def keep(
-    predictions: Drawn, folder: Path, groups: Ints | None = None, unlabelled: Sequence[Ints] = ()
+def write_store(
+    predictions: RandomPredictions,
+    folder: Path,
+    groups: Ints | None = None,
+    unlabelled: Sequence[Ints] = (),
 ) -> PredictionStore:
     """Write predictions as a model's, some pictures at a time."""
 
@@ -83,14 +88,17 @@ def keep(
     return prediction_store.write(folder / "part.logits", truth, blocks())
 
 
-class Kept:
+class TemporaryStore:
     """Predictions on disk, in a folder that is gone afterwards."""
 
     def __init__(
-        self, predictions: Drawn, groups: Ints | None = None, unlabelled: Sequence[Ints] = ()
+        self,
+        predictions: RandomPredictions,
+        groups: Ints | None = None,
+        unlabelled: Sequence[Ints] = (),
     ) -> None:
         self._folder = TemporaryDirectory()
-        self._scored = keep(predictions, Path(self._folder.name), groups, unlabelled)
+        self._scored = write_store(predictions, Path(self._folder.name), groups, unlabelled)
 
     def __enter__(self) -> PredictionStore:
         return self._scored

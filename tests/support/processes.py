@@ -16,22 +16,22 @@ from support import clones, fork_server
 _ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")  # a fork has no more
 
 
-class Ended(NamedTuple):
+class FinishedProcess(NamedTuple):
     """A process that has ended."""
 
-    code: int  # -9 if it was killed
+    exit_code: int  # -9 if it was killed
     output: str  # and errors
 
     @property
-    def told(self) -> str:
+    def success_output(self) -> str:
         """What it printed, which ended well."""
-        assert self.code == 0, self.output
+        assert self.exit_code == 0, self.output
         return self.output
 
     @property
-    def mistake(self) -> str:
+    def error_line(self) -> str:
         """The one line that tells of a mistake, after all that was told before it."""
-        assert self.code == 2, self.output
+        assert self.exit_code == 2, self.output
         assert "Traceback" not in self.output, self.output
         assert self.output.count("error: ") == 1, self.output
         line = self.output.splitlines()[-1]
@@ -39,7 +39,7 @@ class Ended(NamedTuple):
         return line
 
 
-class Running:
+class RunningProcess:
     """A process that was forked. It leads a group of its own, and is killed with this object."""
 
     def __init__(self, connection: socket.socket, pid: int, output: IO[bytes]) -> None:
@@ -60,17 +60,17 @@ class Running:
                 self._code = int(self._connection.recv(20))
         return self._code
 
-    def ended(self, seconds: float | None = None) -> Ended:
+    def finish(self, seconds: float | None = None) -> FinishedProcess:
         """Wait for the end, for some time at most."""
         code = self.wait(seconds)
         self._output.seek(0)
         printed = self._output.read().decode(errors="replace")
         assert code is not None, printed
-        return Ended(code, printed)
+        return FinishedProcess(code, printed)
 
 
 @cache
-def apart() -> tuple[str, ...]:
+def mount_namespace_command() -> tuple[str, ...]:
     """Return the command that gives another mounts of its own, nothing where this is refused."""
     as_root = () if os.geteuid() == 0 else ("--user", "--map-root-user")
     command = ("unshare", *as_root, "--mount")
@@ -79,7 +79,7 @@ def apart() -> tuple[str, ...]:
     return command if allowed else ()
 
 
-class _Zygote:
+class _ForkServer:
     """The process that forks, and what goes in the place of python in a search path."""
 
     def __init__(self) -> None:
@@ -91,7 +91,13 @@ class _Zygote:
         python.write_text(f'#!/bin/sh\nexec "{sys.executable}" -IS "{fork_server.__file__}" "$@"\n')
         python.chmod(0o755)
         self._process = subprocess.Popen(
-            [*apart(), sys.executable, fork_server.__file__, "--serve", self.socket],
+            [
+                *mount_namespace_command(),
+                sys.executable,
+                fork_server.__file__,
+                "--serve",
+                self.socket,
+            ],
             env=os.environ | dict.fromkeys(_ONE_THREAD, "1"),
             stdin=subprocess.PIPE,  # it ends with this
             stdout=subprocess.PIPE,
@@ -101,24 +107,24 @@ class _Zygote:
 
 
 @cache
-def _zygote() -> _Zygote:
-    return _Zygote()
+def _fork_server() -> _ForkServer:
+    return _ForkServer()
 
 
-def origin() -> int:
+def fork_server_pid() -> int:
     """Return the process whose mounts are those of all processes that are started here."""
-    return _zygote().pid
+    return _fork_server().pid
 
 
-def start(folder: Path, *words: object, **more: str) -> Running:
+def start(folder: Path, *words: object, **more: str) -> RunningProcess:
     """Start a script, `-m` and a module, or `dvc`, in a folder; with more variables."""
-    forks, env = _zygote(), clones.environment(**more)
+    forks, env = _fork_server(), clones.environment(**more)
     env |= {"PATH": f"{forks.programs}{os.pathsep}{env['PATH']}", fork_server.SOCKET: forks.socket}
     output = TemporaryFile()  # noqa: SIM115  # closed with what is returned
     told = [str(word) for word in words]
-    asked = fork_server.ask(forks.socket, told, str(folder), env, output.fileno())
-    return Running(*asked, output)
+    asked = fork_server.request_fork(forks.socket, told, str(folder), env, output.fileno())
+    return RunningProcess(*asked, output)
 
 
-def run(folder: Path, *words: object, **more: str) -> Ended:
-    return start(folder, *words, **more).ended()
+def run(folder: Path, *words: object, **more: str) -> FinishedProcess:
+    return start(folder, *words, **more).finish()

@@ -23,7 +23,7 @@ STAGES = [
 ]
 
 
-def list_tags(tags: Sequence[Tag], folder: Path) -> None:
+def write_selected_tags(tags: Sequence[Tag], folder: Path) -> None:
     """Write selected_tags.csv as SmilingWolf does."""
     files.write_csv(folder / "selected_tags.csv", ("tag_id", "name", "category", "count"), tags)
 
@@ -44,7 +44,9 @@ class _Keras(nn.Module):
         return logits.sigmoid()
 
 
-def wd14(model: Path, tags: Sequence[Tag], folder: Path, *, last: bool = True) -> Path:
+def write_wd14_layout(
+    model: Path, tags: Sequence[Tag], folder: Path, *, channels_last: bool = True
+) -> Path:
     """Write the layout of WD14.
 
     model: a folder as `train` leaves it, with these tags
@@ -57,8 +59,8 @@ def wd14(model: Path, tags: Sequence[Tag], folder: Path, *, last: bool = True) -
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.onnx.export(
-            network if last else network.model,
-            (pixels if last else pixels.permute(0, 3, 1, 2),),
+            network if channels_last else network.model,
+            (pixels if channels_last else pixels.permute(0, 3, 1, 2),),
             folder / "model.onnx",
             dynamo=False,
             opset_version=17,
@@ -66,11 +68,11 @@ def wd14(model: Path, tags: Sequence[Tag], folder: Path, *, last: bool = True) -
             output_names=["predictions_sigmoid"],
             dynamic_axes={"input_1:0": {0: "batch"}, "predictions_sigmoid": {0: "batch"}},
         )
-    list_tags(tags, folder)
+    write_selected_tags(tags, folder)
     return folder
 
 
-def timms(model: Path, tags: Sequence[Tag], folder: Path, *, bgr: bool = False) -> Path:
+def write_timm_layout(model: Path, tags: Sequence[Tag], folder: Path, *, bgr: bool = False) -> Path:
     """Write the layout of timm, of a model that takes BGR if wanted: nothing says it then."""
     folder.mkdir(parents=True)
     weights, config = load_file(model / backbone.WEIGHTS), files.read_json(model / backbone.CONFIG)
@@ -81,21 +83,21 @@ def timms(model: Path, tags: Sequence[Tag], folder: Path, *, bgr: bool = False) 
             config["pretrained_cfg"][name].reverse()
     save_file(weights, folder / backbone.WEIGHTS)
     files.write_json(folder / backbone.CONFIG, config)
-    list_tags(tags, folder)
+    write_selected_tags(tags, folder)
     return folder
 
 
-def imgutils(export: Path, tags: Sequence[Tag], folder: Path) -> Path:
+def write_imgutils_layout(export: Path, tags: Sequence[Tag], folder: Path) -> Path:
     """Write the layout of imgutils, with a preprocessing that is not ours."""
     folder.mkdir(parents=True)
     shutil.copyfile(export / "model.onnx", folder / "model.onnx")
     constants = files.read_json(export / "preprocess.json")["test"][-1]
     files.write_json(folder / "preprocess.json", {"test": [*STAGES, constants]})
-    list_tags(tags, folder)
+    write_selected_tags(tags, folder)
     return folder
 
 
-def damaged(model: Path, folder: Path, rows: Sequence[int]) -> Path:
+def copy_with_damaged_head(model: Path, folder: Path, rows: Sequence[int]) -> Path:
     """Copy a model whose head has forgotten some tags: it says something else of them."""
     shutil.copytree(model, folder)
     weights = load_file(folder / backbone.WEIGHTS)

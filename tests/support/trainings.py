@@ -20,7 +20,7 @@ from mlflow.entities import Run
 from torch import Tensor
 
 from support import processes
-from support.processes import Ended, Running
+from support.processes import FinishedProcess, RunningProcess
 from tagger import params
 from tagger.core import manifest, vocabulary
 from tagger.core.vocabulary import Tag
@@ -126,17 +126,19 @@ class Project:
 
     def start_stage(
         self, *arguments: object, stage: str = "train", by: Sequence[str] = ()
-    ) -> Running:
+    ) -> RunningProcess:
         """Start a stage, as `python` or by a launcher."""
         script = ROOT / "stages" / f"{stage}.py"
         return processes.start(self.folder, *by, script, *arguments, DVC_ROOT=str(self.folder))
 
-    def run_stage(self, *arguments: object, stage: str = "train", by: Sequence[str] = ()) -> Ended:
-        return self.start_stage(*arguments, stage=stage, by=by).ended(150)
+    def run_stage(
+        self, *arguments: object, stage: str = "train", by: Sequence[str] = ()
+    ) -> FinishedProcess:
+        return self.start_stage(*arguments, stage=stage, by=by).finish(150)
 
     def train(self, by: Sequence[str] = ()) -> str:
         """Return what a training printed, which ended well."""
-        return self.run_stage(by=by).told
+        return self.run_stage(by=by).success_output
 
     def newest_snapshot_step(self) -> int:
         """Return the step of the newest snapshot."""
@@ -148,8 +150,8 @@ class Project:
         wait_until(ready, running)
         kill = os.kill if alone else os.killpg
         kill(running.pid, signal.SIGKILL)
-        ended = running.ended(60)
-        assert ended.code == -signal.SIGKILL, ended.output
+        ended = running.finish(60)
+        assert ended.exit_code == -signal.SIGKILL, ended.output
 
     def remove_outputs(self) -> None:
         """Remove what the stage writes, as DVC does before it runs."""
@@ -173,10 +175,10 @@ class Project:
         return list(client.search_runs(experiments))
 
 
-def wait_until(ready: Callable[[], bool], running: Running) -> None:
+def wait_until(ready: Callable[[], bool], running: RunningProcess) -> None:
     until = time.monotonic() + 120
     while not ready():
-        assert running.wait(0.002) is None, running.ended().output
+        assert running.wait(0.002) is None, running.finish().output
         assert time.monotonic() < until
 
 

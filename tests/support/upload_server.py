@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from support.hub_server import LFS, TOKEN, Handler, HubServer, answering
+from support.hub_server import LFS, TOKEN, Handler, HubServer, run_server
 
 OWNER = "someone"
 PLAIN_CHUNK = 0  # of a xorb, one that is not compressed
@@ -44,7 +44,7 @@ class UploadServer(HubServer):
         self.commit = hashlib.sha1(f"{self.commits}".encode()).hexdigest()
         return self.commit
 
-    def keep(self, content: bytes) -> str:
+    def store_object(self, content: bytes) -> str:
         """Return the SHA-256 of an object."""
         hash_ = hashlib.sha256(content).hexdigest()
         self.objects[hash_] = content
@@ -53,8 +53,8 @@ class UploadServer(HubServer):
 
 
 @contextmanager
-def receiving() -> Iterator[UploadServer]:
-    with UploadServer() as server, answering(server):
+def serve_uploads() -> Iterator[UploadServer]:
+    with UploadServer() as server, run_server(server):
         yield server
 
 
@@ -75,7 +75,7 @@ class _Handler(Handler):
         self.note(self.path, "content")
         content = self.body()  # of a refused request, too: else it is read as the next one
         if not self.fails("put"):
-            kept = self.server.keep(content)
+            kept = self.server.store_object(content)
             self.answer(200 if self.path.endswith(kept) else 400, b"", {})
 
     def do_POST(self) -> None:
@@ -205,7 +205,7 @@ class _Handler(Handler):
             while body:
                 size = int.from_bytes(body[1:4], "little")
                 assert body[4] == PLAIN_CHUNK
-                self.server.keep(body[8 : 8 + size])
+                self.server.store_object(body[8 : 8 + size])
                 body = body[8 + size :]
             self.reply({"was_inserted": True})
         elif path == "/cas/v1/shards":

@@ -11,7 +11,15 @@ import mlflow
 import pytest
 from sqlalchemy import Engine, event
 
-from support.mlflow_stores import away, client, locked, project, refusing, silent, stored
+from support.mlflow_stores import (
+    client,
+    locked_database,
+    project,
+    read_run,
+    refusing_server,
+    silent_server,
+    unreachable_address,
+)
 from tagger.tracking import runs, store
 
 pytestmark = pytest.mark.usefixtures("project")
@@ -41,7 +49,7 @@ def in_vain(project: Path) -> float:
     return time.monotonic() - begun
 
 
-@pytest.mark.parametrize("server", [refusing, silent])
+@pytest.mark.parametrize("server", [refusing_server, silent_server])
 def test_a_server_that_does_not_serve_is_told_once_and_soon(
     project: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -58,7 +66,7 @@ def test_a_server_that_does_not_serve_is_told_once_and_soon(
 def test_a_server_that_is_away_is_told_once_and_soon(
     project: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", away())
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", unreachable_address())
     assert in_vain(project) < 20
     assert len(warnings_of(caplog)) == 1
     assert "going on without it" in warnings_of(caplog)[0]
@@ -120,7 +128,7 @@ def test_a_locked_database_is_waited_for_and_told_once(
     project: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(store, "_LOCKED", 0.5)
-    with locked(project):
+    with locked_database(project):
         assert in_vain(project) < 10
     assert len(warnings_of(caplog)) == 1
     assert "locked" in warnings_of(caplog)[0]
@@ -141,7 +149,7 @@ def test_a_database_locked_half_way_costs_one_wait_and_keeps_what_it_has(
     try:
         with runs.start("vit") as run:
             run.log_metrics({"loss": 2.0}, step=1)
-            with locked(project):
+            with locked_database(project):
                 begun = time.monotonic()
                 for step in range(2, 100):
                     run.log_metrics({"loss": 1.0}, step=step)
@@ -150,7 +158,7 @@ def test_a_database_locked_half_way_costs_one_wait_and_keeps_what_it_has(
     finally:
         event.remove(Engine, "before_cursor_execute", impatient)
     assert len(warnings_of(caplog)) == 1
-    kept = stored(project, run.id)
+    kept = read_run(project, run.id)
     assert (kept.data.metrics, kept.info.status) == ({"loss": 2.0}, "FINISHED")
 
 
@@ -187,7 +195,7 @@ def test_what_is_refused_is_left_out_alone(project: Path, caplog: pytest.LogCapt
         run.log_files(project / "none.csv", project / "neither.csv")
         run.log_metrics({"loss": 1.0}, step=1)
     assert len(warnings_of(caplog)) == 1
-    kept = stored(project, run.id)
+    kept = read_run(project, run.id)
     assert (kept.data.params, kept.data.metrics) == ({"seed": "0"}, {"loss": 1.0})
     assert kept.info.status == "FINISHED"
     assert mlflow.active_run() is None

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from support.mlflow_stores import client, project, stored
+from support.mlflow_stores import client, project, read_run
 from tagger.tracking import runs
 
 __all__ = ["project"]
@@ -60,7 +60,7 @@ def test_a_short_run_has_no_load(project: Path, monkeypatch: pytest.MonkeyPatch)
         run.log_metrics({"loss": 1.0}, step=1)
         time.sleep(0.3)
     assert time.monotonic() - begun < 5
-    assert stored(project, run.id).data.metrics == {"loss": 1.0}
+    assert read_run(project, run.id).data.metrics == {"loss": 1.0}
 
 
 def test_mlflows_own_switch_turns_it_off(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -80,6 +80,6 @@ def test_a_machine_that_tells_nothing_does_not_stop_a_run(
     with runs.start("vit") as run:
         run.log_metrics({"loss": 1.0}, step=1)
         time.sleep(0.3)
-    kept = stored(project, run.id)
+    kept = read_run(project, run.id)
     assert (kept.data.metrics, kept.info.status) == ({"loss": 1.0}, "FINISHED")
     assert not caplog.records

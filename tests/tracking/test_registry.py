@@ -7,7 +7,7 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import LoggedModelStatus
 
-from support.mlflow_stores import away, client, project, stored
+from support.mlflow_stores import client, project, read_run, unreachable_address
 from tagger.core.errors import TaggerError
 from tagger.tracking import registry, runs
 
@@ -58,7 +58,7 @@ def test_the_best_run_is_the_highest_of_those_on_the_same_data(project: Path) ->
 
 
 def test_a_model_is_registered_once_and_its_alias_moves(project: Path) -> None:
-    runs = [stored(project, trained(name, 0.5)) for name in ("vit", "swin")]
+    runs = [read_run(project, trained(name, 0.5)) for name in ("vit", "swin")]
     first = registry.register(runs[0], "tagger", "champion")
     assert tuple(first) == ("tagger", "1", "champion", runs[0], str(BEST))
     told = f"vit, {METRIC} 0.500: version 1 of tagger, alias champion, weights in {BEST}"
@@ -73,7 +73,7 @@ def test_a_model_is_registered_once_and_its_alias_moves(project: Path) -> None:
 
 
 def test_a_version_tells_where_it_comes_from(project: Path) -> None:
-    run = stored(project, trained("vit", 0.5))
+    run = read_run(project, trained("vit", 0.5))
     registry.register(run, "tagger", "champion")
     version = client(project).get_model_version_by_alias("tagger", "champion")
     assert version.run_id == run.info.run_id
@@ -84,7 +84,7 @@ def test_a_version_tells_where_it_comes_from(project: Path) -> None:
 
 
 def test_a_model_that_mlflow_can_load_goes_before_a_checkpoint(project: Path) -> None:
-    run, here = stored(project, trained("vit", 0.5)), client(project)
+    run, here = read_run(project, trained("vit", 0.5)), client(project)
     model = here.create_logged_model(run.info.experiment_id, "export", run.info.run_id)
     here.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
     assert registry.register(run, "tagger", "champion").file == ""
@@ -93,14 +93,14 @@ def test_a_model_that_mlflow_can_load_goes_before_a_checkpoint(project: Path) ->
 
 
 def test_a_run_without_a_model_is_refused(project: Path) -> None:
-    run = stored(project, trained("vit", 0.5, kept=False))
+    run = read_run(project, trained("vit", 0.5, kept=False))
     with pytest.raises(TaggerError, match=r"vit .* has no model .* train again"):
         registry.register(run, "tagger", "champion")
 
 
 @pytest.mark.parametrize(("name", "alias"), [("a/b", "best"), ("tagger", "v1"), ("tagger", "a b")])
 def test_a_name_that_mlflow_does_not_take_is_told(project: Path, name: str, alias: str) -> None:
-    run = stored(project, trained("vit", 0.5))
+    run = read_run(project, trained("vit", 0.5))
     with pytest.raises(TaggerError, match=r"^MLflow at sqlite:[^\n]*(Invalid|reserved)[^\n]*$"):
         registry.register(run, name, alias)
 
@@ -108,10 +108,10 @@ def test_a_name_that_mlflow_does_not_take_is_told(project: Path, name: str, alia
 def test_a_store_that_cannot_be_read_is_told(
     project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = stored(project, trained("vit", 0.5))
+    run = read_run(project, trained("vit", 0.5))
     (project / "mlflow.db").write_bytes(b"this is no database, and never was one\n" * 40)
     with pytest.raises(TaggerError, match=r"not a database[^\n]*MLFLOW_TRACKING_URI"):
         registry.best_run(METRIC, "abc")
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", away())
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", unreachable_address())
     with pytest.raises(TaggerError, match=r"^MLflow at http://127\.0\.0\.1"):
         registry.register(run, "tagger", "champion")

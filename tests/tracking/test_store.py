@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from support import processes
-from support.mlflow_stores import client, every, project, stored
+from support.mlflow_stores import all_runs, client, project, read_run
 from tagger.tracking import runs
 
 __all__ = ["project"]
@@ -28,7 +28,7 @@ def experiment(monkeypatch: pytest.MonkeyPatch, name: str, baseline: str) -> str
 
 
 def parent_of(project: Path, run_id: str) -> str | None:
-    return stored(project, run_id).data.tags.get("mlflow.parentRunId")
+    return read_run(project, run_id).data.tags.get("mlflow.parentRunId")
 
 
 def test_experiments_from_one_commit_have_one_parent(
@@ -39,15 +39,15 @@ def test_experiments_from_one_commit_have_one_parent(
     first, second, third = (parent_of(project, run) for run in runs)
     assert first == second != third
     assert None not in (first, third)
-    assert len(every(project)) == 5
-    parent = stored(project, first)
+    assert len(all_runs(project)) == 5
+    parent = read_run(project, first)
     assert (parent.info.status, parent.info.run_name) == ("FINISHED", "experiments from da80dae")
     assert parent.data.tags["dvc_baseline"] == ONE
     assert parent.data.tags["mlflow.note.content"].startswith("One way to tell")
     assert parent_of(project, first or "") is None
-    tags = stored(project, runs[0]).data.tags
+    tags = read_run(project, runs[0]).data.tags
     assert tags["dvc_experiment"] == "brave-otter"
-    assert stored(project, runs[0]).data.metrics == {"loss": 1.0}
+    assert read_run(project, runs[0]).data.metrics == {"loss": 1.0}
 
 
 def test_without_an_experiment_of_dvc_there_is_no_parent(
@@ -57,7 +57,7 @@ def test_without_an_experiment_of_dvc_there_is_no_parent(
     with runs.start("vit") as run:
         pass
     assert parent_of(project, str(run.id)) is None
-    assert len(every(project)) == 1
+    assert len(all_runs(project)) == 1
 
 
 def test_a_parent_that_was_deleted_is_made_again(
@@ -77,7 +77,7 @@ def test_experiments_that_start_at_the_same_time_make_one_parent(project: Path) 
     for name in ("brave-otter", "calm-heron", "dire-wolf"):
         dvc = {"DVC_ROOT": str(project), "DVC_EXP_BASELINE_REV": ONE, "DVC_EXP_NAME": name}
         workers.append(processes.start(project, script, **dvc))
-    assert [worker.ended(120) for worker in workers] == [(0, "")] * 3
-    children = [run for run in every(project) if "dvc_experiment" in run.data.tags]
+    assert [worker.finish(120) for worker in workers] == [(0, "")] * 3
+    children = [run for run in all_runs(project) if "dvc_experiment" in run.data.tags]
     parents = {run.data.tags["mlflow.parentRunId"] for run in children}
-    assert (len(children), len(parents), len(every(project))) == (3, 1, 4)
+    assert (len(children), len(parents), len(all_runs(project))) == (3, 1, 4)

@@ -9,7 +9,7 @@ import pytest
 from matplotlib.figure import Figure
 from mlflow import MlflowClient
 
-from support.mlflow_stores import client, every, project, some, stored
+from support.mlflow_stores import all_runs, client, make_split, project, read_run
 from tagger.tracking import machine, runs, store
 
 pytestmark = pytest.mark.usefixtures("project")
@@ -28,7 +28,7 @@ def test_a_run_keeps_parameters_metrics_tags_and_files(
         for epoch, loss in ((1, 9.0), (2, 7.5)):
             run.log_metrics({"loss": loss, "note": "text", "test": {"macro_ap": 0.1}}, step=epoch)
         run.log_files(project / "train.csv")
-    kept = stored(project, run.id)
+    kept = read_run(project, run.id)
     assert kept.data.params == {"seed": "0", "train.epochs": "3", "train.deep.er": "x"}
     assert kept.data.metrics == {"loss": 7.5, "test.macro_ap": 0.1}
     history = client(project).get_metric_history(kept.info.run_id, "loss")
@@ -47,7 +47,7 @@ def test_names_that_mlflow_does_not_take_are_changed_and_long_lists_cut(project:
     with runs.start("vit", **{"weights (1)": "abc"}) as run:
         run.log_params({f"key {number}": number for number in range(250)} | {"a=b": "x" * 9000})
         run.log_metrics({"test": {"f1 (macro)": 0.5}})
-    kept = stored(project, run.id).data
+    kept = read_run(project, run.id).data
     assert kept.tags["weights _1_"] == "abc"
     assert len(kept.params) == 251
     assert set(kept.params["a_b"]) == {"x"}
@@ -75,15 +75,19 @@ def test_many_figures_are_one_call(project: Path, monkeypatch: pytest.MonkeyPatc
         monkeypatch.setattr(MlflowClient, "log_batch", counted)
         run.log_metrics({"test": {f"tag_{number}": [0.1, 0.2] for number in range(200)}})
     assert sizes == [400]
-    assert len(stored(project, run.id).data.metrics) == 400
+    assert len(read_run(project, run.id).data.metrics) == 400
 
 
 def test_a_run_tells_on_what_it_was_trained_and_judged(project: Path) -> None:
     with runs.start("vit") as run:
-        run.log_data("demo", "0123abcd", SOURCE, training=some(5, 3), validation=some(2, 3))
+        run.log_data(
+            "demo", "0123abcd", SOURCE, training=make_split(5, 3), validation=make_split(2, 3)
+        )
     with runs.add_to(run.id) as again:
-        again.log_data("demo", "0123abcd", SOURCE, validation=some(2, 3), test=some(1, 3))
-    inputs = getattr(stored(project, run.id).inputs, "dataset_inputs", [])
+        again.log_data(
+            "demo", "0123abcd", SOURCE, validation=make_split(2, 3), test=make_split(1, 3)
+        )
+    inputs = getattr(read_run(project, run.id).inputs, "dataset_inputs", [])
     told = {one.tags[0].value: one.dataset for one in inputs}
     assert len(inputs) == len(told) == 3
     assert {one.tags[0].key for one in inputs} == {"mlflow.data.context"}
@@ -105,7 +109,7 @@ def test_the_digest_is_of_all_hashes() -> None:
 def test_a_run_tells_what_it_ran_on(project: Path) -> None:
     with runs.start("vit") as run:
         run.log_machine()
-    kept = stored(project, run.id)
+    kept = read_run(project, run.id)
     assert kept.data.tags.items() >= machine.machine_tags().items()
     assert {"python", "torch", "timm", "device"} <= machine.machine_tags().keys()
     lines = (project / "mlruns" / kept.info.run_id / "artifacts/packages.txt").read_text()
@@ -128,22 +132,22 @@ def test_files_and_drawings_lie_where_they_are_wanted(project: Path) -> None:
 def test_a_run_is_added_to_without_a_trace_but_what_is_added(project: Path) -> None:
     with runs.start("vit", preset="vit") as first:
         first.log_params({"seed": 0})
-    before = stored(project, first.id)
+    before = read_run(project, first.id)
     time.sleep(0.01)
     with runs.add_to(first.id) as again:
         for figure in (0.75, 0.25):
             again.log_metrics({"test": {"macro_f1": figure}})
             time.sleep(0.01)
-        assert stored(project, first.id).info.status == "FINISHED"
-    after = stored(project, first.id)
+        assert read_run(project, first.id).info.status == "FINISHED"
+    after = read_run(project, first.id)
     assert again.id == first.id
     assert (after.data.params, after.data.metrics) == ({"seed": "0"}, {"test.macro_f1": 0.25})
     assert after.data.tags == before.data.tags
     assert dict(after.info) == dict(before.info)
-    assert len(every(project)) == 1
+    assert len(all_runs(project)) == 1
     with pytest.raises(ValueError), runs.add_to(first.id):
         raise ValueError
-    assert dict(stored(project, first.id).info) == dict(before.info)
+    assert dict(read_run(project, first.id).info) == dict(before.info)
 
 
 def test_a_run_whose_end_was_not_told_has_ended_once_it_is_judged(project: Path) -> None:
@@ -152,28 +156,28 @@ def test_a_run_whose_end_was_not_told_has_ended_once_it_is_judged(project: Path)
     client(project).update_run(str(first.id), "RUNNING")
     with runs.add_to(first.id):
         pass
-    assert stored(project, first.id).info.status == "FINISHED"
+    assert read_run(project, first.id).info.status == "FINISHED"
 
 
 def test_a_training_takes_its_run_up_again(project: Path) -> None:
     with pytest.raises(KeyboardInterrupt), runs.start("vit") as first:
         raise KeyboardInterrupt
     with runs.start("vit", run_id=first.id) as again:
-        assert stored(project, first.id).info.status == "RUNNING"
+        assert read_run(project, first.id).info.status == "RUNNING"
     assert again.id == first.id
-    assert stored(project, first.id).info.status == "FINISHED"
-    assert len(every(project)) == 1
+    assert read_run(project, first.id).info.status == "FINISHED"
+    assert len(all_runs(project)) == 1
 
 
 def test_checkpoints_are_models_of_the_run_with_figures_by_data(project: Path) -> None:
     with runs.start("vit") as run:
-        run.log_data("demo", "0123abcd", SOURCE, validation=some(2, 3))
+        run.log_data("demo", "0123abcd", SOURCE, validation=make_split(2, 3))
         for step in (1, 2):
             run.log_metrics({"macro_ap": step / 4}, step)
         run.log_checkpoint("best", Path("models/best.safetensors"), {"macro_ap": 0.25}, 1, "ab12")
         run.log_checkpoint("last", Path("models/last.safetensors"), {"macro_ap": 0.5}, 2)
     with runs.add_to(run.id) as again:
-        again.log_data("demo", "0123abcd", SOURCE, test=some(1, 3))
+        again.log_data("demo", "0123abcd", SOURCE, test=make_split(1, 3))
         again.log_metrics({"test": {"macro_ap": 0.75}}, checkpoint="best")
     models = store.logged_models(client(project), str(run.id))
     assert models.keys() == {"best", "last"}
@@ -188,7 +192,7 @@ def test_checkpoints_are_models_of_the_run_with_figures_by_data(project: Path) -
     assert figures["last"] == {("macro_ap", 0.5, 2, "demo-validation")}
     judged = {("macro_ap", 0.25, 1, "demo-validation"), ("test.macro_ap", 0.75, 0, "demo-test")}
     assert figures["best"] == judged
-    kept = stored(project, run.id)
+    kept = read_run(project, run.id)
     outputs = getattr(kept.outputs, "model_outputs", [])
     assert {(one.model_id, one.step) for one in outputs} == {
         (models["best"].model_id, 1),
@@ -203,7 +207,7 @@ def test_checkpoints_are_models_of_the_run_with_figures_by_data(project: Path) -
 def test_a_block_that_fails_leaves_a_failed_run(project: Path, error: type[BaseException]) -> None:
     with pytest.raises(error), runs.start("vit") as run:
         raise error
-    assert stored(project, run.id).info.status == "FAILED"
+    assert read_run(project, run.id).info.status == "FAILED"
     assert mlflow.active_run() is None
 
 
@@ -211,7 +215,7 @@ def test_a_machine_without_git_still_trains(project: Path, monkeypatch: pytest.M
     monkeypatch.setenv("PATH", str(project))
     with runs.start("vit", preset="vit") as run:
         run.log_params({"seed": 0})
-    assert stored(project, run.id).data.tags["preset"] == "vit"
+    assert read_run(project, run.id).data.tags["preset"] == "vit"
 
 
 def test_mappings_are_flattened_to_dotted_paths() -> None:
@@ -230,7 +234,7 @@ def test_a_checkpoint_is_tracked_once_however_often_a_training_comes_to_its_end(
         return run.id
 
     def logged() -> list[str]:
-        found = client(project).search_logged_models([stored(project, run).info.experiment_id])
+        found = client(project).search_logged_models([read_run(project, run).info.experiment_id])
         return sorted(model.name for model in found)
 
     run = end(None, "ab12")

@@ -121,14 +121,14 @@ def test_the_same_training_twice_at_once_is_refused_in_one_line_and_a_signal_los
     wait_until(lambda: project.newest_snapshot_step() == PER_EPOCH, running)
     os.killpg(running.pid, signal.SIGSTOP)
     refused = project.run_stage()
-    assert refused.output.splitlines() == [refused.mistake]
+    assert refused.output.splitlines() == [refused.error_line]
     told = "error: The same is under way in another process, which holds "
-    assert refused.mistake.startswith(told)
+    assert refused.error_line.startswith(told)
     assert len(project.runs()) == 1
     os.kill(running.pid, signal.SIGTERM)
     os.killpg(running.pid, signal.SIGCONT)
-    ended = running.ended(60)
-    assert (ended.code, ended.output.splitlines()[-1]) == (130, "interrupted")
+    ended = running.finish(60)
+    assert (ended.exit_code, ended.output.splitlines()[-1]) == (130, "interrupted")
     assert project.newest_snapshot_step() > PER_EPOCH
 
 
@@ -142,8 +142,8 @@ def test_a_signal_to_all_processes_of_a_training_loses_nothing_either(
     os.killpg(running.pid, signal.SIGSTOP)
     os.killpg(running.pid, signal.SIGTERM)
     os.killpg(running.pid, signal.SIGCONT)
-    ended = running.ended(60)
-    assert (ended.code, ended.output.splitlines()[-1]) == (130, "interrupted")
+    ended = running.finish(60)
+    assert (ended.exit_code, ended.output.splitlines()[-1]) == (130, "interrupted")
     assert "Traceback" not in ended.output
     assert PER_EPOCH < project.newest_snapshot_step() < EPOCHS * PER_EPOCH
     assert f"stopped after step {project.newest_snapshot_step()}" in ended.output
@@ -157,7 +157,7 @@ def into_dvc(project: Project) -> None:
     whole = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))
     text = yaml.safe_dump({"stages": {"train": whole["stages"]["train"]}})
     (project.folder / "dvc.yaml").write_text(text, encoding="utf-8")
-    assert processes.run(project.folder, "dvc", "init", "--no-scm").told
+    assert processes.run(project.folder, "dvc", "init", "--no-scm").success_output
 
 
 def test_dvc_goes_on_with_a_training_that_was_killed_with_it(
@@ -168,8 +168,8 @@ def test_dvc_goes_on_with_a_training_that_was_killed_with_it(
     running = processes.start(project.folder, "dvc", "repro")
     wait_until(lambda: project.newest_snapshot_step() >= PER_EPOCH + 1, running)
     os.killpg(running.pid, signal.SIGKILL)
-    assert running.ended(60).code == -signal.SIGKILL
-    assert "going on after step" in processes.run(project.folder, "dvc", "repro").told
+    assert running.finish(60).exit_code == -signal.SIGKILL
+    assert "going on after step" in processes.run(project.folder, "dvc", "repro").success_output
     assert project.results() == undisturbed.results()
     (run,) = project.runs()
     assert run.info.status == "FINISHED"

@@ -11,7 +11,7 @@ from PIL import ImageChops
 from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from support.predictions import of_model
+from support.predictions import predict_split
 from tagger.core.vocabulary import Tag
 from tagger.evaluation.metrics import dense
 from tagger.images import contact_sheet, decode, loader
@@ -69,7 +69,7 @@ def test_figures_are_those_of_predict(
     model.train()
     figures, predictions = judge_of(split, preprocessing)(model)
     assert model.training
-    by = of_model(model, split, preprocessing, batch_size=5, workers=0)
+    by = predict_split(model, split, preprocessing, batch_size=5, workers=0)
     assert equal(predictions, by)
     assert by.rows == list(range(len(split)))
     assert figures.keys() == {"macro_ap", "micro_ap", "validation_loss"}

@@ -23,8 +23,8 @@ from playwright.sync_api import Browser, Locator, Page, expect
 
 import app
 from support import browser as browsers
-from support.browser import Opened
-from support.image_bytes import encoded, photo, png
+from support.browser import OpenedPage
+from support.image_bytes import encode, gradient_image, png
 from tagger.core import errors
 from tagger.core.vocabulary import Tag, count_categories
 from tagger.images.decode import Pixels
@@ -104,14 +104,14 @@ def browser() -> Iterator[Browser]:
 @contextmanager
 def visited(browser: Browser, site: Site, width: int = 1280) -> Iterator[Page]:
     """Yield the page; nobody else was asked for anything, and no script was amiss."""
-    with browsers.opened(browser, site.address, width=width) as opened:
+    with browsers.open_page(browser, site.address, width=width) as opened:
         opened.page.set_default_timeout(30_000)
         opened.page.locator("input[type=file]").wait_for(state="attached")
         yield opened.page
         check(opened, site)
 
 
-def check(opened: Opened, site: Site) -> None:
+def check(opened: OpenedPage, site: Site) -> None:
     streams = [asked for asked in opened.requests if "/queue/data?" in asked]
     assert len(streams) == 1  # of answers: whatever is asked for while one is closed is lost
     assert [said for said in opened.errors if said != GRADIOS] == []
@@ -215,8 +215,8 @@ def bad(tmp_path: Path) -> list[Path]:
     contents = {
         "text.png": b"1girl, solo",
         "<img src=x onerror=alert(1)>.png": b"",
-        "cut.jpg": encoded(photo(), "JPEG")[:300],
-        "heavy.png": encoded(Image.fromarray(noise), "PNG"),  # 1.5 MB
+        "cut.jpg": encode(gradient_image(), "JPEG")[:300],
+        "heavy.png": encode(Image.fromarray(noise), "PNG"),  # 1.5 MB
         "wide.png": png(2000, 1000, 8, 2, b""),  # 2 million pixels by its header
         "bomb.png": png(60_000, 60_000, 8, 2, b""),
     }
@@ -350,11 +350,11 @@ def test_a_narrow_page_fits_and_can_be_read(
     browser: Browser, site: Site, image_folder: Path
 ) -> None:
     with visited(browser, site, width=390) as page:
-        assert browsers.overflow(page) <= 0
+        assert browsers.horizontal_overflow(page) <= 0
         drop(page, *sorted(image_folder.glob("*.png")))
         page.get_by_label("set by me").check()
         expect(number_of(page, "General")).to_be_visible()
-        assert browsers.overflow(page) <= 0
+        assert browsers.horizontal_overflow(page) <= 0
         assert page.locator("footer").count() == 0 or page.locator("footer").is_hidden()
         texts = "h1, header p, h3, .tag .name, .tag output, .hint"
         assert min(browsers.contrasts(page, texts).values()) > 4.5

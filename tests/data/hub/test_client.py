@@ -27,8 +27,8 @@ from support.hub_server import (
     Fault,
     HubServer,
     environment,
-    pointed_at,
-    serving,
+    serve_hub,
+    use_hub,
 )
 from tagger.core.errors import TaggerError
 from tagger.data.hub import client, download
@@ -51,7 +51,7 @@ WHOLE = RemoteFile("images/0000.tar", len(TAR), hashlib.sha256(TAR).hexdigest())
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[HubServer]:
     monkeypatch.setattr(download, "_FIRST_WAIT", 0.001)
-    with serving(FILES) as server, pointed_at(server.url, tmp_path / "home", monkeypatch):
+    with serve_hub(FILES) as server, use_hub(server.url, tmp_path / "home", monkeypatch):
         yield server
 
 
@@ -104,7 +104,7 @@ def test_files_and_members_arrive_byte_for_byte(server: HubServer, folder: Path)
 
 def test_of_a_tar_only_the_wanted_bytes_are_asked_for(server: HubServer, folder: Path) -> None:
     get(folder, MEMBER)
-    assert server.ranges("images/0000.tar") == ["bytes=1024-6023"]
+    assert server.requested_ranges("images/0000.tar") == ["bytes=1024-6023"]
 
 
 def test_what_is_there_is_not_fetched_again(server: HubServer, folder: Path) -> None:
@@ -131,10 +131,10 @@ def test_an_empty_file_needs_no_request(server: HubServer, folder: Path) -> None
 def test_no_more_connections_are_used_than_allowed(
     server: HubServer, folder: Path, connections: int
 ) -> None:
-    server.order("images/0000.tar", repeat(Fault(delay=0.01)))
+    server.inject_faults("images/0000.tar", repeat(Fault(delay=0.01)))
     pieces = [RemoteFile(f"{i}", 9000, tar="images/0000.tar", offset=i) for i in range(9)]
     assert get(folder, *pieces, connections=connections) == {}
-    assert server.most_at_once == connections
+    assert server.peak_connections == connections
 
 
 # What goes wrong on the way
@@ -146,29 +146,29 @@ def test_no_more_connections_are_used_than_allowed(
     [
         Fault(drop_after=1000),
         Fault(drop_after=0),
-        Fault(short_by=300),
+        Fault(missing_bytes=300),
         Fault(status=500),
         Fault(status=503),
         Fault(status=403),  # a link of the content server that has expired
         Fault(status=429),
-        Fault(spoiled=True),
+        Fault(corrupted=True),
     ],
     ids=str,
 )
 def test_a_fault_that_passes_costs_nothing_but_time(
     server: HubServer, folder: Path, piece: RemoteFile, fault: Fault
 ) -> None:
-    server.order("images/0000.tar", [fault])
+    server.inject_faults("images/0000.tar", [fault])
     assert get(folder, piece) == {}
     assert (folder / piece.path).read_bytes() == (TAR if piece is WHOLE else CONTENT)
-    assert len(server.ranges("images/0000.tar")) == 2
+    assert len(server.requested_ranges("images/0000.tar")) == 2
     assert below(folder) == {piece.path}
 
 
 def test_a_broken_download_goes_on_where_it_stopped(server: HubServer, folder: Path) -> None:
-    server.order("images/0000.tar", [Fault(drop_after=40_000), Fault(drop_after=20_000)])
+    server.inject_faults("images/0000.tar", [Fault(drop_after=40_000), Fault(drop_after=20_000)])
     assert get(folder, WHOLE) == {}
-    assert server.ranges("images/0000.tar") == [
+    assert server.requested_ranges("images/0000.tar") == [
         "bytes=0-102399",
         "bytes=40000-102399",
         "bytes=60000-102399",
@@ -178,7 +178,7 @@ def test_a_broken_download_goes_on_where_it_stopped(server: HubServer, folder: P
 def test_a_line_that_breaks_time_and_again_brings_all_in_the_end(
     server: HubServer, folder: Path
 ) -> None:
-    server.order("images/0000.tar", [Fault(drop_after=4096)] * 20)
+    server.inject_faults("images/0000.tar", [Fault(drop_after=4096)] * 20)
     assert get(folder, WHOLE) == {}
     assert (folder / WHOLE.path).read_bytes() == TAR
 
@@ -189,21 +189,21 @@ def test_a_line_that_breaks_time_and_again_brings_all_in_the_end(
         (Fault(status=500), "the server answers 500 Internal Server Error", 6),
         (Fault(status=429), "the server answers 429 Too Many Requests", 6),
         (Fault(drop_after=0), "peer closed connection", 6),
-        (Fault(short_by=10**6), "the answer ended 5,000 bytes early", 6),
-        (Fault(spoiled=True), "its SHA-256 is not the one that the data set names", 2),
+        (Fault(missing_bytes=10**6), "the answer ended 5,000 bytes early", 6),
+        (Fault(corrupted=True), "its SHA-256 is not the one that the data set names", 2),
     ],
     ids=lambda value: str(value),
 )
 def test_what_cannot_be_had_is_named_with_its_reason_and_stops_nothing_else(
     server: HubServer, folder: Path, fault: Fault, reason: str, attempts: int
 ) -> None:
-    server.order("images/0000.tar", repeat(fault))
+    server.inject_faults("images/0000.tar", repeat(fault))
     other = RemoteFile("images/0001.tar", len(TAR), hashlib.sha256(TAR[::-1]).hexdigest())
     failed = get(folder, MEMBER, other, connections=1)
     assert failed.keys() == {MEMBER.path}
     assert failed[MEMBER.path].startswith(reason)
     assert "\n" not in failed[MEMBER.path]
-    assert len(server.ranges("images/0000.tar")) == attempts
+    assert len(server.requested_ranges("images/0000.tar")) == attempts
     assert {MEMBER.path, other.path} & below(folder) == {other.path}
     assert (folder / other.path).read_bytes() == TAR[::-1]
 
@@ -219,7 +219,7 @@ def test_a_file_that_was_deleted_meanwhile_is_named(server: HubServer, folder: P
 def test_the_server_says_how_long_to_wait(
     server: HubServer, folder: Path, headers: dict[str, str]
 ) -> None:
-    server.order("images/0000.tar", [Fault(status=429, headers=headers)])
+    server.inject_faults("images/0000.tar", [Fault(status=429, headers=headers)])
     started = time.monotonic()
     assert get(folder, MEMBER) == {}
     assert 1 <= time.monotonic() - started < 3
@@ -233,7 +233,7 @@ def test_waits_grow_until_something_comes(
         download, "Event", lambda: SimpleNamespace(is_set=bool, set=bool, wait=waits.append)
     )
     faults = [Fault(status=500)] * 3 + [Fault(drop_after=4096)] + [Fault(status=500)] * 2
-    server.order("images/0000.tar", faults)
+    server.inject_faults("images/0000.tar", faults)
     assert get(folder, WHOLE) == {}
     assert [round(wait * 1000) for wait in waits] == [1, 2, 4, 1, 2, 4]
 
@@ -241,7 +241,9 @@ def test_waits_grow_until_something_comes(
 def test_a_server_without_ranges_gives_files_but_no_members(
     server: HubServer, folder: Path
 ) -> None:
-    server.order("images/0000.tar", [Fault(drop_after=50_000), *[Fault(whole=True)] * 2])
+    server.inject_faults(
+        "images/0000.tar", [Fault(drop_after=50_000), *[Fault(ignores_range=True)] * 2]
+    )
     assert get(folder, WHOLE) == {}
     assert (folder / WHOLE.path).read_bytes() == TAR
     with pytest.raises(TaggerError, match=r"no part of images/0000\.tar\. Download whole shards"):
@@ -250,13 +252,13 @@ def test_a_server_without_ranges_gives_files_but_no_members(
 
 
 def test_a_piece_without_a_hash_is_of_the_bytes_asked_for(server: HubServer, folder: Path) -> None:
-    server.order("images/0000.tar", [Fault(elsewhere=True)])
+    server.inject_faults("images/0000.tar", [Fault(wrong_range=True)])
     assert get(folder, MEMBER._replace(sha256=None)) == {}
     assert (folder / MEMBER.path).read_bytes() == CONTENT
 
 
 def test_an_answer_longer_than_asked_for_is_cut(server: HubServer, folder: Path) -> None:
-    server.order("images/0000.tar", [Fault(whole=True)])
+    server.inject_faults("images/0000.tar", [Fault(ignores_range=True)])
     assert get(folder, RemoteFile("images/0000.tar", 1000)) == {}
     assert (folder / WHOLE.path).read_bytes() == TAR[:1000]
 
@@ -265,7 +267,7 @@ def test_a_server_that_falls_silent_is_asked_again(
     server: HubServer, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", 0.2)
-    server.order("images/0000.tar", [Fault(delay=1)])
+    server.inject_faults("images/0000.tar", [Fault(delay=1)])
     started = time.monotonic()
     assert get(folder, MEMBER) == {}
     assert time.monotonic() - started < 1
@@ -316,7 +318,7 @@ def program(
 def test_a_killed_download_goes_on_where_it_stopped(
     server: HubServer, folder: Path, program: Callable[..., subprocess.Popen[str]]
 ) -> None:
-    server.order("images/0000.tar", [Fault(delay=0.05)])
+    server.inject_faults("images/0000.tar", [Fault(delay=0.05)])
     unfinished = folder / "images/.0000.tar.partial"
     with program() as process:
         while not (unfinished.exists() and unfinished.stat().st_size > 20_000):
@@ -327,7 +329,7 @@ def test_a_killed_download_goes_on_where_it_stopped(
     assert had < len(TAR)
     assert not (folder / WHOLE.path).exists()
     assert get(folder, WHOLE) == {}
-    assert server.ranges("images/0000.tar") == ["bytes=0-102399", f"bytes={had}-102399"]
+    assert server.requested_ranges("images/0000.tar") == ["bytes=0-102399", f"bytes={had}-102399"]
     assert (folder / WHOLE.path).read_bytes() == TAR
     assert below(folder) == {WHOLE.path}
 
@@ -335,7 +337,7 @@ def test_a_killed_download_goes_on_where_it_stopped(
 def test_a_person_who_has_enough_need_not_wait(
     server: HubServer, folder: Path, program: Callable[..., subprocess.Popen[str]]
 ) -> None:
-    server.order("images/0000.tar", [Fault(delay=0.3)])  # 25 times
+    server.inject_faults("images/0000.tar", [Fault(delay=0.3)])  # 25 times
     with program() as process:
         while len(server.log) < 4:  # with the request for the file
             assert process.poll() is None, process.communicate()
@@ -350,7 +352,7 @@ def test_a_person_who_has_enough_need_not_wait(
 def test_a_terminal_shows_bytes_rate_and_time_left(
     server: HubServer, folder: Path, program: Callable[..., subprocess.Popen[str]]
 ) -> None:
-    server.order("images/0000.tar", [Fault(delay=0.05)])
+    server.inject_faults("images/0000.tar", [Fault(delay=0.05)])
     ours, theirs = pty.openpty()
     with program(stdout=theirs, TERM="xterm", COLUMNS="120") as process:
         os.close(theirs)
@@ -488,7 +490,7 @@ def test_a_disk_too_small_is_told_before_the_first_byte(
 def test_what_is_there_already_needs_no_room(
     server: HubServer, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    server.order("images/0000.tar", [Fault(drop_after=60_000), *[Fault(status=500)] * 6])
+    server.inject_faults("images/0000.tar", [Fault(drop_after=60_000), *[Fault(status=500)] * 6])
     assert get(folder, WHOLE).keys() == {WHOLE.path}
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=50_000))
     assert get(folder, WHOLE) == {}

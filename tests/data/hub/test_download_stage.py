@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from support.hub_server import REPO, HubServer, environment, serving
+from support.hub_server import REPO, HubServer, environment, serve_hub
 from tagger.core import manifest
 from tagger.data.hub import shards
 from tagger.images import decode
@@ -47,7 +47,7 @@ def server(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub
     (tables / "tags.csv").write_text("id,name,category\n3,vocaloid,3\n9,hatsune_miku,4\n")
     (tables / "tag_aliases.csv").write_text("alias,tag\n1girls,1girl\n")
     found = (path for path in sorted(made.rglob("*")) if path.is_file())
-    with serving({path.relative_to(made).as_posix(): path.read_bytes() for path in found}) as hub:
+    with serve_hub({path.relative_to(made).as_posix(): path.read_bytes() for path in found}) as hub:
         yield hub
 
 

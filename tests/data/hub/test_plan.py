@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from huggingface_hub import constants
 
-from support.hub_server import COMMIT, REPO, Fault, HubServer, pointed_at, serving
+from support.hub_server import COMMIT, REPO, Fault, HubServer, serve_hub, use_hub
 from tagger.core.errors import TaggerError
 from tagger.data.hub import download, plan, shards
 
@@ -46,7 +46,7 @@ def server(
 ) -> Iterator[HubServer]:
     monkeypatch.setattr(download, "_FIRST_WAIT", 0.001)
     monkeypatch.setattr(plan, "_REQUEST", 3000)
-    with serving(dict(files)) as server, pointed_at(server.url, tmp_path / "home", monkeypatch):
+    with serve_hub(dict(files)) as server, use_hub(server.url, tmp_path / "home", monkeypatch):
         yield server
 
 
@@ -136,7 +136,7 @@ def test_nothing_is_fetched_twice(
 def test_a_post_without_a_picture_is_no_reason_to_fetch_a_tar(server: HubServer, get: Get) -> None:
     get(7, how="members")
     assert get(7, 9007, how="shards").keys() == {9007}
-    assert len(server.ranges("images/0007.tar")) == 1
+    assert len(server.requested_ranges("images/0007.tar")) == 1
 
 
 def test_what_others_put_there_is_not_fetched(
@@ -147,15 +147,15 @@ def test_what_others_put_there_is_not_fetched(
     (folder / "images/0000.tar").write_bytes(files["images/0000.tar"])
     (folder / "images/0007/7.webp").write_bytes(content("7.webp"))
     assert get(1000, 2000, 7) == {}
-    assert not server.ranges("images/0000.tar")
-    assert not server.ranges("images/0007.tar")
+    assert not server.requested_ranges("images/0000.tar")
+    assert not server.requested_ranges("images/0007.tar")
 
 
 def test_only_what_is_missing_is_fetched(server: HubServer, get: Get) -> None:
     get(1000, 2000, how="members")
     get(1000, 2000, 3000, how="members")
-    assert len(server.ranges("images/0000.tar")) == 3
-    assert len(server.ranges("images/0000.json")) == 1
+    assert len(server.requested_ranges("images/0000.tar")) == 3
+    assert len(server.requested_ranges("images/0000.json")) == 1
 
 
 def test_a_tar_cut_short_is_fetched_again(
@@ -180,7 +180,7 @@ def test_posts_without_a_picture_are_named(server: HubServer, get: Get) -> None:
 def test_a_picture_that_cannot_be_downloaded_is_named(
     server: HubServer, folder: Path, get: Get
 ) -> None:
-    server.order("images/0007.tar", repeat(Fault(status=500)))
+    server.inject_faults("images/0007.tar", repeat(Fault(status=500)))
     assert get(1000, 7, how="members") == {
         7: "images/0007/7.webp: the server answers 500 Internal Server Error"
     }
@@ -190,7 +190,7 @@ def test_a_picture_that_cannot_be_downloaded_is_named(
 def test_a_tar_that_cannot_be_downloaded_names_all_its_posts(
     server: HubServer, folder: Path, get: Get
 ) -> None:
-    server.order("images/0000.tar", repeat(Fault(spoiled=True)))
+    server.inject_faults("images/0000.tar", repeat(Fault(corrupted=True)))
     why = "images/0000.tar: its SHA-256 is not the one that the data set names"
     assert get(1000, 2000, how="shards") == {1000: why, 2000: why}
     assert below(folder) == {"images/0000.json"}  # spoiled bytes are no start to go on from
@@ -199,7 +199,7 @@ def test_a_tar_that_cannot_be_downloaded_names_all_its_posts(
 def test_an_index_that_cannot_be_downloaded_names_all_its_posts(
     server: HubServer, get: Get
 ) -> None:
-    server.order("images/0000.json", repeat(Fault(status=500)))
+    server.inject_faults("images/0000.json", repeat(Fault(status=500)))
     why = "images/0000.json: the server answers 500 Internal Server Error"
     assert get(1000, 2000, 7) == {1000: why, 2000: why}
 
