@@ -229,7 +229,7 @@ SCRIPT = """
     from tagger.data import resized_copies
 
     if __name__ == "__main__":
-        with errors.reported():
+        with errors.exit_on_error():
             pictures = pq.read_table("pictures.parquet")
             made = resized_copies.copies(
                 pictures, Path(sys.argv[1]), side=400, form="webp", quality=90, shard_size=1

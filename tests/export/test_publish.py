@@ -341,7 +341,7 @@ import sys
 from pathlib import Path
 from tagger.core import errors
 from tagger.export import publish
-with errors.reported():
+with errors.exit_on_error():
     print(publish.upload(Path(sys.argv[1]), sys.argv[2], private=True, message="by a program"))
 """
 

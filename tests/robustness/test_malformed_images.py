@@ -110,7 +110,7 @@ def test_bombs_are_refused_before_they_take_memory(files: list[MalformedImage]) 
 import resource, sys, time
 from pathlib import Path
 from tagger.images import decode
-decode.begin()
+decode.init_process()
 try: decode.open_rgb(b"x")
 except decode.Unreadable: pass
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

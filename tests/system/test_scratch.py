@@ -20,7 +20,7 @@ import os, sys, time
 from pathlib import Path
 from tagger.core import files
 from tagger.system import scratch
-with scratch.alone(Path(sys.argv[1])):
+with scratch.locked(Path(sys.argv[1])):
     child = os.fork() if "child" in sys.argv else 0
     if child or "child" not in sys.argv:
         print("in", child, flush=True)

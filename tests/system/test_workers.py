@@ -199,7 +199,7 @@ SCRIPT = """
     def slowly(chunk, *, folder):
         number = chunk["value"][0].as_py()
         Path(folder, f"started-{os.getpid()}-{number}").touch()
-        with files.replacing(Path(folder, f"{number}.result")) as partial_file:
+        with files.atomic_write(Path(folder, f"{number}.result")) as partial_file:
             partial_file.write_bytes(b"half")
             stop = Path(folder, "stop_at")
             if stop.exists() and number >= int(stop.read_text()):
@@ -211,7 +211,7 @@ SCRIPT = """
 
     def main():
         chunks = (pa.table({"value": [number]}) for number in range(12))
-        results = workers.mapped(partial(slowly, folder="."), chunks, Path("memory"))
+        results = workers.map_chunks(partial(slowly, folder="."), chunks, Path("memory"))
         if "ahead" in sys.argv:
             results = workers.one_ahead(results)
         taken = []
@@ -223,7 +223,7 @@ SCRIPT = """
 
 
     if __name__ == "__main__":
-        with errors.reported():
+        with errors.exit_on_error():
             main()
 """
 

@@ -294,7 +294,7 @@ from pathlib import Path
 from tagger.core import errors
 from tagger.data.hub import client, download
 repo, folder, path = sys.argv[1:]
-with errors.reported():
+with errors.exit_on_error():
     commit, files = client.listing(repo)
     print(download.fetch(repo, [download.Piece(*files[path])], Path(folder), commit))
 """
