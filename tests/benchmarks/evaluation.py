@@ -22,6 +22,8 @@ from scipy.sparse import csr_array
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "stages"))
 
+from tagger.core.colours import WHITE
+from tagger.core.manifest import Location
 from tagger.core.thresholds import Aim
 from tagger.core.vocabulary import Tag
 from tagger.evaluation import (
@@ -38,7 +40,6 @@ from tagger.evaluation.inspection import SplitInspection
 from tagger.evaluation.prediction_store import LogitBlock, PredictionStore, StoreLabels
 from tagger.evaluation.result import EvaluationResult
 from tagger.images.dataset import Split
-from tagger.images.location import WHITE, Location
 
 T = TypeVar("T")
 

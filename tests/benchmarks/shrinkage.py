@@ -22,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "stages"))
 
 from tagger.core import vocabulary
 from tagger.core.arrays import Floats, Truth
+from tagger.core.manifest import Location
 from tagger.core.thresholds import Aim
 from tagger.core.vocabulary import Tag
 from tagger.demo import draw
@@ -29,7 +30,6 @@ from tagger.evaluation import fit_thresholds, prediction_store, quantized_logits
 from tagger.images import loader, preprocess
 from tagger.images.dataset import ImageDataset, Split
 from tagger.images.loader import ResumableBatchSampler
-from tagger.images.location import Location
 from tagger.models import backbone, predict
 
 Whole = npt.NDArray[np.int64]

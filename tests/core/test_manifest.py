@@ -10,8 +10,8 @@ from scipy.sparse import csr_array
 
 from tagger.core import manifest
 from tagger.core.errors import TaggerError
+from tagger.core.manifest import Location
 from tagger.core.vocabulary import Tag
-from tagger.images.location import Location
 
 POSTS = {
     "id": pa.string(),

@@ -22,10 +22,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tagger.core.errors import TaggerError
+from tagger.core.manifest import Location
 from tagger.data import resized_copies
 from tagger.data.hub import shards
 from tagger.images import decode
-from tagger.images.location import Location
 
 STAGES = Path(__file__).parents[2] / "stages"
 _PICTURES = 10  # of the runs that are broken off

@@ -15,8 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
+from tagger.core.manifest import Location
 from tagger.data import verify
-from tagger.images.location import Location
 
 Write = Callable[[str, str | bytes], Path]
 

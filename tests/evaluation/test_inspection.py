@@ -11,7 +11,6 @@ from support.predictions import RandomPredictions, write_store
 from tagger.core.vocabulary import Tag
 from tagger.evaluation.inspection import SplitInspection
 from tagger.images.dataset import Split
-from tagger.images.location import WHITE, Location
 
 
 def test_a_picture_that_has_gone_since_is_grey_on_the_sheet(

@@ -12,12 +12,12 @@ from PIL import Image
 from scipy.sparse import csr_array
 
 from tagger.core import manifest, vocabulary
+from tagger.core.manifest import Location
 from tagger.core.vocabulary import Tag
 from tagger.images import dataset, decode, loader
 from tagger.images.augment import Augmentation
 from tagger.images.dataset import ImageDataset, SampleKey, Split
 from tagger.images.loader import Collate, ResumableBatchSampler
-from tagger.images.location import Location
 from tagger.images.preprocess import Preprocess
 
 PREPROCESS = Preprocess(16, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))

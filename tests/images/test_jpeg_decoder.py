@@ -8,9 +8,9 @@ import pytest
 from PIL import Image
 
 from support.colour_profiles import P3
+from tagger.core.manifest import Location
 from tagger.images import decode
 from tagger.images.decode import Pixels
-from tagger.images.location import Location
 from tagger.images.preprocess import Preprocess
 
 BACKGROUND = 10, 200, 30

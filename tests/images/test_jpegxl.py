@@ -9,10 +9,10 @@ import numpy.typing as npt
 import pytest
 from PIL import Image
 
+from tagger.core.manifest import Location
 from tagger.data import verify
 from tagger.images import decode
 from tagger.images.decode import Pixels
-from tagger.images.location import Location
 
 Samples = npt.NDArray[Any]  # (height, width) or (height, width, channels)
 

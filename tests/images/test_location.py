@@ -9,11 +9,10 @@ import pyarrow as pa
 import pytest
 
 from tagger.core import manifest, vocabulary
-from tagger.core.manifest import Locations
+from tagger.core.manifest import Location, Locations
 from tagger.core.vocabulary import Tag
 from tagger.images import dataset
 from tagger.images.dataset import Split
-from tagger.images.location import Location
 
 MANY = 100_000
 FEW_OBJECTS = MANY // 20

@@ -17,7 +17,6 @@ from tagger.images import decode, loader, preprocess, resize
 from tagger.images.dataset import ImageDataset, SampleKey, Split
 from tagger.images.decode import Pixels
 from tagger.images.loader import Collate, ResumableBatchSampler
-from tagger.images.location import WHITE, Location
 from tagger.images.preprocess import Preprocess
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from PIL import Image
 from torchvision import transforms
 
+from tagger.core.colours import WHITE
 from tagger.core.errors import TaggerError
 from tagger.images import preprocess
 from tagger.images.decode import Pixels
-from tagger.images.location import WHITE
 from tagger.images.preprocess import Preprocess
 from tagger.models import external_preprocess
 

@@ -14,7 +14,6 @@ import pytest
 from support import malformed_images
 from support.malformed_images import MalformedImage
 from tagger.images import decode, find_images
-from tagger.images.location import Location
 from tagger.images.preprocess import Preprocess
 
 pytestmark = pytest.mark.timeout(60)

@@ -14,7 +14,6 @@ from tagger.data import verify
 from tagger.images import decode, loader
 from tagger.images.dataset import ImageDataset, SampleKey, Split
 from tagger.images.loader import Batch, ResumableBatchSampler
-from tagger.images.location import Location
 from tagger.images.preprocess import Preprocess
 
 pytestmark = [

@@ -16,8 +16,8 @@ from mlflow.entities import Run
 from scipy.sparse import csr_array
 
 from support.trainings import _empty_store
+from tagger.core.manifest import Location
 from tagger.images.dataset import Split
-from tagger.images.location import Location
 from tagger.tracking import store
 
 

@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import nn
 
+from tagger.core.manifest import Location
 from tagger.images import decode, loader
 from tagger.images.dataset import SampleKey, Split
 from tagger.images.loader import ResumableBatchSampler
-from tagger.images.location import Location
 from tagger.images.preprocess import Preprocess
 from tagger.training import linear_probe
 from tagger.training.linear_probe import EmbeddedDataset

@@ -31,11 +31,11 @@ from support.trainings import (
 )
 from tagger.core import files, manifest, vocabulary
 from tagger.core.errors import TaggerError
+from tagger.core.manifest import Location
 from tagger.core.vocabulary import Tag
 from tagger.images import decode, loader
 from tagger.images.dataset import Split
 from tagger.images.loader import Batch
-from tagger.images.location import Location
 from tagger.models import backbone
 from tagger.params import Params, Preset
 from tagger.system import distributed

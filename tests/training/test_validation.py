@@ -17,7 +17,6 @@ from tagger.evaluation.metrics import dense
 from tagger.images import contact_sheet, decode, loader
 from tagger.images.dataset import ImageDataset, Split
 from tagger.images.loader import ResumableBatchSampler
-from tagger.images.location import Location
 from tagger.images.preprocess import Preprocess
 from tagger.models import predict
 from tagger.models.predict import Predictions

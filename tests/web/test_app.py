@@ -26,9 +26,9 @@ from support import browser as browsers
 from support.browser import OpenedPage
 from support.image_bytes import encode, gradient_image, png
 from tagger.core import errors
+from tagger.core.colours import Colour
 from tagger.core.vocabulary import Tag, count_categories
 from tagger.images.decode import Pixels
-from tagger.images.location import Colour
 from tagger.inference.pipeline import PipelineOptions
 from tagger.models import exported
 from tagger.web import album

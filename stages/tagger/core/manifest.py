@@ -7,7 +7,7 @@ row numbers in the latter. Memory grows with the labels, four bytes each, never 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, NamedTuple, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +19,6 @@ from scipy.sparse import csr_array
 from tagger.core import files
 from tagger.core.errors import TaggerError
 from tagger.core.vocabulary import Tag
-from tagger.images.location import Location
 
 POSTS_SCHEMA = pa.schema(
     {
@@ -49,6 +48,14 @@ _POSTS_STORED = _STORED | {
     "use_dictionary": ["file", "shard"],
     "column_encoding": {"tags.list.element": "BYTE_STREAM_SPLIT"},
 }
+
+
+class Location(NamedTuple):
+    """Where the bytes of an image are: a file of its own, or a member of a tar."""
+
+    path: str
+    offset: int  # bytes
+    size: int  # bytes
 
 
 @dataclass(frozen=True)

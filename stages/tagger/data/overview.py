@@ -15,11 +15,11 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from tagger.core import manifest
+from tagger.core.manifest import Location
 from tagger.core.vocabulary import RATING, RATINGS, Tag, count_categories
 from tagger.data.rejected import RejectedPosts
 from tagger.data.tags.lexicon import Lexicon
 from tagger.images import decode
-from tagger.images.location import Location
 
 CHANGES = ("rule", "before", "after", "labels")
 FREQUENCY = ("rank", "posts")

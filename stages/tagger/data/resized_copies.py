@@ -16,10 +16,10 @@ import pyarrow as pa
 from PIL import Image
 
 from tagger.core import files, manifest
+from tagger.core.manifest import Location
 from tagger.data.hub import shards
 from tagger.data.sources import table_from_rows
 from tagger.images import decode
-from tagger.images.location import Location
 from tagger.system import workers
 
 SCHEMA = pa.schema(

@@ -13,9 +13,9 @@ import pyarrow as pa
 from PIL import Image
 
 from tagger.core import files, manifest
+from tagger.core.manifest import Location
 from tagger.data.sources import table_from_rows
 from tagger.images import decode
-from tagger.images.location import Location
 
 Level = Literal["none", "header", "decode"]
 SCHEMA = pa.schema(

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from tagger.core.colours import Colour
 from tagger.core.vocabulary import Tag
 from tagger.evaluation import confusions, label_issues, mistakes, quantized_logits
 from tagger.evaluation.confusions import Confusion
@@ -19,7 +20,6 @@ from tagger.evaluation.report.html_page import Gallery, GalleryImage
 from tagger.evaluation.result import EvaluationResult
 from tagger.images import contact_sheet, decode
 from tagger.images.dataset import Split
-from tagger.images.location import Colour
 
 SHOWN = 12  # pictures of a gallery
 

@@ -7,6 +7,7 @@ from heapq import merge
 from typing import Any, NamedTuple, TypeAlias
 
 from tagger.core import thresholds
+from tagger.core.colours import Colour
 from tagger.core.thresholds import ALL, Aim, Policy, Threshold
 from tagger.core.vocabulary import Tag
 from tagger.evaluation import calibration, confusions, fit_thresholds, label_issues, result
@@ -17,7 +18,6 @@ from tagger.evaluation.predictions import SplitPredictions
 from tagger.evaluation.report import charts
 from tagger.evaluation.report.html_page import ReportContent, ReportTable
 from tagger.images.dataset import Split
-from tagger.images.location import Colour
 
 Row: TypeAlias = Sequence[Any]
 

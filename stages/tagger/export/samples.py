@@ -7,10 +7,11 @@ from pathlib import Path
 from PIL import Image
 
 from tagger.core import files
+from tagger.core.colours import WHITE, Colour
+from tagger.core.manifest import Location
 from tagger.core.vocabulary import CATEGORIES
 from tagger.images import decode
 from tagger.images.dataset import Split
-from tagger.images.location import WHITE, Colour, Location
 from tagger.models import exported
 from tagger.models.exported import Tagger
 

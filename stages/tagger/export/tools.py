@@ -14,13 +14,13 @@ from PIL import Image
 from PIL.Image import Resampling
 
 from tagger.core import files
+from tagger.core.colours import WHITE
 from tagger.core.errors import TaggerError
 from tagger.core.vocabulary import CATEGORIES, RATING
 from tagger.evaluation import quantized_logits
 from tagger.export.formats import KOHYA, KOHYA_ONNX, TAG_MAPPING, WD14
 from tagger.images import preprocess
 from tagger.images.decode import Pixels
-from tagger.images.location import WHITE
 from tagger.models import exported, external_preprocess, runtimes
 from tagger.models.exported import ONNX, PREPROCESS, SELECTED_TAGS, WEIGHTS
 from tagger.models.runtimes import Array, Device

@@ -12,11 +12,10 @@ from scipy.sparse import csr_array
 from torch.utils.data import Dataset
 
 from tagger.core import manifest, vocabulary
-from tagger.core.manifest import Locations
+from tagger.core.manifest import Location, Locations
 from tagger.core.vocabulary import Tag
 from tagger.images import decode
 from tagger.images.decode import Pixels
-from tagger.images.location import Location
 from tagger.images.preprocess import Preprocess
 
 _REPLACEMENTS = 100  # tried in a row for a picture that cannot be read

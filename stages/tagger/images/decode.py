@@ -17,8 +17,9 @@ import numpy as np
 import numpy.typing as npt
 from PIL import ExifTags, Image, ImageCms, ImageOps, UnidentifiedImageError
 
+from tagger.core.colours import WHITE, Colour
+from tagger.core.manifest import Location
 from tagger.images import jpegxl
-from tagger.images.location import WHITE, Colour, Location
 
 Pixels = npt.NDArray[np.uint8]  # (height, width, 3), R, G, B
 

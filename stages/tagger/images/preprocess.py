@@ -14,10 +14,10 @@ import numpy.typing as npt
 from PIL import Image
 
 from tagger.core import files
+from tagger.core.colours import WHITE, Colour
 from tagger.core.errors import TaggerError
 from tagger.images import resize
 from tagger.images.decode import Pixels
-from tagger.images.location import WHITE, Colour
 from tagger.images.resize import resize_compiled, resize_with_pillow
 from tagger.system.jit import compiled
 

@@ -19,10 +19,10 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from tagger.core.colours import Colour
 from tagger.core.errors import TaggerError
 from tagger.images import decode
 from tagger.images.decode import Pixels
-from tagger.images.location import Colour
 from tagger.images.preprocess import Preprocess
 
 Square: TypeAlias = Pixels | str  # (size, size, 3), or why there is none

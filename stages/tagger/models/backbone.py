@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from torch.backends import cudnn
 
 from tagger.core import files
+from tagger.core.colours import WHITE
 from tagger.core.errors import TaggerError, did_you_mean, one_line
 from tagger.images import preprocess
-from tagger.images.location import WHITE
 from tagger.images.preprocess import Preprocess
 from tagger.models import checkpoints, pretrained
 from tagger.models.checkpoints import UNREADABLE_ERRORS

@@ -11,10 +11,10 @@ import numpy as np
 from PIL import Image, ImageColor
 
 from tagger.core import files
+from tagger.core.colours import WHITE, Colour
 from tagger.core.errors import TaggerError
 from tagger.images import preprocess
 from tagger.images.decode import Pixels
-from tagger.images.location import WHITE, Colour
 from tagger.images.preprocess import Preprocess, Triple
 
 Step: TypeAlias = Callable[[Image.Image], Image.Image]

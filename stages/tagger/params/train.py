@@ -15,8 +15,8 @@ from pydantic import (
     model_validator,
 )
 
+from tagger.core.colours import WHITE
 from tagger.core.vocabulary import Category
-from tagger.images.location import WHITE
 from tagger.params.base import Byte, Fraction, Frozen
 
 

@@ -16,9 +16,9 @@ from typing import NamedTuple
 from PIL import Image
 
 from tagger.core import files
+from tagger.core.colours import Colour
 from tagger.images import decode
 from tagger.images.decode import Pixels
-from tagger.images.location import Colour
 from tagger.inference import decoders, pipeline, sidecars
 from tagger.inference.captions import Captioner
 from tagger.inference.given import Caption

@@ -16,11 +16,11 @@ from PIL import Image
 import prepare
 from tagger.core import manifest
 from tagger.core.errors import TaggerError
+from tagger.core.manifest import Location
 from tagger.data.hub import shards
 from tagger.data.sources import COLUMNS
 from tagger.data.sources.danbooru import DanbooruSource
 from tagger.images import decode
-from tagger.images.location import Location
 from tagger.params import Params
 
 Row = dict[str, Any]
