@@ -295,8 +295,8 @@ from tagger.core import errors
 from tagger.data.hub import client, download
 repo, folder, path = sys.argv[1:]
 with errors.exit_on_error():
-    commit, files = client.listing(repo)
-    print(download.fetch(repo, [download.Piece(*files[path])], Path(folder), commit))
+    commit, files = client.list_files(repo)
+    print(download.download_files(repo, [download.RemoteFile(*files[path])], Path(folder), commit))
 """
 
 
