@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from tagger import params
-from tagger.core import errors, files, thresholds
+from tagger.core import calibration, errors, files, thresholds
 from tagger.core.errors import TaggerError
 from tagger.data.tags import rules
-from tagger.evaluation import calibration, compare, summary
+from tagger.evaluation import compare, summary
 from tagger.evaluation.compare import ComparisonData
 from tagger.evaluation.predictions import EVALUATED_SPLITS, SplitPredictor
 from tagger.evaluation.report import html_page

@@ -18,7 +18,7 @@ from torch import nn
 import infer
 from support import clones, processes
 from tagger import params
-from tagger.core import errors, files, manifest, thresholds, vocabulary
+from tagger.core import calibration, errors, files, manifest, thresholds, vocabulary
 from tagger.core.thresholds import ALL, Threshold
 from tagger.core.vocabulary import CATEGORIES, Tag
 from tagger.data import image_steps as pictures_of
@@ -28,7 +28,6 @@ from tagger.data.sources.folder import FolderSource
 from tagger.data.tags import rules
 from tagger.data.tags.lexicon import Lexicon
 from tagger.demo import draw
-from tagger.evaluation import calibration
 from tagger.images import preprocess
 from tagger.images.dataset import Split
 from tagger.images.preprocess import Preprocess

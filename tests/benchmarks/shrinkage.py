@@ -22,11 +22,12 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "stages"))
 
 from tagger.core import vocabulary
 from tagger.core.arrays import Floats, Truth
+from tagger.core.logits import finite_logit, logit
 from tagger.core.manifest import Location
 from tagger.core.thresholds import Aim
 from tagger.core.vocabulary import Tag
 from tagger.demo import draw
-from tagger.evaluation import fit_thresholds, prediction_store, quantized_logits
+from tagger.evaluation import fit_thresholds, prediction_store
 from tagger.images import loader, preprocess
 from tagger.images.dataset import ImageDataset, Split
 from tagger.images.loader import ResumableBatchSampler
@@ -178,7 +179,7 @@ def ours(judged: Judged, tags: list[Tag], seed: int) -> Floats:
         everything = [(range(len(judged.logits)), judged.logits)]
         with prediction_store.write(Path(folder) / "logits", truth, everything) as part:
             rows = fit_thresholds.fit(part, tags, Aim(), seed)
-    return quantized_logits.logit([row.threshold for row in rows if row.name])
+    return logit([row.threshold for row in rows if row.name])
 
 
 def compare(seen: Judged, unseen: Judged, tags: list[Tag], seed: int) -> dict[str, float]:
@@ -219,7 +220,7 @@ def demonstration() -> tuple[Judged, list[Tag]]:
         pictures, order = ImageDataset(part, prepared), ResumableBatchSampler(len(part), 64)
         batches = loader.build_loader(pictures, order, workers=0)
         found = predict.predict_batches(backbone.load_model(model), batches, prepared, len(tags))
-    return Judged(quantized_logits.finite_logit(found.scores), found.truth), tags
+    return Judged(finite_logit(found.scores), found.truth), tags
 
 
 def simulated(seed: int, bias: float) -> tuple[Judged, Judged, list[Tag]]:

@@ -1,17 +1,15 @@
 """Temperatures undo what scaled the logits, and change no order."""
 
-from collections.abc import Callable
-from pathlib import Path
-
 import numpy as np
 import pytest
 from scipy.special import expit
 
 from support.predictions import RandomPredictions, TemporaryStore, make_tags
-from tagger.core.errors import TaggerError
+from tagger.core import calibration
+from tagger.core.calibration import Temperatures
 from tagger.core.thresholds import ALL
-from tagger.evaluation import calibration, score_counts, tag_metrics
-from tagger.evaluation.calibration import Temperatures
+from tagger.evaluation import calibration as fit_calibration
+from tagger.evaluation import score_counts, tag_metrics
 
 
 def honest(pictures: int, count: int, seed: int = 0) -> RandomPredictions:
@@ -24,7 +22,9 @@ def honest(pictures: int, count: int, seed: int = 0) -> RandomPredictions:
 def fit(predictions: RandomPredictions) -> Temperatures:
     listed = make_tags(predictions.truth.shape[1])
     with TemporaryStore(predictions) as scored:
-        return calibration.fit(score_counts.count(scored, tag_metrics.pool_numbers(listed)), listed)
+        return fit_calibration.fit(
+            score_counts.count(scored, tag_metrics.pool_numbers(listed)), listed
+        )
 
 
 def test_the_temperature_of_each_category_is_found() -> None:
@@ -57,10 +57,10 @@ def test_it_calibrates_and_keeps_the_decisions() -> None:
     overconfident = expit(3 * predictions.logits)
     found = fit(RandomPredictions(3 * predictions.logits, predictions.truth))
     temperatures = calibration.per_tag(found, make_tags(4), "category")
-    p = calibration.calibrated(overconfident, temperatures)
+    p = calibration.calibrate(overconfident, temperatures)
     assert np.abs(p - expit(predictions.logits)).max() < 0.02
     limits = np.array([0.2, 0.5, 0.9, 0.7])
-    moved = calibration.calibrated(limits, temperatures)
+    moved = calibration.calibrate(limits, temperatures)
     assert np.array_equal(p >= moved, overconfident >= limits)
 
 
@@ -78,21 +78,3 @@ def test_scores_that_part_rightly_or_wrongly_throughout_have_a_temperature_withi
     logits = np.array([[2.0], [-2.0]], np.float32)
     assert fit(RandomPredictions(logits, logits > 0))[ALL] == 0.2
     assert fit(RandomPredictions(logits, logits < 0))[ALL] == 5.0
-
-
-def test_temperatures_survive_the_file(tmp_path: Path) -> None:
-    calibration.write({"all": 1.25, "general": 0.75}, tmp_path / "calibration.json")
-    assert calibration.read(tmp_path / "calibration.json") == {"all": 1.25, "general": 0.75}
-
-
-@pytest.mark.parametrize(
-    "text", ["[]", "{}", '{"temperatures": {"all": 0}}', '{"temperatures": {"all": "warm"}}', "{"]
-)
-def test_another_file_is_refused(write_file: Callable[[str, str], Path], text: str) -> None:
-    with pytest.raises(TaggerError, match=r"calibration\.json"):
-        calibration.read(write_file("calibration.json", text))
-
-
-def test_a_category_without_a_temperature_is_refused() -> None:
-    with pytest.raises(TaggerError, match="no category 'character'"):
-        calibration.per_tag({"all": 1.0, "general": 1.0}, make_tags(4), "category")

@@ -21,6 +21,7 @@ from support.predictions import predict_split
 from support.trainings import ROOT, TWO_PROCESSES, Project
 from tagger import params
 from tagger.core import vocabulary
+from tagger.core.logits import finite_logit
 from tagger.core.thresholds import Aim, Objective
 from tagger.evaluation import quantized_logits
 from tagger.images import preprocess
@@ -73,9 +74,7 @@ def test_figures_are_those_of_the_probabilities(judged: Project) -> None:
     general = vocabulary.category_columns(tags, "general")
     for name in found:
         by = predict_split(model, parts[name], prepared, **p.evaluate.loading)
-        scores = quantized_logits.quantize(
-            quantized_logits.finite_logit(by.scores[:, general])
-        )  # as they are kept
+        scores = quantized_logits.quantize(finite_logit(by.scores[:, general]))  # as they are kept
         truth = by.truth[:, general]
         has = truth.any(axis=0)
         of_general = found[name]["categories"]["general"]

@@ -16,6 +16,7 @@ from support.predictions import (
 )
 from tagger.core import thresholds
 from tagger.core.arrays import Floats, Scores
+from tagger.core.logits import logit, sigmoid
 from tagger.core.thresholds import ALL, Aim, Threshold
 from tagger.core.vocabulary import CATEGORIES
 from tagger.evaluation import (
@@ -42,7 +43,7 @@ def best(predictions: RandomPredictions, aim: Aim) -> tuple[Floats, float]:
         counted = score_counts.count(scored, np.zeros(scored.tag_count, np.int64))
     own = objectives.best_thresholds(DecisionCurves.of_tags(counted), aim)
     (pooled,) = objectives.best_thresholds(DecisionCurves.of_pool(counted.pools[0]), aim)
-    return quantized_logits.sigmoid(own), float(quantized_logits.sigmoid(pooled))
+    return sigmoid(own), float(sigmoid(pooled))
 
 
 def every(scores: Scores) -> Floats:
@@ -68,7 +69,7 @@ def test_there_is_no_better_threshold(predictions: RandomPredictions, target: fl
             if not wanted.any():
                 assert np.isnan(threshold)
                 continue
-            chosen = quantized_logits.sigmoid(scores) >= threshold
+            chosen = sigmoid(scores) >= threshold
             others = [scores >= other for other in every(scores)]
             if aim.by == "f1":
                 most = max(f1_score(wanted, other, zero_division=0) for other in others)
@@ -101,7 +102,7 @@ def test_a_tag_on_every_picture_is_given_from_a_half_on_at_the_latest() -> None:
     logits = np.array([[3.0, -3.0], [5.0, -2.0]], np.float32)
     own, _ = best(RandomPredictions(logits, np.ones((2, 2), np.bool_)), Aim())
     assert own[0] == 0.5
-    assert own[1] < quantized_logits.sigmoid(np.array(-3.0))
+    assert own[1] < sigmoid(np.array(-3.0))
 
 
 def test_the_table_has_a_row_for_all_for_each_category_and_for_each_tag() -> None:
@@ -114,7 +115,7 @@ def test_the_table_has_a_row_for_all_for_each_category_and_for_each_tag() -> Non
         ("character", ""),
         *((CATEGORIES[tag.category], tag.name) for tag in listed),
     ]
-    p = quantized_logits.sigmoid(predictions.logits)
+    p = sigmoid(predictions.logits)
     where = [slice(0, 10), slice(0, 5), slice(5, 10), *(slice(n, n + 1) for n in range(10))]
     for row, inside in zip(rows, where, strict=True):
         truth = predictions.truth[:, inside].ravel()
@@ -181,15 +182,15 @@ def test_shrinking_gains_on_pictures_not_seen() -> None:
                 DecisionCurves.of_tags(shrinkage.count(scored, make_tags(60))), Aim()
             )
         scores = [
-            mean_f1(new, quantized_logits.sigmoid(quantized_logits.logit(limits))),
-            mean_f1(new, quantized_logits.sigmoid(own)),
+            mean_f1(new, sigmoid(logit(limits))),
+            mean_f1(new, sigmoid(own)),
         ]
         gains.append(scores[0] - scores[1])
     assert np.mean(gains) > 0.01
 
 
 def mean_f1(predictions: RandomPredictions, limits: Floats) -> float:
-    chosen = quantized_logits.sigmoid(predictions.logits) >= limits
+    chosen = sigmoid(predictions.logits) >= limits
     return float(f1_score(predictions.truth, chosen, average="macro", zero_division=0))
 
 

@@ -17,7 +17,8 @@ from support.predictions import (
     small_predictions,
 )
 from tagger.core.arrays import Truth
-from tagger.evaluation import columns, label_issues, quantized_logits
+from tagger.core.logits import sigmoid
+from tagger.evaluation import columns, label_issues
 from tagger.evaluation.counting import Ints
 from tagger.evaluation.label_issues import LabelIssue, LabelIssues
 
@@ -41,7 +42,7 @@ def marked(found: LabelIssues, shape: tuple[int, ...]) -> Truth:
 
 def by_cleanlab(logits: npt.NDArray[Any], labels: npt.NDArray[Any]) -> Truth:
     """Return which labels of one tag are in doubt, (pictures,)."""
-    p = quantized_logits.sigmoid(logits)
+    p = sigmoid(logits)
     both = np.column_stack([1 - p, p])
     kinds = labels.astype(int)
     return np.asarray(find_label_issues(kinds, both, filter_by="confident_learning", n_jobs=1))

@@ -18,6 +18,7 @@ from support.predictions import (
     small_predictions,
 )
 from tagger.core.arrays import Floats
+from tagger.core.logits import sigmoid
 from tagger.evaluation import (
     mistakes,
     prediction_store,
@@ -45,7 +46,7 @@ def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def shares(predictions: RandomPredictions) -> Floats:
-    return quantized_logits.sigmoid(predictions.logits)
+    return sigmoid(predictions.logits)
 
 
 def judge(

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from tagger.core.logits import finite_logit, logit, sigmoid
 from tagger.evaluation import quantized_logits
 
 Logits = npt.NDArray[np.float32]
@@ -48,7 +49,7 @@ def test_no_number_has_the_code_of_what_is_unknown() -> None:
 def test_a_threshold_gives_the_probabilities_from_it_on(threshold: float, logits: Logits) -> None:
     coded = quantized_logits.quantize(logits)
     given_ = coded >= quantized_logits.quantize_thresholds(threshold)
-    expected = quantized_logits.logit_table()[coded] >= quantized_logits.logit(threshold)
+    expected = quantized_logits.logit_table()[coded] >= logit(threshold)
     assert np.array_equal(given_, expected)
 
 
@@ -75,8 +76,8 @@ def test_halfway_lies_between(logits: Logits) -> None:
 
 def test_probabilities_of_0_and_1_have_logits() -> None:
     shares = np.array([0, 1e-44, 0.25, 1 - 2.0**-24, 1], np.float32)
-    logits = quantized_logits.finite_logit(shares)
+    logits = finite_logit(shares)
     assert np.isfinite(logits).all()
     assert (np.diff(logits) >= 0).all()
     assert logits[-1] > logits[-2]
-    assert quantized_logits.sigmoid(logits[2]) == pytest.approx(0.25)
+    assert sigmoid(logits[2]) == pytest.approx(0.25)

@@ -30,6 +30,7 @@ from support.predictions import (
     small_predictions,
 )
 from tagger.core.arrays import Floats, Scores
+from tagger.core.logits import sigmoid
 from tagger.evaluation import counting, quantized_logits, ranking, score_counts, tag_metrics
 from tagger.evaluation.counting import Ints
 from tagger.evaluation.ranking import Ranking
@@ -54,7 +55,7 @@ def measure(
 
 
 def shares(logits: Scores) -> Floats:
-    return quantized_logits.sigmoid(logits)
+    return sigmoid(logits)
 
 
 @pytest.fixture(params=["plain", "compiled"])

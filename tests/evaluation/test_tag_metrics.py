@@ -14,8 +14,9 @@ from support.predictions import (
     random_predictions,
     small_predictions,
 )
+from tagger.core.logits import sigmoid
 from tagger.core.vocabulary import CATEGORIES
-from tagger.evaluation import quantized_logits, result, tag_metrics
+from tagger.evaluation import result, tag_metrics
 from tagger.evaluation.report import charts
 from tagger.evaluation.result import EvaluationResult
 from tagger.evaluation.tag_metrics import BANDS
@@ -36,7 +37,7 @@ def test_each_category_is_judged_as_if_alone() -> None:
     for number, found in enumerate(summary["categories"].values()):
         inside = slice(4 * number, 4 * number + 4)
         truth, logits = predictions.truth[:, inside], predictions.logits[:, inside]
-        chosen = quantized_logits.sigmoid(logits) >= LIMITS[inside]
+        chosen = sigmoid(logits) >= LIMITS[inside]
         assert found["tags"] == 4
         for average in ("macro", "micro"):
             ap = average_precision_score(truth, logits, average=average)
@@ -68,11 +69,11 @@ def test_every_tag_has_a_row_and_no_precision_without_support() -> None:
     for number, (tag, row) in enumerate(zip(listed, rows, strict=True)):
         named = dict(zip(charts.TAG_HEADER, row, strict=True))
         truth = predictions.truth[:, number]
-        chosen = quantized_logits.sigmoid(predictions.logits[:, number]) >= LIMITS[number]
+        chosen = sigmoid(predictions.logits[:, number]) >= LIMITS[number]
         assert (named["name"], named["category"]) == (tag.name, CATEGORIES[tag.category])
         assert (named["count"], named["support"]) == (tag.count, truth.sum())
         assert named["f1"] == pytest.approx(f1_score(truth, chosen, zero_division=0), abs=1e-6)
-        p = torch.tensor(quantized_logits.sigmoid(predictions.logits[:, number]))
+        p = torch.tensor(sigmoid(predictions.logits[:, number]))
         error = binary_calibration_error(p, torch.tensor(truth, dtype=torch.long), n_bins=15)
         assert named["ece"] == pytest.approx(float(error), abs=1e-6)
         assert named["brier"] == pytest.approx(((p.numpy() - truth) ** 2).mean(), abs=1e-6)
@@ -104,7 +105,7 @@ def test_f1_by_threshold_is_scikit_learns() -> None:
     rows = list(charts.f1_rows(judge(predictions).counts))
     for row in rows[::14]:
         named = dict(zip(charts.F1_HEADER, row, strict=True))
-        chosen = quantized_logits.sigmoid(predictions.logits) >= named["threshold"]
+        chosen = sigmoid(predictions.logits) >= named["threshold"]
         for average in ("macro", "micro"):
             theirs = f1_score(predictions.truth, chosen, average=average, zero_division=0)
             assert named[f"{average}_f1"] == pytest.approx(theirs, abs=1e-6)
@@ -112,7 +113,7 @@ def test_f1_by_threshold_is_scikit_learns() -> None:
 
 def test_reliability_says_how_often_tags_are_there_by_confidence() -> None:
     predictions = random_predictions(300, 4)
-    confidences = quantized_logits.sigmoid(predictions.logits).ravel()
+    confidences = sigmoid(predictions.logits).ravel()
     rows = list(charts.reliability_rows(judge(predictions).counts))
     assert sum(pairs for *_, pairs in rows) == 1200
     bins = np.minimum((confidences * 15).astype(int), 14)

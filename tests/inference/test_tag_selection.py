@@ -10,9 +10,8 @@ import numpy as np
 import pytest
 from scipy.special import expit, logit
 
-from tagger.core import files, thresholds
+from tagger.core import calibration, files, thresholds
 from tagger.core.vocabulary import CATEGORIES
-from tagger.evaluation import calibration
 from tagger.images import decode
 from tagger.images.dataset import Split
 from tagger.models import exported

@@ -13,11 +13,10 @@ from timm.models import group_parameters
 from timm.optim import create_optimizer_v2
 from torch import Tensor, nn
 
-from tagger.core import files, thresholds, vocabulary
+from tagger.core import calibration, files, thresholds, vocabulary
 from tagger.core.errors import TaggerError
 from tagger.core.thresholds import Threshold
 from tagger.core.vocabulary import CATEGORIES, Tag
-from tagger.evaluation import calibration
 from tagger.export import compatibility, onnx_graph, package
 from tagger.images import decode
 from tagger.images.dataset import Split

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from tagger.core.arrays import Floats
 from tagger.evaluation.counting import ImageCounts, Ints
 from tagger.evaluation.jackknife import Jackknife, RareTag
-from tagger.evaluation.quantized_logits import Floats
 
 METRICS = ("macro_ap", "micro_ap", "macro_f1", "micro_f1")
 OVERALL = "all"

@@ -4,24 +4,18 @@ Guo et al. 2017, https://arxiv.org/abs/1706.04599, section 4.2. Fitted on the va
 the least binary cross-entropy; the order of scores stays, and so does every figure but calibration.
 """
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any, Literal
+from collections.abc import Sequence
 
 import numpy as np
 from scipy.optimize import brentq
 
-from tagger.core import files
-from tagger.core.errors import TaggerError
+from tagger.core.calibration import Temperatures
+from tagger.core.logits import sigmoid
 from tagger.core.thresholds import ALL
-from tagger.core.vocabulary import CATEGORIES, Tag
+from tagger.core.vocabulary import Tag
 from tagger.evaluation import quantized_logits, tag_metrics
 from tagger.evaluation.counting import Ints
-from tagger.evaluation.quantized_logits import Floats, Numbers
 from tagger.evaluation.score_counts import ScoreCounts
-
-Kind = Literal["global", "category"]
-Temperatures = Mapping[str, float]  # of each category, and of ALL
 
 _LIMITS = (0.2, 5.0)  # where scores part all tags rightly, ever lower ones would do better
 _DIGITS = 6
@@ -52,9 +46,7 @@ def _best(pooled: Ints) -> float | None:
         return None
 
     def slope(inverse: float) -> float:
-        return float(
-            (logits * (times * quantized_logits.sigmoid(inverse * logits) - positives)).sum()
-        )
+        return float((logits * (times * sigmoid(inverse * logits) - positives)).sum())
 
     coldest, hottest = _LIMITS
     if slope(1 / coldest) <= 0:
@@ -62,33 +54,3 @@ def _best(pooled: Ints) -> float | None:
     if slope(1 / hottest) >= 0:
         return hottest
     return 1 / float(brentq(slope, 1 / hottest, 1 / coldest, xtol=1e-9))
-
-
-def per_tag(temperatures: Temperatures, tags: Sequence[Tag], kind: Kind) -> Floats:
-    """Return the temperature of each tag, (tags,)."""
-    keys = [ALL if kind == "global" else CATEGORIES[tag.category] for tag in tags]
-    missing = [key for key in keys if key not in temperatures]
-    if missing:
-        raise TaggerError(f"The temperatures name no category {missing[0]!r}. Evaluate again.")
-    return np.array([temperatures[key] for key in keys])
-
-
-def calibrated(probabilities: Numbers, temperatures: Floats | float) -> Floats:
-    """Return probabilities, (..., tags), or thresholds of them, at the temperatures, (tags,)."""
-    return quantized_logits.sigmoid(quantized_logits.logit(probabilities) / temperatures)
-
-
-def write(temperatures: Temperatures, path: Path) -> None:
-    files.write_json(path, {"temperatures": dict(temperatures)})
-
-
-def read(path: Path) -> Temperatures:
-    """Return what `write` left. Raises TaggerError for a file of another form."""
-    content: Any = files.read_json(path)
-    try:
-        found = {str(name): float(value) for name, value in content["temperatures"].items()}
-        if not all(0 < value < np.inf for value in found.values()):
-            raise ValueError("a temperature that is not above 0")
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise TaggerError(f"{path} holds no temperatures ({error}). Evaluate again.") from None
-    return found

@@ -10,8 +10,9 @@ import numpy as np
 import numpy.typing as npt
 from numba.extending import register_jitable
 
+from tagger.core.arrays import Floats
 from tagger.evaluation import quantized_logits
-from tagger.evaluation.quantized_logits import Floats, QuantizedLogits
+from tagger.evaluation.quantized_logits import QuantizedLogits
 from tagger.system.jit import compiled
 
 Ints = npt.NDArray[np.int64]

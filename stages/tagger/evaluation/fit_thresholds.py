@@ -4,12 +4,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from tagger.core.arrays import Floats
+from tagger.core.logits import sigmoid
 from tagger.core.thresholds import Aim, Threshold
 from tagger.core.vocabulary import CATEGORIES, Tag
 from tagger.evaluation import quantized_logits, score_counts, shrinkage, tag_metrics
 from tagger.evaluation.counting import Ints
 from tagger.evaluation.prediction_store import PredictionStore
-from tagger.evaluation.quantized_logits import Floats
 
 _DIGITS = 9  # that are written of a threshold
 
@@ -40,7 +41,7 @@ def fit(scored: PredictionStore, tags: Sequence[Tag], aim: Aim, seed: int = 0) -
 
 def _rounded(logits: Floats) -> Floats:
     """Return probabilities as they are written."""
-    return np.array([float(f"{value:.{_DIGITS}g}") for value in quantized_logits.sigmoid(logits)])
+    return np.array([float(f"{value:.{_DIGITS}g}") for value in sigmoid(logits)])
 
 
 def _at(pooled: Ints, threshold: float) -> Sequence[int]:

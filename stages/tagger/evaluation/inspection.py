@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from tagger.core.arrays import Floats
 from tagger.core.colours import Colour
 from tagger.core.vocabulary import Tag
 from tagger.evaluation import confusions, label_issues, mistakes, quantized_logits
@@ -15,7 +16,6 @@ from tagger.evaluation.confusions import Confusion
 from tagger.evaluation.label_issues import LabelIssues
 from tagger.evaluation.mistakes import HardTag, Mistakes, TagConfidence
 from tagger.evaluation.prediction_store import PredictionStore
-from tagger.evaluation.quantized_logits import Floats
 from tagger.evaluation.report.html_page import Gallery, GalleryImage
 from tagger.evaluation.result import EvaluationResult
 from tagger.images import contact_sheet, decode

@@ -12,12 +12,13 @@ from typing import NamedTuple
 
 import numpy as np
 
+from tagger.core.arrays import Floats
 from tagger.core.vocabulary import Tag
 from tagger.evaluation import columns, quantized_logits, tag_metrics
 from tagger.evaluation.columns import TagBlock
 from tagger.evaluation.counting import ImageCounts, Ints
 from tagger.evaluation.prediction_store import PredictionStore
-from tagger.evaluation.quantized_logits import Floats, QuantizedLogits
+from tagger.evaluation.quantized_logits import QuantizedLogits
 from tagger.evaluation.score_counts import ScoreCounts
 
 RARE_SUPPORT = 50  # positives: of tags with fewer the scores are kept

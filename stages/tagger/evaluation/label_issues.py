@@ -11,12 +11,14 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from tagger.core.arrays import Floats
+from tagger.core.logits import finite_logit
 from tagger.core.vocabulary import CATEGORIES, Tag
 from tagger.evaluation import columns, quantized_logits
 from tagger.evaluation.columns import TagBlock
 from tagger.evaluation.counting import Ints
 from tagger.evaluation.prediction_store import PredictionStore
-from tagger.evaluation.quantized_logits import Floats, QuantizedLogits
+from tagger.evaluation.quantized_logits import QuantizedLogits
 
 HEADER = ("part", "id", "file", "category", "tag", "issue", "confidence")
 
@@ -108,7 +110,7 @@ def _sureness(found: _Found, with_it: float, without: float) -> Floats:
 
     with_it, without: mean probabilities of the tag on pictures labelled so
     """
-    usual = quantized_logits.finite_logit(np.array([with_it, without]))
+    usual = finite_logit(np.array([with_it, without]))
     logits = quantized_logits.logit_table()[found["code"]]
     away: Floats = np.where(found["missing"], logits - usual[1], usual[0] - logits)
     return away * with_it

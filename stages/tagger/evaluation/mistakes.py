@@ -8,10 +8,11 @@ import numpy as np
 import numpy.typing as npt
 from scipy.sparse import csc_array, csr_array
 
+from tagger.core.arrays import Floats
 from tagger.evaluation import quantized_logits
 from tagger.evaluation.counting import Ints
 from tagger.evaluation.prediction_store import PredictionStore
-from tagger.evaluation.quantized_logits import Floats, QuantizedLogits
+from tagger.evaluation.quantized_logits import QuantizedLogits
 from tagger.evaluation.score_counts import ScoreCounts
 
 Pairs = npt.NDArray[np.int32]  # (2, pairs), pictures and tags

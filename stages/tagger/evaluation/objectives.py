@@ -5,10 +5,11 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from tagger.core.arrays import Floats
 from tagger.core.thresholds import Aim
 from tagger.evaluation import quantized_logits
 from tagger.evaluation.counting import Ints
-from tagger.evaluation.quantized_logits import Floats, QuantizedLogits
+from tagger.evaluation.quantized_logits import QuantizedLogits
 from tagger.evaluation.score_counts import ScoreCounts
 
 

@@ -11,8 +11,9 @@ import torch
 
 from tagger.core import vocabulary
 from tagger.core.errors import TaggerError
+from tagger.core.logits import finite_logit
 from tagger.core.vocabulary import Category, Tag
-from tagger.evaluation import prediction_store, quantized_logits
+from tagger.evaluation import prediction_store
 from tagger.evaluation.prediction_store import LogitBlock, PredictionStore
 from tagger.images import loader
 from tagger.images.dataset import ImageDataset, Split
@@ -93,7 +94,7 @@ def tagger_logits(tagger: Tagger) -> Compute:
 
     def compute(batch: Batch) -> Array:
         found = tagger.runtime(batch.pixels.numpy(), False).probabilities
-        return quantized_logits.finite_logit(found).astype(np.float32)
+        return finite_logit(found).astype(np.float32)
 
     return compute
 

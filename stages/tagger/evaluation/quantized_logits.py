@@ -5,22 +5,19 @@ model is surest of would be tied.
 """
 
 from functools import cache
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import expit
-from scipy.special import logit as scipy_logit
+
+from tagger.core.arrays import Floats
+from tagger.core.logits import Numbers, logit, sigmoid
 
 QuantizedLogits = npt.NDArray[np.uint16]
-Floats = npt.NDArray[np.float64]
-Numbers = npt.NDArray[np.floating[Any]]
 
 LEVELS = 1 << 16
 UNKNOWN = 0  # lower than the code of any number
 _NEGATIVE = 0x8000  # the sign of a float16; also the code of 0
 _LARGEST = float(np.finfo(np.float16).max)
-_LEAST = 1e-45  # probability that float32 tells from 0
 
 
 def quantize(logits: Numbers) -> QuantizedLogits:
@@ -57,21 +54,6 @@ def softplus_table() -> Floats:
     values = np.logaddexp(0, np.clip(logit_table(), -_LARGEST, _LARGEST))
     values.setflags(write=False)
     return values
-
-
-def sigmoid(values: Numbers) -> Floats:
-    return np.asarray(expit(np.asarray(values, np.float64)))
-
-
-def logit(probabilities: npt.ArrayLike) -> Floats:
-    """Return the logits of probabilities, minus infinity of 0 and infinity of 1."""
-    return np.asarray(scipy_logit(np.asarray(probabilities, np.float64)))
-
-
-def finite_logit(probabilities: Numbers) -> Floats:
-    """Return the logits of float32 probabilities, of 0 and 1 those of their neighbours."""
-    values = np.asarray(probabilities, np.float64)
-    return logit(np.clip(values, _LEAST, 1 - 2.0**-25))
 
 
 def quantize_thresholds(thresholds: npt.ArrayLike) -> QuantizedLogits:

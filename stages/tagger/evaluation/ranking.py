@@ -5,10 +5,11 @@ from typing import NamedTuple
 import numpy as np
 from numba.extending import register_jitable
 
+from tagger.core.arrays import Floats
 from tagger.evaluation import quantized_logits
 from tagger.evaluation.counting import Ints
 from tagger.evaluation.prediction_store import PredictionStore
-from tagger.evaluation.quantized_logits import Floats, QuantizedLogits
+from tagger.evaluation.quantized_logits import QuantizedLogits
 from tagger.system.jit import compiled
 
 _INTERPRETED = 600_000  # predictions for which compiling does not pay

@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from tagger.core.arrays import Floats
 from tagger.core.vocabulary import Tag
 from tagger.evaluation import bootstrap, jackknife, ranking, score_counts, tag_metrics
 from tagger.evaluation.jackknife import Jackknife
 from tagger.evaluation.prediction_store import PredictionStore
-from tagger.evaluation.quantized_logits import Floats
 from tagger.evaluation.ranking import Ranking
 from tagger.evaluation.score_counts import ScoreCounts
 from tagger.evaluation.tag_metrics import MetricTree

@@ -9,11 +9,12 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
+from tagger.core.arrays import Floats
 from tagger.evaluation import columns, counting, quantized_logits
 from tagger.evaluation.columns import TagBlock
 from tagger.evaluation.counting import BlockCounts, ImageCounts, Ints
 from tagger.evaluation.prediction_store import PredictionStore
-from tagger.evaluation.quantized_logits import Floats, QuantizedLogits
+from tagger.evaluation.quantized_logits import QuantizedLogits
 
 CURVE_THRESHOLDS = np.round(np.arange(0.01, 1.0, 0.01), 2)  # thresholds of the curve of F1
 

@@ -11,12 +11,13 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from tagger.core.arrays import Floats
+from tagger.core.logits import sigmoid
 from tagger.core.thresholds import ALL, Aim
 from tagger.core.vocabulary import Tag
 from tagger.evaluation import objectives, quantized_logits, score_counts, tag_metrics
 from tagger.evaluation.objectives import DecisionCurves
 from tagger.evaluation.prediction_store import PredictionStore
-from tagger.evaluation.quantized_logits import Floats
 from tagger.evaluation.score_counts import ScoreCounts
 
 Mask = npt.NDArray[np.bool_]
@@ -40,7 +41,7 @@ def count(
 
     left_out: (pictures,), those not to look at
     """
-    grid = quantized_logits.quantize_thresholds(quantized_logits.sigmoid(_GRID))
+    grid = quantized_logits.quantize_thresholds(sigmoid(_GRID))
     marks = np.broadcast_to(grid, (len(tags), len(grid)))
     return score_counts.count(
         scored, tag_metrics.pool_numbers(tags), thresholds=marks, excluded=left_out
@@ -70,7 +71,7 @@ def strength(scored: PredictionStore, tags: Sequence[Tag], aim: Aim, seed: int) 
     totals = np.zeros(len(STRENGTHS))
     for half in (first, ~first):
         limits = shrunk_thresholds(count(scored, tags, half), tags, aim, STRENGTHS)
-        marks = quantized_logits.quantize_thresholds(quantized_logits.sigmoid(limits))
+        marks = quantized_logits.quantize_thresholds(sigmoid(limits))
         judged = score_counts.count(
             scored, tag_metrics.pool_numbers(tags), thresholds=marks, excluded=~half
         )

@@ -7,12 +7,12 @@ from heapq import merge
 from typing import Any, NamedTuple, TypeAlias
 
 from tagger.core import thresholds
+from tagger.core.calibration import Temperatures
 from tagger.core.colours import Colour
 from tagger.core.thresholds import ALL, Aim, Policy, Threshold
 from tagger.core.vocabulary import Tag
 from tagger.evaluation import calibration, confusions, fit_thresholds, label_issues, result
 from tagger.evaluation.bootstrap import METRICS
-from tagger.evaluation.calibration import Temperatures
 from tagger.evaluation.inspection import SplitInspection
 from tagger.evaluation.predictions import SplitPredictions
 from tagger.evaluation.report import charts

@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from tagger.core.arrays import Floats
 from tagger.core.vocabulary import CATEGORIES, Tag
 from tagger.evaluation.counting import Ints
-from tagger.evaluation.quantized_logits import Floats
 from tagger.evaluation.ranking import Ranking
 from tagger.evaluation.score_counts import ScoreCounts
 

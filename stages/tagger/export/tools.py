@@ -16,8 +16,8 @@ from PIL.Image import Resampling
 from tagger.core import files
 from tagger.core.colours import WHITE
 from tagger.core.errors import TaggerError
+from tagger.core.logits import sigmoid
 from tagger.core.vocabulary import CATEGORIES, RATING
-from tagger.evaluation import quantized_logits
 from tagger.export.formats import KOHYA, KOHYA_ONNX, TAG_MAPPING, WD14
 from tagger.images import preprocess
 from tagger.images.decode import Pixels
@@ -90,7 +90,7 @@ def _kohya(folder: Path) -> LoadedTool:
     def run(squares: Pixels) -> Array:
         pixels = squares[..., ::-1].transpose(0, 3, 1, 2).astype(np.float32) / 127.5 - 1.0
         logits = np.asarray(graph.run(None, {name: pixels})[0])
-        return quantized_logits.sigmoid(logits).astype(np.float32)
+        return sigmoid(logits).astype(np.float32)
 
     return LoadedTool(keys, _by_area, run)
 

@@ -86,6 +86,6 @@ def _fitted(tagger: Tagger) -> Floats:
     found = np.array([of[CATEGORIES[tag.category]] for tag in tagger.tags])
     if tagger.temperatures is None:
         return found
-    from tagger.evaluation import calibration
+    from tagger.core import calibration
 
-    return calibration.calibrated(found, tagger.temperatures)
+    return calibration.calibrate(found, tagger.temperatures)

@@ -48,7 +48,7 @@ def _with_categories(tagger: Tagger) -> Tagger:
 
 def _calibrated(tagger: Tagger) -> Tagger:
     """Return a tagger with the temperatures beside its thresholds, those of each category."""
-    from tagger.evaluation import calibration
+    from tagger.core import calibration
 
     path = tagger.thresholds_path.with_name(exported.CALIBRATION)
     if not path.is_file():
@@ -57,8 +57,8 @@ def _calibrated(tagger: Tagger) -> Tagger:
 
     def engine(squares: Pixels, embed: bool) -> Outputs:
         found = tagger.runtime(squares, embed)
-        likely = calibration.calibrated(found.probabilities, temperatures)
+        likely = calibration.calibrate(found.probabilities, temperatures)
         return found._replace(probabilities=likely.astype(np.float32))
 
-    thresholds = calibration.calibrated(tagger.thresholds, temperatures)
+    thresholds = calibration.calibrate(tagger.thresholds, temperatures)
     return replace(tagger, runtime=engine, thresholds=thresholds, temperatures=temperatures)

@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 
+from tagger.core.arrays import Floats
 from tagger.core.vocabulary import CATEGORIES, Tag
 from tagger.evaluation import tag_metrics
-from tagger.evaluation.quantized_logits import Floats
 from tagger.evaluation.score_counts import CURVE_THRESHOLDS, ScoreCounts
 
 TAG_HEADER = (
