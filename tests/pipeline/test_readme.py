@@ -1,7 +1,10 @@
-"""What the two READMEs say can be typed, seen and followed, and is the same in both."""
+"""The READMEs agree with the code: commands, options, parameters, links and the map of modules.
 
-import argparse
+The English and the Chinese READMEs show the same commands.
+"""
+
 import contextlib
+import importlib
 import io
 import re
 import shlex
@@ -13,121 +16,136 @@ import pytest
 import yaml
 
 import app
-import evaluate
-import export
 import infer
 from tagger import params
 
 ROOT = Path(__file__).parents[2]
-READMES = ("README.md", "README.zh.md")
+FOLDERS = ("data", "models", "metrics", "stages")
+ENGLISH = ("README.md", *(f"{folder}/README.md" for folder in FOLDERS))
+CHINESE = ("README.zh.md", "stages/README.zh.md")
+ALL = (*ENGLISH, *CHINESE, "tests/benchmarks/README.md")
+MOST_LINES = 250  # of the first README that a user reads
 
 
-def text(name: str) -> str:
+def read(name: str) -> str:
     return (ROOT / name).read_text(encoding="utf-8")
 
 
-def commands(name: str) -> list[list[str]]:
-    """Return the commands in the console blocks of a README, as words."""
-    found = []
-    for block in re.findall(r"```console\n(.*?)```", text(name), flags=re.DOTALL):
-        shown = "$ " in block  # with what they print
-        lines = block.replace("\\\n", " ").splitlines()
-        typed = [line.removeprefix("$ ") for line in lines if line.startswith("$ ") or not shown]
-        found += [shlex.split(line, comments=True) for line in typed]
-    return [words for words in found if words]
+def commands(*names: str) -> list[list[str]]:
+    """Return the words of each command in the console blocks of READMEs."""
+    lines: list[str] = []
+    for block in re.findall(r"```console\n(.*?)```", "".join(map(read, names)), flags=re.DOTALL):
+        with_output = "$ " in block
+        block_lines = block.replace("\\\n", " ").splitlines()
+        lines += [
+            line.removeprefix("$ ")
+            for line in block_lines
+            if line.startswith("$ ") or not with_output
+        ]
+    return [words for line in lines if (words := shlex.split(line, comments=True))]
 
 
-def sections(name: str) -> list[str]:
-    """Return the anchors of a README's headings, as the page that shows it makes them."""
-    headings = re.findall(r"^##+ (.+)$", text(name), flags=re.MULTILINE)
-    return [re.sub(r"[^\w\- ]", "", heading).lower().replace(" ", "-") for heading in headings]
+def anchors(text: str) -> set[str]:
+    """Return the anchors of the headings, as GitHub makes them."""
+    headings = re.findall(r"^##+ (.+)$", text, flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading).lower().replace(" ", "-") for heading in headings}
 
 
-def test_both_say_the_same_can_be_typed() -> None:
-    english, chinese = map(commands, READMES)
-    assert len(english) > 30
-    bilingual = [[word for word in words if word not in ("--lang", "zh")] for words in chinese]
-    assert bilingual == english
-    assert len(sections(READMES[0])) == len(sections(READMES[1]))
+def without_language(words: list[str]) -> list[str]:
+    return [word for word in words if word not in ("--lang", "zh")]
 
 
-@pytest.mark.parametrize("name", READMES)
-def test_what_is_linked_is_there(name: str) -> None:
-    for target in re.findall(r"\]\(([^)\s]+)\)", text(name)):
-        if not re.match(r"https?:", target):
-            path, _, anchor = target.partition("#")
-            assert (ROOT / path).exists(), target
-            known = sections(path or name) if anchor else []
-            assert not anchor or anchor in known, target
+def test_first_readmes_are_short_and_show_the_same_commands() -> None:
+    english, chinese = commands("README.md"), commands("README.zh.md")
+    assert len(english) > 15
+    assert list(map(without_language, chinese)) == english
+    for name in ("README.md", "README.zh.md"):
+        assert len(read(name).splitlines()) <= MOST_LINES, name
 
 
-@pytest.mark.parametrize("name", READMES)
-def test_parameters_that_are_set_are_there_and_may_have_that_value(
-    name: str, tmp_path: Path
+def test_chinese_readmes_show_every_english_command() -> None:
+    english = {shlex.join(without_language(words)) for words in commands(*ENGLISH)}
+    chinese = {shlex.join(without_language(words)) for words in commands(*CHINESE)}
+    assert chinese >= {words for words in english if not words.startswith(("pip ", "pytest "))}
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_links_lead_to_files_and_headings(name: str) -> None:
+    folder = (ROOT / name).parent
+    for target in re.findall(r"\]\(([^)\s]+)\)", read(name)):
+        if re.match(r"https?:", target):
+            continue
+        path, _, anchor = target.partition("#")
+        linked = folder / path if path else ROOT / name
+        assert linked.exists(), target
+        assert not anchor or anchor in anchors(linked.read_text(encoding="utf-8")), target
+
+
+@pytest.mark.parametrize("names", [ENGLISH, CHINESE], ids=["english", "chinese"])
+def test_parameters_in_commands_exist_and_may_have_that_value(
+    names: tuple[str, ...], tmp_path: Path
 ) -> None:
-    given = [words for words in commands(name) if words[:3] == ["dvc", "exp", "run"]]
-    assert len(given) > 10
-    for words in given:
-        content: Any = yaml.safe_load(text("params.yaml"))
+    experiments = [words for words in commands(*names) if words[:3] == ["dvc", "exp", "run"]]
+    assert len(experiments) > 10
+    for words in experiments:
+        content: Any = yaml.safe_load(read("params.yaml"))
         for flag, setting in pairwise(words):
             if flag == "-S":
                 key, _, value = setting.partition("=")
-                group = content
-                for part in key.split(".")[:-1]:
-                    group = group[part]
-                assert key.split(".")[-1] in group, key
-                group[key.split(".")[-1]] = yaml.safe_load(value)
+                section = content
+                for name in key.split(".")[:-1]:
+                    section = section[name]
+                assert key.split(".")[-1] in section, key
+                section[key.split(".")[-1]] = yaml.safe_load(value)
         (tmp_path / "params.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
         params.load(tmp_path / "params.yaml")
 
 
-@pytest.mark.parametrize("name", READMES)
-def test_parameters_that_are_named_are_there(name: str) -> None:
-    content = yaml.safe_load(text("params.yaml"))
+@pytest.mark.parametrize("name", ALL)
+def test_parameters_in_text_exist(name: str) -> None:
+    content = yaml.safe_load(read("params.yaml"))
     content["models"]["NAME"] = content["models"]["名称"] = content["models"]["vit"]
     content["models"]["vit"]["train"] = content["train"]
-    named = re.findall(rf"`((?:{'|'.join(content)})\.[\w.]+)", text(name))
-    groups = {name for name, value in content.items() if isinstance(value, dict)}
-    files = (".csv", ".json", ".log", ".png", ".py", ".yaml")
-    for key in {key for key in named if key.split(".")[0] in groups and not key.endswith(files)}:
-        group = content
-        for part in key.split("."):
-            assert part in group, key
-            group = group[part]
+    keys = re.findall(rf"`((?:{'|'.join(content)})\.[\w.]+)", read(name))
+    sections = {name for name, value in content.items() if isinstance(value, dict)}
+    files = (".csv", ".json", ".log", ".parquet", ".png", ".py", ".yaml")
+    for key in {key for key in keys if key.split(".")[0] in sections and not key.endswith(files)}:
+        section = content
+        for word in key.split("."):
+            assert word in section, key
+            section = section[word]
 
 
-@pytest.mark.parametrize("name", READMES)
-@pytest.mark.parametrize(("script", "heading"), [(infer, 1), (app, 2)])
-def test_every_option_is_in_its_table(name: str, script: Any, heading: int) -> None:
-    section = re.split(r"^## ", text(name), flags=re.MULTILINE)[heading + 1]
+@pytest.mark.parametrize("name", ["stages/README.md", "stages/README.zh.md"])
+@pytest.mark.parametrize("script", [infer, app], ids=["infer", "app"])
+def test_options_table_lists_every_option(name: str, script: Any) -> None:
+    heading = f"{script.__name__}.py\n"
+    (section,) = (s for s in re.split(r"^## ", read(name), flags=re.M) if s.startswith(heading))
     rows = [line for line in section.splitlines() if line.startswith("| `")]
     table = {option for row in rows for option in re.findall(r"--[a-z-]+", row)}
-    told = io.StringIO()
-    with contextlib.redirect_stdout(told), pytest.raises(SystemExit):
-        script.main(["--help"]) if script is infer else parser_of_app()
-    known = set(re.findall(r"(?<![\w-])--[a-z-]+", told.getvalue()))
-    assert table == known - {"--help", "--no-calibrated"}
+    output = io.StringIO()
+    with contextlib.redirect_stdout(output), pytest.raises(SystemExit):
+        if script is infer:
+            infer.main(["--help"])
+        else:
+            script.parse_args(["--help"], params.load(ROOT / params.PATH).infer)
+    options = set(re.findall(r"(?<![\w-])--[a-z-]+", output.getvalue()))
+    assert table == options - {"--help", "--no-calibrated"}
 
 
-def parser_of_app() -> None:
-    app.parse(["--help"], params.load(ROOT / params.PATH).infer)
+def test_commands_of_tools_can_be_parsed() -> None:
+    for words in commands(*ENGLISH):
+        if words[0] != "python":
+            continue
+        assert (ROOT / words[1]).is_file(), words[1]
+        tool = importlib.import_module(Path(words[1]).stem)
+        if tool not in (infer, app):
+            tool.parse_args(words[2:])
 
 
-def test_options_of_stages_are_there() -> None:
-    readers = {"stages/evaluate.py": evaluate.parse_args, "stages/export.py": export.asked_for}
-    tried = [words for words in commands(READMES[0]) if words[0] == "python"]
-    for words in tried:
-        if words[1] in readers:
-            assert isinstance(readers[words[1]](words[2:]), argparse.Namespace)
-        assert (ROOT / words[1]).is_file()
-
-
-@pytest.mark.parametrize("name", READMES)
-def test_the_map_shows_every_module(name: str) -> None:
-    (drawn,) = re.findall(r"```\n(stages/prepare.py .*?)```", text(name), flags=re.DOTALL)
-    words = set(re.findall(r"[\w.]+", drawn.replace("/", " ")))
-    inside = ROOT / "stages/tagger"
-    packages = {path.parent.name for path in inside.glob("*/__init__.py")}
-    modules = {path.stem for path in inside.glob("*.py")} - {"__init__"}
-    assert packages | modules <= words
-    assert {path.name for path in (ROOT / "stages").glob("*.py")} <= words
+def test_map_of_the_code_shows_every_package_and_script() -> None:
+    (code_map,) = re.findall(r"```\n(stages/prepare.py .*?)```", read("stages/README.md"), re.S)
+    words = set(re.findall(r"[\w.]+", code_map.replace("/", " ")))
+    packages = {path.parent.name for path in (ROOT / "stages/tagger").rglob("*/__init__.py")}
+    scripts = {path.name for path in (ROOT / "stages").glob("*.py")}
+    assert packages | scripts <= words
