@@ -18,11 +18,11 @@ from torch import Tensor, nn
 from tagger.core import vocabulary
 from tagger.core.errors import TaggerError
 from tagger.core.vocabulary import UNKNOWN, Tag
-from tagger.data.tags import match, taglists
+from tagger.data.tags import match
 from tagger.data.tags.match import NewTagStart
 from tagger.images import decode
 from tagger.images.dataset import Split
-from tagger.models import backbone, head_transfer
+from tagger.models import backbone, head_transfer, taglists
 from tagger.models.head_transfer import TransferredTag
 from tagger.models.heads import Head, QueryTagger
 from tagger.params import Preset

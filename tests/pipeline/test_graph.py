@@ -12,7 +12,7 @@ import yaml
 from tagger import params
 
 ROOT = Path(__file__).parents[2]
-MOST_CODE = 12  # packages and modules, with the script itself
+MOST_CODE = 10  # packages and modules, with the script itself
 STAGES = {
     name: stage
     for file in ("dvc.yaml", "data/dvc.yaml")

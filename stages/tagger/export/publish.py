@@ -27,8 +27,8 @@ from huggingface_hub.utils import (  # type: ignore[attr-defined]
     disable_progress_bars,
 )
 
+from tagger.core import hub_errors
 from tagger.core.errors import TaggerError, one_line
-from tagger.data.hub import client
 
 _LEFT_BEHIND = ("*.partial", "*.swp", "*.tmp", "*~", "Thumbs.db", "__pycache__", "desktop.ini")
 
@@ -45,7 +45,7 @@ def upload(folder: Path, repo: str, *, private: bool, message: str) -> str:
     is returned. Raises TaggerError, with the repository's files as they were.
     """
     additions = _additions(folder)
-    if client.is_offline():
+    if hub_errors.is_offline():
         raise TaggerError(f"HF_HUB_OFFLINE is set, so {folder} stays here. Unset it to upload.")
     if not (token := get_token()):
         raise TaggerError(
@@ -159,7 +159,7 @@ def _in_words(error: BaseException, folder: Path, repo: str) -> str:
         case errors.HfHubHTTPError() if error.response.status_code in (400, 402, 409, 412, 413):
             return f"{site} refuses the files of {folder}: {_said(error)}."
         case httpx2.HTTPError() | errors.HFValidationError():
-            return client.explain(error, repo, None, "model")
+            return hub_errors.explain(error, repo, None, "model")
         case ValueError():
             return f"{folder} cannot be uploaded: {one_line(error)}. Mend it, then upload again."
         case _:

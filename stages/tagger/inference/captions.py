@@ -9,8 +9,7 @@ import numpy.typing as npt
 
 from tagger.core.arrays import Floats
 from tagger.core.vocabulary import CATEGORIES, Tag, matches_glob, normalize_name
-from tagger.inference.given import Caption, PredictedTag
-from tagger.inference.implications import ApplyImplications
+from tagger.inference.given import ApplyImplications, Caption, PredictedTag
 from tagger.inference.inputs import InputImage
 from tagger.inference.messages import MESSAGES
 from tagger.inference.naming import TagFormat

@@ -1,6 +1,6 @@
 """What is said of a picture."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -13,6 +13,9 @@ class PredictedTag(NamedTuple):
     name: str
     category: str
     confidence: float  # 0 to 1
+
+
+ApplyImplications = Callable[[Sequence[PredictedTag]], Sequence[PredictedTag]]
 
 
 @dataclass(frozen=True)

@@ -1,13 +1,12 @@
 """Tags that follow from others: taken away, or added."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
 from tagger.core.errors import TaggerError
-from tagger.inference.given import PredictedTag
+from tagger.inference.given import ApplyImplications, PredictedTag
 
-ApplyImplications = Callable[[Sequence[PredictedTag]], Sequence[PredictedTag]]
 Implications = Mapping[str, Sequence[str]]  # all that a tag implies, over any number of steps
 
 

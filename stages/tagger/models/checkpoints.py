@@ -17,9 +17,8 @@ from safetensors import SafetensorError
 from timm.models import clean_state_dict, get_pretrained_cfg, load_state_dict
 from timm.models._hub import download_cached_file
 
-from tagger.core import files
+from tagger.core import files, hub_errors
 from tagger.core.errors import TaggerError, one_line
-from tagger.data.hub import client
 
 HUB = "hf-hub:"
 CONFIG = "config.json"
@@ -191,7 +190,7 @@ def _from_hub(repo: str, revision: str | None) -> Checkpoint:
     except _UNREACHABLE as error:
         weights, config = _cached(repo, revision)
         if weights is None:
-            told = client.explain(error, repo, revision, "model").removesuffix(".")
+            told = hub_errors.explain(error, repo, revision, "model").removesuffix(".")
             raise TaggerError(f"{told}, {_WAYS_OUT}.") from error
         if not constants.is_offline_mode():
             _log.warning("%s is taken from the cache, without asking the hub.", source)

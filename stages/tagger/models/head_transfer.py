@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from tagger.core.errors import TaggerError
 from tagger.core.vocabulary import CATEGORIES, Tag
-from tagger.data.tags import match, taglists
+from tagger.data.tags import match
 from tagger.data.tags.match import MatchOutcome, NewTagStart, StartGroup
-from tagger.models import checkpoints, pretrained
+from tagger.models import checkpoints, pretrained, taglists
 
 Outcome: TypeAlias = Literal[MatchOutcome, "new", "dropped"]
 

@@ -13,11 +13,10 @@ import numpy as np
 
 from tagger.core import files
 from tagger.core.errors import TaggerError
-from tagger.data.tags import taglists
 from tagger.images import preprocess
 from tagger.images.decode import Pixels
 from tagger.images.preprocess import Preprocess
-from tagger.models import exported, external_preprocess, runtimes
+from tagger.models import exported, external_preprocess, runtimes, taglists
 from tagger.models.exported import DEFAULT_THRESHOLD, ONNX, PREPROCESS, THRESHOLDS, WEIGHTS, Tagger
 from tagger.models.runtimes import Device, Outputs, Runtime
 

@@ -5,7 +5,7 @@ huggingface_hub heeds HF_TOKEN, HF_ENDPOINT and HF_HUB_OFFLINE.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Literal, NamedTuple, TypeAlias
+from typing import NamedTuple
 
 import httpx2
 from huggingface_hub import HfApi, constants, errors, get_session, hf_hub_url, hf_raise_for_status
@@ -16,8 +16,7 @@ from huggingface_hub.utils import (  # type: ignore[attr-defined]
 )
 
 from tagger.core.errors import TaggerError
-
-RepoKind: TypeAlias = Literal["data set", "model"]
+from tagger.core.hub_errors import describe_status, explain
 
 
 class HubFile(NamedTuple):
@@ -41,11 +40,6 @@ class TransientError(Exception):
 
 class NoConnectionError(TransientError):
     """The server cannot be reached at all."""
-
-
-def is_offline() -> bool:
-    """Return whether HF_HUB_OFFLINE forbids every request."""
-    return constants.is_offline_mode()
 
 
 def list_files(repo: str, revision: str = "main") -> RepoListing:
@@ -109,7 +103,7 @@ def _require_success(response: httpx2.Response) -> None:
         if response.status_code == 401:
             raise
         raise TransientError(
-            f"the server answers {_status(error)}", _asked_wait(response)
+            f"the server answers {describe_status(error)}", _asked_wait(response)
         ) from None
 
 
@@ -120,35 +114,3 @@ def _asked_wait(response: httpx2.Response) -> float | None:
         return float(limit.reset_in_seconds)
     after: str = response.headers.get("Retry-After", "")
     return float(after) if after.isdecimal() else None
-
-
-def _status(error: errors.HfHubHTTPError) -> str:
-    return f"{error.response.status_code} {error.response.reason_phrase}"
-
-
-def explain(error: Exception, repo: str, revision: str | None, kind: RepoKind = "data set") -> str:
-    """Return what keeps a person from a data set or a model, and the way out."""
-    hub = constants.ENDPOINT
-    match error:
-        case errors.GatedRepoError():
-            page = f"{hub}/datasets/{repo}" if kind == "data set" else f"{hub}/{repo}"
-            return f"{repo} is gated: accept its terms on {page}, then set HF_TOKEN to your token."
-        case errors.RepositoryNotFoundError():
-            return (
-                f"{hub} has no {kind} {repo}, or it is private. Check the name, or set HF_TOKEN "
-                "to a token that may read it."
-            )
-        case errors.RevisionNotFoundError():
-            return f"{repo} has no revision {revision!r}. Name a branch, a tag or a commit of it."
-        case errors.HfHubHTTPError() if error.response.status_code == 401:
-            return (
-                f"{hub} refuses the token. Set HF_TOKEN to a valid one, see {hub}/settings/tokens."
-            )
-        case errors.HfHubHTTPError():
-            return f"{hub} answers {_status(error)} when asked for {repo}. Try again later."
-        case errors.HFValidationError():
-            return f"{repo!r} is no name of a {kind}. It must look like owner/name."
-        case _ if constants.is_offline_mode():
-            return f"HF_HUB_OFFLINE is set, and not all of {repo} is here. Unset it to download."
-        case _:
-            return f"No connection to {hub}: {error}. Check the network, and HF_ENDPOINT if set."

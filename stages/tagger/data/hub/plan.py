@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from rich.filesize import decimal
 
+from tagger.core import hub_errors
 from tagger.core.errors import TaggerError
 from tagger.data.hub import client, download, shards
 from tagger.data.hub.download import RemoteFile
@@ -104,7 +105,7 @@ def _settled(folder: Path, wanted: PostsByTar) -> dict[int, MissingReasons]:
         size = tar.stat().st_size if tar.exists() else sys.maxsize
         piece = RemoteFile(tar.relative_to(folder).as_posix(), size)
         need = _need(folder, piece, wanted[int(index.stem)])
-        if not need.missing and (client.is_offline() or not need.lost):
+        if not need.missing and (hub_errors.is_offline() or not need.lost):
             settled[int(index.stem)] = need.lost
     return settled
 
