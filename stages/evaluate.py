@@ -103,9 +103,9 @@ def track(
     """Add to the run of the training, where there is one: a store may have been away."""
     if trained["run_id"] is None:
         return
-    parts = {name: one.split for name, one in judged.splits.items()}
+    counts = {name: each.split.counts() for name, each in judged.splits.items()}
     with runs.add_to(trained["run_id"]) as run:
-        run.log_data(data_name, runs.data_digest(trained["data"]), POSTS, **parts)
+        run.log_data(data_name, runs.data_digest(trained["data"]), POSTS, counts)
         run.log_metrics(judged.logged_metrics, checkpoint="best")
         run.log_files(METRICS, *TABLES, THRESHOLDS, CALIBRATION, REPORT, SHEET)
         for name, figure in html_page.build_plots(content).items():

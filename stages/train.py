@@ -62,8 +62,9 @@ def lead(
         files.write_json(begun, {"run_id": run.id, "params": settings, "data": hashes})
         if run_id is None:
             run.log_params(settings)
-        used = {"training": training.split, "validation": training.validator.split}
-        run.log_data(p.prepare.path.stem, data, POSTS, **used)
+        splits = {"training": training.split, "validation": training.validator.split}
+        counts = {name: split.counts() for name, split in splits.items()}
+        run.log_data(p.prepare.path.stem, data, POSTS, counts)
         run.log_machine()
         vocabulary.write(tags, making / "vocabulary.csv")
         training.preprocess.write(making / "preprocess.json")

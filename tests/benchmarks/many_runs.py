@@ -92,7 +92,7 @@ def working(folder: Path) -> dict[str, float]:
     os.environ["DVC_ROOT"] = str(folder)
     clock = Clock()
     with clock("opening the store"):
-        opened = store.connect()
+        store.connect()
     import mlflow
 
     figures = {f"figure_{number}": 0.5 for number in range(_FIGURES)}
@@ -114,7 +114,7 @@ def working(folder: Path) -> dict[str, float]:
     with clock("best of all runs"):
         assert registry.best_run("test.macro_ap", "0123456789ab")
     with clock("search_runs, a table of all"):
-        mlflow.search_runs([opened.experiment])
+        mlflow.search_runs()
     return clock.spent
 
 

@@ -1,6 +1,6 @@
 """Measure what tracking costs a training.
 
-python tests/benchmarks/runs.py --minutes 5.2
+python tests/benchmarks/tracking.py --minutes 5.2
 
 A training tracks what that of the default preset does: the judgements of metrics/train.csv with
 their sheets of pictures, both checkpoints, its files. Needs what `dvc repro` leaves.
@@ -14,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -27,6 +28,7 @@ from tagger.core import files
 from tagger.images import contact_sheet, dataset, decode
 from tagger.training import setup
 
+SAMPLING_SECONDS = 10  # MLflow takes a sample of the system metrics so often
 _SHARE = 0.01  # of the minutes of a training, at most
 
 
@@ -56,13 +58,14 @@ def training(folder: Path, minutes: float) -> dict[str, float]:
     truth, names = part.labels[:8].toarray(), [tag.name for tag in tags]
     os.environ["DVC_ROOT"] = str(folder)
     with clock("import"):
-        from tagger.tracking import machine, runs
+        from tagger.tracking import runs
     with clock("connect"):
         opened = runs.start(p.model, preset=p.model, data="0123456789ab")
         run = opened.__enter__()
     with clock("parameters, data, packages"):
         run.log_params(setup.settings(p))
-        run.log_data("demo", "0123456789ab", tables[0], training=parts["train"], validation=part)
+        counts = {"training": parts["train"].counts(), "validation": part.counts()}
+        run.log_data("demo", "0123456789ab", tables[0], counts)
         run.log_machine()
     rows = files.read_csv(ROOT / "metrics/train.csv")
     for row in rows:
@@ -82,27 +85,28 @@ def training(folder: Path, minutes: float) -> dict[str, float]:
     with clock("files"):
         run.log_files(known, *(ROOT / name for name in kept))
     with clock("load of the machine"):
-        seconds = _sample(machine, str(run.id)) * minutes * 60 / machine._SECONDS
+        seconds = _sample(str(run.id)) * minutes * 60 / SAMPLING_SECONDS
     clock.spent["load of the machine"] = seconds  # beside the training, not in its way
     with clock("end"):
         opened.__exit__(None, None, None)
     return clock.spent
 
 
-def _sample(machine: Any, run_id: str) -> float:
+def _sample(run_id: str) -> float:
     """Return the seconds of one look at the load, and of writing it down."""
-    watching = machine.SystemMetricsMonitor(run_id)
+    module: Any = import_module("mlflow.system_metrics.system_metrics_monitor")
+    monitor = module.SystemMetricsMonitor(run_id)
     looks, writes = [], []
     for _ in range(10):
         begun = time.perf_counter()
-        watching.collect_metrics()
-        watching.mlflow_logger.client.get_run(run_id)
+        monitor.collect_metrics()
+        monitor.mlflow_logger.client.get_run(run_id)
         looked = time.perf_counter()
-        watching.publish_metrics(watching.aggregate_metrics())
-        watching.mlflow_logger.flush()
+        monitor.publish_metrics(monitor.aggregate_metrics())
+        monitor.mlflow_logger.flush()
         looks.append(looked - begun)
         writes.append(time.perf_counter() - looked)
-    return median(looks) + median(writes) / float(machine._SAMPLES)
+    return median(looks) + median(writes) / float(monitor.samples_before_logging)
 
 
 def show_training(asked: argparse.Namespace) -> None:

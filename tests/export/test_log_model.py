@@ -117,9 +117,7 @@ def test_an_export_is_logged_once_and_its_run_stays_as_it_was(
     with runs.add_to(trained.id) as again:
         log_model.log_export(again, project / "other")
     assert len(here.search_logged_models([after.info.experiment_id])) == 2
-    assert (
-        store.logged_models(here, str(trained.id))[log_model.MODEL_NAME].model_id != first.model_id
-    )
+    assert store.logged_models(str(trained.id))[log_model.MODEL_NAME].model_id != first.model_id
 
 
 @pytest.mark.timeout(30)

@@ -9,15 +9,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import mlflow
-import numpy as np
 import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
-from scipy.sparse import csr_array
 
 from support.trainings import _empty_store
-from tagger.core.manifest import Location
-from tagger.images.dataset import Split
 from tagger.tracking import store
 
 
@@ -27,7 +23,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setenv("DVC_ROOT", str(tmp_path))
     for name in ("MLFLOW_TRACKING_URI", "DVC_EXP_NAME", "DVC_EXP_BASELINE_REV"):
         monkeypatch.delenv(name, raising=False)
-    for name, value in store.TIMEOUTS.items():
+    for name, value in store.SETTINGS.items():
         monkeypatch.setenv(name, value)
     (tmp_path / "mlflow.db").write_bytes(_empty_store())
     yield tmp_path
@@ -51,12 +47,6 @@ def all_runs(project: Path) -> list[Run]:
     experiment = here.get_experiment_by_name(store.EXPERIMENT)
     assert experiment is not None
     return list(here.search_runs([experiment.experiment_id], order_by=["attributes.start_time"]))
-
-
-def make_split(pictures: int, tags: int) -> Split:
-    """Return posts that all have all tags."""
-    places = [Location(f"{number}.png", 0, 0) for number in range(pictures)]
-    return Split(places, csr_array(np.ones((pictures, tags), bool)))
 
 
 @contextmanager

@@ -14,9 +14,6 @@ from typing import Any
 
 import mlflow
 import pandas as pd
-from mlflow import MlflowClient
-from mlflow.entities import LoggedModelStatus
-from mlflow.models import Model
 from PIL import Image
 
 from tagger.core import files
@@ -49,19 +46,18 @@ _DIGEST = "digest"  # tag of the model
 
 
 def log_export(run: TrackedRun, folder: Path) -> None:
-    """Log an export as a model of a run, unless the same is its latest one already."""
-    if run.client and run.id:
-        run.try_to(_log, run.client, run.id, folder)
+    """Log an export as a model of a run, unless it is the run's latest one already."""
+    run.log(_log, str(run.id), folder)
 
 
-def _log(client: MlflowClient, run: str, folder: Path) -> None:
+def _log(run_id: str, folder: Path) -> None:
     from tagger.export import mlflow_model
 
-    kept = [folder / name for name in FILES if (folder / name).is_file()]
-    code, needed = _code(Path(mlflow_model.__file__)), pinned_requirements()
-    digest = _digest([*kept, *code], needed)
-    last = store.logged_models(client, run).get(MODEL_NAME)
-    if last and last.status == LoggedModelStatus.READY and last.tags.get(_DIGEST) == digest:
+    artifacts = [folder / name for name in FILES if (folder / name).is_file()]
+    code, requirements = _code(Path(mlflow_model.__file__)), pinned_requirements()
+    digest = _digest([*artifacts, *code], requirements)
+    latest = store.logged_models(run_id).get(MODEL_NAME)
+    if latest and latest.tags.get(_DIGEST) == digest:
         return
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     with TemporaryDirectory() as temporary, _without_bytecode():
@@ -69,17 +65,14 @@ def _log(client: MlflowClient, run: str, folder: Path) -> None:
             copy = Path(temporary) / path.relative_to(_STAGES)
             copy.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, copy)
-        Model.log(  # mlflow.pyfunc.log_model would open the run again
-            None,
-            mlflow.pyfunc,
+        mlflow.pyfunc.log_model(
             name=MODEL_NAME,
-            run_id=run,
             python_model=mlflow_model.__file__,
-            artifacts={path.name: str(path) for path in kept},
+            artifacts={path.name: str(path) for path in artifacts},
             code_paths=[f"{temporary}/tagger"],
             signature=mlflow_model.SIGNATURE,
             input_example=_example(),
-            pip_requirements=needed,
+            pip_requirements=requirements,
             tags={_DIGEST: digest},
         )
 

@@ -68,6 +68,11 @@ class Split:
             None if self.ids is None else self.ids.take(pa.array(rows)),
         )
 
+    def counts(self) -> dict[str, int]:
+        """Return how many images, tags and labels there are."""
+        posts, tags = self.labels.shape
+        return {"images": posts, "tags": tags, "labels": int(self.labels.nnz)}
+
     def tag_counts(self) -> npt.NDArray[np.int64]:
         """Return how many posts have each tag, (tags,)."""
         return np.bincount(self.labels.indices, minlength=self.labels.shape[1])

@@ -1,20 +1,22 @@
-"""MLflow: every training is a run, and judging adds to it. A broken store never stops a stage."""
+"""MLflow runs: every training is one, and evaluation and export add to it.
+
+A broken store never stops a stage: what it does not take is lost, with one warning.
+"""
 
 import hashlib
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
-from functools import partial
+from contextlib import contextmanager, suppress
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import mlflow
 from mlflow import MlflowClient
-from mlflow.entities import Dataset, DatasetInput, InputTag, LoggedModelOutput, Param, RunTag
+from mlflow.entities import Dataset, DatasetInput, InputTag, LoggedModelOutput, RunInfo
 from PIL import Image
 
-from tagger.images.dataset import Split
 from tagger.tracking import machine, store
 
 if TYPE_CHECKING:
@@ -22,198 +24,204 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-_DATA = ("posts", "vocabulary", "split")  # what a model learns and is judged by
-_SLOW = 1.0  # seconds, from which on a call that fails means that the store is away
-_REST = 100  # times as long as that call took, the store is left alone: it costs 1 % at most
+SLOW = 1.0  # seconds: a call that fails after so long means that the store is away
+PAUSE = 100  # times as long as that call, nothing is sent: a dead store costs 1 % of the time
+_DATA = ("posts", "vocabulary", "split")  # what a model is trained and evaluated on
 _log = logging.getLogger(__name__)
 
 
 class TrackedRun:
-    """One MLflow run. What the store does not take is told once, and left out."""
+    """An MLflow run, the active one while it is open. If the store is away, nothing is logged."""
 
     def __init__(self, run_id: str | None = None) -> None:
         self.id = run_id
-        self.client: MlflowClient | None = None  # none where the run could not be opened
-        self._data: dict[str, Dataset] = {}
-        self._told = False
-        self._resting_until = 0.0
+        self._is_open = False
+        self._datasets: dict[str, Dataset] = {}
+        self._has_warned = False
+        self._paused_until = 0.0
 
-    def try_to(self, action: Callable[..., T], *args: Any) -> T | None:
-        """Return what the action returns, or None where the store does not take it."""
-        begun = time.monotonic()
-        if begun < self._resting_until:
+    def attempt(self, action: Callable[..., T], *args: Any, **options: Any) -> T | None:
+        """Return what a call of MLflow returns, or None if it fails; warn at the first failure."""
+        started = time.monotonic()
+        if started < self._paused_until:
             return None
         try:
-            return action(*args)
+            return action(*args, **options)
         except Exception as error:  # whatever the store, its driver or the network may raise
             ended = time.monotonic()
-            if ended - begun > _SLOW:
-                self._resting_until = ended + _REST * (ended - begun)
-            if not self._told:
-                told = "MLflow cannot be written, going on without it: %s"
-                _log.warning(told, store.reason(error))
-            self._told = True
+            if ended - started > SLOW:
+                self._paused_until = ended + PAUSE * (ended - started)
+            if not self._has_warned:
+                reason = store.reason(error)
+                _log.warning("MLflow cannot be written, going on without it: %s", reason)
+            self._has_warned = True
             return None
 
-    def _write(self, action: Callable[[MlflowClient, str], object]) -> None:
-        if self.client and self.id:
-            self.try_to(action, self.client, self.id)
+    def log(self, action: Callable[..., object], *args: Any, **options: Any) -> None:
+        """Do what logs to the active run, if the run is open."""
+        if self._is_open:
+            self.attempt(action, *args, **options)
 
     def log_params(self, params: Mapping[str, Any]) -> None:
         """Log the leaves of a nested mapping, named by their path: `train.loss.kind`."""
-        every = [Param(store.mlflow_name(k), str(v)) for k, v in flatten(params).items()]
-        self._write(lambda client, run: client.log_batch(run, params=every))
+        leaves = {store.mlflow_name(path): value for path, value in flatten(params).items()}
+        self.log(mlflow.log_params, leaves)
 
     def log_metrics(
         self, metrics: Mapping[str, Any], step: int = 0, *, checkpoint: str | None = None
     ) -> None:
         """Log the numbers of a nested mapping, named by their path: `test.macro_ap`.
 
-        Of [low, high], `.low` and `.high` are logged. Figures whose path starts with the name of
-        data that was logged are figures on these.
+        Of [low, high], `.low` and `.high` are logged. Metrics below the name of a split whose data
+        was logged are metrics on that data.
 
-        checkpoint: the name of one that was logged, whose figures these are, too
+        checkpoint: the name of a logged checkpoint, whose metrics these are, too
         """
+        by_split: dict[str, dict[str, float]] = {}
+        for name, value in numeric_leaves(metrics).items():
+            by_split.setdefault(name.split(".")[0] if "." in name else "", {})[name] = value
+        for split, values in by_split.items():
+            self.log(self._log_metrics, values, step, split, checkpoint)
 
-        def write(client: MlflowClient, run: str) -> None:
-            model = store.logged_models(client, run).get(checkpoint) if checkpoint else None
-            now = store.now_ms()
-            every = [
-                store.metric(name, value, now, step, self._data.get(name.split(".")[0]), model)
-                for name, value in numeric_leaves(metrics).items()
-            ]
-            client.log_batch(run, metrics=every)
+    def _log_metrics(
+        self, metrics: dict[str, float], step: int, split: str, checkpoint: str | None
+    ) -> None:
+        model = store.logged_models(str(self.id)).get(checkpoint) if checkpoint else None
+        mlflow.log_metrics(
+            metrics,
+            step=step,
+            run_id=self.id if model else None,  # as in log_checkpoint
+            model_id=model.model_id if model else None,
+            dataset=self._datasets.get(split),
+        )
 
-        self._write(write)
+    def log_data(
+        self, name: str, digest: str, source: Path, counts: Mapping[str, Mapping[str, int]]
+    ) -> None:
+        """Log the data that a model is trained or evaluated on.
 
-    def log_data(self, name: str, digest: str, source: Path, **splits: Split) -> None:
-        """Log what is trained or judged on, by part: its name, where it is from, and its counts."""
-        self._data |= {
-            part: store.dataset(f"{name}-{part}", digest, source, content)
-            for part, content in splits.items()
-        }
+        counts: of images, tags and labels, by split
+        """
+        for split, profile in counts.items():
+            dataset = store.dataset(f"{name}-{split}", digest, source, profile)
+            self._datasets[split] = dataset
         inputs = [
-            DatasetInput(self._data[part], [InputTag("mlflow.data.context", part)])
-            for part in splits
+            DatasetInput(self._datasets[split], [InputTag("mlflow.data.context", split)])
+            for split in counts
         ]
-        self._write(lambda client, run: client.log_inputs(run, inputs))
+        # mlflow.log_inputs takes only data sets that it can read.
+        self.log(lambda: MlflowClient().log_inputs(str(self.id), inputs))
 
     def log_machine(self) -> None:
-        """Log what the run runs on: versions and device as tags, all packages as a file."""
-
-        def write(client: MlflowClient, run: str) -> None:
-            tags = [RunTag(name, value) for name, value in machine.machine_tags().items()]
-            client.log_batch(run, tags=tags)
-            client.log_text(run, machine.installed_packages(), "packages.txt")
-
-        self._write(write)
+        """Log versions and device as tags, and all installed packages as a file."""
+        self.log(lambda: mlflow.set_tags(machine.machine_tags()))
+        self.log(lambda: mlflow.log_text(machine.installed_packages(), "packages.txt"))
 
     def log_files(self, *paths: Path, under: str | None = None) -> None:
         """Log files and folders, below a folder of the run."""
         for path in paths:
-            self._write(partial(_log_file, path=str(path), under=under))
+            self.log(mlflow.log_artifact, str(path), under)
 
     def log_figure(self, figure: "Figure", name: str) -> None:
-        """Log a drawing as a file of this name, whose ending says in which format."""
-        self._write(lambda client, run: client.log_figure(run, figure, name))
+        """Log a figure as a file of this name, whose ending is its format."""
+        self.log(mlflow.log_figure, figure, name)
 
     def log_image(self, image: Image.Image, name: str, step: int) -> None:
-        self._write(lambda client, run: client.log_image(run, image, key=name, step=step))
+        self.log(mlflow.log_image, image, key=name, step=step, synchronous=True)
 
     def log_checkpoint(
         self, name: str, file: Path, metrics: Mapping[str, float], step: int, sha256: str = ""
     ) -> None:
         """Track a checkpoint as a logged model of this run that points at its file.
 
-        One that the run has already, of this name and hash, stays as it is: a training that was
-        killed at its end comes here again.
-        metrics: its figures on the data logged as `validation`, which the run has at this step
+        A checkpoint of the same name and hash is not tracked again: a training that was killed at
+        its end comes here twice.
+        metrics: on the data logged as `validation`, which the run has at this step already
         """
+        self.log(self._log_checkpoint, name, file, dict(metrics), step, sha256)
 
-        def write(client: MlflowClient, run: str) -> None:
-            earlier = store.logged_models(client, run).get(name)
-            if sha256 and earlier and earlier.tags.get("sha256") == sha256:
-                return
-            tags = {"file": str(file), "step": str(step), "sha256": sha256}
-            model = mlflow.create_external_model(name=name, source_run_id=run, tags=tags)
-            client.log_outputs(run, [LoggedModelOutput(model.model_id, step)])
-            history = client.get_metric_history(run, next(iter(metrics)))
-            # at the same time as the run's own, else the run would have each point twice
-            stamp = {one.step: one.timestamp for one in history}.get(step, store.now_ms())
-            on = self._data.get("validation")
-            every = [store.metric(k, v, stamp, step, on, model) for k, v in metrics.items()]
-            client.log_batch(run, metrics=every)
+    def _log_checkpoint(
+        self, name: str, file: Path, metrics: dict[str, float], step: int, sha256: str
+    ) -> None:
+        earlier = store.logged_models(str(self.id)).get(name)
+        if sha256 and earlier and earlier.tags.get("sha256") == sha256:
+            return
+        tags = {"file": str(file), "step": str(step), "sha256": sha256}
+        model = mlflow.create_external_model(name, tags=tags)
+        mlflow.log_outputs([LoggedModelOutput(model.model_id, step)])
+        # With the time stamp that the run's own points have, they are not logged twice.
+        history = MlflowClient().get_metric_history(str(self.id), next(iter(metrics)))
+        mlflow.log_metrics(
+            metrics,
+            step=step,
+            run_id=self.id,  # makes MLflow look up the run's outputs, else the model is an input
+            timestamp={point.step: point.timestamp for point in history}.get(step),
+            model_id=model.model_id,
+            dataset=self._datasets.get("validation"),
+        )
 
-        self._write(write)
+    def open_training(self, name: str, tags: Mapping[str, str]) -> None:
+        """Start the run, or resume it if it has an id."""
+        store.connect()
+        watch = None if find_spec("psutil") else False  # None: as MLflow's variables say
+        if self.id:
+            mlflow.start_run(self.id, log_system_metrics=watch)
+        else:
+            tags = {**tags, **store.origin_tags()}
+            run = mlflow.start_run(
+                run_name=name,
+                parent_run_id=store.parent_run(),
+                tags={store.mlflow_name(key): value for key, value in tags.items() if value},
+                log_system_metrics=watch,
+            )
+            self.id = run.info.run_id
+        self._is_open = True
 
-
-def start(
-    name: str, *, run_id: str | None = None, **tags: str
-) -> AbstractContextManager[TrackedRun]:
-    """Return a new run, or an earlier one taken up again; it ends with the block."""
-    return _run(name, run_id, tags)
-
-
-def add_to(run_id: str | None) -> AbstractContextManager[TrackedRun]:
-    """Return an earlier run that is only added to: what it says of its end stays. None: no run."""
-    return _run(None, run_id, {})
+    def reopen(self) -> RunInfo:
+        """Make an earlier run the active one, and return what it said of its end."""
+        store.connect()
+        info = mlflow.get_run(str(self.id)).info
+        mlflow.start_run(self.id, log_system_metrics=False)
+        self._is_open = True
+        return info
 
 
 @contextmanager
-def _run(name: str | None, run_id: str | None, tags: Mapping[str, str]) -> Iterator[TrackedRun]:
-    """Yield a new run, which ends with the block and fails with it; or an earlier one.
-
-    With a name, an earlier one is taken up again, and ends like a new one. Without, it is only
-    added to: what it says of its end stays.
-    """
-    current = TrackedRun(run_id)
-    client = current.try_to(_open, current, name, tags) if name or run_id else None
-    watching = machine.system_metrics(str(current.id)) if client and name else nullcontext()
+def start(name: str, *, run_id: str | None = None, **tags: str) -> Iterator[TrackedRun]:
+    """Yield a new run, or resume an earlier one; it ends with the block, and fails with it."""
+    run = TrackedRun(run_id)
+    run.attempt(run.open_training, name, tags)
     status = "FAILED"
     try:
-        with watching:
-            yield current
+        yield run
         status = "FINISHED"
     finally:
-        if client:
-            with suppress(Exception):  # told already, where the store has failed
-                _end(client, current, name, status)
+        with suppress(Exception):  # has been warned of, if the store has failed
+            mlflow.end_run(status)
 
 
-def _open(current: TrackedRun, name: str | None, tags: Mapping[str, str]) -> MlflowClient:
-    """Make the run one that can be written, in the store as well."""
-    opened = store.connect()
-    if name and current.id:
-        mlflow.start_run(current.id, log_system_metrics=False)
-    elif name:
-        tags = {**tags, **store.origin_tags()}
-        above = store.parent_run(opened)
-        started = mlflow.start_run(
-            run_name=name,
-            parent_run_id=above,
-            tags={store.mlflow_name(k): v for k, v in tags.items() if v},
-            log_system_metrics=False,
-        )
-        current.id = started.info.run_id
-    else:
-        opened.client.get_run(str(current.id))
-    current.client = opened.client
-    return opened.client
+@contextmanager
+def add_to(run_id: str | None) -> Iterator[TrackedRun]:
+    """Yield an earlier run to add to; its status and its end stay. None: a run of nothing.
 
-
-def _end(client: MlflowClient, current: TrackedRun, name: str | None, status: str) -> None:
-    if name:
-        mlflow.end_run(status)
-    elif status == "FINISHED" != client.get_run(str(current.id)).info.status:
-        client.set_terminated(str(current.id))  # which the training could not tell
-
-
-def _log_file(client: MlflowClient, run: str, path: str, under: str | None) -> None:
-    client.log_artifact(run, path, under)
+    A run that never told its end has finished, if the block does.
+    """
+    run = TrackedRun(run_id)
+    info = run.attempt(run.reopen) if run_id else None
+    status = info.status if info else ""
+    try:
+        yield run
+        status = "FINISHED"
+    finally:
+        if info:
+            end_time = info.end_time if status == info.status else None
+            with suppress(Exception):
+                mlflow.end_run(status)
+                MlflowClient().set_terminated(info.run_id, status, end_time)
 
 
 def data_digest(hashes: Mapping[str, str]) -> str:
-    """Return one short hash of the data's: runs that have it in common can be compared."""
+    """Return one short hash of the data: runs that share it can be compared."""
     return hashlib.sha256("".join(hashes[name] for name in _DATA).encode()).hexdigest()[:12]
 
 
@@ -230,10 +238,11 @@ def flatten(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def numeric_leaves(nested: Mapping[str, Any]) -> dict[str, float]:
     """Return the leaves that are numbers, by their path; [low, high] are two."""
-    found: dict[str, float] = {}
+    leaves: dict[str, float] = {}
     for path, value in flatten(nested).items():
         if isinstance(value, int | float):
-            found[path] = value
+            leaves[path] = value
         elif isinstance(value, list | tuple) and len(value) == 2:
-            found |= numeric_leaves(dict(zip((f"{path}.low", f"{path}.high"), value, strict=True)))
-    return {store.mlflow_name(path): value for path, value in found.items()}
+            interval = dict(zip((f"{path}.low", f"{path}.high"), value, strict=True))
+            leaves |= numeric_leaves(interval)
+    return {store.mlflow_name(path): value for path, value in leaves.items()}
