@@ -153,4 +153,4 @@ def test_map_of_the_code_shows_every_package_and_script() -> None:
 
 def test_benchmarks_readme_names_every_benchmark() -> None:
     scripts = {path.name for path in (ROOT / "tests/benchmarks").glob("*.py")}
-    assert scripts == set(re.findall(r"`(\w+\.py)", read("tests/benchmarks/README.md")))
+    assert scripts <= set(re.findall(r"`(\w+\.py)", read("tests/benchmarks/README.md")))
