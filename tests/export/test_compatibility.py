@@ -201,10 +201,10 @@ def test_a_folder_that_is_not_whole_or_not_as_it_was_is_told_by_file(copy: Path)
     assert checksums.check(copy) == count
     with (copy / WD14 / "model.onnx").open("ab") as file:
         file.write(b"\0")
-    with pytest.raises(TaggerError, match=r"wd14/model\.onnx is not what was exported"):
+    with pytest.raises(TaggerError, match=r"wd14/model\.onnx has changed since the export"):
         checksums.check(copy)
     (copy / WD14 / "model.onnx").unlink()
-    with pytest.raises(TaggerError, match=r"not whole: wd14/model\.onnx is missing"):
+    with pytest.raises(TaggerError, match=r"is incomplete: wd14/model\.onnx is missing"):
         checksums.check(copy)
     (copy / checksums.SUMS).unlink()
     with pytest.raises(TaggerError, match="lacks SHA256SUMS"):
@@ -251,7 +251,7 @@ def test_lighter_weights_are_smaller_and_say_about_the_same(
         "model_fp16.onnx",
         "model_int8.onnx",
     ]
-    with pytest.raises(TaggerError, match="no validation picture"):
+    with pytest.raises(TaggerError, match="no validation image"):
         quantize.to_int8(source, tmp_path / "none.onnx", [])
     assert not (tmp_path / "none.onnx").exists()
     assert set(quantize.measure_throughput({"a": source}, inputs, 1, rounds=1)) == {"a"}

@@ -146,17 +146,17 @@ def test_queued_experiments_run_and_are_compared(clone: Path, first: str) -> Non
 def test_an_export_is_tried_wherever_it_lies(clone: Path, first: str, tmp_path: Path) -> None:
     copy = tmp_path / "downloaded"
     shutil.copytree(clone / "models/export", copy)
-    command = ("stages/export.py", "--check", copy)
+    command = ("stages/check_export.py", copy)
     told = processes.run(clone, *command).success_output
     assert "files as they were exported" in told and "8 tools agree with the model" in told
     assert (
         "8 tools agree"
-        in processes.run(clone, *command, "--on", "data/demo/0000.png").success_output
+        in processes.run(clone, *command, "--images", "data/demo/0000.png").success_output
     )
     with (copy / "wd14/model.onnx").open("ab") as file:
         file.write(b"more")
     mistake = processes.run(clone, *command).error_line
-    assert re.match(r"error: .*wd14/model.onnx is not what was exported", mistake)
+    assert re.match(r"error: .*wd14/model.onnx has changed since the export", mistake)
 
 
 def test_the_export_says_what_it_is(clone: Path, first: str) -> None:

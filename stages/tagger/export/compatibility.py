@@ -38,18 +38,24 @@ class Compatibility(NamedTuple):
     images: int
     tools: dict[str, Agreement]  # by name
 
-    def __str__(self) -> str:
-        least = min(self.tools.values(), key=lambda one: one.same_tags)
-        exact = max(one.largest_difference for one in self.tools.values() if not one.resizes)
+    def summary(self, min_agreement: float) -> str:
+        """Return the agreement in words, with a warning of tools that give too few of the tags."""
+        fractions = {name: tool.same_tags for name, tool in self.tools.items()}
+        exact = max(tool.largest_difference for tool in self.tools.values() if not tool.resizes)
+        low = [f"{n} {100 * same:.1f}%" for n, same in fractions.items() if same < min_agreement]
+        warning = (
+            f"Of the model's tags these tools give: {', '.join(low)}. They resize images another "
+            "way, which matters most for models of small images.\n"
+        )
         return (
-            f"{len(self.tools)} tools agree with the model on {self.images:,} pictures: "
-            f"confidences within {exact:.1e}, at least {100 * least.same_tags:.1f}% of the tags "
-            "where they resize by themselves"
+            f"{warning if low else ''}{len(self.tools)} tools agree with the model on "
+            f"{self.images:,} images: confidences within {exact:.1e}, at least "
+            f"{100 * min(fractions.values()):.1f}% of the tags if they resize by themselves"
         )
 
     def to_json(self) -> dict[str, Any]:
         return {
-            "pictures": self.images,
+            "images": self.images,
             "tools": {name: one._asdict() for name, one in self.tools.items()},
         }
 

@@ -1,4 +1,4 @@
-"""The tags of a model as each tool wants them listed."""
+"""Tag lists and thresholds in the format of each tool."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -9,25 +9,25 @@ from tagger.core.arrays import Floats
 from tagger.core.thresholds import Threshold
 from tagger.core.vocabulary import CATEGORIES, RATING, RATINGS, Tag
 
-WD14 = "wd14"  # the folders of layouts that want their own
+WD14 = "wd14"  # folders of layouts
 KOHYA = "kohya"
-KOHYA_ONNX = "model_optimized.onnx"  # in the latter
+KOHYA_ONNX = "model_optimized.onnx"
 TAG_MAPPING = "tag_mapping.json"
 
-_FIRST_RATING = 9999999  # its id in the WD14 layout, from which the others count down
-_SOLE = (0, 4)  # categories that the WD14 layout has besides ratings
+_FIRST_RATING = 9999999  # its id in the WD14 layout; the others count down
+_WD14_CATEGORIES = (0, 4)  # general and character, after the ratings
 
 
 class Wd14Row(NamedTuple):
     """A row of the WD14 layout."""
 
     tag: Tag
-    column: int | None  # of the model's outputs; None: it has none, and the tag is never given
+    column: int | None  # of the model's outputs; None: none, the tag is never given
 
 
 def write_selected_tags(tags: Sequence[Tag], thresholds: Floats, path: Path) -> None:
-    """Write all tags in the order of the outputs, with the threshold of each, as imgutils reads."""
-    rows = [(*tag, limit) for tag, limit in zip(tags, thresholds, strict=True)]
+    """Write all tags in the order of the outputs, with their thresholds, as imgutils reads them."""
+    rows = [(*tag, threshold) for tag, threshold in zip(tags, thresholds, strict=True)]
     files.write_csv(path, (*Tag._fields, "best_threshold"), rows)
 
 
@@ -51,17 +51,17 @@ def write_thresholds(fitted: Iterable[Threshold], path: Path) -> None:
 def wd14_rows(tags: Sequence[Tag]) -> list[Wd14Row]:
     """Return the rows of the WD14 layout: four ratings, then general tags, then characters.
 
-    All of them must be there: one tool takes everything for characters where there are none.
+    Each group must have a row: without a character, one tool takes all tags for characters.
     """
-    places = {(tag.category, tag.name): column for column, tag in enumerate(tags)}
+    columns = {(tag.category, tag.name): column for column, tag in enumerate(tags)}
     rows = []
     for number, name in enumerate(RATINGS):
-        column = places.get((RATING, name))
+        column = columns.get((RATING, name))
         count = 0 if column is None else tags[column].count
         rows.append(Wd14Row(Tag(_FIRST_RATING - number, name, RATING, count), column))
-    for code in _SOLE:
-        found = [Wd14Row(tag, column) for column, tag in enumerate(tags) if tag.category == code]
-        rows += found or [Wd14Row(Tag(0, f"no_{CATEGORIES[code]}_tags", code, 0), None)]
+    for code in _WD14_CATEGORIES:
+        group = [Wd14Row(tag, column) for column, tag in enumerate(tags) if tag.category == code]
+        rows += group or [Wd14Row(Tag(0, f"no_{CATEGORIES[code]}_tags", code, 0), None)]
     return rows
 
 

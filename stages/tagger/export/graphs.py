@@ -1,7 +1,7 @@
-"""A model as each of the tools feeds it: what they hand over goes in, what they expect comes out.
+"""A model as a graph with the inputs and outputs of each tool.
 
-Tools of the WD14 layout pad a picture in white and bring it to 448 pixels themselves, whatever the
-model was trained at; the rest of the preprocessing is then part of the graph.
+Tools of the WD14 layout pad an image in white and resize it to 448 pixels themselves, whatever the
+model was trained at. The rest of the preprocessing is then part of the graph.
 """
 
 from collections.abc import Sequence
@@ -14,11 +14,11 @@ from tagger.images import resize
 from tagger.images.preprocess import Preprocess
 from tagger.models import heads
 
-TOOL_SIZE = 448  # pixels; kohya's sd-scripts know no other
+TOOL_SIZE = 448  # pixels; kohya's sd-scripts take no other
 
 
 class PlainGraph(nn.Module):
-    """A model with its probabilities first, then its logits and what its backbone pools."""
+    """A model that gives its probabilities, its logits and the pooled features of its backbone."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -31,7 +31,7 @@ class PlainGraph(nn.Module):
 
 
 class PreprocessedModel(nn.Module):
-    """A model that brings squares of 448 px to its own size, and normalises them."""
+    """A model that resizes squares of 448 px to its own size, and normalises them."""
 
     mean: Tensor  # (3, 1, 1), R, G, B
     std: Tensor
@@ -53,21 +53,21 @@ class PreprocessedModel(nn.Module):
         )
 
     def resized(self, pixels: Tensor) -> Tensor:
-        """(..., 448, 448) -> (..., size, size), in 8 bits after either pass, as Pillow does it."""
+        """(..., 448, 448) -> (..., size, size), rounded to 8 bits after each pass as by Pillow."""
         if self.weights.shape[0] == TOOL_SIZE:
             return pixels
-        narrow = _levels(pixels @ self.weights.T)
-        return _levels(self.weights @ narrow)
+        narrow = _round_to_8_bits(pixels @ self.weights.T)
+        return _round_to_8_bits(self.weights @ narrow)
 
 
-def _levels(values: Tensor) -> Tensor:
+def _round_to_8_bits(values: Tensor) -> Tensor:
     return (values + 0.5).floor().clamp(0, 255)
 
 
 class Wd14Graph(nn.Module):
     """The graph of the WD14 layout."""
 
-    columns: Tensor  # (rows,), one past the last output where a row has none
+    columns: Tensor  # (rows,), one past the last output for a row without one
 
     def __init__(
         self, model: nn.Module, preprocess: Preprocess, columns: Sequence[int | None], tags: int
@@ -75,18 +75,18 @@ class Wd14Graph(nn.Module):
         """columns: the output of the model for each row of selected_tags.csv; None: always 0"""
         super().__init__()
         self.prepared = PreprocessedModel(model, preprocess)
-        places = [tags if column is None else column for column in columns]
-        self.register_buffer("columns", torch.tensor(places))
+        indices = [tags if column is None else column for column in columns]
+        self.register_buffer("columns", torch.tensor(indices))
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """(batch, 448, 448, 3), BGR from 0 to 255 -> probabilities (batch, rows), embeddings."""
         logits, embedding = self.prepared(pixels.permute(0, 3, 1, 2).flip(1))
-        known = torch.cat([logits.sigmoid(), torch.zeros_like(logits[:, :1])], dim=1)
-        return known.index_select(1, self.columns), embedding
+        probabilities = torch.cat([logits.sigmoid(), torch.zeros_like(logits[:, :1])], dim=1)
+        return probabilities.index_select(1, self.columns), embedding
 
 
 class KohyaGraph(nn.Module):
-    """The graph of the other layout that kohya's sd-scripts know: that of cl_tagger."""
+    """The graph of the layout of cl_tagger, which kohya's sd-scripts load."""
 
     def __init__(self, model: nn.Module, preprocess: Preprocess) -> None:
         super().__init__()

@@ -89,8 +89,8 @@ class QuantizationTrials:
         )
         squares = [tagger.preprocess.to_square(picture) for _, picture in pictures]
         return [
-            tagger.preprocess.normalise(np.stack(squares[start : start + quantize.BATCH]))
-            for start in range(0, len(squares), quantize.BATCH)
+            tagger.preprocess.normalise(np.stack(squares[start : start + quantize.BATCH_SIZE]))
+            for start in range(0, len(squares), quantize.BATCH_SIZE)
         ]
 
     def _judged(self, name: str, path: Path) -> MetricTree:
