@@ -60,7 +60,7 @@ def parse(arguments: Sequence[str], p: "InferParams") -> argparse.Namespace:
 def prepare(asked: argparse.Namespace, p: "InferParams", folder: Path) -> "PageHandlers":
     """Load the model. Raises TaggerError where there is none."""
     from tagger.inference.pipeline import PipelineOptions
-    from tagger.models import load
+    from tagger.models import load_tagger
     from tagger.models.runtimes import Device
     from tagger.system import world
     from tagger.web import saliency
@@ -69,9 +69,7 @@ def prepare(asked: argparse.Namespace, p: "InferParams", folder: Path) -> "PageH
     from tagger.web.messages import MESSAGES
 
     cores = world.read_world().cores
-    tagger = load.load_tagger(
-        asked.model, asked.device, Device(asked.device, threads=cores), calibrated=p.calibrated
-    )
+    tagger = load_tagger(asked.model, Device(asked.device, threads=cores), calibrated=p.calibrated)
     name = "/".join(asked.model.parts[-2:])
     told = (name, len(tagger.tags), tagger.preprocess.size, tagger.device)
     return PageHandlers(

@@ -22,7 +22,8 @@ from tagger.evaluation.report import html_page
 from tagger.evaluation.report.html_page import ReportContent
 from tagger.evaluation.summary import Evaluation
 from tagger.images import dataset, decode, preprocess
-from tagger.models import backbone, predict
+from tagger.models import backbone
+from tagger.models.torch_runtime import TorchRuntime
 from tagger.system import distributed, scratch
 from tagger.tracking import registry, runs
 
@@ -62,18 +63,17 @@ def main(p: params.Params, other: Path | None = None) -> None:
     ):
         unlabelled, loading = trained["params"]["train"]["unlabelled"], p.evaluate.loading
         predictor = SplitPredictor(group, folder, unlabelled, **loading)
-        compute = predict.by_torch(
-            backbone.to_device(backbone.load_model(MODEL), group.device), prepared
-        )
+        model = backbone.to_device(backbone.load_model(MODEL), group.device)
+        runtime = TorchRuntime(model, prepared)
         if other:
             ground = ComparisonData(tags, parts, predictor, p.evaluate.threshold, p.seed)
             aliases = rules.read(*p.prepare.rule_folders).current_names
-            if compared := compare.compare(compute, prepared, other, ground, aliases):
+            if compared := compare.compare(runtime, prepared, other, ground, aliases):
                 print(*compared.summary_lines(), sep="\n")
                 files.write_json(AGAINST, compared.content())
             return
         every = {
-            name: predictor(name, parts[name], tags, compute, prepared) for name in EVALUATED_SPLITS
+            name: predictor(name, parts[name], tags, runtime, prepared) for name in EVALUATED_SPLITS
         }
         found = {name: one for name, one in every.items() if one}
         if group.is_main:

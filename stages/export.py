@@ -13,7 +13,7 @@ from tagger.export.package import ExportTags
 from tagger.export.trial import QuantizationTrial, QuantizationTrials
 from tagger.images import dataset, decode
 from tagger.images.dataset import Split
-from tagger.models import training_folder
+from tagger.models import load_tagger
 from tagger.system import scratch
 from tagger.tracking import runs
 
@@ -39,7 +39,7 @@ def main(p: params.Params) -> None:
         package.write(folder, MODEL, CALIBRATION, export_tags, p.export.opset)
         trials = quantize_weights(folder, splits, run, p)
         samples.write(folder, splits["test"], p.export.samples)
-        model, test = training_folder.load(MODEL), splits["test"]
+        model, test = load_tagger(MODEL), splits["test"]
         locations = test.evenly_spaced(p.export.parity_images).locations
         images = samples.readable_images(locations, model.preprocess.background)
         report = compatibility.check_compatibility(folder, images, model, p.export.tolerance)

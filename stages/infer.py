@@ -52,14 +52,14 @@ def run(asked: "Options", plan: "OutputPlan", here: "World", tally: "RunStatus")
     """Tag what is planned; return whether it was stopped before its end."""
     from tagger.images import decode
     from tagger.inference import decoders, outputs, pipeline
-    from tagger.models import load
+    from tagger.models import load_tagger
     from tagger.models.runtimes import Device
     from tagger.system import progress, signals
 
     decode.init_process()
     decoding = asked.pipeline.workers > 0 and len(plan.todo) > decoders.MAX_IN_PROCESS
     use = Device(asked.device, here.local_rank, here.cores, cores_are_shared=decoding)
-    tagger = load.load_tagger(asked.model, asked.device, use, calibrated=asked.calibrated)
+    tagger = load_tagger(asked.model, use, calibrated=asked.calibrated)
     choose = outputs.build_captioner(asked, tagger)
     begun = time.monotonic()
     with signals.stop_on_signal() as stop:

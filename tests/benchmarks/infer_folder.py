@@ -44,7 +44,7 @@ def make_models(folder: Path) -> None:
     from tagger.core.vocabulary import Tag
     from tagger.export import formats, onnx_graph
     from tagger.images.preprocess import Preprocess
-    from tagger.models import backbone, exported
+    from tagger.models import backbone, layouts
 
     torch.manual_seed(0)
     for name, (network, arguments, size) in PRESETS.items():
@@ -52,12 +52,12 @@ def make_models(folder: Path) -> None:
         target = folder / name
         target.mkdir()
         prepared = Preprocess(size, (0.5,) * 3, (0.5,) * 3)
-        prepared.write(target / exported.PREPROCESS)
+        prepared.write(target / layouts.PREPROCESS)
         backbone.save_config(model, prepared, target)
         backbone.save_weights(model.state_dict(), target / backbone.WEIGHTS)
         tags = [Tag(number, f"tag_{number}", 0, 1) for number in range(_TAGS)]
-        formats.write_selected_tags(tags, np.full(_TAGS, 0.9), target / exported.SELECTED_TAGS)
-        onnx_graph.write_model(model, target / exported.ONNX, size=size, opset=17)
+        formats.write_selected_tags(tags, np.full(_TAGS, 0.9), target / layouts.SELECTED_TAGS)
+        onnx_graph.write_model(model, target / layouts.ONNX, size=size, opset=17)
 
 
 def make_pictures(folder: Path) -> None:
@@ -118,13 +118,13 @@ def computing(model: Path, pictures: Path) -> dict[str, float]:
 
     decode.init_process()
     prepared = preprocess.read(model / "preprocess.json").compiled()
-    engine = runtimes.on_onnx(model / "model.onnx", prepared, runtimes.Device("cpu", threads=2))
+    graph = runtimes.load_onnx(model / "model.onnx", prepared, runtimes.Device("cpu", threads=2))
     squares = np.zeros((8, prepared.size, prepared.size, 3), np.uint8)
-    engine(squares, False)
+    graph.run(squares, "probabilities")
     rounds = 12
     start = time.perf_counter()
     for _ in range(rounds):
-        engine(squares, False)
+        graph.run(squares, "probabilities")
     return {"rate": rounds * len(squares) / (time.perf_counter() - start)}
 
 

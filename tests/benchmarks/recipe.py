@@ -20,7 +20,8 @@ from tagger.evaluation import fit_thresholds, result
 from tagger.evaluation.prediction_store import PredictionStore
 from tagger.evaluation.predictions import SplitPredictor
 from tagger.images import dataset
-from tagger.models import backbone, predict
+from tagger.models import backbone
+from tagger.models.torch_runtime import TorchRuntime
 from tagger.params import Params
 from tagger.system import distributed
 from tagger.training import setup
@@ -80,11 +81,11 @@ def train(p: Params) -> dict[str, float]:
             backbone.build_model(p.preset, len(tags), p.effective_train.head)
         )
         model.load_state_dict(weights)
-        compute = predict.by_torch(model, training.preprocess)
+        runtime = TorchRuntime(model, training.preprocess)
         predictor = SplitPredictor(group, Path(folder), (), 64, p.effective_train.workers)
 
         def predicted(name: str) -> PredictionStore:
-            found = predictor(name, parts[name], tags, compute, training.preprocess)
+            found = predictor(name, parts[name], tags, runtime, training.preprocess)
             assert found is not None
             return found.store
 

@@ -32,6 +32,7 @@ from tagger.images import loader, preprocess
 from tagger.images.dataset import ImageDataset, Split
 from tagger.images.loader import ResumableBatchSampler
 from tagger.models import backbone, predict
+from tagger.models.torch_runtime import TorchRuntime
 
 Whole = npt.NDArray[np.int64]
 
@@ -219,7 +220,8 @@ def demonstration() -> tuple[Judged, list[Tag]]:
         prepared = preprocess.read(model / "preprocess.json")
         pictures, order = ImageDataset(part, prepared), ResumableBatchSampler(len(part), 64)
         batches = loader.build_loader(pictures, order, workers=0)
-        found = predict.predict_batches(backbone.load_model(model), batches, prepared, len(tags))
+        runtime = TorchRuntime(backbone.load_model(model), prepared)
+        found = predict.predict_labelled(runtime, batches, len(tags))
     return Judged(finite_logit(found.scores), found.truth), tags
 
 

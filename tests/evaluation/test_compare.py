@@ -30,7 +30,7 @@ from tagger.evaluation.metrics import dense
 from tagger.export import formats, onnx_graph
 from tagger.images import decode, loader, preprocess
 from tagger.images.dataset import Split
-from tagger.models import backbone, layouts
+from tagger.models import backbone, load_tagger
 from tagger.models.runtimes import Device
 from tagger.params import Params, Preset
 
@@ -213,13 +213,14 @@ def test_a_tagger_is_judged_by_its_own_preprocessing(
     folder = third_party_layouts.write_imgutils_layout(export_folder, tags, tmp_path / "imgutils")
     part = read_splits(made)[1]["test"]
     _, found = compared(made, folder)
-    tagger = layouts.load(folder, use=Device("cpu", threads=1))
-    scores = tagger([decode.open_rgb(place) for place in part.locations])
+    tagger = load_tagger(folder, Device("cpu", threads=1))
+    scores = tagger.probabilities([decode.open_rgb(place) for place in part.locations])
     expected = dense.macro_ap(scores, part.labels.toarray())
     assert found["theirs"]["macro_ap"] == pytest.approx(expected, abs=1e-4)
     plain = replace(tagger, preprocess=preprocess.read(export_folder / "preprocess.json"))
     other = dense.macro_ap(
-        plain([decode.open_rgb(place) for place in part.locations]), part.labels.toarray()
+        plain.probabilities([decode.open_rgb(place) for place in part.locations]),
+        part.labels.toarray(),
     )
     assert other != pytest.approx(expected, abs=1e-4)
 

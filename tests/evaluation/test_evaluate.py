@@ -28,7 +28,8 @@ from support.trainings import Project, wait_until
 from tagger import params
 from tagger.core import records, thresholds, vocabulary
 from tagger.images import preprocess
-from tagger.models import backbone, exported
+from tagger.models import backbone, load_tagger
+from tagger.models.runtimes import Device
 from tagger.params import Params, Preset
 
 pytestmark = pytest.mark.timeout(300)
@@ -163,7 +164,7 @@ def test_export_takes_thresholds_by_the_policy_they_were_fitted_by_and_no_other(
     with inside_project(copied):
         p = params.load()
         export.main(p)
-        tagger = exported.load(export.EXPORT, "cpu")
+        tagger = load_tagger(export.EXPORT, Device("cpu"))
         fitted = thresholds.read(export.THRESHOLDS)
         limits = thresholds.per_tag(fitted, tagger.tags, p.evaluate.threshold)
         assert tagger.thresholds.tolist() == limits.tolist()

@@ -22,7 +22,7 @@ from tagger.evaluation.prediction_store import PredictionStore
 from tagger.evaluation.predictions import SplitPredictions, SplitPredictor
 from tagger.images.dataset import Split
 from tagger.images.preprocess import Preprocess
-from tagger.models import predict
+from tagger.models.torch_runtime import TorchRuntime
 from tagger.system.world import available_cores
 
 Run = Callable[..., SplitPredictions]
@@ -42,8 +42,8 @@ def run(tags: list[Tag], model: nn.Module, preprocessing: Preprocess, tmp_path: 
         predictor = SplitPredictor(
             SINGLE_PROCESS, tmp_path / "kept", unlabelled, batch_size, workers
         )
-        compute = predict.by_torch(network, preprocessing)
-        found = predictor("test", part, tags, compute, preprocessing)
+        runtime = TorchRuntime(network, preprocessing)
+        found = predictor("test", part, tags, runtime, preprocessing)
         assert found is not None
         return found
 
@@ -172,6 +172,7 @@ def test_alone_is_alone_among_others_too(
     for name, value in {"RANK": 1, "WORLD_SIZE": 2, "LOCAL_RANK": 1, "LOCAL_WORLD_SIZE": 2}.items():
         monkeypatch.setenv(name, str(value))
     predictor = predictions.local_predictor(tmp_path / "kept", (), batch_size=5, workers=0)
-    found = predictor("test", split, tags, predict.by_torch(model, preprocessing), preprocessing)
+    runtime = TorchRuntime(model, preprocessing)
+    found = predictor("test", split, tags, runtime, preprocessing)
     assert found is not None and len(found.store) == len(split)
     assert predictor.group.world.cores == max(1, available_cores() // 2)  # the other has its share

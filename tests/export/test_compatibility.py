@@ -23,7 +23,7 @@ from tagger.images.dataset import Split
 from tagger.images.preprocess import Preprocess
 from tagger.images.resize import FILTERS
 from tagger.inference import limits
-from tagger.models import backbone, exported, load, runtimes, training_folder
+from tagger.models import backbone, layouts, load_tagger, runtimes
 from tagger.models.runtimes import Device
 
 
@@ -42,7 +42,7 @@ def test_every_tool_gives_the_tags_of_the_model(
     export_folder: Path, model_folder: Path, some: list[NamedImage]
 ) -> None:
     found = compatibility.check_compatibility(
-        export_folder, some, training_folder.load(model_folder, "cpu"), 1e-4
+        export_folder, some, load_tagger(model_folder, Device("cpu")), 1e-4
     )
     assert found.images == 10
     assert set(found.tools) == {client.name for client in tools.TOOLS}
@@ -58,7 +58,7 @@ def test_an_export_is_measured_by_its_own_weights_where_there_is_nothing_else(
         export_folder, some, compatibility.load_reference(export_folder), 1e-4
     )
     assert found.tools["timm"].largest_difference == 0
-    for name in exported.WEIGHTS:
+    for name in layouts.WEIGHTS:
         (copy / name).unlink()
     found = compatibility.check_compatibility(copy, some, compatibility.load_reference(copy), 1e-4)
     assert "timm" not in found.tools
@@ -87,7 +87,7 @@ def test_two_tags_in_each_others_place_are_noticed(
     swap(copy / file, f"{left}{one}{right}", f"{left}{other}{right}")
     with pytest.raises(TaggerError, match=rf"\A{told}.*has the confidence .* by the model"):
         compatibility.check_compatibility(
-            copy, some, training_folder.load(model_folder, "cpu"), 1e-4
+            copy, some, load_tagger(model_folder, Device("cpu")), 1e-4
         )
 
 
@@ -123,7 +123,7 @@ def test_what_a_tool_would_not_load_is_one_line(
         (copy / file).write_text(change(text), encoding="utf-8")
     with pytest.raises(TaggerError, match=rf"\A[^\n]*{told}[^\n]*\Z"):
         compatibility.check_compatibility(
-            copy, some, training_folder.load(model_folder, "cpu"), 1e-4
+            copy, some, load_tagger(model_folder, Device("cpu")), 1e-4
         )
 
 
@@ -162,8 +162,8 @@ def test_without_ratings_and_characters_tools_are_given_rows_that_are_never_ther
     assert [row["category"] for row in rows] == ["9"] * 4 + ["0"] * 3 + ["4"]
     own = [ODD[place].name for place in (0, 1, 3)]
     assert [row["name"] for row in rows][4:] == [*own, "no_character_tags"]
-    tagger = load.load_tagger(odd / WD14, "cpu", Device("cpu"))
-    found = tagger([picture for _, picture in some])
+    tagger = load_tagger(odd / WD14, Device("cpu"))
+    found = tagger.probabilities([picture for _, picture in some])
     assert not found[:, [0, 1, 2, 3, 7]].any()
     assert (found[:, 4:7] > 0).all()
     told = compatibility.check_compatibility(odd, some, compatibility.load_reference(odd), 1e-4)
@@ -188,7 +188,7 @@ def test_the_graph_resizes_as_pillow_does(model_folder: Path) -> None:
 
 
 def test_the_threshold_of_a_category_is_read_from_an_export(export_folder: Path) -> None:
-    tagger = exported.load(export_folder, "cpu")
+    tagger = load_tagger(export_folder, Device("cpu"))
     assert set(limits.resolve_thresholds(limits.ThresholdChoice(limits.CATEGORY), tagger)) == {0.5}
     assert files.read_csv(export_folder / "thresholds.csv")[0]["category"] == "9"
 
@@ -225,7 +225,7 @@ def test_lighter_weights_are_smaller_and_say_about_the_same(
     export_folder: Path, tmp_path: Path, some: list[NamedImage]
 ) -> None:
     source = export_folder / "model.onnx"
-    tagger = exported.load(export_folder, "cpu")
+    tagger = load_tagger(export_folder, Device("cpu"))
     inputs = np.stack([tagger.preprocess(picture) for _, picture in some])
 
     def write(name: str) -> bytes:
@@ -245,7 +245,7 @@ def test_lighter_weights_are_smaller_and_say_about_the_same(
         for count in (1, 3, 8):
             session = runtimes.open_session(path, Device("cpu"))
             found = session.run(["prediction"], {"input": inputs[:count]})[0]
-            full = tagger([picture for _, picture in some[:count]])
+            full = tagger.probabilities([picture for _, picture in some[:count]])
             assert np.abs(found - full).mean() < most
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "model_fp16.onnx",

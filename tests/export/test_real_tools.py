@@ -16,8 +16,9 @@ from tagger.core.vocabulary import CATEGORIES
 from tagger.export import tools
 from tagger.images import decode
 from tagger.images.dataset import Split
-from tagger.models import exported, runtimes
-from tagger.models.exported import Tagger
+from tagger.models import layouts, load_tagger, runtimes
+from tagger.models.runtimes import Device
+from tagger.models.tagger import Tagger
 
 GENERAL, CHARACTER = 0.4, 0.6
 
@@ -54,12 +55,12 @@ def said(python: Path, root: Path, export_folder: Path, split: Split) -> Any:
 
 @pytest.fixture(scope="session")
 def tagger(export_folder: Path) -> Tagger:
-    return exported.load(export_folder, "cpu")
+    return load_tagger(export_folder, Device("cpu"))
 
 
 def test_imgutils_gives_the_tags_that_infer_gives(said: Any, tagger: Tagger) -> None:
     for path, found in said["imgutils"].items():
-        (confidences,) = tagger([decode.open_rgb(Path(path))])
+        (confidences,) = tagger.probabilities([decode.open_rgb(Path(path))])
         given = confidences >= tagger.thresholds
         expected = {
             tag.name: confidence
@@ -95,7 +96,7 @@ def test_openvino_computes_the_same(said: Any, tagger: Tagger) -> None:
     size = tagger.preprocess.size
     blank = np.zeros((1, 3, size, size), np.float32)
     session = runtimes.open_session(
-        tagger.thresholds_path.parent / exported.ONNX, runtimes.Device("cpu")
+        tagger.thresholds_path.parent / layouts.ONNX, runtimes.Device("cpu")
     )
     expected = session.run(["prediction"], {"input": blank})[0][0]
     found = said["openvino"]["blank"]

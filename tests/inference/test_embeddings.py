@@ -12,8 +12,9 @@ from tagger.images import decode
 from tagger.images.dataset import Split
 from tagger.inference import embeddings, tables
 from tagger.inference.inputs import InputImage
-from tagger.inference.pipeline import FloatRow, ImagePrediction
-from tagger.models import exported
+from tagger.inference.pipeline import ImagePrediction
+from tagger.models import load_tagger
+from tagger.models.runtimes import Device
 
 
 def answers(rows: dict[str, list[float]]) -> Iterator[ImagePrediction]:
@@ -97,10 +98,9 @@ def test_infer_writes_what_the_graph_says(
     run_infer: Callable[..., int], image_folder: Path, export_folder: Path, split: Split
 ) -> None:
     assert run_infer(image_folder, "--embeddings", "seen.npz") == 0
-    tagger = exported.load(export_folder, "cpu")
+    tagger = load_tagger(export_folder, Device("cpu"))
     square = tagger.preprocess.to_square(decode.open_rgb(split.locations[0]))
-    expected: FloatRow | None = tagger.runtime(square[None], True).embeddings
-    assert expected is not None
+    (expected,) = tagger.run(square[None], "embeddings")
     found = read(Path("seen.npz"))
     assert list(found) == [str(image_folder / f"{name}.png") for name in "abc"]
     assert found[str(image_folder / "a.png")] == pytest.approx(expected[0], abs=1e-5)

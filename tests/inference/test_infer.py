@@ -13,7 +13,8 @@ import pytest
 from tagger.core.vocabulary import CATEGORIES, Tag
 from tagger.images import decode
 from tagger.images.dataset import Split
-from tagger.models import exported
+from tagger.models import load_tagger
+from tagger.models.runtimes import Device
 
 Infer = Callable[..., int]
 
@@ -21,8 +22,8 @@ Infer = Callable[..., int]
 @pytest.fixture
 def expected(export_folder: Path, split: Split, tags: list[Tag]) -> dict[str, float]:
     """What the model gives for picture a.png, by falling confidence."""
-    tagger = exported.load(export_folder, "cpu")
-    scores = tagger([decode.open_rgb(split.locations[0])])[0]
+    tagger = load_tagger(export_folder, Device("cpu"))
+    scores = tagger.probabilities([decode.open_rgb(split.locations[0])])[0]
     given = sorted(zip(scores.tolist(), range(len(tags)), strict=True), key=lambda s: (-s[0], s[1]))
     return {tags[column].name: score for score, column in given}
 
@@ -79,7 +80,7 @@ def test_without_a_threshold_each_tag_has_its_own(
     export_folder: Path,
 ) -> None:
     assert run_infer(image_folder / "a.png") == 0
-    tagger = exported.load(export_folder, "cpu")
+    tagger = load_tagger(export_folder, Device("cpu"))
     limits = {t.name: limit for t, limit in zip(tagger.tags, tagger.thresholds, strict=True)}
     wanted = [f"{t}: {score:.4f}" for t, score in expected.items() if score >= limits[t]]
     assert capsys.readouterr().out.splitlines()[2:-1] == wanted

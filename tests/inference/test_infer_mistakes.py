@@ -92,7 +92,7 @@ def test_without_an_export_the_way_out_is_told(
 ) -> None:
     assert run_infer(image_folder, "--model", tmp_path / "none") == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert "is no export: it lacks model.onnx" in line
+    assert "is no tagger: an export lacks model.onnx" in line
     assert "dvc repro" in line
 
 

@@ -104,8 +104,8 @@ def test_thresholds_are_read_in_every_form(text: str, expected: ThresholdChoice)
         (["--append", "--overwrite", "--output", "txt"], "not allowed with argument"),
         (["--spaces", "--underscores"], "not allowed with argument"),
         (["--implications", "remove", "--rules", "."], ". holds no implications"),
-        (["--model", "."], ". is no export: it lacks model.onnx"),
-        (["--model", "none.onnx"], ". is no export: it lacks none.onnx"),
+        (["--model", "."], ". is no tagger: an export lacks model.onnx"),
+        (["--model", "none.onnx"], ". is no tagger: an export lacks none.onnx"),
     ],
 )
 def test_what_makes_no_sense_ends_with_2_and_nothing_written(

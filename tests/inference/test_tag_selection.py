@@ -14,21 +14,22 @@ from tagger.core import calibration, files, thresholds
 from tagger.core.vocabulary import CATEGORIES
 from tagger.images import decode
 from tagger.images.dataset import Split
-from tagger.models import exported
-from tagger.models.exported import Tagger
+from tagger.models import load_tagger
+from tagger.models.runtimes import Device
+from tagger.models.tagger import Tagger
 
 Said = Callable[..., dict[str, dict[str, float]]]
 
 
 @pytest.fixture
 def tagger(export_folder: Path) -> Tagger:
-    return exported.load(export_folder, "cpu")
+    return load_tagger(export_folder, Device("cpu"))
 
 
 @pytest.fixture
 def scores(tagger: Tagger, split: Split) -> dict[str, float]:
     """What the model says of picture a.png, by tag."""
-    row = tagger([decode.open_rgb(split.locations[0])])[0]
+    row = tagger.probabilities([decode.open_rgb(split.locations[0])])[0]
     return {tag.name: float(score) for tag, score in zip(tagger.tags, row, strict=True)}
 
 

@@ -219,7 +219,7 @@ def test_without_a_network_pretrained_weights_are_refused_with_the_way_out(root:
         "from tagger import params\nfrom tagger.core import errors\nfrom tagger.models import backbone\n"
         "with errors.exit_on_error():\n"
         "    preset = params.load().models['convnext'].model_copy(update={'pretrained': True})\n"
-        "    backbone.build(preset, 5)\n"
+        "    backbone.build_model(preset, 5)\n"
     )
     offline = {"HF_HUB_OFFLINE": "1", "HF_HOME": os.devnull, "PYTHONPATH": str(root / "stages")}
     ended = subprocess.run(

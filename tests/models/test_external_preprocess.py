@@ -209,13 +209,13 @@ def test_what_is_not_known_is_told_in_one_line(
     with pytest.raises(TaggerError) as raised:
         read(stages)
     (line,) = str(raised.value).splitlines()
-    assert "preprocess.json has stages that are not known here: " in line
+    assert "preprocess.json has steps that are not known here: " in line
     assert reason in line
 
 
 @pytest.mark.parametrize("content", ["[]", "{}", '{"test": 3}', '{"test": null}', "3"])
 def test_a_file_without_stages_is_told_in_one_line(write_file: Write, content: str) -> None:
-    with pytest.raises(TaggerError, match=r"\A[^\n]*preprocess\.json has stages that[^\n]*\Z"):
+    with pytest.raises(TaggerError, match=r"\A[^\n]*preprocess\.json has steps that[^\n]*\Z"):
         external_preprocess.read(write_file("preprocess.json", content))
 
 

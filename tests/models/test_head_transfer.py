@@ -22,7 +22,7 @@ from tagger.data.tags import match
 from tagger.data.tags.match import NewTagStart
 from tagger.images import decode
 from tagger.images.dataset import Split
-from tagger.models import backbone, head_transfer, taglists
+from tagger.models import backbone, head_transfer, layouts
 from tagger.models.head_transfer import TransferredTag
 from tagger.models.heads import Head, QueryTagger
 from tagger.params import Preset
@@ -283,7 +283,7 @@ def test_old_names_are_read_however_they_are_written(
 ) -> None:
     lines = ["category,tag_id,name,best_threshold", '4,1,"Hatsune Miku",0.3']
     lines += [",2,saber \\(fate\\),", "general,3,a,", "77,4,b,", ""]
-    tags = taglists.read_tags(write_file("tagger/selected_tags.csv", "\n".join(lines)).parent)
+    tags = layouts.read_tags(write_file("tagger/selected_tags.csv", "\n".join(lines)).parent)
     assert [(tag.name, tag.category) for tag in tags] == [
         ("hatsune_miku", 4),
         ("saber_(fate)", UNKNOWN),

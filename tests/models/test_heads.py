@@ -20,7 +20,7 @@ from tagger.core.vocabulary import CATEGORIES, Tag
 from tagger.export import compatibility, onnx_graph, package
 from tagger.images import decode
 from tagger.images.dataset import Split
-from tagger.models import backbone, heads, load
+from tagger.models import backbone, heads, load_tagger
 from tagger.models.heads import QueryHead, QueryTagger
 from tagger.models.runtimes import Device
 from tagger.params import Params, Preset
@@ -370,11 +370,9 @@ def test_the_export_has_no_files_for_timm_and_all_for_the_other_tools(
         "kohya",
     }
     shown = [(place.path, decode.open_rgb(place)) for place in split.locations[:8]]
-    found = compatibility.check_compatibility(
-        target, shown, load.load_tagger(source, "cpu", CPU), 1e-4
-    )
+    found = compatibility.check_compatibility(target, shown, load_tagger(source, CPU), 1e-4)
     assert found.tools["infer"].largest_difference < 1e-5
     assert "timm" not in found.tools
     pictures = [decode.open_rgb(place) for place in split.locations[:3]]
-    ours, theirs = (load.load_tagger(folder, "cpu", CPU) for folder in (source, target))
-    assert ours(pictures) == pytest.approx(theirs(pictures), abs=1e-5)
+    ours, theirs = (load_tagger(folder, CPU) for folder in (source, target))
+    assert ours.probabilities(pictures) == pytest.approx(theirs.probabilities(pictures), abs=1e-5)

@@ -18,7 +18,8 @@ from support.malformed_images import MalformedImage
 from tagger.images import find_images
 from tagger.inference import tables
 from tagger.inference.pipeline import PipelineOptions
-from tagger.models import exported
+from tagger.models import load_tagger
+from tagger.models.runtimes import Device
 from tagger.web.album import Album, Upload, UploadDecoder
 
 pytestmark = pytest.mark.timeout(300)
@@ -136,7 +137,7 @@ def test_the_page_tags_every_good_upload_and_lists_every_other_one_once(
     (tmp_path / "visit").mkdir()
     visit = Album(tmp_path / "visit")
     pace, opening = PipelineOptions(None, 2, 20), UploadDecoder(64, 100)
-    *_, done = visit.add(uploads, exported.load(export_folder, "cpu"), pace, opening)
+    *_, done = visit.add(uploads, load_tagger(export_folder, Device("cpu")), pace, opening)
     assert done == len(uploads) > 150
     tagged = [picture.name for picture in visit.images]
     listed = [failure.file for failure in visit.failures]

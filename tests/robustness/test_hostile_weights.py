@@ -13,7 +13,8 @@ import pytest
 
 from support.hostile_models import BULK, MaliciousPickle
 from tagger.core.errors import TaggerError
-from tagger.models import backbone, checkpoints, external_preprocess, layouts
+from tagger.models import backbone, checkpoints, external_preprocess, load_tagger
+from tagger.models.runtimes import Device
 
 
 @pytest.fixture
@@ -42,7 +43,7 @@ def test_weights_that_lie_of_their_size_are_refused_by_all_that_load_them(
 ) -> None:
     (trained / "model.safetensors").write_bytes(WEIGHTS[weights] + bytes(BULK))
     refused(lambda: backbone.load_model(trained))
-    refused(lambda: layouts.load(trained, "cpu"))
+    refused(lambda: load_tagger(trained, Device("cpu")))
 
 
 def refused(load: Callable[[], object]) -> str:
@@ -59,7 +60,7 @@ def test_a_pickle_under_the_name_of_weights_is_never_run(trained: Path, tmp_path
     for name in ("model.safetensors", "pytorch_model.bin", "model.pth"):
         (trained / name).write_bytes(evil)
     assert "does not load" in refused(lambda: backbone.load_model(trained))
-    assert "does not load" in refused(lambda: layouts.load(trained, "cpu"))
+    assert "does not load" in refused(lambda: load_tagger(trained, Device("cpu")))
     assert "model.safetensors is damaged" in refused(lambda: checkpoints.read(trained, "test_vit"))
     assert not (tmp_path / "proof").exists()
     pickle.loads(evil)
@@ -87,7 +88,7 @@ def test_a_config_that_nests_deep_is_refused_by_all_that_read_it(trained: Path) 
     (trained / "config.json").write_text("[" * 10**6)
     (trained / "preprocess.json").unlink()
     assert "config.json cannot be read" in refused(lambda: backbone.load_model(trained))
-    assert "config.json does not say" in refused(lambda: layouts.load(trained, "cpu"))
+    assert "config.json does not say" in refused(lambda: load_tagger(trained, Device("cpu")))
 
 
 @pytest.mark.parametrize(
@@ -109,4 +110,4 @@ def test_stages_of_others_make_no_picture_larger_than_a_model_sees(
     assert "preprocess.json" in refused(
         lambda: external_preprocess.read(trained / "preprocess.json")
     )
-    assert "preprocess.json" in refused(lambda: layouts.load(trained, "cpu"))
+    assert "preprocess.json" in refused(lambda: load_tagger(trained, Device("cpu")))

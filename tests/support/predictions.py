@@ -23,6 +23,7 @@ from tagger.images.loader import ResumableBatchSampler
 from tagger.images.preprocess import Preprocess
 from tagger.models import predict
 from tagger.models.predict import Predictions
+from tagger.models.torch_runtime import TorchRuntime
 
 Numbers = npt.NDArray[np.float64]
 
@@ -40,7 +41,7 @@ def predict_split(
     batches = loader.build_loader(
         pictures, ResumableBatchSampler(len(part), batch_size), workers=workers
     )
-    return predict.predict_batches(model, batches, preprocess, part.labels.shape[1])
+    return predict.predict_labelled(TorchRuntime(model, preprocess), batches, part.labels.shape[1])
 
 
 def random_predictions(

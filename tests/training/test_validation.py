@@ -21,6 +21,7 @@ from tagger.images.loader import ResumableBatchSampler
 from tagger.images.preprocess import Preprocess
 from tagger.models import predict
 from tagger.models.predict import Predictions
+from tagger.models.torch_runtime import TorchRuntime
 from tagger.system.distributed import ProcessGroup
 from tagger.system.world import World
 from tagger.training import validation
@@ -112,10 +113,9 @@ def test_several_processes_come_to_what_one_comes_to(
     assert [row for row, _ in predictions.failures] == [4, 23]
     groups = [ProcessGroup(World(rank, ranks, rank, ranks), CPU) for rank in range(ranks)]
     shares: list[Any] = [
-        predict.predict_batches(
-            model,
+        predict.predict_labelled(
+            TorchRuntime(model, preprocessing),
             judge_of(some, preprocessing, group, batch_size).batches,
-            preprocessing,
             split.labels.shape[1],
         )
         for group in groups

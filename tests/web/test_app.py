@@ -30,7 +30,8 @@ from tagger.core.colours import Colour
 from tagger.core.vocabulary import Tag, count_categories
 from tagger.images.decode import Pixels
 from tagger.inference.pipeline import PipelineOptions
-from tagger.models import exported
+from tagger.models import load_tagger
+from tagger.models.runtimes import Device
 from tagger.web import album
 from tagger.web.album import Album, Upload, UploadDecoder
 
@@ -301,7 +302,10 @@ def test_a_picture_that_kills_its_decoder_costs_itself_alone(
     visit = Album(tmp_path)
     uploads = [Upload(path, path.name) for path in sorted(image_folder.glob("*.png"))]
     done = visit.add(
-        uploads, exported.load(export_folder, "cpu"), PipelineOptions(None, 1, 60), Deadly(9, 9)
+        uploads,
+        load_tagger(export_folder, Device("cpu")),
+        PipelineOptions(None, 1, 60),
+        Deadly(9, 9),
     )
     assert list(done)[-1] == 3
     assert [picture.name for picture in visit.images] == ["a.png", "c.png"]

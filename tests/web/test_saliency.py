@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from tagger.core.errors import TaggerError
 from tagger.images.preprocess import Preprocess
-from tagger.models import backbone, load
+from tagger.models import backbone, load_tagger
 from tagger.models.heads import Head
 from tagger.models.runtimes import Device
 from tagger.params import Params
@@ -194,7 +194,7 @@ def test_colours_are_warm_where_a_map_is_high() -> None:
 def test_an_export_with_weights_has_maps_and_one_without_says_so(
     export_folder: Path, model_folder: Path, tmp_path: Path
 ) -> None:
-    tagger = load.load_tagger(export_folder, "cpu", Device("cpu"))
+    tagger = load_tagger(export_folder, Device("cpu"))
     look = saliency.build_saliency(export_folder, tagger)
     assert isinstance(look, Saliency)
     picture = np.random.default_rng(0).integers(0, 256, (40, 70, 3), np.uint8)

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from tagger.core import thresholds as fitted
 from tagger.core.errors import TaggerError
@@ -23,14 +22,13 @@ from tagger.images import loader
 from tagger.images.dataset import ImageDataset, Split
 from tagger.images.loader import Batch, ResumableBatchSampler
 from tagger.images.preprocess import Preprocess
-from tagger.models import layouts
-from tagger.models.exported import Tagger
-from tagger.models.predict import Compute
-from tagger.models.runtimes import Device
+from tagger.models import layouts, load_tagger
+from tagger.models.predict import predict
+from tagger.models.runtimes import Device, Runtime
+from tagger.models.tagger import Tagger
 
 _TRIED = 256  # pictures by which the order of channels is found out
 
-Ints = npt.NDArray[np.int64]
 _log = logging.getLogger(__name__)
 
 
@@ -39,12 +37,9 @@ class ComparedTagger:
     """One of the two: what it computes, of which only the shared tags count."""
 
     name: str
-    compute: Compute
+    runtime: Runtime
     preprocess: Preprocess
-    columns: Ints  # of the shared tags
-
-    def logits(self, batch: Batch) -> npt.NDArray[np.float32]:
-        return self.compute(batch)[:, self.columns]
+    columns: Sequence[int]  # of the shared tags
 
 
 @dataclass(frozen=True)
@@ -61,7 +56,12 @@ class ComparisonData:
         """Return how good one is on the test part, by thresholds fitted on validation."""
         found = [
             self.predictor(
-                f"{side.name}-{name}", self.splits[name], self.tags, side.logits, side.preprocess
+                f"{side.name}-{name}",
+                self.splits[name],
+                self.tags,
+                side.runtime,
+                side.preprocess,
+                side.columns,
             )
             for name in predictions.EVALUATED_SPLITS
         ]
@@ -119,7 +119,7 @@ def _of(figures: Mapping[str, Any], name: str) -> Mapping[str, float]:
 
 
 def compare(
-    compute: Compute,
+    runtime: Runtime,
     preprocess: Preprocess,
     folder: Path,
     ground: ComparisonData,
@@ -127,13 +127,13 @@ def compare(
 ) -> Comparison | None:
     """Return whether a model is better than a tagger, on the leading process.
 
-    compute, preprocess: the model's, with the tags of the ground
+    runtime, preprocess: the model's, with the tags of the ground
     folder: of the other tagger, in any layout
     Raises TaggerError where the two know no tag in common.
     """
     world = ground.predictor.group.world
-    tagger = layouts.load(folder, use=Device("cpu", world.local_rank, world.cores))
-    found = match.match_tags(ground.tags, tagger.tags, aliases)
+    tagger = load_tagger(folder, Device("auto", world.local_rank, world.cores))
+    found = match.match_tags(ground.tags, layouts.read_tags(folder), aliases)
     if not found:
         raise TaggerError(
             f"{folder}: none of its {len(tagger.tags):,} tags, such as {tagger.tags[0].name!r}, is "
@@ -145,11 +145,11 @@ def compare(
         tags=[ground.tags[row] for row in own.tolist()],
         splits={n: replace(p, labels=p.labels[:, own]) for n, p in ground.splits.items()},
     )
-    columns = np.array([found[row][0] for row in own.tolist()])
-    theirs = ComparedTagger("theirs", predictions.tagger_logits(tagger), tagger.preprocess, columns)
-    if not layouts.says_channels(folder):
+    columns = [found[row][0] for row in own.tolist()]
+    theirs = ComparedTagger("theirs", tagger, tagger.preprocess, columns)
+    if not tagger.states_channel_order:
         theirs = _with_channels(theirs, tagger, shared)
-    ours = ComparedTagger("ours", compute, preprocess, own)
+    ours = ComparedTagger("ours", runtime, preprocess, own.tolist())
     mine, other = shared.evaluate(ours), shared.evaluate(theirs)
     if mine is None or other is None:
         return None
@@ -165,9 +165,7 @@ def _with_channels(side: ComparedTagger, tagger: Tagger, ground: ComparisonData)
         ImageDataset(part, side.preprocess),
     )
     batches = list(loader.build_loader(pictures, order, workers=ground.predictor.workers))
-    reverse = replace(
-        side, compute=predictions.tagger_logits(layouts.with_channels_reversed(tagger))
-    )
+    reverse = replace(side, runtime=replace(tagger, takes_bgr=True))
     rgb, bgr = (_macro_ap(one, batches) for one in (side, reverse))
     if ground.predictor.group.is_main:
         _log.warning(
@@ -179,8 +177,8 @@ def _with_channels(side: ComparedTagger, tagger: Tagger, ground: ComparisonData)
 
 
 def _macro_ap(side: ComparedTagger, batches: Sequence[Batch]) -> float:
-    seen = [batch for batch in batches if batch.rows]
-    if not seen:
-        return 0.0
-    scores = np.concatenate([side.logits(batch) for batch in seen])
-    return dense.macro_ap(scores, np.concatenate([b.targets.numpy() > 0 for b in seen]))
+    logits, truth = [], []
+    for batch, (values,) in predict(side.runtime, batches, "logits"):
+        logits.append(values[:, side.columns])
+        truth.append(batch.targets.numpy() > 0)
+    return dense.macro_ap(np.concatenate(logits), np.concatenate(truth)) if logits else 0.0

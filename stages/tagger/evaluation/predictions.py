@@ -11,16 +11,15 @@ import torch
 
 from tagger.core import vocabulary
 from tagger.core.errors import TaggerError
-from tagger.core.logits import finite_logit
 from tagger.core.vocabulary import Category, Tag
 from tagger.evaluation import prediction_store
 from tagger.evaluation.prediction_store import LogitBlock, PredictionStore
 from tagger.images import loader
 from tagger.images.dataset import ImageDataset, Split
-from tagger.images.loader import Batch, ResumableBatchSampler
+from tagger.images.loader import ResumableBatchSampler
 from tagger.images.preprocess import Preprocess
-from tagger.models.exported import Tagger
-from tagger.models.predict import Array, Compute
+from tagger.models.predict import predict
+from tagger.models.runtimes import Runtime
 from tagger.system import progress
 from tagger.system.distributed import ProcessGroup
 from tagger.system.world import read_world
@@ -44,17 +43,23 @@ class SplitPredictor:
     workers: int  # for each process
 
     def __call__(
-        self, name: str, part: Split, tags: Sequence[Tag], compute: Compute, preprocess: Preprocess
+        self,
+        name: str,
+        part: Split,
+        tags: Sequence[Tag],
+        runtime: Runtime,
+        preprocess: Preprocess,
+        columns: Sequence[int] | None = None,
     ) -> SplitPredictions | None:
         """Return the predictions of a part, on the leading process; their file lies in the folder.
 
         name: of the file
         tags: the columns of the part's labels
-        compute: gives the logits of these tags
+        columns: of the model's outputs, that of each tag; None: the model has these tags
         Raises TaggerError where no picture can be read, or the model gives what is no number.
         """
         failures: dict[int, str] = {}
-        blocks = self._blocks(part, compute, preprocess, failures)
+        blocks = self._blocks(part, runtime, preprocess, columns, failures)
         if not self.group.is_main:
             deque(blocks, maxlen=0)
             return None
@@ -69,7 +74,12 @@ class SplitPredictor:
         return SplitPredictions(kept, dict(sorted(failures.items())))
 
     def _blocks(
-        self, part: Split, compute: Compute, preprocess: Preprocess, failures: dict[int, str]
+        self,
+        part: Split,
+        runtime: Runtime,
+        preprocess: Preprocess,
+        columns: Sequence[int] | None,
+        failures: dict[int, str],
     ) -> Iterator[LogitBlock]:
         order = ResumableBatchSampler(
             len(part), self.batch_size, rank_and_size=self.group.rank_and_size
@@ -77,9 +87,11 @@ class SplitPredictor:
         batches: Any = loader.build_loader(
             ImageDataset(part, preprocess), order, workers=self.workers
         )
-        for batch in progress.track(batches, "predicting") if self.group.is_main else batches:
-            found = compute(batch) if batch.rows else np.empty((0, part.labels.shape[1]))
-            every = self.group.gather_on_main((batch.rows, found, batch.failures)) or []
+        if self.group.is_main:
+            batches = progress.track(batches, "predicting")
+        for batch, (found,) in predict(runtime, batches, "logits"):
+            mine = found if columns is None else found[:, columns]
+            every = self.group.gather_on_main((batch.rows, mine, batch.failures)) or []
             together: dict[int, Any] = {}  # as a last batch may have a picture twice
             for rows, logits, failed in every:
                 failures.update(failed)
@@ -87,16 +99,6 @@ class SplitPredictor:
             if together:
                 in_order = sorted(together)
                 yield in_order, np.stack([together[row] for row in in_order])
-
-
-def tagger_logits(tagger: Tagger) -> Compute:
-    """Return what computes the logits of a tagger in any layout."""
-
-    def compute(batch: Batch) -> Array:
-        found = tagger.runtime(batch.pixels.numpy(), False).probabilities
-        return finite_logit(found).astype(np.float32)
-
-    return compute
 
 
 def local_predictor(

@@ -15,9 +15,9 @@ from tagger.export import tools
 from tagger.export.tools import LoadedTool, Tool
 from tagger.images.preprocess import Preprocess
 from tagger.inference import limits
-from tagger.models import exported, runtimes
-from tagger.models.exported import Tagger
+from tagger.models import load_tagger
 from tagger.models.runtimes import Array, Device
+from tagger.models.tagger import Tagger
 
 NamedImage = tuple[str, Image.Image]  # a picture, and what it is called
 
@@ -62,10 +62,7 @@ class Compatibility(NamedTuple):
 
 def load_reference(folder: Path) -> Tagger:
     """Return an export computed by torch, or by ONNX Runtime where it has no weights for that."""
-    tagger = exported.load(folder, "cpu")
-    if not all((folder / name).is_file() for name in exported.WEIGHTS):
-        return tagger
-    return replace(tagger, runtime=runtimes.on_torch(folder, tagger.preprocess, Device("cpu")))
+    return load_tagger(folder, Device("cpu"), runtime="torch")
 
 
 def check_compatibility(
@@ -78,7 +75,7 @@ def check_compatibility(
     Raises TaggerError with the first thing that a tool would not load, and with the first tag of
     which it has another confidence for the same square.
     """
-    export = exported.load(folder, "cpu")
+    export = load_tagger(folder, Device("cpu"))
     own = (
         export.thresholds,
         limits.resolve_thresholds(limits.ThresholdChoice(limits.CATEGORY), export),
@@ -106,7 +103,8 @@ def _batches(pictures: Iterator[NamedImage]) -> Iterator[list[NamedImage]]:
 
 
 def _ask(model: Tagger, prepared: Preprocess, batch: Sequence[NamedImage]) -> Array:
-    return model.runtime(np.stack([prepared.to_square(picture) for _, picture in batch]), False)[0]
+    squares = np.stack([prepared.to_square(picture) for _, picture in batch])
+    return model.run(squares, "probabilities")[0]
 
 
 class _Visit:
@@ -150,7 +148,7 @@ class _Visit:
             self._compare(names, theirs, ours, self._tolerance)
         elif first:  # which tells what the tool's resizing does from what the graph does
             fitted = np.stack([self._model.preprocess.to_square(square) for square in squares])
-            same = self._model.runtime(fitted, False).probabilities[:, self._ours]
+            same = self._model.run(fitted, "probabilities")[0][:, self._ours]
             self._compare(names, theirs, same, _ROUNDING)
         self._add(theirs, ours)
 

@@ -17,17 +17,17 @@ import pandas as pd
 from PIL import Image
 
 from tagger.core import files
-from tagger.models import exported
+from tagger.models import layouts
 from tagger.tracking import store
 from tagger.tracking.runs import TrackedRun
 
 MODEL_NAME = "export"  # of the model in its run
 FILES = (
-    exported.ONNX,
-    exported.SELECTED_TAGS,
-    exported.PREPROCESS,
-    exported.THRESHOLDS,
-    exported.CALIBRATION,
+    layouts.ONNX,
+    layouts.SELECTED_TAGS,
+    layouts.PREPROCESS,
+    layouts.THRESHOLDS,
+    layouts.CALIBRATION,
 )
 PACKAGES = (
     "imagecodecs",

@@ -24,8 +24,8 @@ from tagger.inference.captions import Captioner
 from tagger.inference.decoders import Square
 from tagger.inference.inputs import InputImage
 from tagger.inference.pipeline import FloatRow
-from tagger.models import exported
-from tagger.models.exported import Tagger
+from tagger.models import layouts, load_tagger
+from tagger.models.tagger import Tagger
 
 IMAGE, PATH = "image", "path"  # columns of the pictures: the bytes of a file, or where it is
 THRESHOLD = "threshold"  # a parameter of the request
@@ -54,7 +54,7 @@ class ServedTagger(PythonModel):
 
     def load_context(self, context: PythonModelContext) -> None:
         decode.init_process()
-        self._tagger = exported.load(Path(context.artifacts[exported.ONNX]).parent)
+        self._tagger = load_tagger(Path(context.artifacts[layouts.ONNX]).parent)
 
     def predict(
         self,
@@ -116,7 +116,7 @@ def _answers(
 ) -> Iterator[Mapping[str, Any]]:
     while batch := list(islice(squares, pipeline.BATCH_SIZES[tagger.device])):
         readable = [square for square in batch if not isinstance(square, str)]
-        found = iter(tagger.runtime(np.stack(readable), False).probabilities if readable else ())
+        found = iter(tagger.run(np.stack(readable), "probabilities")[0] if readable else ())
         for square in batch:
             if isinstance(square, str):
                 yield dict(zip(OUTPUT_COLUMNS, (None, {}, square), strict=True))

@@ -13,7 +13,7 @@ from tagger.export import checksums, formats, samples, trial
 from tagger.export.compatibility import Compatibility
 from tagger.export.trial import QuantizationTrial
 from tagger.images import preprocess
-from tagger.models import exported
+from tagger.models import layouts
 from tagger.params import Params
 from tagger.system.world import read_world
 
@@ -25,10 +25,10 @@ _FITTING = {
 }
 _USES = {
     "model.safetensors": "timm, with `config.json`",
-    exported.ONNX: "ONNX Runtime, imgutils, `infer.py`",
+    layouts.ONNX: "ONNX Runtime, imgutils, `infer.py`",
     trial.FILE_NAMES["fp16"]: "GPUs",
     trial.FILE_NAMES["int8"]: "CPUs",
-    f"{formats.WD14}/{exported.ONNX}": "tools that load WD taggers",
+    f"{formats.WD14}/{layouts.ONNX}": "tools that load WD taggers",
     f"{formats.KOHYA}/{formats.KOHYA_ONNX}": "kohya's sd-scripts",
 }
 _OPTIONS = ("general", "character", "copyright", "artist", "meta")  # with a threshold of their own
@@ -71,8 +71,8 @@ def write(folder: Path, content: CardContent) -> None:
         undefined=StrictUndefined,
     )
     preset, test = content.run["params"]["preset"], content.metrics["test"]
-    of = thresholds.read_category_thresholds(folder / exported.THRESHOLDS)
-    prepared = preprocess.read(folder / exported.PREPROCESS)
+    of = thresholds.read_category_thresholds(folder / layouts.THRESHOLDS)
+    prepared = preprocess.read(folder / layouts.PREPROCESS)
     text = environment.get_template(_TEMPLATE.name).render(
         title=f"{preset['backbone']} tagger",
         backbone=preset["backbone"],

@@ -14,7 +14,7 @@ from tagger.core.vocabulary import Tag
 from tagger.export import formats, graphs, onnx_graph
 from tagger.export.graphs import TOOL_SIZE
 from tagger.images import preprocess
-from tagger.models import backbone, exported
+from tagger.models import backbone, layouts
 from tagger.models.heads import QueryTagger
 
 
@@ -36,28 +36,28 @@ def write(
     """
     folder.mkdir()
     model = backbone.load_model(training_folder)
-    weights = () if isinstance(model, QueryTagger) else exported.WEIGHTS  # which timm loads
+    weights = () if isinstance(model, QueryTagger) else layouts.WEIGHTS  # which timm loads
     for path in (
-        *(training_folder / name for name in (*weights, exported.PREPROCESS)),
+        *(training_folder / name for name in (*weights, layouts.PREPROCESS)),
         calibration_path,
     ):
         shutil.copyfile(files.require(path), folder / path.name)
     formats.write_selected_tags(
-        export_tags.tags, export_tags.thresholds, folder / exported.SELECTED_TAGS
+        export_tags.tags, export_tags.thresholds, folder / layouts.SELECTED_TAGS
     )
     formats.write_categories(folder / "categories.json")
-    formats.write_thresholds(export_tags.fitted_thresholds, folder / exported.THRESHOLDS)
-    prepared = preprocess.read(training_folder / exported.PREPROCESS)
+    formats.write_thresholds(export_tags.fitted_thresholds, folder / layouts.THRESHOLDS)
+    prepared = preprocess.read(training_folder / layouts.PREPROCESS)
 
-    onnx_graph.write_model(model, folder / exported.ONNX, size=prepared.size, opset=opset)
+    onnx_graph.write_model(model, folder / layouts.ONNX, size=prepared.size, opset=opset)
 
     rows = formats.wd14_rows(export_tags.tags)
-    formats.write_wd14_tags(rows, folder / formats.WD14 / exported.SELECTED_TAGS)
+    formats.write_wd14_tags(rows, folder / formats.WD14 / layouts.SELECTED_TAGS)
     wd14 = graphs.Wd14Graph(model, prepared, [row.column for row in rows], len(export_tags.tags))
     example = torch.zeros(2, TOOL_SIZE, TOOL_SIZE, 3)
     outputs = ["predictions_sigmoid", "embedding"]
     onnx_graph.write_graph(
-        wd14, folder / formats.WD14 / exported.ONNX, example, outputs, opset=opset
+        wd14, folder / formats.WD14 / layouts.ONNX, example, outputs, opset=opset
     )
 
     formats.write_tag_mapping(export_tags.tags, folder / formats.KOHYA / formats.TAG_MAPPING)

@@ -12,8 +12,9 @@ from tagger.core.manifest import Location
 from tagger.core.vocabulary import CATEGORIES
 from tagger.images import decode
 from tagger.images.dataset import Split
-from tagger.models import exported
-from tagger.models.exported import Tagger
+from tagger.models import load_tagger
+from tagger.models.runtimes import Device
+from tagger.models.tagger import Tagger
 
 FOLDER = "samples"
 
@@ -41,7 +42,7 @@ def write(folder: Path, split: Split, count: int) -> None:
 
     Where the model knows ratings, only such as it takes for fit to be shown.
     """
-    written, tagger = 0, exported.load(folder, "cpu")
+    written, tagger = 0, load_tagger(folder, Device("cpu"))
     spread = split.evenly_spaced(_TRIED * count)
     for _, picture in readable_images(spread.locations, tagger.preprocess.background):
         if written == count:
@@ -57,7 +58,7 @@ def write(folder: Path, split: Split, count: int) -> None:
 
 
 def _may_be_shown(tagger: Tagger, picture: Image.Image) -> bool:
-    (found,) = tagger([picture])
+    (found,) = tagger.probabilities([picture])
     ratings = [
         (confidence, tag.name)
         for tag, confidence in zip(tagger.tags, found, strict=True)
@@ -68,7 +69,7 @@ def _may_be_shown(tagger: Tagger, picture: Image.Image) -> bool:
 
 def tags_of(tagger: Tagger, picture: Image.Image) -> list[tuple[str, float]]:
     """Return the tags of a picture, the surest first, with their confidences."""
-    (found,) = tagger([picture])
+    (found,) = tagger.probabilities([picture])
     said = [
         (tag.name, float(confidence))
         for tag, confidence, limit in zip(tagger.tags, found, tagger.thresholds, strict=True)

@@ -19,11 +19,10 @@ from tagger.core.errors import TaggerError
 from tagger.core.logits import sigmoid
 from tagger.core.vocabulary import CATEGORIES, RATING
 from tagger.export.formats import KOHYA, KOHYA_ONNX, TAG_MAPPING, WD14
-from tagger.images import preprocess
 from tagger.images.decode import Pixels
-from tagger.models import exported, external_preprocess, runtimes
-from tagger.models.exported import ONNX, PREPROCESS, SELECTED_TAGS, WEIGHTS
-from tagger.models.runtimes import Array, Device
+from tagger.models import external_preprocess, load_tagger, runtimes
+from tagger.models.layouts import ONNX, PREPROCESS, SELECTED_TAGS, WEIGHTS
+from tagger.models.runtimes import Array, Device, Runtime
 
 TagKey: TypeAlias = tuple[int, str]  # category and name
 Rows: TypeAlias = list[list[str]]  # of selected_tags.csv, without its header
@@ -48,18 +47,19 @@ class Tool(NamedTuple):
 
 
 def _infer(folder: Path) -> LoadedTool:
-    tagger = exported.load(folder, "cpu", _CPU)
+    tagger = load_tagger(folder, _CPU)
     keys = [(tag.category, tag.name) for tag in tagger.tags]
-    run = tagger.runtime
-    return LoadedTool(
-        keys, tagger.preprocess.to_square, lambda squares: run(squares, False).probabilities
-    )
+    return LoadedTool(keys, tagger.preprocess.to_square, _probabilities(tagger))
 
 
 def _timm(folder: Path) -> LoadedTool:
-    keys, square, _ = _infer(folder)
-    run = runtimes.on_torch(folder, preprocess.read(folder / PREPROCESS), _CPU)
-    return LoadedTool(keys, square, lambda squares: run(squares, False).probabilities)
+    tagger = load_tagger(folder, _CPU, runtime="torch")
+    keys = [(tag.category, tag.name) for tag in tagger.tags]
+    return LoadedTool(keys, tagger.preprocess.to_square, _probabilities(tagger))
+
+
+def _probabilities(runtime: Runtime) -> Callable[[Pixels], Array]:
+    return lambda squares: runtime.run(squares, "probabilities")[0]
 
 
 def _imgutils(folder: Path) -> LoadedTool:
@@ -70,9 +70,9 @@ def _imgutils(folder: Path) -> LoadedTool:
         if int(row["category"]) not in names:
             raise TaggerError(f"{folder}/categories.json lacks the category of {row['name']!r}.")
     prepared = external_preprocess.read(folder / PREPROCESS)
-    run = runtimes.on_onnx(folder / ONNX, prepared, _CPU)
+    graph = runtimes.load_onnx(folder / ONNX, prepared, _CPU)
     keys = [(int(row["category"]), row["name"]) for row in rows]
-    return LoadedTool(keys, prepared.to_square, lambda squares: run(squares, False).probabilities)
+    return LoadedTool(keys, prepared.to_square, _probabilities(graph))
 
 
 def _kohya(folder: Path) -> LoadedTool:
@@ -106,12 +106,13 @@ def _wd14(
             header, *rows = csv.reader(file)
         if header != _HEADER:
             raise TaggerError(f"{path} begins with {','.join(header)}, not {','.join(_HEADER)}.")
-        engine, side = runtimes.on_wd14(folder / WD14 / ONNX, _CPU)
-        blank = engine(np.zeros((2, side, side, 3), np.uint8), True)  # a batch, with embeddings
-        if blank.probabilities.shape != (2, len(rows)):
-            outputs = blank.probabilities.shape[1]
+        graph = runtimes.load_wd14(folder / WD14 / ONNX, _CPU)
+        blank = np.zeros((2, graph.size, graph.size, 3), np.uint8)
+        probabilities, _ = graph.run(blank, "probabilities", "embeddings")
+        if probabilities.shape != (2, len(rows)):
+            outputs = probabilities.shape[1]
             raise TaggerError(f"{path} has {len(rows)} tags, the graph {outputs} outputs.")
-        return LoadedTool(read(rows), square, lambda squares: engine(squares, False).probabilities)
+        return LoadedTool(read(rows), square, _probabilities(graph))
 
     return load
 

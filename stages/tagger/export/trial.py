@@ -6,15 +6,15 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tagger.evaluation import predictions, ranking, score_counts, tag_metrics
+from tagger.evaluation import ranking, score_counts, tag_metrics
 from tagger.evaluation.predictions import SplitPredictor
 from tagger.evaluation.tag_metrics import MetricTree
 from tagger.export import quantize
 from tagger.export.samples import readable_images
 from tagger.images.dataset import Split
-from tagger.models import exported
-from tagger.models.exported import ONNX
-from tagger.models.runtimes import Array
+from tagger.models import load_tagger
+from tagger.models.layouts import ONNX
+from tagger.models.runtimes import Array, Device
 from tagger.params import ExportParams
 from tagger.system.world import read_world
 
@@ -83,7 +83,7 @@ class QuantizationTrials:
         return found
 
     def _batches(self, part: Split, count: int) -> list[Array]:
-        tagger = exported.load(self.folder, "cpu")
+        tagger = load_tagger(self.folder, Device("cpu"))
         pictures = readable_images(
             part.evenly_spaced(count).locations, tagger.preprocess.background
         )
@@ -94,10 +94,9 @@ class QuantizationTrials:
         ]
 
     def _judged(self, name: str, path: Path) -> MetricTree:
-        tagger = exported.load(path, "cpu")
-        compute = predictions.tagger_logits(tagger)
+        tagger = load_tagger(path, Device("cpu"))
         part = self.test.evenly_spaced(self.params.evaluate_on)
-        found = self.predictor(name, part, tagger.tags, compute, tagger.preprocess)
+        found = self.predictor(name, part, tagger.tags, tagger, tagger.preprocess)
         assert found  # as there is one process
         marks, pools = (
             score_counts.evaluation_thresholds(tagger.thresholds),

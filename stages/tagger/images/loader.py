@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from tagger.images import decode
 from tagger.images.dataset import ReadFailure, Sample, SampleKey, Split
+from tagger.images.decode import Pixels
 from tagger.images.preprocess import Preprocess
 from tagger.system import signals
 
@@ -32,6 +33,10 @@ class Batch(NamedTuple):
     pixels: Tensor  # (pictures, size, size, 3), uint8
     targets: Tensor  # (pictures, tags), int8, 0 or 1, -1 where unknown
     failures: list[ReadFailure]  # pictures that cannot be read
+
+    @property
+    def squares(self) -> Pixels:
+        return self.pixels.numpy()
 
 
 class ResumableBatchSampler(Sampler[list[SampleKey]]):

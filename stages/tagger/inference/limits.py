@@ -9,7 +9,7 @@ import numpy as np
 from tagger.core.arrays import Floats
 from tagger.core.errors import TaggerError, did_you_mean
 from tagger.core.vocabulary import CATEGORIES
-from tagger.models.exported import Tagger
+from tagger.models.tagger import Tagger
 
 BEST = "best"  # each tag's own
 CATEGORY: Final = "category"  # that of the tag's category, as it was fitted

@@ -18,7 +18,7 @@ from tagger.inference.given import Caption
 from tagger.inference.inputs import InputImage
 from tagger.inference.messages import MESSAGES
 from tagger.inference.pipeline import ImagePrediction
-from tagger.models.exported import Tagger
+from tagger.models.tagger import Tagger
 from tagger.system.world import World
 
 _log = logging.getLogger(__name__)

@@ -13,7 +13,8 @@ from tagger.core.errors import TaggerError
 from tagger.inference import decoders
 from tagger.inference.decoders import Square
 from tagger.inference.inputs import InputImage
-from tagger.models.exported import Tagger
+from tagger.models.runtimes import Output
+from tagger.models.tagger import Tagger
 from tagger.system.prefetch import prefetch
 
 BATCHES_AHEAD = 2
@@ -98,12 +99,13 @@ def _ask(
     nothing = np.empty(0, np.float32)
     if not readable:
         return [ImagePrediction(one, nothing, None, str(reason)) for one, reason in batch]
-    outputs = tagger.runtime(np.stack(readable), embed)
-    if not np.isfinite(outputs.probabilities).all():
+    wanted: tuple[Output, ...] = ("probabilities", "embeddings") if embed else ("probabilities",)
+    probabilities, *embedded = tagger.run(np.stack(readable), *wanted)
+    if not np.isfinite(probabilities).all():
         names = ", ".join(ascii(one.file.name) for one, _ in batch[:3])
         raise TaggerError(f"The model gives what is no number for one of {names} ... Train again.")
-    embeddings = outputs.embeddings if outputs.embeddings is not None else [None] * len(readable)
-    rows = zip(outputs.probabilities, embeddings, strict=True)
+    embeddings = embedded[0] if embed else [None] * len(readable)
+    rows = zip(probabilities, embeddings, strict=True)
     return [
         ImagePrediction(one, nothing, None, square)
         if isinstance(square, str)

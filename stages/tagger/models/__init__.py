@@ -1,1 +1,5 @@
-"""Backbones, heads, pretrained weights, and loading a tagger of any layout."""
+"""Models: backbones with heads, their weights, and taggers of any layout in use."""
+
+from tagger.models.load import load_tagger
+
+__all__ = ["load_tagger"]

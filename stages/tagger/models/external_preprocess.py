@@ -25,16 +25,16 @@ _TRIED = ((8, 8), (9, 13), (13, 9))  # pixels, of pictures that must all become 
 
 @dataclass(frozen=True)
 class ExternalPreprocess(Preprocess):
-    """Brings a picture into a square by stages of its own, and normalises it."""
+    """Brings a picture into a square by steps of its own, and normalises it."""
 
-    stages: tuple[Step, ...] = ()
+    steps: tuple[Step, ...] = ()
 
-    def fit(self, picture: Image.Image | Pixels) -> Pixels:
+    def to_square(self, image: Image.Image | Pixels) -> Pixels:
         """Return an RGB picture as a square, (size, size, 3)."""
-        image = picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
-        for stage in self.stages:
-            image = stage(image)
-        return np.asarray(image)
+        stepped = image if isinstance(image, Image.Image) else Image.fromarray(image)
+        for step in self.steps:
+            stepped = step(stepped)
+        return np.asarray(stepped)
 
 
 def read(path: Path) -> Preprocess:
@@ -61,15 +61,15 @@ def _staged(path: Path) -> ExternalPreprocess:
                 stages.append(_KINDS[kind](settings))
             elif kind not in _NOTHING:
                 raise ValueError(f"{kind!r} is none of {', '.join((*_KINDS, *_NOTHING))}")
-        found = ExternalPreprocess(1, mean, std, stages=tuple(stages))
-        sizes = {found.fit(Image.new("RGB", size)).shape[:2] for size in _TRIED}
+        found = ExternalPreprocess(1, mean, std, steps=tuple(stages))
+        sizes = {found.to_square(Image.new("RGB", size)).shape[:2] for size in _TRIED}
         if len(sizes) > 1 or len(set(*sizes)) > 1:
             made = sorted(f"{width} x {height}" for height, width in sizes)
             raise ValueError(f"they make pictures of {', '.join(made)} pixels, not one square")
         return replace(found, size=sizes.pop()[0])
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
         told = error if isinstance(error, ValueError) else repr(error)
-        raise TaggerError(f"{path} has stages that are not known here: {told}.") from None
+        raise TaggerError(f"{path} has steps that are not known here: {told}.") from None
 
 
 def _constants(given: float | list[float]) -> Triple:

@@ -13,7 +13,7 @@ from tagger.core.errors import TaggerError
 from tagger.core.vocabulary import CATEGORIES, Tag
 from tagger.data.tags import match
 from tagger.data.tags.match import MatchOutcome, NewTagStart, StartGroup
-from tagger.models import checkpoints, pretrained, taglists
+from tagger.models import checkpoints, layouts, pretrained
 
 Outcome: TypeAlias = Literal[MatchOutcome, "new", "dropped"]
 
@@ -54,7 +54,7 @@ def transfer_head(
 
     Raises TaggerError for a folder that is no tagger, is damaged, or is of another backbone.
     """
-    olds = taglists.read_tags(folder)
+    olds = layouts.read_tags(folder)
     rows = _row_names(model, backbone)
     stored = pretrained.load_pretrained(
         model, checkpoints.read(folder, backbone), fresh=[*rows, _QUERIES]

@@ -1,10 +1,10 @@
-"""What computes: ONNX Runtime, or torch. Squares in, probabilities out."""
+"""ONNX Runtime and torch behind one protocol: squares of pixels in, outputs of the model out."""
 
 import logging
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -14,31 +14,143 @@ from tagger.images.decode import Pixels
 from tagger.images.preprocess import Preprocess
 
 Array = npt.NDArray[np.float32]
+Output: TypeAlias = Literal["logits", "probabilities", "embeddings"]
+
 _log = logging.getLogger(__name__)
 
 
-class Outputs(NamedTuple):
-    probabilities: Array  # (pictures, tags)
-    embeddings: Array | None  # (pictures, features), what the model's backbone pools, if asked for
+class Runtime(Protocol):
+    """A model that is ready to run."""
 
+    @property
+    def size(self) -> int:
+        """The side of its squares, in pixels."""
 
-# Squares, (pictures, size, size, 3), and whether embeddings are wanted.
-Runtime: TypeAlias = Callable[[Pixels, bool], Outputs]
+    def run(self, squares: Pixels, *outputs: Output) -> list[Array]:
+        """Return outputs for squares, (images, size, size, 3) uint8 RGB, in the order asked for.
+
+        Logits and probabilities are (images, tags). Embeddings, (images, features), are what the
+        backbone pools. Raises TaggerError for an output that the model lacks.
+        """
 
 
 class Device(NamedTuple):
-    kind: str  # cpu or cuda
+    kind: str = "auto"  # auto, cpu or cuda; cuda becomes the CPU, with a warning, if there is none
     number: int = 0  # of the GPU
-    threads: int | None = None  # threads that compute; None: as many as the library likes
-    cores_are_shared: bool = False  # whether other processes want the cores meanwhile
+    threads: int | None = None  # on the CPU; None: as many as the library likes
+    cores_are_shared: bool = False  # with other processes, at the same time
 
 
-def torch_uses_cuda(device: str) -> bool:
-    """Return whether torch can compute on CUDA, for `auto`, `cpu` or `cuda`; warn where it cannot.
+class OnnxRuntime:
+    """Runs an ONNX graph."""
 
-    torch is imported only where it is likely to be wanted.
+    def __init__(
+        self,
+        path: Path,
+        size: int,
+        session: Any,
+        to_input: Callable[[Pixels], Array],
+        names: Mapping[Output, str],
+    ) -> None:
+        """to_input: makes squares what the graph takes; names: of the graph's outputs."""
+        self.size = size
+        self._path = path
+        self._session = session
+        self._to_input = to_input
+        self._input = session.get_inputs()[0].name
+        self._names = names
+
+    def run(self, squares: Pixels, *outputs: Output) -> list[Array]:
+        if "logits" in outputs and "logits" not in self._names:
+            return self._run_with_logits(squares, *outputs)
+        for output in outputs:
+            if output not in self._names:
+                raise TaggerError(f"{self._path} has no output for {output}. Export again.")
+        names = [self._names[output] for output in outputs]
+        arrays = self._session.run(names, {self._input: self._to_input(squares)})
+        return [np.asarray(array) for array in arrays]
+
+    def _run_with_logits(self, squares: Pixels, *outputs: Output) -> list[Array]:
+        """Compute the logits from the probabilities, for a graph that gives these alone."""
+        from tagger.core.logits import finite_logit
+
+        replaced: list[Output] = [
+            "probabilities" if output == "logits" else output for output in outputs
+        ]
+        arrays = self.run(squares, *replaced)
+        return [
+            finite_logit(array).astype(np.float32) if output == "logits" else array
+            for output, array in zip(outputs, arrays, strict=True)
+        ]
+
+
+def load_onnx(path: Path, preprocess: Preprocess, device: Device) -> OnnxRuntime:
+    """Return a graph with the input `input` and the outputs of imgutils, ready to run."""
+    session = open_session(path, device)
+    imgutils: dict[Output, str] = {
+        "probabilities": "prediction",
+        "logits": "logits",
+        "embeddings": "embedding",
+    }
+    available = {output.name for output in session.get_outputs()}
+    names = {output: name for output, name in imgutils.items() if name in available}
+    return OnnxRuntime(path, preprocess.size, session, preprocess.normalise, names)
+
+
+def load_wd14(path: Path, device: Device) -> OnnxRuntime:
+    """Return a graph of the WD14 layout, ready to run.
+
+    Its input is (batch, size, size, 3), BGR from 0 to 255; its first output the probabilities, its
+    second, if there is one, the embeddings.
     """
-    if device == "cpu" or (device == "auto" and not shutil.which("nvidia-smi")):
+    session = open_session(path, device)
+    shape = session.get_inputs()[0].shape
+    if len(shape) != 4 or shape[3] != 3 or not isinstance(shape[1], int):
+        raise TaggerError(
+            f"{path} takes {shape}, not (batch, size, size, 3) as in the WD14 layout, and no "
+            "preprocess.json lies beside it. Get the folder again."
+        )
+    outputs: tuple[Output, ...] = ("probabilities", "embeddings")
+    names = {o: found.name for o, found in zip(outputs, session.get_outputs(), strict=False)}
+    return OnnxRuntime(path, shape[1], session, _to_bgr, names)
+
+
+def _to_bgr(squares: Pixels) -> Array:
+    return np.ascontiguousarray(squares[..., ::-1], np.float32)
+
+
+def open_session(path: Path, device: Device) -> Any:
+    """Return an ONNX graph, ready to run. Raises TaggerError for one that does not load."""
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = device.threads or 0
+    if device.kind == "cpu":
+        options.log_severity_level = 4  # errors are raised as well: log them once
+    if device.cores_are_shared:
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    providers: list[Any] = ["CPUExecutionProvider"]
+    if device.kind == "cuda":
+        providers.insert(0, ("CUDAExecutionProvider", {"device_id": device.number}))
+    try:
+        return ort.InferenceSession(path, options, providers=providers)
+    except Exception as error:  # ONNX Runtime's errors have no common class of their own
+        raise TaggerError(f"{path} does not load: {one_line(error)}. Export again.") from error
+
+
+def onnx_uses_cuda(device: Device) -> bool:
+    """Return whether ONNX Runtime itself is to use CUDA."""
+    import onnxruntime as ort
+
+    return device.kind != "cpu" and "CUDAExecutionProvider" in ort.get_available_providers()
+
+
+def torch_uses_cuda(device: Device) -> bool:
+    """Return whether torch is to use CUDA; warn if it was asked for, or is likely, and cannot.
+
+    This imports torch only if it is likely to be needed.
+    """
+    if device.kind == "cpu" or (device.kind == "auto" and not shutil.which("nvidia-smi")):
         return False
     try:
         import torch
@@ -49,140 +161,3 @@ def torch_uses_cuda(device: str) -> bool:
         pass
     _log.warning("CUDA is not available, going on with the CPU.")
     return False
-
-
-def open_session(path: Path, device: Device) -> Any:
-    """Return an ONNX graph, ready to run. Raises TaggerError for one that does not load."""
-    import onnxruntime as ort
-
-    settings = ort.SessionOptions()
-    settings.intra_op_num_threads = device.threads or 0
-    if device.kind == "cpu":
-        settings.log_severity_level = 4  # what fails is raised as well, and told once
-    if device.cores_are_shared:
-        settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    providers: list[Any] = ["CPUExecutionProvider"]
-    if device.kind == "cuda":
-        providers.insert(0, ("CUDAExecutionProvider", {"device_id": device.number}))
-    try:
-        return ort.InferenceSession(path, settings, providers=providers)
-    except Exception as error:  # ONNX Runtime's errors have no common class of their own
-        raise TaggerError(f"{path} does not load: {one_line(error)}. Export again.") from error
-
-
-def on_onnx(path: Path, prepared: Preprocess, device: Device) -> Runtime:
-    """Return an ONNX graph with an input `input` and an output `prediction`, ready to run.
-
-    Raises TaggerError for a file that ONNX Runtime does not load.
-    """
-    graph = open_session(path, device)
-    known = {output.name for output in graph.get_outputs()}
-
-    def run(squares: Pixels, embed: bool) -> Outputs:
-        if embed and "embedding" not in known:
-            raise TaggerError(f"{path} has no output `embedding`. Export again.")
-        names = ["prediction", "embedding"] if embed else ["prediction"]
-        found = graph.run(names, {"input": prepared.normalise(squares)})
-        return Outputs(np.asarray(found[0]), np.asarray(found[1]) if embed else None)
-
-    return run
-
-
-def on_wd14(path: Path, device: Device) -> tuple[Runtime, int]:
-    """Return an ONNX graph of the WD14 layout, ready to run, and its size in pixels.
-
-    Its input is (batch, size, size, 3), BGR from 0 to 255, its first output the probabilities.
-    """
-    graph = open_session(path, device)
-    (given, *_), (first, *more) = graph.get_inputs(), graph.get_outputs()
-    if len(given.shape) != 4 or given.shape[3] != 3 or not isinstance(given.shape[1], int):
-        raise TaggerError(
-            f"{path} takes {given.shape}, not (batch, size, size, 3) as in the WD14 layout."
-        )
-
-    def run(squares: Pixels, embed: bool) -> Outputs:
-        if embed and not more:
-            raise TaggerError(f"{path} has no output for embeddings.")
-        names = [first.name, *(output.name for output in more[:1] if embed)]
-        pixels = np.ascontiguousarray(squares[..., ::-1], np.float32)
-        found = graph.run(names, {given.name: pixels})
-        return Outputs(np.asarray(found[0]), np.asarray(found[1]) if embed else None)
-
-    return run, given.shape[1]
-
-
-def onnx_uses_cuda(device: str) -> bool:
-    """Return whether ONNX Runtime itself is to use CUDA."""
-    import onnxruntime as ort
-
-    return device != "cpu" and "CUDAExecutionProvider" in ort.get_available_providers()
-
-
-def on_torch(folder: Path, prepared: Preprocess, device: Device) -> Runtime:
-    """Return the torch model of a folder with its weights, ready to run.
-
-    A batch that does not fit into the memory of the GPU is halved, and so are those after it.
-    Raises TaggerError for weights that do not load.
-    """
-    import torch
-
-    from tagger.images import loader
-    from tagger.models import backbone, heads
-
-    where = torch.device(f"cuda:{device.number}" if device.kind == "cuda" else "cpu")
-    if device.threads and device.kind == "cpu":
-        torch.set_num_threads(device.threads)
-    model = backbone.load_model(folder).to(memory_format=torch.channels_last).to(where)
-
-    def run(squares: Pixels, embed: bool) -> Outputs:
-        with backbone.inference_mode():
-            pixels = loader.normalise_squares(torch.from_numpy(squares), where, prepared)
-            if not embed:
-                return Outputs(_array(model(pixels).float().sigmoid()), None)
-            logits, embeddings = heads.logits_and_embeddings(model, pixels)
-            return Outputs(_array(logits.float().sigmoid()), _array(embeddings.float()))
-
-    return with_halving(run, torch.cuda.OutOfMemoryError) if device.kind == "cuda" else run
-
-
-def _array(values: Any) -> Array:
-    return np.asarray(values.cpu())
-
-
-def with_halving(run: Runtime, no_room: type[Exception]) -> Runtime:
-    """Return an engine that takes batches apart, down to one picture, where there is no room.
-
-    no_room: what `run` raises then
-    """
-    most: int | None = None  # pictures at a time
-
-    def attempt(squares: Pixels, embed: bool) -> Outputs | None:
-        nonlocal most
-        try:
-            return run(squares, embed)
-        except no_room:
-            if len(squares) == 1:
-                raise TaggerError(
-                    "The GPU has no room for one picture. Try --device cpu."
-                ) from None
-            most = (len(squares) + 1) // 2
-            _log.warning(
-                "The GPU has no room for %d pictures, going on with %d.", len(squares), most
-            )
-            return None
-
-    def run_parts(squares: Pixels, embed: bool) -> Outputs:
-        found: list[Outputs] = []
-        start = 0
-        while start < len(squares):
-            part = squares[start : start + (most or len(squares))]
-            if (outputs := attempt(part, embed)) is not None:
-                found.append(outputs)
-                start += len(part)
-        embeddings = [one.embeddings for one in found if one.embeddings is not None]
-        return Outputs(
-            np.concatenate([one.probabilities for one in found]),
-            np.concatenate(embeddings) if embeddings else None,
-        )
-
-    return run_parts

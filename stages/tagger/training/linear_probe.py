@@ -11,7 +11,8 @@ from tagger.images import loader
 from tagger.images.dataset import ImageDataset, Sample, SampleKey, Split
 from tagger.images.loader import ResumableBatchSampler
 from tagger.images.preprocess import Preprocess
-from tagger.models import heads, predict
+from tagger.models.predict import predict
+from tagger.models.torch_runtime import TorchRuntime
 from tagger.system import progress
 
 _log = logging.getLogger(__name__)
@@ -35,20 +36,18 @@ def embed(
     model: nn.Module, split: Split, preprocess: Preprocess, *, batch_size: int, workers: int
 ) -> EmbeddedDataset:
     """Return what the head sees of each picture; those unreadable are told, and left out."""
-    compute = predict.by_torch(
-        model, preprocess, lambda pixels: heads.logits_and_embeddings(model, pixels)[1]
-    )
+    runtime = TorchRuntime(model, preprocess)
     pictures = ImageDataset(split, preprocess)
     batches: Any = loader.build_loader(
         pictures, ResumableBatchSampler(len(split), batch_size), workers=workers
     )
     found, rows = [], []
-    for batch in progress.track(batches, "embedding"):
+    tracked = progress.track(batches, "embedding")
+    for batch, (embeddings,) in predict(runtime, tracked, "embeddings"):
         for row, reason in batch.failures:
             _log.warning(f"left out {split.locations[row].path}: {reason}")
-        if batch.rows:
-            found.append(compute(batch))
-            rows += batch.rows
+        found.append(embeddings)
+        rows += batch.rows
     readable = Split([split.locations[row] for row in rows], split.labels[rows])
     return EmbeddedDataset(
         readable, np.concatenate(found) if found else np.empty((0, 1), np.float32)

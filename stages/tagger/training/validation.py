@@ -13,7 +13,8 @@ from tagger.evaluation.metrics import dense
 from tagger.images import contact_sheet, decode
 from tagger.images.dataset import Split
 from tagger.images.preprocess import Preprocess
-from tagger.models.predict import Predictions, predict_batches
+from tagger.models.predict import Predictions, predict_labelled
+from tagger.models.torch_runtime import TorchRuntime
 from tagger.system.distributed import ProcessGroup
 
 SHOWN = 16  # pictures on the sheet
@@ -35,7 +36,9 @@ class Validator:
         averaged over pictures, in nats: it can be compared between recipes. Tags that are unknown
         on a picture count for nothing.
         """
-        mine = predict_batches(model, self.batches, self.preprocess, self.split.labels.shape[1])
+        mine = predict_labelled(
+            TorchRuntime(model, self.preprocess), self.batches, self.split.labels.shape[1]
+        )
         every = self.group.gather_on_main(mine)
         figures = {"macro_ap": 0.0, "micro_ap": 0.0, "validation_loss": 0.0}
         if every is not None:

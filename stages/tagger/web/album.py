@@ -25,7 +25,7 @@ from tagger.inference.given import Caption
 from tagger.inference.inputs import InputImage
 from tagger.inference.outputs import FailedImage, RunStatus
 from tagger.inference.pipeline import FloatRow, PipelineOptions
-from tagger.models.exported import Tagger
+from tagger.models.tagger import Tagger
 
 FAILURES = "infer_failures.csv"
 VIEW = 1024  # pixels, the longest side of the copies that the page shows

@@ -18,7 +18,7 @@ from tagger.inference.given import Caption
 from tagger.inference.limits import BEST, CATEGORY, ThresholdChoice
 from tagger.inference.naming import TagFormat
 from tagger.inference.pipeline import PipelineOptions
-from tagger.models.exported import Tagger
+from tagger.models.tagger import Tagger
 from tagger.web import saliency, widgets
 from tagger.web.album import Album, Upload, UploadDecoder
 from tagger.web.messages import PageMessages

@@ -20,7 +20,7 @@ from tagger.core.errors import TaggerError
 from tagger.images.decode import Pixels
 from tagger.images.preprocess import Preprocess
 from tagger.models import layouts
-from tagger.models.exported import WEIGHTS, Tagger
+from tagger.models.tagger import Tagger
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -84,12 +84,14 @@ class Saliency:
 
 def build_saliency(model: Path, tagger: Tagger) -> Saliency | MissingRequirement:
     """Return what shows where a model looks, or what it lacks for that."""
-    folder = model.parent if model.suffix == ".onnx" else model
-    if layouts.is_wd14(model) or not all((folder / name).is_file() for name in WEIGHTS):
+    source = layouts.find_tagger(model.parent if model.suffix == ".onnx" else model)
+    if source.layout == "wd14" or not source.has_weights:
         return "weights"  # those of the WD14 layout may want BGR, and nothing says so
     if not all(find_spec(name) for name in ("torch", "timm", "safetensors")):
         return "torch"
-    return Saliency(folder, tagger.preprocess, len(tagger.tags), cuda=tagger.device == "cuda")
+    return Saliency(
+        source.folder, tagger.preprocess, len(tagger.tags), cuda=tagger.device == "cuda"
+    )
 
 
 def hirescam(model: "nn.Module", pixels: "Tensor", column: int) -> Heatmap:

@@ -1,7 +1,5 @@
 """The exported graph is what older runtimes load, and says what the model says."""
 
-import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,15 +9,10 @@ import pytest
 import torch
 from torch import nn
 
-from support.predictions import predict_split
-from tagger.core import files, thresholds, vocabulary
 from tagger.core.errors import TaggerError
-from tagger.core.vocabulary import CATEGORIES, Tag
+from tagger.core.vocabulary import Tag
 from tagger.export import onnx_graph
-from tagger.images import decode
-from tagger.images.dataset import Split
-from tagger.models import backbone, exported
-from tagger.models.exported import Tagger
+from tagger.models import backbone
 from tagger.params import Params
 
 # The smaller sizes at which each laptop preset is exported here.
@@ -47,17 +40,6 @@ SHRUNK: dict[str, dict[str, object]] = {  # as deep as it takes to have every op
     },
     "eva02_large": {"depth": 2, "embed_dim": 64, "num_heads": 4},
 }
-
-
-@pytest.fixture(scope="module")
-def tagger(export_folder: Path) -> Tagger:
-    return exported.load(export_folder, "cpu")
-
-
-@pytest.fixture
-def broken(export_folder: Path, tmp_path: Path) -> Path:
-    """A copy of the export, to be damaged."""
-    return Path(shutil.copytree(export_folder, tmp_path / "export"))
 
 
 def random_pixels(size: int, pictures: int) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
@@ -137,83 +119,3 @@ def test_an_opset_that_the_backbone_cannot_have_is_refused(
             backbone.build_model(swin, 5), tmp_path / "model.onnx", size=32, opset=5
         )
     assert not list(tmp_path.iterdir())
-
-
-def test_the_export_tags_as_the_model_does(
-    model_folder: Path, tagger: Tagger, split: Split, tags: list[Tag]
-) -> None:
-    model = backbone.load_model(model_folder)
-    judged = predict_split(model, split, tagger.preprocess, batch_size=5, workers=0)
-    scores = tagger([decode.open_rgb(file) for file in split.locations])
-    assert scores == pytest.approx(judged.scores, abs=1e-5)
-    assert np.array_equal(judged.truth, split.labels.toarray() > 0)
-    assert judged.scores.std() > 0.1
-    assert list(tagger.tags) == tags
-
-
-def test_a_batch_gives_what_single_pictures_give(tagger: Tagger, split: Split) -> None:
-    pictures = [decode.open_rgb(file) for file in split.locations[:9]]
-    alone = np.concatenate([tagger([picture]) for picture in pictures])
-    assert tagger(pictures) == pytest.approx(alone, abs=1e-5)
-
-
-def test_thresholds_are_those_written(export_folder: Path, tagger: Tagger, tags: list[Tag]) -> None:
-    assert tagger.thresholds.tolist() == np.linspace(0.3, 0.7, len(tags)).tolist()
-    rows = files.read_csv(export_folder / "selected_tags.csv")
-    assert list(rows[0]) == ["tag_id", "name", "category", "count", "best_threshold"]
-    assert vocabulary.read(export_folder / "selected_tags.csv") == tags
-    of = thresholds.read_category_thresholds(export_folder / "thresholds.csv")
-    assert of == dict.fromkeys(CATEGORIES.values(), 0.5)
-
-
-def test_the_export_holds_all_that_timm_and_imgutils_need(export_folder: Path) -> None:
-    assert {path.name for path in export_folder.iterdir()} >= {
-        "config.json",
-        "model.safetensors",
-        "model.onnx",
-        "preprocess.json",
-        "selected_tags.csv",
-        "thresholds.csv",
-    }
-
-
-@pytest.mark.parametrize("name", ["model.onnx", "selected_tags.csv", "preprocess.json"])
-def test_a_folder_that_lacks_a_file_is_refused(broken: Path, name: str) -> None:
-    (broken / name).unlink()
-    with pytest.raises(TaggerError, match=rf"is no export: it lacks {name}\. Run `dvc repro`"):
-        exported.load(broken, "cpu")
-
-
-@pytest.mark.parametrize(
-    ("name", "change"),
-    [
-        ("model.onnx", lambda data: b""),
-        ("model.onnx", lambda data: data[: len(data) // 2]),
-        ("model.onnx", lambda data: b"no graph at all"),
-        ("preprocess.json", lambda data: b"{}"),
-        ("selected_tags.csv", lambda data: data.replace(b"best_threshold", b"threshold")),
-        ("selected_tags.csv", lambda data: data.replace(b",0.3\n", b",low\n")),
-        ("selected_tags.csv", lambda data: data.replace(b",0.3\n", b",\n")),
-        ("selected_tags.csv", lambda data: data[: data.rindex(b"\n", 0, -1) + 1]),
-    ],
-)
-def test_a_damaged_export_is_refused_by_name(
-    broken: Path, name: str, change: Callable[[bytes], bytes]
-) -> None:
-    (broken / name).write_bytes(change((broken / name).read_bytes()))
-    with pytest.raises(TaggerError, match=rf"\A[^\n]*{name}[^\n]*\Z"):
-        exported.load(broken, "cpu")
-
-
-def test_cuda_that_is_not_there_is_told_and_the_cpu_used(
-    export_folder: Path,
-    split: Split,
-    tagger: Tagger,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    on_cpu = exported.load(export_folder, "cuda")
-    assert "CUDA is not available, going on with the CPU." in caplog.messages
-    picture = decode.open_rgb(split.locations[0])
-    assert np.array_equal(on_cpu([picture]), tagger([picture]))
