@@ -38,10 +38,10 @@ class Told(ProcessGroup):
     others: list[Any]  # by rank; its own in its place
     figures: dict[str, float] | None = None  # of the leading process
 
-    def gathered(self, mine: Any) -> list[Any]:
+    def all_gather(self, mine: Any) -> list[Any]:
         return [self.figures or mine]
 
-    def collected(self, mine: Any) -> list[Any] | None:
+    def gather_on_main(self, mine: Any) -> list[Any] | None:
         if not self.is_main:
             return None
         return [mine, *self.others[1:]]
