@@ -51,7 +51,7 @@ METRIC = "test.macro_ap"  # by which the best run is found
 
 def main(p: params.Params, other: Path | None = None) -> None:
     decode.init_process()
-    scratch.link_project_folders(*p.prepare.copies_and_originals)
+    scratch.link_project_folders(*p.prepare.image_folders)
     tags, parts = dataset.read_splits(POSTS, TAGS, MODEL / "vocabulary.csv", SPLIT)
     if not len(parts["test"]):
         raise TaggerError("The split has no test pictures to judge the model by. Raise split.test.")

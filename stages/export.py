@@ -30,7 +30,7 @@ REPORT = Path("metrics/export.json")
 
 def main(p: params.Params) -> None:
     decode.init_process()
-    scratch.link_project_folders(*p.prepare.copies_and_originals)
+    scratch.link_project_folders(*p.prepare.image_folders)
     tags, splits = dataset.read_splits(POSTS, TAGS, MODEL / "vocabulary.csv", SPLIT)
     run, metrics = files.read_json(MODEL / "run.json"), files.read_json(METRICS)
     fitted = thresholds.read(THRESHOLDS)

@@ -1,4 +1,4 @@
-"""List every usable picture with its tags, and every other one with the reason."""
+"""List every usable image with its tags, and every rejected post with the reason."""
 
 from pathlib import Path
 
@@ -7,8 +7,7 @@ import pyarrow as pa
 from tagger import params
 from tagger.core import errors, files, manifest
 from tagger.core.vocabulary import Tag
-from tagger.data import image_steps, ingest
-from tagger.data.rejected import RejectedPosts
+from tagger.data import groups, ingest, rejected, resized_copies, sampling, sources, verify
 from tagger.data.sources import Source
 from tagger.data.sources.danbooru import DanbooruSource
 from tagger.data.sources.folder import FolderSource
@@ -27,41 +26,45 @@ FREQUENCY = Path("metrics/tag_frequency.csv")
 PER_POST = Path("metrics/tags_per_post.csv")
 SIDES = Path("metrics/sides.csv")
 ASPECTS = Path("metrics/aspects.csv")
-DRAWING = Path("metrics/posts.png")
+PLOT = Path("metrics/posts.png")
 ACCEPTED_SHEET = Path("metrics/accepted.jpg")
 REJECTED_SHEET = Path("metrics/rejected.jpg")
 
 
 def main(p: params.PrepareParams) -> None:
     decode.init_process()
-    scratch.link_project_folders(*p.copies_and_originals)
-    for name, folder in p.written_folders.items():
-        scratch.check_persistent(f"prepare.{name}", folder)
-    with scratch.resumable_folder("prepare") as memory:
-        prepare(p, memory)
+    scratch.link_project_folders(*p.image_folders)
+    for key, folder in p.written_folders.items():
+        scratch.check_persistent(f"prepare.{key}", folder)
+    with scratch.resumable_folder("prepare") as cache:
+        prepare(p, cache)
 
 
-def prepare(p: params.PrepareParams, memory: Path) -> None:
-    """Prepare the posts. What was found out of pictures lies in the memory for the next run."""
-    left_out = RejectedPosts()
-    source = source_of(p)
+def prepare(p: params.PrepareParams, cache: Path) -> None:
+    """Write the usable posts. A run continues from the results that an interrupted one cached."""
+    source = open_source(p)
     lexicon = Lexicon(rules.read(*p.rule_folders))
-    found = ingest.read_posts(source, lexicon, p.filters, left_out)
-    found = ingest.choose(found, lexicon, p.filters, left_out)
-    found = image_steps.located(found, source, left_out)
-    found = image_steps.verified(found, p, left_out, memory)
-    found = image_steps.copied(found, p.copies, left_out)
-    found = image_steps.grouped(ingest.require(found, left_out, REJECTED), p.groups, memory)
-    tags = ingest.used_tags(lexicon, ingest.count_labels(found, len(lexicon)))
-    found = ingest.renumber(found, lexicon, tags)
-    manifest.write_posts(found, POSTS)
+    posts, unwanted = ingest.read_posts(source, lexicon, p.filters)
+    posts, duplicates = ingest.drop_duplicate_ids(posts)
+    posts, over_cap = sampling.cap_posts_per_tag(posts, lexicon, p.filters)
+    posts, not_drawn = sampling.draw_sample(posts, p.filters)
+    posts, missing = sources.locate(posts, source)
+    posts, unusable = verify.verify(posts, p, cache)
+    posts, not_copied = resized_copies.copy_images(posts, p.copies)
+    rejected_posts = pa.concat_tables(
+        [unwanted, duplicates, over_cap, not_drawn, missing, unusable, not_copied]
+    )
+    rejected.require_posts(posts, rejected_posts, REJECTED)
+    posts = groups.group(posts, p.groups, cache)
+    posts, tags = ingest.renumber(posts, lexicon)
+    manifest.write_posts(posts, POSTS)
     manifest.write_tags(tags, TAGS)
-    report(found, tags, lexicon, left_out, source.notes, p.folders)
-    some = f", left out {len(left_out):,}: see {REJECTED}" if len(left_out) else ""
-    print(f"{len(found):,} posts with {len(tags):,} tags -> {POSTS}{some}")
+    write_reports(posts, tags, lexicon, rejected_posts, source.notes, p.folders)
+    note = f", rejected {len(rejected_posts):,}: see {REJECTED}" if len(rejected_posts) else ""
+    print(f"{len(posts):,} posts with {len(tags):,} tags -> {POSTS}{note}")
 
 
-def source_of(p: params.PrepareParams) -> Source:
+def open_source(p: params.PrepareParams) -> Source:
     if p.source == "folder":
         return FolderSource(p.folders, p.separator)
     if p.source == "table":
@@ -69,33 +72,31 @@ def source_of(p: params.PrepareParams) -> Source:
     return DanbooruSource(p.path, p.image_folder, p.download)
 
 
-def report(
-    found: pa.Table,
+def write_reports(
+    posts: pa.Table,
     tags: list[Tag],
     lexicon: Lexicon,
-    left_out: RejectedPosts,
+    rejected_posts: pa.Table,
     notes: list[str],
     folders: list[Path],
 ) -> None:
-    """Write the numbers, what was left out, and what the data looks like."""
+    """Write the summary, the rejected posts, and curves and sheets of the data."""
     from tagger.data import overview
-    from tagger.images import contact_sheet
+    from tagger.images.contact_sheet import caption_sheet
 
-    left_out.write(REJECTED)
-    files.write_json(REPORT, overview.summarize(found, tags, lexicon, left_out, notes))
+    rejected.write(rejected_posts, REJECTED)
+    files.write_json(REPORT, overview.summarize(posts, tags, lexicon, rejected_posts, notes))
     files.write_csv(CHANGES, overview.CHANGES, overview.list_changes(lexicon))
     files.write_csv(FREQUENCY, overview.FREQUENCY, overview.tag_frequency(tags))
-    files.write_csv(PER_POST, overview.PER_POST, overview.tags_per_post(found))
-    files.write_csv(SIDES, overview.SIDES, overview.count_sides(found))
-    files.write_csv(ASPECTS, overview.ASPECTS, overview.count_aspects(found))
-    with files.atomic_write(DRAWING) as partial:
-        overview.plot(found, tags).savefig(partial, format="png")
+    files.write_csv(PER_POST, overview.PER_POST, overview.tags_per_post(posts))
+    files.write_csv(SIDES, overview.SIDES, overview.count_sides(posts))
+    files.write_csv(ASPECTS, overview.ASPECTS, overview.count_aspects(posts))
+    with files.atomic_write(PLOT) as partial:
+        overview.plot(posts, tags).savefig(partial, format="png")
     with files.atomic_write(ACCEPTED_SHEET) as partial:
-        contact_sheet.caption_sheet(overview.accepted_images(found, tags)).save(partial, "JPEG")
+        caption_sheet(overview.accepted_images(posts, tags)).save(partial, "JPEG")
     with files.atomic_write(REJECTED_SHEET) as partial:
-        contact_sheet.caption_sheet(overview.rejected_images(left_out.table(), folders)).save(
-            partial, "JPEG"
-        )
+        caption_sheet(overview.rejected_images(rejected_posts, folders)).save(partial, "JPEG")
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ log = logging.getLogger("train")
 
 def main(p: params.Params) -> None:
     decode.init_process()
-    scratch.link_project_folders(*p.prepare.copies_and_originals)
+    scratch.link_project_folders(*p.prepare.image_folders)
     read = {path.stem: path for path in (POSTS, VOCABULARY, SPLIT)} | setup.starting_files(p)
     hashes = {name: files.sha256_file(files.require(path)) for name, path in read.items()}
     folder = scratch.stage_folder("train") / setup.fingerprint(p, hashes)

@@ -21,9 +21,7 @@ from tagger import params
 from tagger.core import calibration, errors, files, manifest, thresholds, vocabulary
 from tagger.core.thresholds import ALL, Threshold
 from tagger.core.vocabulary import CATEGORIES, Tag
-from tagger.data import image_steps as pictures_of
-from tagger.data import ingest
-from tagger.data.rejected import RejectedPosts
+from tagger.data import groups, ingest
 from tagger.data.sources.folder import FolderSource
 from tagger.data.tags import rules
 from tagger.data.tags.lexicon import Lexicon
@@ -71,12 +69,10 @@ def tags_and_split(demo: Path, default_params: Params) -> tuple[list[Tag], Split
     """The tags on at least three of the drawn pictures, and all pictures with these labels."""
     p = default_params.prepare
     lexicon = Lexicon(rules.read(demo))
-    found = ingest.read_posts(
-        FolderSource([demo], p.separator), lexicon, p.filters, RejectedPosts()
-    )
-    seen = ingest.used_tags(lexicon, ingest.count_labels(found, len(lexicon)))
+    posts, _ = ingest.read_posts(FolderSource([demo], p.separator), lexicon, p.filters)
+    posts, seen = ingest.renumber(groups.group(posts, p.groups), lexicon)
     file = demo.parent / "posts.parquet"
-    manifest.write_posts(ingest.renumber(pictures_of.grouped(found, p.groups), lexicon, seen), file)
+    manifest.write_posts(posts, file)
     posts = manifest.read_posts(file, len(seen))
     tags = [tag for tag in seen if tag.count >= 3]
     return tags, Split(

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import measure
 import metadata
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 _ROOT = Path(__file__).parents[2]
@@ -27,8 +28,7 @@ def ours(posts: Path, folder: Path) -> int:
     import prepare
     from tagger import params
     from tagger.core import manifest
-    from tagger.data import image_steps, ingest
-    from tagger.data.rejected import RejectedPosts
+    from tagger.data import groups, ingest, rejected
     from tagger.data.tags import rules
     from tagger.data.tags.lexicon import Lexicon
 
@@ -40,18 +40,16 @@ def ours(posts: Path, folder: Path) -> int:
         "keep_deleted": False,
     }
     filters = shipped.filters.model_copy(update=wanted)
-    source = prepare.source_of(shipped.model_copy(update={"source": "danbooru", "path": posts}))
-    left_out = RejectedPosts()
+    source = prepare.open_source(shipped.model_copy(update={"source": "danbooru", "path": posts}))
     lexicon = Lexicon(rules.read(folder / "rules"))
-    found = ingest.read_posts(source, lexicon, filters, left_out)
-    found = ingest.choose(found, lexicon, filters, left_out)
-    found = image_steps.grouped(found, shipped.groups)
-    tags = ingest.used_tags(lexicon, ingest.count_labels(found, len(lexicon)))
-    found = ingest.renumber(found, lexicon, tags)
-    manifest.write_posts(found, folder / "posts.parquet")
+    table, unwanted = ingest.read_posts(source, lexicon, filters)
+    table, duplicates = ingest.drop_duplicate_ids(table)
+    table, tags = ingest.renumber(groups.group(table, shipped.groups), lexicon)
+    manifest.write_posts(table, folder / "posts.parquet")
     manifest.write_tags(tags, folder / "tags.parquet")
-    left_out.write(folder / "rejected.csv")
-    return len(found) + len(left_out)
+    rejected_posts = pa.concat_tables([unwanted, duplicates])
+    rejected.write(rejected_posts, folder / "rejected.csv")
+    return len(table) + len(rejected_posts)
 
 
 def iterrows(posts: Path, folder: Path) -> int:

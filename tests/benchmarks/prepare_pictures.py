@@ -21,8 +21,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "stages"))
 
 import prepare
 from tagger import params
-from tagger.data import image_steps, ingest
-from tagger.data.rejected import RejectedPosts
+from tagger.data import groups, ingest, verify
 from tagger.data.tags import rules
 from tagger.data.tags.lexicon import Lexicon
 
@@ -51,16 +50,15 @@ def ours(folder: Path, parts: int | None) -> dict[str, float]:
     shipped = params.load(_ROOT / params.PATH).prepare
     chosen = {"path": below[0], "more_folders": below[1:], "verify": "header"}
     p = shipped.model_copy(update=chosen)
-    left_out = RejectedPosts()
     lexicon = Lexicon(rules.read())
-    source = prepare.source_of(p)
+    source = prepare.open_source(p)
     start = time.perf_counter()
-    found = ingest.read_posts(source, lexicon, p.filters, left_out)
+    posts, _ = ingest.read_posts(source, lexicon, p.filters)
     read = time.perf_counter()
-    found = image_steps.verified(found, p, left_out)
-    found = image_steps.grouped(found, p.groups)
+    posts, _ = verify.verify(posts, p)
+    posts = groups.group(posts, p.groups)
     end = time.perf_counter()
-    return {"posts": len(found), "sidecars": read - start, "pictures": end - read}
+    return {"posts": len(posts), "sidecars": read - start, "pictures": end - read}
 
 
 def loop(folder: Path, parts: int | None) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""The report adds up, its tables are right by hand, and any data set can be drawn."""
+"""The summary adds up, the tables match the posts, and any data set has plots and sheets."""
 
 import io
 from collections.abc import Iterable, Sequence
@@ -13,8 +13,7 @@ from PIL import Image, ImageFont
 
 from tagger.core.vocabulary import Tag
 from tagger.data import overview
-from tagger.data.rejected import RejectedPosts
-from tagger.data.sources import REJECTED
+from tagger.data.rejected import SCHEMA
 from tagger.data.tags.lexicon import Lexicon
 from tagger.data.tags.rules import Rules
 from tagger.images import contact_sheet
@@ -55,15 +54,15 @@ def posts_of(
     )
 
 
-def left_out(*rows: tuple[str | None, str, str | None]) -> pa.Table:
+def rejected_posts(*rows: tuple[str | None, str, str | None]) -> pa.Table:
     columns = [list(column) for column in zip(*rows, strict=True)] or [[], [], []]
-    return pa.table(columns, schema=REJECTED)
+    return pa.table(columns, schema=SCHEMA)
 
 
 @pytest.fixture
 def lexicon() -> Lexicon:
-    """Two batches put right by every kind of rule."""
-    known = Rules(
+    """A lexicon after two batches that every kind of rule changes."""
+    rules = Rules(
         known_tags={},
         aliases={"lh": "long_hair", "grin": "smile"},
         implications={"long_hair": ("hair",)},
@@ -71,15 +70,14 @@ def lexicon() -> Lexicon:
         renames={"bad_id": "", "smile": "smiling"},
         cycles=("alias a -> b",),
     )
-    met = Lexicon(known)
-    met.labels({None: pa.array([["lh", "old", "bad_id"], ["lh", "grin", "smile"]])})
-    met.labels({None: pa.array([["grin"], ["lh", "hair"]])})
-    return met
+    lexicon = Lexicon(rules)
+    lexicon.labels({None: pa.array([["lh", "old", "bad_id"], ["lh", "grin", "smile"]])})
+    lexicon.labels({None: pa.array([["grin"], ["lh", "hair"]])})
+    return lexicon
 
 
-def test_numbers_add_up(lexicon: Lexicon) -> None:
-    rejected = RejectedPosts()
-    rejected.add(left_out(("a", "no tags", None), ("b", "score", "1"), ("c", "no tags", None)))
+def test_summary_adds_up(lexicon: Lexicon) -> None:
+    rejected = rejected_posts(("a", "no tags", None), ("b", "score", "1"), ("c", "no tags", None))
     numbers = overview.summarize(posts_of(), TAGS, lexicon, rejected, ["a note"])
     assert numbers == {
         "posts": 3,
@@ -100,7 +98,7 @@ def test_numbers_add_up(lexicon: Lexicon) -> None:
     }
 
 
-def test_changes_are_told_by_rule_the_strongest_first(lexicon: Lexicon) -> None:
+def test_tag_changes_are_sorted_by_rule_and_labels(lexicon: Lexicon) -> None:
     assert overview.list_changes(lexicon) == [
         ("alias", "lh", "long_hair", 3),
         ("alias", "grin", "smile", 2),
@@ -113,7 +111,7 @@ def test_changes_are_told_by_rule_the_strongest_first(lexicon: Lexicon) -> None:
     assert overview.list_changes(Lexicon(Rules(known_tags={}))) == []
 
 
-def test_tables_are_right_by_hand() -> None:
+def test_tables_count_posts() -> None:
     assert overview.tag_frequency(TAGS) == [(1, 3), (2, 2), (3, 1), (4, 1)]
     assert overview.tags_per_post(posts_of()) == [(0, 0), (1, 1), (2, 1), (3, 0), (4, 1)]
     assert overview.count_sides(posts_of()) == [(0, 0), (32, 0), (64, 1), (96, 1)]
@@ -122,7 +120,7 @@ def test_tables_are_right_by_hand() -> None:
     assert max(edge for edge, count in counts.items() if count) == pytest.approx(2.83, abs=0.01)
 
 
-def test_a_long_tail_is_told_in_some_hundred_rows_from_first_to_last() -> None:
+def test_frequency_of_many_tags_has_at_most_200_rows() -> None:
     rows = overview.tag_frequency([Tag(n, str(n), 0, 100_000 - n) for n in range(50_000)])
     assert (rows[0], rows[-1]) == ((1, 100_000), (50_000, 50_001))
     assert 100 < len(rows) <= 200
@@ -131,21 +129,21 @@ def test_a_long_tail_is_told_in_some_hundred_rows_from_first_to_last() -> None:
 
 @given(st.lists(st.tuples(st.integers(1, 5_000), st.integers(1, 5_000)), min_size=1, max_size=20))
 def test_every_known_size_is_counted_once(sizes: list[tuple[int, int]]) -> None:
-    found = posts_of(lists=[[]] * len(sizes), sizes=sizes, groups=[0] * len(sizes))
+    posts = posts_of(lists=[[]] * len(sizes), sizes=sizes, groups=[0] * len(sizes))
     for rows in (
-        overview.count_sides(found),
-        overview.count_aspects(found),
-        overview.tags_per_post(found),
+        overview.count_sides(posts),
+        overview.count_aspects(posts),
+        overview.tags_per_post(posts),
     ):
         assert sum(count for _, count in rows) == len(sizes)
-    start: dict[int, int] = dict(overview.count_sides(found))
+    start: dict[int, int] = dict(overview.count_sides(posts))
     for width, height in sizes:
         assert start[min(width, height) // 32 * 32]
 
 
-def test_extreme_aspects_are_counted_at_the_ends() -> None:
-    found = posts_of(sizes=[(1, 5_000), (5_000, 1), (1, 1)])
-    rows: dict[float, int] = dict(overview.count_aspects(found))
+def test_extreme_aspects_count_in_the_outer_bins() -> None:
+    posts = posts_of(sizes=[(1, 5_000), (5_000, 1), (1, 1)])
+    rows: dict[float, int] = dict(overview.count_aspects(posts))
     assert {edge: count for edge, count in rows.items() if count} == {
         0.25: 1,
         1.0: 1,
@@ -154,7 +152,7 @@ def test_extreme_aspects_are_counted_at_the_ends() -> None:
 
 
 @pytest.mark.parametrize(
-    ("found", "tags"),
+    ("posts", "tags"),
     [
         (posts_of(), TAGS),
         (posts_of(lists=[[0]], sizes=[(7, 9)], groups=[0]), TAGS[:1]),
@@ -163,26 +161,26 @@ def test_extreme_aspects_are_counted_at_the_ends() -> None:
         (posts_of(sizes=[(1, 60_000), (60_000, 1), (8, 8)]), TAGS),
     ],
 )
-def test_any_data_set_is_drawn(found: pa.Table, tags: list[Tag]) -> None:
+def test_any_data_set_has_a_plot(posts: pa.Table, tags: list[Tag]) -> None:
     written = io.BytesIO()
-    overview.plot(found, tags).savefig(written, format="png")
-    with Image.open(written) as drawing:
-        assert drawing.size == (1100, 650)
-        assert len(drawing.convert("L").getcolors() or []) > 10
+    overview.plot(posts, tags).savefig(written, format="png")
+    with Image.open(written) as plot:
+        assert plot.size == (1100, 650)
+        assert len(plot.convert("L").getcolors() or []) > 10
 
 
-def test_what_is_not_known_is_said() -> None:
-    def texts(found: pa.Table, tags: list[Tag]) -> list[list[str]]:
-        drawn = overview.plot(found, tags).axes
+def test_plots_without_data_say_unknown() -> None:
+    def texts(posts: pa.Table, tags: list[Tag]) -> list[list[str]]:
+        drawn = overview.plot(posts, tags).axes
         return [[text.get_text() for text in axes.texts] for axes in drawn]
 
     unknown = posts_of(sizes=[(None, None)] * 3)
-    assert texts(unknown, TAGS[1:]) == [[], [], *[["not known"]] * 4]
+    assert texts(unknown, TAGS[1:]) == [[], [], *[["unknown"]] * 4]
     assert texts(posts_of(), TAGS) == [[]] * 6
 
 
-def test_accepted_posts_are_evenly_spread_each_with_its_tags(part_paths: list[Path]) -> None:
-    names = [text for _, text in overview.accepted_images(posts_of(part_paths), TAGS)]
+def test_accepted_images_are_evenly_spaced_and_captioned_with_tags(image_paths: list[Path]) -> None:
+    names = [text for _, text in overview.accepted_images(posts_of(image_paths), TAGS)]
     assert names[:2] == ["0.png: general, smile", "1.png: general"]
     many = posts_of(lists=[[1]] * 100, sizes=[(1, 1)] * 100, groups=range(100))
     ids = [text.split(".")[0] for _, text in overview.accepted_images(many, TAGS)]
@@ -192,51 +190,51 @@ def test_accepted_posts_are_evenly_spread_each_with_its_tags(part_paths: list[Pa
 
 
 @pytest.fixture
-def part_paths(tmp_path: Path) -> list[Path]:
-    """Two pictures."""
+def image_paths(tmp_path: Path) -> list[Path]:
+    """Two images."""
     paths = [tmp_path / "red.png", tmp_path / "blue.png"]
     for path, colour in zip(paths, ("red", "blue"), strict=True):
         Image.new("RGB", (40, 20), colour).save(path)
     return paths
 
 
-def test_a_picture_that_is_gone_has_no_tile_but_a_text(part_paths: list[Path]) -> None:
-    found = list(overview.accepted_images(posts_of(part_paths), TAGS))
-    assert [picture.getpixel((0, 0)) if picture else None for picture, _ in found] == [
+def test_missing_images_have_a_caption_alone(image_paths: list[Path]) -> None:
+    posts = list(overview.accepted_images(posts_of(image_paths), TAGS))
+    assert [image.getpixel((0, 0)) if image else None for image, _ in posts] == [
         (255, 0, 0),
         (0, 0, 255),
         None,
     ]
 
 
-def test_rejected_posts_are_shown_of_each_reason_in_turn() -> None:
+def test_rejected_images_show_each_reason_in_turn() -> None:
     rows = [(str(number), "common", None) for number in range(1_000)]
-    found = left_out(*rows, ("x", "rare", "why"), ("y", "rare", None))
-    texts = [text for _, text in overview.rejected_images(found, [])]
+    rejected = rejected_posts(*rows, ("x", "rare", "why"), ("y", "rare", None))
+    texts = [text for _, text in overview.rejected_images(rejected, [])]
     assert len(texts) == 24
     assert texts[:5] == ["0: common. ", "x: rare. why", "1: common. ", "y: rare. ", "2: common. "]
 
 
-def test_rejected_pictures_are_found_in_every_folder(tmp_path: Path) -> None:
+def test_rejected_images_are_found_in_every_folder(tmp_path: Path) -> None:
     first, second = tmp_path / "first", tmp_path / "second"
     for folder, colour in ((first, "red"), (second, "blue")):
         folder.mkdir()
         Image.new("RGB", (4, 4), colour).save(folder / "a.png")
-    (first / "bad.png").write_bytes(b"no picture")
+    (first / "bad.png").write_bytes(b"no image")
     (second / "b.png").write_bytes((second / "a.png").read_bytes())  # not the first's b.png
     ids = ["a.png", f"{second}/a.png", "bad.png", "b.png", "x" * 2_000, ".", None]
-    found = left_out(*((name, "no sidecar", None) for name in ids))
-    shown = [picture for picture, _ in overview.rejected_images(found, [first, second])]
-    assert [picture.getpixel((0, 0)) if picture else None for picture in shown] == [
+    rejected = rejected_posts(*((name, "no sidecar", None) for name in ids))
+    shown = [image for image, _ in overview.rejected_images(rejected, [first, second])]
+    assert [image.getpixel((0, 0)) if image else None for image in shown] == [
         (255, 0, 0),
         (0, 0, 255),
         *[None] * 5,
     ]
-    assert not any(picture for picture, _ in overview.rejected_images(found, []))
+    assert not any(image for image, _ in overview.rejected_images(rejected, []))
 
 
 @pytest.mark.parametrize(("tiles", "rows"), [(0, 1), (1, 1), (6, 1), (7, 2), (1_000, 167)])
-def test_a_sheet_has_room_for_every_tile(tiles: int, rows: int) -> None:
+def test_contact_sheet_has_room_for_every_tile(tiles: int, rows: int) -> None:
     drawn = contact_sheet.caption_sheet([(None, "a")] * tiles)
     assert drawn.width == 6 * 180 + 12
     one = contact_sheet.caption_sheet([(None, "a")]).height - 12
@@ -247,9 +245,9 @@ def test_a_sheet_has_room_for_every_tile(tiles: int, rows: int) -> None:
 
 
 @pytest.mark.parametrize("text", ODD)
-def test_any_text_is_drawn_within_the_width_of_its_tile(text: str) -> None:
-    picture = Image.new("RGB", (900, 3), "red")
-    drawn = contact_sheet.caption_sheet([(picture, text)] * 2, columns=2).convert("L")
+def test_captions_stay_within_the_width_of_their_tile(text: str) -> None:
+    image = Image.new("RGB", (900, 3), "red")
+    drawn = contact_sheet.caption_sheet([(image, text)] * 2, columns=2).convert("L")
     between = drawn.crop((180 + 4, 0, 192 - 2, drawn.height))  # what parts the two tiles
     assert between.getextrema() == (255, 255)
     assert drawn.height <= 12 + 168 + 8 * 14 + 16
@@ -257,7 +255,7 @@ def test_any_text_is_drawn_within_the_width_of_its_tile(text: str) -> None:
     assert left.tobytes() == right.tobytes()
 
 
-def test_a_text_that_is_too_long_ends_in_dots_and_a_short_one_is_whole() -> None:
+def test_long_captions_end_in_dots() -> None:
     font = ImageFont.load_default(12)
     assert contact_sheet._wrapped("a, b", font) == ["a, b"]
     long = contact_sheet._wrapped("word " * 500, font)

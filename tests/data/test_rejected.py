@@ -1,4 +1,4 @@
-"""What was left out is written so that every reader of CSV gets it back."""
+"""Rejected posts keep their id, first reason and detail, in files that every CSV reader reads."""
 
 import csv
 import tempfile
@@ -11,78 +11,78 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tagger.core import files
-from tagger.data.filters import Rejection
-from tagger.data.rejected import RejectedPosts
-from tagger.data.sources import REJECTED
+from tagger.core.errors import TaggerError
+from tagger.data import rejected
+from tagger.data.rejected import SCHEMA, Rejection
 
-# surrogates cannot be written as UTF-8; names that hold them are given by their ASCII form
+# UTF-8 has no surrogates; ids that hold them are written in ASCII
 TEXT = st.text(st.characters(codec="utf-8"), max_size=12)
 ODD = st.sampled_from(['a,"b"', '"', "two\nlines", "a\r\nb", "\r", " spaced ", "初音ミク", "null"])
 
 
-def rows_of(path: Path) -> list[list[str]]:
-    with path.open(encoding="utf-8", newline="") as file:
-        return list(csv.reader(file, strict=True))
+def table(*rows: tuple[str | None, str, str | None]) -> pa.Table:
+    columns = [list(column) for column in zip(*rows, strict=True)] or [[], [], []]
+    return pa.table(columns, schema=SCHEMA)
 
 
-def left_out(*rows: tuple[str | None, str, str | None]) -> RejectedPosts:
-    rejected = RejectedPosts()
-    for row in rows:
-        rejected.add(pa.table([[value] for value in row], schema=REJECTED))
-    return rejected
-
-
-@settings(max_examples=100)
+@settings(max_examples=60)
 @given(st.lists(st.tuples(TEXT | ODD, ODD, TEXT | ODD), max_size=8))
-def test_what_is_written_is_read_back(rows: list[tuple[str, str, str]]) -> None:
+def test_written_rows_are_read_back(rows: list[tuple[str, str, str]]) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "rejected.csv")
-        left_out(*rows).write(path)
-        assert rows_of(path) == [["id", "reason", "detail"], *map(list, rows)]
-        content = path.read_bytes()
-    assert content.startswith(b"id,reason,detail\n")
-    assert content.endswith(b"\n")
+        path = Path(folder, "metrics", "rejected.csv")
+        rejected.write(table(*rows), path)
+        with path.open(encoding="utf-8", newline="") as file:
+            content = list(csv.reader(file, strict=True))
+        assert content == [["id", "reason", "detail"], *map(list, rows)]
+        assert path.read_bytes().startswith(b"id,reason,detail\n")
+        assert path.read_bytes().endswith(b"\n")
 
 
-def test_nothing_left_out_is_a_header_alone(tmp_path: Path) -> None:
-    rejected = RejectedPosts()
-    rejected.add(REJECTED.empty_table())
-    rejected.write(tmp_path / "metrics" / "rejected.csv")
-    assert (tmp_path / "metrics" / "rejected.csv").read_bytes() == b"id,reason,detail\n"
-    assert (len(rejected), rejected.counts(), len(rejected.table())) == (0, {}, 0)
-
-
-def test_what_is_not_known_is_empty(tmp_path: Path) -> None:
-    left_out((None, "duplicate id", None)).write(tmp_path / "rejected.csv")
+def test_unknown_ids_and_details_are_empty(tmp_path: Path) -> None:
+    rejected.write(table((None, "duplicate id", None)), tmp_path / "rejected.csv")
     assert (tmp_path / "rejected.csv").read_bytes() == b"id,reason,detail\n,duplicate id,\n"
-    assert files.read_csv(tmp_path / "rejected.csv") == [
-        {"id": "", "reason": "duplicate id", "detail": ""}
+
+
+def test_rejected_posts_have_the_reason_of_the_first_filter() -> None:
+    posts = pa.table({"id": pa.chunked_array([["1", "2"], ["3", "4"]]), "width": [1, 2, 3, 4]})
+    details = pa.array(["one", "two", None, "four"])
+    masks = {"score": [1, 0, 1, 0], "rating": [0, 0, 0, 0], "tags": [1, 1, 0, 0]}
+    remaining, rows = rejected.reject(
+        posts,
+        [Rejection(reason, np.array(mask, bool), details) for reason, mask in masks.items()],
+    )
+    assert remaining.to_pylist() == [{"id": "4", "width": 4}]
+    assert rows.schema == SCHEMA
+    assert [tuple(row.values()) for row in rows.to_pylist()] == [
+        ("1", "score", "one"),
+        ("3", "score", None),
+        ("2", "tags", "two"),
+    ]
+    assert rejected.reject(posts, []) == (posts, SCHEMA.empty_table())
+
+
+def test_failed_rows_become_one_rejection_for_each_reason() -> None:
+    results = pa.table({"reason": ["b", None, "a", "b"], "detail": ["x", None, "y", None]})
+    rejections = rejected.rejections_by_reason(results)
+    assert [(r.reason, r.mask.tolist()) for r in rejections] == [
+        ("a", [False, False, True, False]),
+        ("b", [True, False, False, True]),
     ]
 
 
-def test_the_posts_that_a_verdict_leaves_out_are_kept_with_its_reason() -> None:
-    rejected = RejectedPosts()
-    ids = pa.chunked_array([["1", "2"], ["3"]])
-    details = pa.array(["one", "two", None])
-    rejected.judge(ids, Rejection("score", np.array([True, False, True]), details))
-    rejected.judge(ids, Rejection("rating", np.array([False, False, False]), details))
-    rejected.judge(ids, Rejection("tags", np.array([False, True, False]), details))
-    assert rejected.table().to_pylist() == [
-        {"id": "1", "reason": "score", "detail": "one"},
-        {"id": "3", "reason": "score", "detail": None},
-        {"id": "2", "reason": "tags", "detail": "two"},
-    ]
-    assert len(rejected) == 3
+def test_reasons_are_counted_most_frequent_first() -> None:
+    rows = table(("1", "rare", None), ("2", "common", None), ("3", "common", "x"))
+    assert list(rejected.count_reasons(rows).items()) == [("common", 2), ("rare", 1)]
+    assert rejected.count_reasons(table()) == {}
 
 
-def test_reasons_are_counted_the_most_frequent_first() -> None:
-    rejected = left_out(("1", "rare", None), ("2", "common", None), ("3", "common", "x"))
-    assert list(rejected.counts().items()) == [("common", 2), ("rare", 1)]
-
-
-def test_rows_come_in_any_order_of_columns_but_with_all_of_them() -> None:
-    rejected = RejectedPosts()
-    rejected.add(pa.table({"detail": ["d"], "more": [1], "reason": ["r"], "id": ["1"]}))
-    assert rejected.table().to_pylist() == [{"id": "1", "reason": "r", "detail": "d"}]
-    with pytest.raises(KeyError, match="detail"):
-        rejected.add(pa.table({"id": ["1"], "reason": ["r"]}))
+def test_an_error_without_remaining_posts_lists_the_reasons_and_writes_them(tmp_path: Path) -> None:
+    path = tmp_path / "rejected.csv"
+    rows = table(("1", "score", "-1"), ("2", "no tags", None), ("3", "no tags", None))
+    message = r"^No posts remain \(2 no tags, 1 score\)\. See \S+/rejected\.csv\.$"
+    with pytest.raises(TaggerError, match=message):
+        rejected.require_posts(table(), rows, path)
+    assert [row["id"] for row in files.read_csv(path)] == ["1", "2", "3"]
+    with pytest.raises(TaggerError, match=r"^No posts remain \(the source has none\)\. See "):
+        rejected.require_posts(table(), table(), path)
+    rejected.require_posts(rows, table(), path)

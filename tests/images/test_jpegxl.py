@@ -145,5 +145,5 @@ def test_prepare_verifies_them(tmp_path: Path, level: verify.Level) -> None:
     (tmp_path / "a.jxl").write_bytes(data)
     columns = {"file": [str(tmp_path / "a.jxl")], "shard": pa.nulls(1, pa.string())}
     table = pa.table({**columns, "offset": [0], "size": [len(data)]})
-    (row,) = verify.verify(table, level=level, animated="drop").to_pylist()
+    (row,) = verify.verify_images(table, level=level, animated="drop").to_pylist()
     assert (row["width"], row["height"], row["reason"]) == (50, 31, None)

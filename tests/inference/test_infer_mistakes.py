@@ -36,7 +36,7 @@ def test_a_bad_picture_is_listed_and_the_others_tagged(
     with Path("infer_failures.csv").open(encoding="utf-8", newline="") as file:
         (failure,) = csv.DictReader(file)
     assert failure["file"] == str(image_folder / "b.png")
-    assert failure["reason"] == "unreadable picture"
+    assert failure["reason"] == "unreadable image"
     assert failure["detail"]
     told = capsys.readouterr().err
     assert "tagged: 2 pictures" in told

@@ -92,7 +92,7 @@ def test_unreadable_files_are_left_out_and_listed(project: Path) -> None:
     assert len(run(project, "prepare").success_output.splitlines()) == 1
     rejected = (project / "metrics/rejected.csv").read_text(encoding="utf-8").splitlines()
     assert [line.split(",")[:2] for line in sorted(rejected[1:])] == [
-        ["0000.png", "unreadable picture"],
+        ["0000.png", "unreadable image"],
         ["0001.png", "unreadable sidecar"],
         ["0002.png", "no sidecar"],
     ]

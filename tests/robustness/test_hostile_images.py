@@ -110,7 +110,7 @@ def test_good_pictures_are_tagged_and_every_other_file_is_listed_once(
 
 def test_each_has_a_reason_of_one_line_and_the_end_is_told(ended: Ended) -> None:
     assert ended.code == 1
-    assert {failure["reason"] for failure in ended.failures} == {"unreadable picture"}
+    assert {failure["reason"] for failure in ended.failures} == {"unreadable image"}
     for failure in ended.failures:
         assert failure["detail"] and len(failure["detail"].splitlines()) == 1, failure
         assert "took more than" not in failure["detail"]

@@ -66,9 +66,9 @@ def _load() -> None:
         import_module(name)
         del sys.modules[name]
     del sys.path[0]
-    from tagger.data import image_steps, overview
+    from tagger.data import overview, posts
 
-    image_steps._CHUNK = 30  # else so few pictures would be one chunk, and no processes share them
+    posts.CHUNK_IMAGES = 30  # else so few pictures would be one chunk, and no processes share them
     del overview
     gc.freeze()  # collecting it would copy all of it
 

@@ -24,9 +24,7 @@ from support.processes import FinishedProcess, RunningProcess
 from tagger import params
 from tagger.core import manifest, vocabulary
 from tagger.core.vocabulary import Tag
-from tagger.data import image_steps as pictures_of
-from tagger.data import ingest
-from tagger.data.rejected import RejectedPosts
+from tagger.data import groups, ingest
 from tagger.data.sources.folder import FolderSource
 from tagger.data.tags import rules
 from tagger.data.tags.lexicon import Lexicon
@@ -197,12 +195,9 @@ def make_project(
     p, data = shipped.prepare, folder / "data"
     (data / "rules").mkdir(parents=True)
     lexicon = Lexicon(rules.read(demo))
-    found = ingest.read_posts(
-        FolderSource([demo], p.separator), lexicon, p.filters, RejectedPosts()
-    )
-    seen = ingest.used_tags(lexicon, ingest.count_labels(found, len(lexicon)))
-    table = ingest.renumber(pictures_of.grouped(found, p.groups), lexicon, seen)
-    manifest.write_posts(table, data / "posts.parquet")
+    posts, _ = ingest.read_posts(FolderSource([demo], p.separator), lexicon, p.filters)
+    posts, seen = ingest.renumber(groups.group(posts, p.groups), lexicon)
+    manifest.write_posts(posts, data / "posts.parquet")
     manifest.write_tags(seen, data / "tags.parquet")
     vocabulary.write([tag for tag in seen if tag.count >= 3], data / "vocabulary.csv")
     ids = manifest.read_posts(data / "posts.parquet", len(seen)).ids

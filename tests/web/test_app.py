@@ -242,7 +242,7 @@ def test_bad_pictures_are_listed_and_the_others_tagged(
         assert sorted(found) == ["a.txt", "b.txt", "infer_failures.csv"]
         listed = list(csv.DictReader(io.StringIO(found["infer_failures.csv"])))
         assert [row["file"] for row in listed] == [path.name for path in bad]
-        assert {row["reason"] for row in listed} == {"unreadable picture"}
+        assert {row["reason"] for row in listed} == {"unreadable image"}
         drop(page, image_folder / "c.png")  # it lives on, and keeps what was there
         expect(page.locator("#gallery .thumbnail-item")).to_have_count(3)
         assert len(zipped(page)) == 4

@@ -1,7 +1,8 @@
-"""The manifest: which pictures there are, and the tags on each.
+"""The manifest: all usable images, the tags on each, and the split.
 
-`posts.parquet` has a row per usable picture, `tags.parquet` one per tag; the tags of a post are
-row numbers in the latter. Memory grows with the labels, four bytes each, never posts x tags.
+`posts.parquet` has a row per usable image, `tags.parquet` a row per tag. The tags of a post are
+row numbers of `tags.parquet`; `select_columns` turns them into columns of a vocabulary. Memory
+grows with the labels, four bytes each, never with posts x tags.
 """
 
 from collections.abc import Iterator, Sequence
@@ -41,9 +42,9 @@ Integers = npt.NDArray[np.integer[Any]]
 SPLITS = ("train", "validation", "test")
 
 _ROWS = 100_000  # of a row group
-_AT_A_TIME = 1_000_000  # posts whose labels are looked at
+_BLOCK_POSTS = 1_000_000
 _STORED: dict[str, Any] = {"compression": "zstd", "compression_level": 1}
-# The numbers of tags are stored by bytes of the same rank, faster and smaller than by dictionary.
+# Byte streams store tag numbers faster and smaller than a dictionary.
 _POSTS_STORED = _STORED | {
     "use_dictionary": ["file", "shard"],
     "column_encoding": {"tags.list.element": "BYTE_STREAM_SPLIT"},
@@ -60,10 +61,10 @@ class Location(NamedTuple):
 
 @dataclass(frozen=True)
 class Posts:
-    """The manifest, row for row."""
+    """posts.parquet, with the tags as a matrix."""
 
-    table: pa.Table  # what posts.parquet says of each but its tags
-    labels: csr_array  # boolean (posts, tags) of tags.parquet
+    table: pa.Table  # all columns but the tags
+    labels: csr_array  # boolean (posts, rows of tags.parquet)
 
     def __len__(self) -> int:
         return len(self.table)
@@ -78,7 +79,7 @@ class Posts:
 
 
 def write_posts(posts: pa.Table, path: Path) -> None:
-    """Write the columns of SCHEMA, some ten thousand posts at a time."""
+    """Write the columns of POSTS_SCHEMA."""
     with (
         files.atomic_write(path) as partial,
         pq.ParquetWriter(partial, POSTS_SCHEMA, **_POSTS_STORED) as writer,
@@ -93,7 +94,7 @@ def write_tags(tags: Sequence[Tag], path: Path) -> None:
 
 
 def write_split(ids: pa.ChunkedArray, splits: npt.NDArray[np.int8], path: Path) -> None:
-    """Write which part each post belongs to: `parts` holds numbers of PARTS, (posts,)."""
+    """Write the split of each post: `splits` holds indices of SPLITS, (posts,)."""
     names = pa.DictionaryArray.from_arrays(pa.array(splits), pa.array(SPLITS))
     _write_table(pa.table({"id": ids, "split": names.cast(pa.string())}), path)
 
@@ -104,14 +105,14 @@ def _write_table(table: pa.Table, path: Path) -> None:
 
 
 def locations(posts: pa.Table) -> Iterator[Location]:
-    """Yield where each picture lies, by the columns file, shard, offset and size."""
+    """Yield the location of each image, from the columns file, shard, offset and size."""
     columns = (posts[name].to_pylist() for name in ("file", "shard", "offset", "size"))
     for file, shard, offset, size in zip(*columns, strict=True):
         yield Location(shard or file, offset, size)
 
 
 class Locations(Sequence[Location]):
-    """Where pictures lie, by the columns file, shard, offset and size, made when asked for."""
+    """The locations of images, built from the columns when needed, without an object for each."""
 
     def __init__(self, posts: pa.Table) -> None:
         self._posts = posts.select(["file", "shard", "offset", "size"]).combine_chunks()
@@ -130,7 +131,7 @@ class Locations(Sequence[Location]):
 
 
 def read_posts(path: Path, tag_count: int) -> Posts:
-    """Return the manifest whose labels point at the `tags` rows of tags.parquet."""
+    """Return the posts, with labels that refer to the `tag_count` rows of tags.parquet."""
     table = pq.read_table(files.require(path)).combine_chunks()
     labels = labels_from_lists(table["tags"].combine_chunks(), tag_count)
     if labels.indices.max(initial=-1) >= tag_count or labels.indices.min(initial=0) < 0:
@@ -141,35 +142,35 @@ def read_posts(path: Path, tag_count: int) -> Posts:
 
 
 def labels_from_lists(lists: pa.Array, tag_count: int) -> csr_array:
-    """Return the tags of posts, boolean (posts, tags), from lists of their numbers."""
+    """Return labels, boolean (posts, tags), from a list of tag numbers for each post."""
     starts, numbers = flatten_lists(lists)
     true = np.ones(len(numbers), dtype=np.bool_)
     return csr_array((true, numbers, starts), shape=(len(lists), tag_count))
 
 
 def flatten_lists(lists: pa.Array) -> tuple[Integers, npt.NDArray[np.int32]]:
-    """Return where the numbers of each list start, (lists + 1,), and all numbers."""
+    """Return the start of each list, (lists + 1,), and the values of all lists."""
     return starts_from_lengths(pc.list_value_length(lists).to_numpy()), lists.flatten().to_numpy()
 
 
 def starts_from_lengths(lengths: npt.NDArray[Any]) -> Integers:
-    """Return where parts of these lengths start, and where the last one ends.
+    """Return the starts of consecutive lists of these lengths, and the end of the last one.
 
-    In 32 bits where those suffice: from starts of 64, scipy makes columns of 64.
+    In 32 bits if those suffice: from starts of 64 bits, SciPy makes columns of 64 bits.
     """
-    few = int(lengths.sum(dtype=np.int64)) <= np.iinfo(np.int32).max
-    starts: Integers = np.zeros(len(lengths) + 1, np.int32 if few else np.int64)
+    fits = int(lengths.sum(dtype=np.int64)) <= np.iinfo(np.int32).max
+    starts: Integers = np.zeros(len(lengths) + 1, np.int32 if fits else np.int64)
     np.cumsum(lengths, dtype=starts.dtype, out=starts[1:])
     return starts
 
 
 def label_blocks(labels: csr_array) -> Iterator[tuple[slice, Integers, Integers]]:
-    """Yield labels by some posts at a time: which, and the row among them and column of each."""
-    for start in range(0, labels.shape[0], _AT_A_TIME):
-        some = slice(start, start + _AT_A_TIME)
-        starts = labels.indptr[start : start + _AT_A_TIME + 1]
+    """Yield blocks of posts: the slice, and row in the block and column of each label."""
+    for start in range(0, labels.shape[0], _BLOCK_POSTS):
+        block = slice(start, start + _BLOCK_POSTS)
+        starts = labels.indptr[start : start + _BLOCK_POSTS + 1]
         rows = np.repeat(np.arange(len(starts) - 1), np.diff(starts))
-        yield some, rows, labels.indices[starts[0] : starts[-1]]
+        yield block, rows, labels.indices[starts[0] : starts[-1]]
 
 
 def read_tags(path: Path) -> list[Tag]:
@@ -178,18 +179,25 @@ def read_tags(path: Path) -> list[Tag]:
 
 
 def read_split(path: Path, ids: pa.ChunkedArray) -> npt.NDArray[np.int8]:
-    """Return the part of each post, (posts,), numbers of PARTS. Raises TaggerError for others."""
+    """Return the split of each post, (posts,), as indices of SPLITS.
+
+    Raises TaggerError if the file holds other posts.
+    """
     table = pq.read_table(files.require(path))
-    parts = pc.index_in(table["split"], value_set=pa.array(SPLITS))
-    if not table["id"].equals(ids) or parts.null_count:
+    splits = pc.index_in(table["split"], value_set=pa.array(SPLITS))
+    if not table["id"].equals(ids) or splits.null_count:
         raise TaggerError(f"{path} splits other posts than these. Run `dvc repro`.")
-    return np.asarray(parts.to_numpy(), dtype=np.int8)
+    return np.asarray(splits.to_numpy(), dtype=np.int8)
 
 
 def select_columns(
     labels: csr_array, seen_tags: Sequence[Tag], vocabulary: Sequence[Tag]
 ) -> csr_array:
-    """Return labels with the columns of a vocabulary, boolean (posts, wanted), in its order."""
+    """Return labels by column of a vocabulary, boolean (posts, vocabulary).
+
+    labels: boolean (posts, seen_tags), by row of tags.parquet
+    Raises TaggerError if a tag of the vocabulary is not among the seen tags.
+    """
     row_of = {tag.name: row for row, tag in enumerate(seen_tags)}
     missing = [tag.name for tag in vocabulary if tag.name not in row_of]
     if missing:
@@ -197,9 +205,22 @@ def select_columns(
     column_of = np.full(len(seen_tags), -1, dtype=np.int32)
     column_of[[row_of[tag.name] for tag in vocabulary]] = np.arange(len(vocabulary))
     columns = column_of[labels.indices]
-    kept = columns >= 0
-    starts = starts_from_lengths(kept)[labels.indptr]
+    is_learnt = columns >= 0
+    starts = starts_from_lengths(is_learnt)[labels.indptr]
     true = np.ones(int(starts[-1]), dtype=np.bool_)
-    chosen = csr_array((true, columns[kept], starts), shape=(labels.shape[0], len(vocabulary)))
-    chosen.sort_indices()
-    return chosen
+    shape = labels.shape[0], len(vocabulary)
+    selected = csr_array((true, columns[is_learnt], starts), shape=shape)
+    selected.sort_indices()
+    return selected
+
+
+def hash_ids(ids: pa.ChunkedArray, seed: int) -> npt.NDArray[np.uint64]:
+    """Return a number for each id, (ids,), evenly spread over all of 64 bits."""
+    import pandas as pd  # slow to import, and few stages need it
+
+    key = f"{seed:016d}"[-16:]
+    objects = (
+        np.asarray(chunk.to_numpy(zero_copy_only=False), dtype=np.object_) for chunk in ids.chunks
+    )
+    chunks = [pd.util.hash_array(chunk, hash_key=key) for chunk in objects]
+    return np.concatenate([np.empty(0, np.uint64), *chunks])

@@ -1,24 +1,35 @@
-"""Keep a smaller copy of the pictures: shorter side limited, encoded anew, in tars of one size.
+"""Smaller copies of the images: shorter side limited, encoded again, in tars of similar size.
 
-A tar is named by its number and by what is in it, and is there whole or not at all: a run that was
-killed goes on with the next one, and a tar that fits is used again by any later run.
+A tar is named by its number and a hash of everything that decides its content, and is complete or
+absent. So an interrupted run continues with the next tar, and later runs use fitting tars again.
 """
 
 import io
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from PIL import Image
 
+from tagger import params
 from tagger.core import files, manifest
 from tagger.core.manifest import Location
+from tagger.data import rejected
 from tagger.data.hub import shards
-from tagger.data.sources import table_from_rows
+from tagger.data.posts import (
+    LOCATION_COLUMNS,
+    content_or_null,
+    disk_order,
+    map_chunks,
+    set_column,
+    set_columns,
+    table_from_rows,
+)
 from tagger.images import decode
 from tagger.system import workers
 
@@ -30,129 +41,159 @@ SCHEMA = pa.schema(
         "size": pa.int64(),
         "width": pa.int32(),
         "height": pa.int32(),
-        "reason": pa.string(),  # why there is no copy, null where there is
+        "reason": pa.string(),  # why there is no copy, null if there is one
         "detail": pa.string(),
     }
 )
-_SAMPLE = 64  # pictures that are encoded to learn how many fill a tar
+_PROBES = 64  # images encoded to estimate how many fill a tar
+
+Encode = Callable[[bytes], tuple[bytes, tuple[int, int]]]
+
+
+def copy_images(posts: pa.Table, p: params.CopiesParams) -> tuple[pa.Table, pa.Table]:
+    """Return the posts with location and size of a smaller copy; reject those that have none."""
+    if p.side is None:
+        return posts, rejected.SCHEMA.empty_table()
+    order = disk_order(posts)
+    copies = write_copies(
+        _originals(posts).take(order),
+        p.folder,
+        side=p.side,
+        format=p.format,
+        quality=p.quality,
+        shard_size=p.shard_size * 1_000_000,
+    ).take(pc.sort_indices(order))
+    posts = set_columns(posts, copies, ("file", "shard", "offset", "size", "width", "height"))
+    return rejected.reject(posts, rejected.rejections_by_reason(copies))
+
+
+def _originals(posts: pa.Table) -> pa.Table:
+    """Return what identifies originals: the content hash if known, else the time of the file.
+
+    So the same images have the same copies, whenever their files were written.
+    """
+    content = content_or_null(posts)
+    modified = pc.if_else(pc.is_null(content), posts["modified"], pa.scalar(None, pa.int64()))
+    originals = set_column(posts.select(["id", *LOCATION_COLUMNS]), "modified", modified)
+    return originals.append_column("content", content)
 
 
 def write_copies(
-    pictures: pa.Table,
+    images: pa.Table,
     folder: Path,
     *,
     side: int,
     format: Literal["webp", "jpeg"],
     quality: int,
     shard_size: int,
-) -> Iterator[pa.Table]:
-    """Yield rows of SCHEMA for the pictures, tar by tar.
+) -> pa.Table:
+    """Return a row of SCHEMA for each image, after writing the missing tars.
 
-    pictures: columns id, file, shard, offset and size; others that differ make another tar
-    side: the longest that the shorter side may be, pixels
+    images: columns id, file, shard, offset and size; further columns count for the names of tars
+    side: longest shorter side, pixels
     quality: 1 to 100, as the encoder takes it
-    shard_size: about how large a tar is, bytes
+    shard_size: approximate size of a tar, bytes
     """
-    if not len(pictures):
-        return
+    if not len(images):
+        return SCHEMA.empty_table()
     encode = partial(resize, side=side, format=format, quality=quality)
-    picked = np.unique(np.linspace(0, len(pictures) - 1, _SAMPLE).astype(int))
-    sizes = [_size(encode, place) for place in manifest.locations(pictures.take(picked))]
-    mean = sum(sizes) / max(1, sum(size > 0 for size in sizes)) or 1.0
-    make = partial(write_shard, folder=str(folder), side=side, format=format, quality=quality)
-    chunks = workers.chunked(pictures, max(1, int(shard_size / mean)))
-    numbered = [
+    mean = _mean_size(encode, images)
+    write = partial(write_shard, folder=str(folder), side=side, format=format, quality=quality)
+    chunks = [
         chunk.append_column("number", pa.repeat(pa.scalar(number), len(chunk)))
-        for number, chunk in enumerate(chunks)
+        for number, chunk in enumerate(workers.chunked(images, max(1, int(shard_size / mean))))
     ]
-    missing = [chunk for chunk in numbered if not _is_whole(_tar(make, chunk))]
+    missing = [chunk for chunk in chunks if not _is_complete(_tar_path(write, chunk))]
     files.check_free_space(folder, int(mean * sum(map(len, missing))))
-    yield from workers.map_chunks(make, numbered)
+    return map_chunks(write, chunks, len(images), "copying")
 
 
-def _tar(make: workers.Work, pictures: pa.Table) -> Path:
-    """Return the tar of some pictures, named by all that decides what is in it."""
-    settings = dict(make.keywords)
-    folder = settings.pop("folder")
-    key = workers.chunk_key(partial(make.func, **settings), pictures)
-    return Path(folder, f"{pictures['number'][0].as_py():04d}-{key[:12]}.tar")
+def _mean_size(encode: Encode, images: pa.Table) -> float:
+    """Return the mean size of a copy in bytes, estimated from evenly spaced images."""
+    rows = np.unique(np.linspace(0, len(images) - 1, _PROBES).astype(int))
+    sizes = [_encoded_size(encode, location) for location in manifest.locations(images.take(rows))]
+    return sum(sizes) / max(1, sum(size > 0 for size in sizes)) or 1.0
 
 
-def _is_whole(tar: Path) -> bool:
-    return tar.exists() and tar.with_suffix(".json").exists()
-
-
-def _size(encode: Any, place: Location) -> int:
+def _encoded_size(encode: Encode, location: Location) -> int:
     try:
-        return len(encode(decode.read_bytes(place))[0])
+        return len(encode(decode.read_bytes(location))[0])
     except decode.Unreadable:
         return 0
 
 
+def _tar_path(write: workers.Work, images: pa.Table) -> Path:
+    """Return the path of a tar, named by everything that decides its content but the folder."""
+    settings = dict(write.keywords)
+    folder = settings.pop("folder")
+    key = workers.chunk_key(partial(write.func, **settings), images)
+    return Path(folder, f"{images['number'][0].as_py():04d}-{key[:12]}.tar")
+
+
+def _is_complete(tar: Path) -> bool:
+    return tar.exists() and tar.with_suffix(".json").exists()
+
+
 def resize(data: bytes, *, side: int, format: str, quality: int) -> tuple[bytes, tuple[int, int]]:
-    """Return a picture encoded anew, on white, and its width and height."""
-    picture = decode.open_rgb(data)
-    shorter = min(picture.size)
+    """Return an image encoded again, on white, and its width and height."""
+    image = decode.open_rgb(data)
+    shorter = min(image.size)
     if shorter > side:
-        width, height = (max(1, round(length * side / shorter)) for length in picture.size)
-        picture = picture.resize((width, height), Image.Resampling.LANCZOS, reducing_gap=3.0)
+        width, height = (max(1, round(length * side / shorter)) for length in image.size)
+        image = image.resize((width, height), Image.Resampling.LANCZOS, reducing_gap=3.0)
     stream = io.BytesIO()
     try:
-        picture.save(stream, format, quality=quality)
-    except (OSError, ValueError) as error:  # WebP ends at 16,383 pixels
+        image.save(stream, format, quality=quality)
+    except (OSError, ValueError) as error:  # WebP is limited to 16,383 pixels
         raise decode.Unreadable(f"cannot be written as {format}: {error}") from None
-    return stream.getvalue(), picture.size
+    return stream.getvalue(), image.size
 
 
-def write_shard(
-    pictures: pa.Table, *, folder: str, side: int, format: str, quality: int
-) -> pa.Table:
-    """Make the tar of some pictures, unless it is there, and return a row of SCHEMA for each."""
-    make = partial(write_shard, folder=folder, side=side, format=format, quality=quality)
-    tar = _tar(make, pictures)
-    if not _is_whole(tar):
-        names = _names(pictures["id"].to_pylist(), format)
+def write_shard(images: pa.Table, *, folder: str, side: int, format: str, quality: int) -> pa.Table:
+    """Write the tar of a chunk of images unless it exists; return a row of SCHEMA for each."""
+    write = partial(write_shard, folder=folder, side=side, format=format, quality=quality)
+    tar = _tar_path(write, images)
+    if not _is_complete(tar):
+        names = member_names(images["id"].to_pylist(), format)
         sizes: dict[str, tuple[int, int]] = {}
         failed: dict[str, str] = {}
 
         def members() -> Iterator[tuple[str, bytes]]:
-            for name, place in zip(names, manifest.locations(pictures), strict=True):
+            for name, location in zip(names, manifest.locations(images), strict=True):
                 try:
-                    data, sizes[name] = resize(
-                        decode.read_bytes(place), side=side, format=format, quality=quality
-                    )
-                    yield name, data
+                    data = decode.read_bytes(location)
+                    copy, sizes[name] = resize(data, side=side, format=format, quality=quality)
+                    yield name, copy
                 except decode.Unreadable as error:
                     failed[name] = str(error)
 
         shards.write_tar(tar, members(), names=names, sizes=sizes, failed=failed)
-    return _rows(tar)
+    return _read_rows(tar)
 
 
-def _rows(tar: Path) -> pa.Table:
-    """Return what the index of one of our tars says, in the order of its pictures."""
+def _read_rows(tar: Path) -> pa.Table:
+    """Return the rows that the index of such a tar holds, in the order of its images."""
     index: dict[str, Any] = files.read_json(tar.with_suffix(".json"), math.inf)
     rows: list[tuple[Any, ...]] = []
     for name in index["names"]:
         if name in index["failed"]:
-            failure = "unreadable picture", index["failed"][name]
-            rows.append((None, None, None, None, None, None, *failure))
+            rows.append((*[None] * 6, "unreadable image", index["failed"][name]))
         else:
             entry, (width, height) = index["files"][name], index["sizes"][name]
-            place = name, str(tar), entry["offset"], entry["size"]
-            rows.append((*place, width, height, None, None))
+            location = name, str(tar), entry["offset"], entry["size"]
+            rows.append((*location, width, height, None, None))
     return table_from_rows(rows, SCHEMA)
 
 
-def _names(ids: list[str], form: str) -> list[str]:
-    """Return a name in the tar for each id, safe to unpack, each once."""
+def member_names(ids: list[str], format: str) -> list[str]:
+    """Return a distinct name in the tar for each id, safe to unpack."""
     names: dict[str, None] = {}
-    for identity in ids:
-        path = Path(*(part for part in Path(identity).parts if part.strip("/") not in ("", "..")))
-        short = path.with_suffix("") if path.suffix.lower() in decode.SUFFIXES else path
-        name = f"{short}.{form}"
+    for post_id in ids:
+        path = Path(*(part for part in Path(post_id).parts if part.strip("/") not in ("", "..")))
+        stem = path.with_suffix("") if path.suffix.lower() in decode.SUFFIXES else path
+        name = f"{stem}.{format}"
         if name in names:
-            name = f"{path}.{form}"
+            name = f"{path}.{format}"
         while name in names:
             name = f"_{name}"
         names[name] = None

@@ -172,7 +172,7 @@ def _captioned(
     for answer in answers:
         tally.seen += 1
         if answer.problem:
-            tally.add_failure(answer.image.file, "unreadable picture", answer.problem)
+            tally.add_failure(answer.image.file, "unreadable image", answer.problem)
         else:
             yield choose(answer.image, answer.probabilities)
 

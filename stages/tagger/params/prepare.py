@@ -104,7 +104,7 @@ class PrepareParams(Frozen):
         return self.path.parent if self.image_root is None else self.image_root
 
     @property
-    def copies_and_originals(self) -> list[Path]:
+    def image_folders(self) -> list[Path]:
         """Where pictures are that neither Git nor DVC keeps: the originals, and copies of them."""
         originals = [] if self.source == "folder" else [self.image_folder]
         return originals + ([self.copies.folder] if self.copies.side else [])

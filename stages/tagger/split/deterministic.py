@@ -12,9 +12,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tagger.core import records
+from tagger.core import manifest, records
 from tagger.core.errors import TaggerError, did_you_mean
-from tagger.data import sampling
 from tagger.split import methods
 from tagger.split.methods import Groups, SplitIndices
 
@@ -25,7 +24,7 @@ def by_hash(
     ids: pa.ChunkedArray, proportions: Sequence[float], *, groups: Groups, seed: int
 ) -> SplitIndices:
     """Return the part of each post, (posts,), by a hash of its id: other posts do not move it."""
-    drawn = sampling.hash_ids(ids, seed) / 2.0**64
+    drawn = manifest.hash_ids(ids, seed) / 2.0**64
     return _share(drawn[_leaders(ids, groups)], proportions)
 
 

@@ -119,7 +119,7 @@ class Album:
     def _keep(self, probabilities: FloatRow, reason: str, upload: Upload) -> None:
         upload.path.unlink(missing_ok=True)
         if reason:
-            self.failed.add_failure(Path(upload.name), "unreadable picture", reason)
+            self.failed.add_failure(Path(upload.name), "unreadable image", reason)
         else:
             self.images.append(TaggedImage(upload.name, _view(upload.path), probabilities))
 

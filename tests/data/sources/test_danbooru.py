@@ -1,4 +1,4 @@
-"""Danbooru's metadata with pictures in tars or loose: what is found, and what is not believed."""
+"""Danbooru's metadata with images in tars or loose: what is found, and what is not believed."""
 
 import io
 import json
@@ -18,7 +18,7 @@ from tagger.core import manifest
 from tagger.core.errors import TaggerError
 from tagger.core.manifest import Location
 from tagger.data.hub import shards
-from tagger.data.sources import COLUMNS
+from tagger.data.posts import COLUMNS
 from tagger.data.sources.danbooru import DanbooruSource
 from tagger.images import decode
 from tagger.params import Params
@@ -38,12 +38,12 @@ def post(number: int, **columns: Any) -> Row:
 
 @pytest.fixture
 def source(tmp_path: Path, default_params: Params) -> Callable[[list[Row]], DanbooruSource]:
-    """Return a source of some metadata, with pictures in the folder `pictures`."""
-    (tmp_path / "pictures").mkdir()
+    """Return a source of some metadata, with images in the folder `images`."""
+    (tmp_path / "images").mkdir()
 
     def source(rows: list[Row]) -> DanbooruSource:
         path = metadata(tmp_path / "metadata.parquet", rows)
-        return DanbooruSource(path, tmp_path / "pictures", default_params.prepare.download)
+        return DanbooruSource(path, tmp_path / "images", default_params.prepare.download)
 
     return source
 
@@ -59,7 +59,7 @@ def read(source: DanbooruSource) -> list[Row]:
 
 
 def located(source: DanbooruSource) -> dict[str, Row]:
-    """Return the place of the picture of each post, by id."""
+    """Return the place of the image of each post, by id."""
     (batch,) = source.read()
     found = batch.posts
     for name in ("file", "shard", "offset", "size", "modified"):
@@ -68,7 +68,7 @@ def located(source: DanbooruSource) -> dict[str, Row]:
 
 
 def contents(source: DanbooruSource) -> dict[str, bytes | None]:
-    """Return the bytes of the picture of each post, None where there is none."""
+    """Return the bytes of the image of each post, None where there is none."""
     found = {}
     for name, row in located(source).items():
         place = Location(row["shard"] or row["file"] or "", row["offset"], row["size"])
@@ -146,15 +146,15 @@ def test_what_is_no_parquet_or_not_there_is_told(
 
 
 def test_an_id_that_is_no_number_is_told(source: Callable[[list[Row]], DanbooruSource]) -> None:
-    with pytest.raises(TaggerError, match="column 'id' holds what is no number"):
+    with pytest.raises(TaggerError, match="column 'id' holds more than numbers"):
         located(source([{"id": "one", "tag_string": "smile"}]))
 
 
-def test_a_folder_of_pictures_that_is_not_there_is_named(
+def test_a_folder_of_images_that_is_not_there_is_named(
     source: Callable[[list[Row]], DanbooruSource], tmp_path: Path
 ) -> None:
     found = source([post(1)])
-    (tmp_path / "pictures").rmdir()
+    (tmp_path / "images").rmdir()
     with pytest.raises(TaggerError, match=r"prepare\.image_root: there is no folder"):
         located(found)
 
@@ -176,41 +176,41 @@ def wanted(*numbers: int) -> dict[str, bytes | None]:
     return {str(number): bytes([number]) * number for number in numbers}
 
 
-def test_pictures_are_found_loose_in_tars_and_below_folders(
+def test_images_are_found_loose_in_tars_and_below_folders(
     source: Callable[[list[Row]], DanbooruSource], tmp_path: Path, write_file: Write
 ) -> None:
-    write_file("pictures/1.png", MEMBERS[0][1])
-    write_file("pictures/0002/2.JPG", MEMBERS[1][1])
-    shards.write_tar(tmp_path / "pictures/0003.tar", MEMBERS[2:4])
-    pack(tmp_path / "pictures/below/0005.tar", [("./images/5.webp", MEMBERS[4][1])])
-    pack(tmp_path / "pictures/0006.tar", [("d" * 120 + "/6.webp", MEMBERS[5][1])])
+    write_file("images/1.png", MEMBERS[0][1])
+    write_file("images/0002/2.JPG", MEMBERS[1][1])
+    shards.write_tar(tmp_path / "images/0003.tar", MEMBERS[2:4])
+    pack(tmp_path / "images/below/0005.tar", [("./images/5.webp", MEMBERS[4][1])])
+    pack(tmp_path / "images/0006.tar", [("d" * 120 + "/6.webp", MEMBERS[5][1])])
     found = contents(source([post(number) for number in (6, 5, 4, 3, 2, 1, 99)]))
     assert found == {**wanted(1, 2, 3, 4, 5, 6), "99": None}
 
 
-def test_where_the_first_or_last_picture_is_missing_no_other_takes_its_place(
+def test_where_the_first_or_last_image_is_missing_no_other_takes_its_place(
     source: Callable[[list[Row]], DanbooruSource], tmp_path: Path
 ) -> None:
     found = source([post(number) for number in (1, 4, 9)])
     assert set(contents(found).values()) == {None}
-    shards.write_tar(tmp_path / "pictures/0003.tar", [MEMBERS[2], MEMBERS[4]])
+    shards.write_tar(tmp_path / "images/0003.tar", [MEMBERS[2], MEMBERS[4]])
     assert set(contents(found).values()) == {None}
 
 
-def test_what_lies_beside_a_picture_is_none(
+def test_what_lies_beside_a_image_is_none(
     source: Callable[[list[Row]], DanbooruSource], tmp_path: Path, write_file: Write
 ) -> None:
     members = [("1.json", b"{}"), ("1.txt", b"smile"), MEMBERS[0], ("a1.webp", b""), ("1", b"")]
-    pack(tmp_path / "pictures/0001.tar", members)
-    write_file("pictures/2.txt", "smile")
+    pack(tmp_path / "images/0001.tar", members)
+    write_file("images/2.txt", "smile")
     assert contents(source([post(1), post(2)])) == {**wanted(1), "2": None}
 
 
-def test_the_first_of_two_pictures_of_an_id_counts(
+def test_the_first_of_two_images_of_an_id_counts(
     source: Callable[[list[Row]], DanbooruSource], tmp_path: Path
 ) -> None:
-    shards.write_tar(tmp_path / "pictures/a.tar", [("1.webp", b"first"), ("0001.webp", b"again")])
-    shards.write_tar(tmp_path / "pictures/b.tar", [("1.webp", b"second")])
+    shards.write_tar(tmp_path / "images/a.tar", [("1.webp", b"first"), ("0001.webp", b"again")])
+    shards.write_tar(tmp_path / "images/b.tar", [("1.webp", b"second")])
     assert contents(source([post(1)])) == {"1": b"first"}
 
 
@@ -231,10 +231,10 @@ def change(index: Any, name: str, **values: Any) -> Any:
 
 
 @pytest.mark.parametrize("lie", LIES.values(), ids=LIES.keys())
-def test_a_false_index_costs_no_picture_and_is_noted(
+def test_a_false_index_costs_no_image_and_is_noted(
     source: Callable[[list[Row]], DanbooruSource], tmp_path: Path, lie: Any
 ) -> None:
-    tar = tmp_path / "pictures/0001.tar"
+    tar = tmp_path / "images/0001.tar"
     shards.write_tar(tar, MEMBERS)
     path = tar.with_suffix(".json")
     path.write_text(json.dumps(lie(json.loads(path.read_text()))))
@@ -244,10 +244,10 @@ def test_a_false_index_costs_no_picture_and_is_noted(
     assert "0001.json" in note and "read from the tar itself" in note
 
 
-def test_an_index_of_another_tar_costs_no_picture(
+def test_an_index_of_another_tar_costs_no_image(
     source: Callable[[list[Row]], DanbooruSource], tmp_path: Path
 ) -> None:
-    folder = tmp_path / "pictures"
+    folder = tmp_path / "images"
     shards.write_tar(folder / "a.tar", MEMBERS[:3])
     shards.write_tar(folder / "b.tar", MEMBERS[3:])
     (folder / "a.json").rename(folder / "c.json")
@@ -258,15 +258,15 @@ def test_an_index_of_another_tar_costs_no_picture(
     assert len(found.notes) == 2
 
 
-def test_a_damaged_tar_costs_its_own_pictures_alone(
+def test_a_damaged_tar_costs_its_own_images_alone(
     source: Callable[[list[Row]], DanbooruSource], tmp_path: Path, write_file: Write
 ) -> None:
-    shards.write_tar(tmp_path / "pictures/a.tar", MEMBERS[:3])
-    cut = tmp_path / "pictures/a.tar"
+    shards.write_tar(tmp_path / "images/a.tar", MEMBERS[:3])
+    cut = tmp_path / "images/a.tar"
     cut.write_bytes(cut.read_bytes()[: 3 * 512 + 1])
-    write_file("pictures/b.tar", b"no tar at all" * 100)
-    write_file("pictures/c.tar", b"")
-    shards.write_tar(tmp_path / "pictures/d.tar", MEMBERS[3:])
+    write_file("images/b.tar", b"no tar at all" * 100)
+    write_file("images/c.tar", b"")
+    shards.write_tar(tmp_path / "images/d.tar", MEMBERS[3:])
     found = source([post(number) for number in range(1, 8)])
     assert contents(found) == {**wanted(1, 4, 5, 6, 7), "2": None, "3": None}
     assert [note.split("/")[-1][:5] for note in found.notes] == ["a.jso", "b.tar", "c.tar"]
@@ -278,7 +278,7 @@ def test_members_of_unsafe_names_are_left_out_and_counted(
     source: Callable[[list[Row]], DanbooruSource], tmp_path: Path, name: str, indexed: bool
 ) -> None:
     members = [(name, b"evil"), MEMBERS[1]]
-    tar = tmp_path / "pictures/0001.tar"
+    tar = tmp_path / "images/0001.tar"
     shards.write_tar(tar, members) if indexed else pack(tar, members)
     found = source([post(1), post(2)])
     assert contents(found) == {"1": None, **wanted(2)}
@@ -289,12 +289,12 @@ def test_names_that_are_no_utf8_cost_nothing_else(
     source: Callable[[list[Row]], DanbooruSource], tmp_path: Path, write_file: Write
 ) -> None:
     odd = os.fsdecode(b"\xff\xfe")
-    write_file("pictures/2.webp", MEMBERS[1][1])
-    (tmp_path / "pictures" / odd).mkdir()
-    (tmp_path / "pictures" / odd / "3.webp").write_bytes(b"3")
-    (tmp_path / "pictures" / f"{odd}.webp").write_bytes(b"x")
+    write_file("images/2.webp", MEMBERS[1][1])
+    (tmp_path / "images" / odd).mkdir()
+    (tmp_path / "images" / odd / "3.webp").write_bytes(b"3")
+    (tmp_path / "images" / f"{odd}.webp").write_bytes(b"x")
     pack(
-        tmp_path / "pictures/0001.tar",
+        tmp_path / "images/0001.tar",
         [(f"{odd}.webp", b"x"), MEMBERS[0]],
         format=tarfile.GNU_FORMAT,
     )
@@ -304,32 +304,32 @@ def test_names_that_are_no_utf8_cost_nothing_else(
 def test_what_is_linked_or_hangs_costs_nothing_else(
     source: Callable[[list[Row]], DanbooruSource], tmp_path: Path, write_file: Write
 ) -> None:
-    write_file("pictures/1.webp", MEMBERS[0][1])
-    (tmp_path / "pictures/loop").symlink_to(".")
-    (tmp_path / "pictures/2.webp").symlink_to("nowhere.webp")
-    os.mkfifo(tmp_path / "pictures/3.webp")
-    os.mkfifo(tmp_path / "pictures/4.tar")
+    write_file("images/1.webp", MEMBERS[0][1])
+    (tmp_path / "images/loop").symlink_to(".")
+    (tmp_path / "images/2.webp").symlink_to("nowhere.webp")
+    os.mkfifo(tmp_path / "images/3.webp")
+    os.mkfifo(tmp_path / "images/4.tar")
     found = source([post(number) for number in (1, 2, 3)])
     assert contents(found) == {**wanted(1), "2": None, "3": None}
     assert any("loop" in note for note in found.notes)
 
 
-def test_a_whole_run_writes_places_from_which_pictures_are_read(
+def test_a_whole_run_writes_places_from_which_images_are_read(
     tmp_path: Path, demo: Path, default_params: Params, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("DVC_ROOT", raising=False)
     drawn = {n: (demo / f"{n:04d}.png").read_bytes() for n in range(6)}
     tars = [(f"{number}.png", content) for number, content in drawn.items()]
-    shards.write_tar(Path("pictures/0000.tar"), tars[:3])
-    pack(Path("pictures/0001.tar"), [*tars[3:5], ("7.png", b"no picture")])
-    Path("pictures/5.png").write_bytes(drawn[5])
+    shards.write_tar(Path("images/0000.tar"), tars[:3])
+    pack(Path("images/0001.tar"), [*tars[3:5], ("7.png", b"no image")])
+    Path("images/5.png").write_bytes(drawn[5])
     rows = [post(number, rating="gsqe"[number % 4]) for number in range(8)]
     p = default_params.prepare.model_copy(
         update={
             "source": "danbooru",
             "path": metadata(Path("metadata.parquet"), rows),
-            "image_root": Path("pictures"),
+            "image_root": Path("images"),
         }
     )
     prepare.main(p)
@@ -349,8 +349,8 @@ def test_a_whole_run_writes_places_from_which_pictures_are_read(
     assert sizes == [Image.open(io.BytesIO(content)).width for content in drawn.values()]
     rejected = prepare.REJECTED.read_text(encoding="utf-8").splitlines()
     assert [line.split(",")[:2] for line in rejected[1:]] == [
-        ["6", "no picture"],
-        ["7", "unreadable picture"],
+        ["6", "no image"],
+        ["7", "unreadable image"],
     ]
     notes = json.loads(prepare.REPORT.read_text(encoding="utf-8"))
     assert "0001.tar has no index" in json.dumps(notes)

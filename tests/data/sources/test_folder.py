@@ -1,4 +1,4 @@
-"""A folder as people bring it: odd sidecars are read, the hopeless listed with a reason."""
+"""Folders as people have them: odd sidecars are read, unusable images rejected with a reason."""
 
 import csv
 import json
@@ -16,6 +16,7 @@ from PIL import Image
 import prepare
 from tagger.core import errors
 from tagger.core.errors import TaggerError
+from tagger.data import rejected
 from tagger.data.sources import folder
 from tagger.data.sources.folder import FolderSource
 from tagger.params import Params
@@ -26,37 +27,37 @@ Paint = Callable[[str], Path]
 Tags = dict[int | None, list[str]]
 
 
-class Found(NamedTuple):
-    tags: dict[str, Tags]  # of each picture that can be used, by category
-    rejected: dict[str, tuple[str, str]]  # reason and detail of each other one
+class FolderContent(NamedTuple):
+    tags: dict[str, Tags]  # by image and category
+    rejected: dict[str, tuple[str, str]]  # reason and detail by image
 
 
-def read(*folders: Path, separator: str = ",") -> Found:
-    found = Found({}, {})
-    for batch in FolderSource(list(folders), separator).read():
+def read(*folders: Path, separator: str = ",", **settings: int) -> FolderContent:
+    content = FolderContent({}, {})
+    for batch in FolderSource(list(folders), separator, **settings).read():
         for row, name in enumerate(batch.posts["id"].to_pylist()):
-            assert name not in found.tags
+            assert name not in content.tags
             lists = {code: lists[row].as_py() for code, lists in batch.tags.items()}
-            found.tags[name] = {code: tags for code, tags in lists.items() if tags}
-        for name, *reason in zip(*batch.rejected.to_pydict().values(), strict=True):
-            assert name not in found.rejected
-            found.rejected[name] = (reason[0], reason[1])
-    return found
+            content.tags[name] = {code: tags for code, tags in lists.items() if tags}
+        for name, reason, detail in zip(*batch.rejected.to_pydict().values(), strict=True):
+            assert name not in content.rejected
+            content.rejected[name] = reason, detail
+    return content
 
 
 @pytest.fixture
-def sole(
+def read_sidecar(
     tmp_path: Path, write_image: Paint, write_file: Write
 ) -> Callable[[str, str | bytes], Any]:
-    """Return the tags that one sidecar gives a picture, or else why it gives none."""
+    """Return the tags of an image with one sidecar, or the reason and detail of its rejection."""
 
-    def sole(name: str, content: str | bytes, separator: str = ",") -> Any:
+    def read_sidecar(name: str, content: str | bytes, separator: str = ",") -> Any:
         write_image("a.png")
         write_file(name, content)
-        found = read(tmp_path, separator=separator)
-        return found.tags.get("a.png") or found.rejected["a.png"]
+        images = read(tmp_path, separator=separator)
+        return images.tags.get("a.png") or images.rejected["a.png"]
 
-    return sole
+    return read_sidecar
 
 
 @pytest.mark.parametrize(
@@ -83,28 +84,27 @@ def test_sidecars_are_read_as_people_write_them(
     content: bytes,
     tags: list[str],
 ) -> None:
-    write_image("pictures/a.png")
-    write_file("pictures/a.txt", content)
-    prepared(default_params, path="pictures")
+    write_image("images/a.png")
+    write_file("images/a.txt", content)
+    run_prepare(default_params, path="images")
     (names,) = labels()
     assert sorted(names) == sorted(tags)
 
 
 @pytest.mark.parametrize("separator", [",", ", ", " ", ";", "|", "\t", "||"])
-def test_the_separator_is_chosen(sole: Callable[..., Any], separator: str) -> None:
+def test_separator_is_a_parameter(read_sidecar: Callable[..., Any], separator: str) -> None:
     text = separator.join(["1girl", "long_hair", "smile"])
-    assert sole("a.txt", text, separator) == {None: ["1girl", "long_hair", "smile"]}
+    assert read_sidecar("a.txt", text, separator) == {None: ["1girl", "long_hair", "smile"]}
 
 
 @given(st.text(), st.sampled_from([",", " ", ";", "|"]))
-def test_tags_of_a_text_never_hold_separators_or_nothing(text: str, separator: str) -> None:
+def test_split_tags_are_not_empty_and_hold_no_separator(text: str, separator: str) -> None:
     tags = folder.split_tags(text, separator)
     for tag in tags:
         assert tag.strip()
         assert separator not in tag
         assert folder.split_tags(tag, separator) == [tag]
-    kept, given = "".join(tags), text.replace(separator, " ")
-    assert "".join(kept.split()) == "".join(given.split())
+    assert "".join("".join(tags).split()) == "".join(text.replace(separator, " ").split())
 
 
 @pytest.mark.parametrize(
@@ -127,10 +127,10 @@ def test_tags_of_a_text_never_hold_separators_or_nothing(text: str, separator: s
     ],
 )
 def test_json_gives_tags_and_their_categories(
-    sole: Callable[..., Any], content: Any, tags: Tags
+    read_sidecar: Callable[..., Any], content: Any, tags: Tags
 ) -> None:
-    assert sole("a.json", json.dumps(content)) == tags
-    assert sole("a.json", b"\xef\xbb\xbf" + json.dumps(content).encode()) == tags
+    assert read_sidecar("a.json", json.dumps(content)) == tags
+    assert read_sidecar("a.json", b"\xef\xbb\xbf" + json.dumps(content).encode()) == tags
 
 
 @pytest.mark.parametrize(
@@ -156,18 +156,20 @@ def test_json_gives_tags_and_their_categories(
         b'["caf\xe9"]',
     ],
 )
-def test_json_that_holds_no_tags_is_told(sole: Callable[..., Any], content: str | bytes) -> None:
-    reason, detail = sole("a.json", content)
+def test_json_without_lists_of_tags_is_an_unreadable_sidecar(
+    read_sidecar: Callable[..., Any], content: str | bytes
+) -> None:
+    reason, detail = read_sidecar("a.json", content)
     assert reason == "unreadable sidecar"
     assert detail and detail.isprintable()
 
 
 @pytest.mark.parametrize("content", ["[]", '{"general": []}', '{"tags": {}}', '""'])
-def test_json_without_a_tag_has_no_tags(sole: Callable[..., Any], content: str) -> None:
-    assert sole("a.json", content)[0] == "no tags"
+def test_json_without_a_tag_has_no_tags(read_sidecar: Callable[..., Any], content: str) -> None:
+    assert read_sidecar("a.json", content)[0] == "no tags"
 
 
-def test_the_first_of_four_sidecars_counts(
+def test_first_of_four_possible_sidecars_counts(
     tmp_path: Path, write_image: Paint, write_file: Write
 ) -> None:
     write_image("a.png")
@@ -183,7 +185,7 @@ def test_the_first_of_four_sidecars_counts(
         assert tags[0] in content
 
 
-def test_each_of_two_pictures_of_one_stem_can_have_its_own(
+def test_images_with_the_same_stem_can_have_their_own_sidecars(
     tmp_path: Path, write_image: Paint, write_file: Write
 ) -> None:
     for name in ("a.png", "a.jpg"):
@@ -207,7 +209,7 @@ def test_each_of_two_pictures_of_one_stem_can_have_its_own(
         (None, "no sidecar"),
     ],
 )
-def test_a_picture_without_readable_tags_is_left_out_and_the_rest_kept(
+def test_images_without_readable_tags_are_rejected(
     tmp_path: Path, write_image: Paint, write_file: Write, sidecar: bytes | None, reason: str
 ) -> None:
     for name in ("bad.png", "good.png"):
@@ -215,14 +217,14 @@ def test_a_picture_without_readable_tags_is_left_out_and_the_rest_kept(
     write_file("good.txt", "smile")
     if sidecar is not None:
         write_file("bad.txt", sidecar)
-    found = read(tmp_path)
-    assert list(found.tags) == ["good.png"]
-    assert list(found.rejected) == ["bad.png"]
-    assert found.rejected["bad.png"][0] == reason
-    assert found.rejected["bad.png"][1].isprintable()
+    content = read(tmp_path)
+    assert list(content.tags) == ["good.png"]
+    assert list(content.rejected) == ["bad.png"]
+    assert content.rejected["bad.png"][0] == reason
+    assert content.rejected["bad.png"][1].isprintable()
 
 
-def test_a_sidecar_that_is_no_file_is_none(
+def test_sidecars_that_are_not_files_do_not_count(
     tmp_path: Path, write_image: Paint, write_file: Write
 ) -> None:
     for name in ("a.png", "b.png", "c.png"):
@@ -230,30 +232,30 @@ def test_a_sidecar_that_is_no_file_is_none(
     write_file("a.txt", "smile")
     (tmp_path / "b.txt").mkdir()
     os.mkfifo(tmp_path / "c.txt")
-    rejected = read(tmp_path).rejected
-    assert {name: reason for name, (reason, _) in rejected.items() if name in "b.png c.png"} == {
+    unusable = read(tmp_path).rejected
+    assert {name: reason for name, (reason, _) in unusable.items() if name in "b.png c.png"} == {
         "b.png": "no sidecar",
         "c.png": "no sidecar",
     }
 
 
-def test_a_folder_without_anything_to_use_is_refused(
+def test_folders_without_usable_images_are_errors(
     tmp_path: Path, write_image: Paint, write_file: Write
 ) -> None:
     with pytest.raises(TaggerError, match="there is no folder"):
         read(tmp_path / "none")
-    with pytest.raises(TaggerError, match="holds no pictures"):
+    with pytest.raises(TaggerError, match="holds no images"):
         read(tmp_path)
     write_image("a.png")
-    with pytest.raises(TaggerError, match=r"None of the 1 pictures.*a\.png needs its tags in a"):
+    with pytest.raises(TaggerError, match=r"None of the 1 images.*a\.png needs its tags in a"):
         read(tmp_path)
 
 
-def test_folders_that_share_pictures_are_refused(tmp_path: Path, write_image: Paint) -> None:
+def test_folders_that_share_images_are_errors(tmp_path: Path, write_image: Paint) -> None:
     write_image("one/two/a.png")
     (tmp_path / "link").symlink_to("one")
     for folders in (("one", "one/two"), ("one/two", "one"), ("one", "one"), ("one", "link")):
-        with pytest.raises(TaggerError, match=r"prepare\.more_folders: .* share pictures"):
+        with pytest.raises(TaggerError, match=r"prepare\.more_folders: .* share images"):
             read(*(tmp_path / name for name in folders))
     with pytest.raises(TaggerError, match=r"prepare\.more_folders: there is no folder"):
         read(tmp_path / "one", tmp_path / "three")
@@ -265,8 +267,8 @@ def test_ids_of_several_folders_are_unique(
     for name in ("one", "two", "three/four"):
         write_image(f"{name}/x/a.png")
         write_file(f"{name}/x/a.txt", name)
-    found = read(tmp_path / "one", tmp_path / "two", tmp_path / "three")
-    assert found.tags == {
+    content = read(tmp_path / "one", tmp_path / "two", tmp_path / "three")
+    assert content.tags == {
         "x/a.png": {None: ["one"]},
         f"{tmp_path}/two/x/a.png": {None: ["two"]},
         f"{tmp_path}/three/four/x/a.png": {None: ["three/four"]},
@@ -288,7 +290,7 @@ def test_ids_of_several_folders_are_unique(
         "x" * 251,
     ],
 )
-def test_names_of_all_kinds_are_ids(
+def test_ids_may_be_names_of_all_kinds(
     tmp_path: Path, write_image: Paint, write_file: Write, name: str
 ) -> None:
     write_image(f"{name}.png")
@@ -296,7 +298,7 @@ def test_names_of_all_kinds_are_ids(
     assert read(tmp_path) == ({f"{name}.png": {None: ["smile"]}}, {})
 
 
-def test_a_name_that_cannot_be_printed_is_left_out(
+def test_unprintable_names_are_rejected(
     tmp_path: Path, write_image: Paint, write_file: Write
 ) -> None:
     write_image("good.png")
@@ -304,14 +306,14 @@ def test_a_name_that_cannot_be_printed_is_left_out(
     (tmp_path / os.fsdecode(b"folder\xff")).mkdir()
     for odd in (b"\xc4\xe3.png", b"new\nline.png", b"tab\t.png", b"folder\xff/a.png"):
         (tmp_path / os.fsdecode(odd)).write_bytes((tmp_path / "good.png").read_bytes())
-    found = read(tmp_path)
-    assert list(found.tags) == ["good.png"]
-    assert len(found.rejected) == 4
-    assert {reason for reason, _ in found.rejected.values()} == {"name"}
-    assert all(name.isascii() and name.isprintable() for name in found.rejected)
+    content = read(tmp_path)
+    assert list(content.tags) == ["good.png"]
+    assert len(content.rejected) == 4
+    assert {reason for reason, _ in content.rejected.values()} == {"name"}
+    assert all(name.isascii() and name.isprintable() for name in content.rejected)
 
 
-def test_what_is_not_followed_is_told(
+def test_links_that_are_not_followed_are_rejected(
     tmp_path: Path, write_image: Paint, write_file: Write
 ) -> None:
     write_image("a.png")
@@ -321,27 +323,24 @@ def test_what_is_not_followed_is_told(
     (tmp_path / "itself.png").symlink_to("itself.png")
     (tmp_path / "linked.png").symlink_to("a.png")
     write_file("linked.txt", "smile")
-    found = read(tmp_path)
-    assert list(found.tags) == ["a.png", "linked.png"]
-    assert {name: reason for name, (reason, _) in found.rejected.items()} == {
-        "dangling.png": "unreadable picture",
-        "itself.png": "unreadable picture",
+    content = read(tmp_path)
+    assert list(content.tags) == ["a.png", "linked.png"]
+    assert {name: reason for name, (reason, _) in content.rejected.items()} == {
+        "dangling.png": "unreadable image",
+        "itself.png": "unreadable image",
         "loop": "unreadable folder",
     }
 
 
-def test_folders_of_many_chunks_come_in_order(
-    tmp_path: Path, write_image: Paint, write_file: Write, monkeypatch: pytest.MonkeyPatch
+def test_images_of_many_chunks_are_in_order(
+    tmp_path: Path, write_image: Paint, write_file: Write
 ) -> None:
-    monkeypatch.setattr(folder, "_CHUNK", 3)
     content = write_image("00.png").read_bytes()
     for number in range(20):
         write_file(f"{number:02d}.png", content)
         write_file(f"{number:02d}.txt", f"tag_{number}")
-    assert read(tmp_path).tags == {f"{n:02d}.png": {None: [f"tag_{n}"]} for n in range(20)}
-
-
-# ---- whole runs -----------------------------------------------------------------------------
+    expected = {f"{n:02d}.png": {None: [f"tag_{n}"]} for n in range(20)}
+    assert read(tmp_path, chunk_images=3).tags == expected
 
 
 @pytest.fixture
@@ -352,11 +351,10 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def prepared(shipped: Params, **values: Any) -> None:
-    """Run the stage with some parameters of its own."""
-    p = shipped.prepare.model_copy(
+def run_prepare(default_params: Params, **values: Any) -> None:
+    p = default_params.prepare.model_copy(
         update={
-            key: Path(value) if key in ("path", "pictures") else value
+            key: Path(value) if key in ("path", "image_root") else value
             for key, value in values.items()
         }
     )
@@ -374,16 +372,16 @@ def labels() -> list[list[str]]:
 def outcome() -> tuple[list[str], list[str]]:
     """Return the ids of posts.parquet and of rejected.csv."""
     with prepare.REJECTED.open(encoding="utf-8", newline="") as file:
-        rejected = [row["id"] for row in csv.DictReader(file)]
-    return pq.read_table(prepare.POSTS)["id"].to_pylist(), rejected
+        rejected_ids = [row["id"] for row in csv.DictReader(file)]
+    return pq.read_table(prepare.POSTS)["id"].to_pylist(), rejected_ids
 
 
-def test_categories_of_json_reach_the_tags(
+def test_prepare_keeps_the_categories_of_json_sidecars(
     project: Path, write_image: Paint, write_file: Write, default_params: Params
 ) -> None:
-    write_image("pictures/a.png")
-    write_file("pictures/a.json", '{"character": ["Hatsune Miku"], "general": ["smile"]}')
-    prepared(default_params, path="pictures")
+    write_image("images/a.png")
+    write_file("images/a.json", '{"character": ["Hatsune Miku"], "general": ["smile"]}')
+    run_prepare(default_params, path="images")
     tags = pq.read_table(prepare.TAGS).to_pydict()
     assert dict(zip(tags["name"], tags["category"], strict=True)) == {
         "smile": 0,
@@ -391,62 +389,62 @@ def test_categories_of_json_reach_the_tags(
     }
 
 
-def test_the_size_is_that_of_the_upright_picture(
+def test_prepare_writes_the_upright_size(
     project: Path, write_file: Write, default_params: Params
 ) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # turn by a quarter
-    write_file("pictures/a.txt", "smile")
-    Image.new("RGB", (20, 10)).save("pictures/a.jpg", exif=exif)
-    prepared(default_params, path="pictures")
+    write_file("images/a.txt", "smile")
+    Image.new("RGB", (20, 10)).save("images/a.jpg", exif=exif)
+    run_prepare(default_params, path="images")
     post = pq.read_table(prepare.POSTS).to_pylist()[0]
     assert (post["width"], post["height"], post["offset"]) == (10, 20, 0)
     assert post["size"] == Path(post["file"]).stat().st_size
 
 
 SIDECARS = [None, b"", b"smile", b"smile, 1girl", b"\xff", b"a\0b", b'["smile"]', b"{"]
-PICTURES = ["png", "broken", "empty", "dangling"]
+IMAGE_KINDS = ["png", "broken", "empty", "dangling"]
 SOME_NAMES = ["a", "b", "inner/a", 'q"u,o', "new\nline", "初音", "wide\u3000", os.fsdecode(b"\xff")]
 
 
 @pytest.mark.parametrize("verify", ["header", "decode"])
 @given(
-    pictures=st.dictionaries(
+    images=st.dictionaries(
         st.sampled_from(SOME_NAMES),
-        st.tuples(st.sampled_from(PICTURES), st.sampled_from(SIDECARS), st.booleans()),
+        st.tuples(st.sampled_from(IMAGE_KINDS), st.sampled_from(SIDECARS), st.booleans()),
     )
 )
 @settings(max_examples=12, derandomize=True)
-def test_every_picture_is_a_post_or_rejected_and_never_both(
+def test_prepare_uses_or_rejects_every_image_exactly_once(
     tmp_path_factory: pytest.TempPathFactory,
     default_params: Params,
     verify: str,
-    pictures: dict[str, tuple[str, bytes | None, bool]],
+    images: dict[str, tuple[str, bytes | None, bool]],
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path_factory.mktemp("project"))
         patch.setenv("DVC_ROOT", ".")
-        patch.setattr(prepare, "report", only_rejected)
-        Path("pictures/inner").mkdir(parents=True)
-        Image.new("RGB", (4, 4)).save("pictures/always.png")
-        Path("pictures/always.txt").write_text("smile")
-        for name, (kind, sidecar, as_json) in pictures.items():
-            draw(Path("pictures", f"{name}.png"), kind)
+        patch.setattr(prepare, "write_reports", write_rejected)
+        Path("images/inner").mkdir(parents=True)
+        Image.new("RGB", (4, 4)).save("images/always.png")
+        Path("images/always.txt").write_text("smile")
+        for name, (kind, sidecar, as_json) in images.items():
+            draw(Path("images", f"{name}.png"), kind)
             if sidecar is not None:
-                Path("pictures", name + (".json" if as_json else ".txt")).write_bytes(sidecar)
-        prepared(default_params, path="pictures", verify=verify)
-        posts, rejected = outcome()
+                Path("images", name + (".json" if as_json else ".txt")).write_bytes(sidecar)
+        run_prepare(default_params, path="images", verify=verify)
+        posts, rejected_ids = outcome()
         assert len(set(posts)) == len(posts)
-        assert sorted([*posts, *rejected]) == sorted(
+        assert sorted([*posts, *rejected_ids]) == sorted(
             name if name.replace("\u3000", "").isprintable() else ascii(name)
-            for name in ("always.png", *(f"{name}.png" for name in pictures))
+            for name in ("always.png", *(f"{name}.png" for name in images))
         )
         assert all(path.suffix == ".lock" for path in scratch.stage_folder("prepare").iterdir())
 
 
-def only_rejected(*arguments: Any) -> None:
-    """Stand in for the report, whose drawings take a second each."""
-    arguments[3].write(prepare.REJECTED)
+def write_rejected(*arguments: Any) -> None:
+    """Replace the reports, whose plots take a second each."""
+    rejected.write(arguments[3], prepare.REJECTED)
 
 
 def draw(path: Path, kind: str) -> None:
@@ -455,27 +453,27 @@ def draw(path: Path, kind: str) -> None:
     elif kind == "dangling":
         path.symlink_to("nowhere.png")
     else:
-        path.write_bytes(b"no picture" if kind == "broken" else b"")
+        path.write_bytes(b"no image" if kind == "broken" else b"")
 
 
-def test_a_picture_of_two_folders_by_the_same_path_is_listed(
+def test_prepare_rejects_an_image_with_the_id_of_another(
     project: Path, write_image: Paint, write_file: Write, default_params: Params
 ) -> None:
-    for name in ("pictures/more/a", "more/a"):
+    for name in ("images/more/a", "more/a"):
         write_image(f"{name}.png")
         write_file(f"{name}.txt", "smile")
-    prepared(default_params, path="pictures", more_folders=[Path("more")])
-    posts, rejected = outcome()
-    assert sorted([*posts, *rejected]) == ["more/a.png", "more/a.png"]
+    run_prepare(default_params, path="images", more_folders=[Path("more")])
+    posts, rejected_ids = outcome()
+    assert sorted([*posts, *rejected_ids]) == ["more/a.png", "more/a.png"]
 
 
-def test_nothing_to_use_is_one_line_and_writes_nothing(
+def test_prepare_without_usable_images_is_an_error_and_writes_nothing(
     project: Path, write_image: Paint, default_params: Params, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    write_image("pictures/a.png")
+    write_image("images/a.png")
     with pytest.raises(SystemExit) as ended, errors.exit_on_error():
-        prepared(default_params, path="pictures")
+        run_prepare(default_params, path="images")
     assert ended.value.code == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("error: None of the 1 pictures in pictures has a sidecar")
+    assert line.startswith("error: None of the 1 images in images has a sidecar")
     assert not (project / "data").exists()

@@ -1,4 +1,4 @@
-"""One table with a row per picture: in four formats, as people and programs write them."""
+"""Tables in four formats give the same posts, as people and programs write them."""
 
 import csv
 import json
@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 import prepare
 from tagger.core.errors import TaggerError
 from tagger.data import ingest
-from tagger.data.rejected import RejectedPosts
 from tagger.data.sources.table import TableSource
 from tagger.data.tags import rules
 from tagger.data.tags.lexicon import Lexicon
@@ -34,8 +33,8 @@ ROWS: list[Row] = [
 
 
 def table(path: Path, **settings: Any) -> TableSource:
-    chosen = {"path_column": "path", "tag_column": "tags", "separator": ","} | settings
-    return TableSource(path=path, image_root=chosen.pop("pictures", Path("pictures")), **chosen)
+    defaults = {"path_column": "path", "tag_column": "tags", "separator": ","}
+    return TableSource(path=path, **{"image_root": Path("images")} | defaults | settings)
 
 
 def read(path: Path, **settings: Any) -> list[Row]:
@@ -48,7 +47,7 @@ def read(path: Path, **settings: Any) -> list[Row]:
     return rows
 
 
-def rejected(path: Path) -> list[tuple[str, str, str]]:
+def rejected_rows(path: Path) -> list[tuple[str, str, str]]:
     columns = [batch.rejected.to_pydict().values() for batch in table(path).read()]
     return [row for column in columns for row in zip(*column, strict=True)]
 
@@ -77,10 +76,10 @@ def test_every_format_gives_the_same_posts(tmp_path: Path, suffix: str) -> None:
     write_rows(path, ROWS) if suffix != ".CSV" else write_rows(tmp_path / "table.csv", ROWS).rename(
         path
     )
-    found = read(path)
-    assert [row["id"] for row in found] == [row["path"] for row in ROWS]
-    assert [row["file"] for row in found] == [f"pictures/{row['path']}" for row in ROWS]
-    assert [row["tags"] for row in found] == [row["tags"].split(",") for row in ROWS]
+    posts = read(path)
+    assert [row["id"] for row in posts] == [row["path"] for row in ROWS]
+    assert [row["file"] for row in posts] == [f"images/{row['path']}" for row in ROWS]
+    assert [row["tags"] for row in posts] == [row["tags"].split(",") for row in ROWS]
 
 
 texts = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0\r"), min_size=1)
@@ -93,20 +92,20 @@ def test_any_text_survives_a_csv(
 ) -> None:
     path = tmp_path_factory.mktemp("table") / "table.csv"
     write_rows(path, [{"path": f"p{a}", "tags": f"t{b}"} for a, b in rows])
-    found = read(path, separator="\0")
-    assert [(row["id"][1:], row["tags"][0][1:]) for row in found] == rows
+    posts = read(path, separator="\0")
+    assert [(row["id"][1:], row["tags"][0][1:]) for row in posts] == rows
 
 
-def test_columns_and_separator_are_chosen(tmp_path: Path) -> None:
+def test_columns_and_separator_are_parameters(tmp_path: Path) -> None:
     path = write_rows(tmp_path / "t.csv", [{"image file": "a.png", "x": "1", "labels": "a b|c"}])
     (row,) = read(path, path_column="image file", tag_column="labels", separator="|")
     assert (row["id"], row["tags"]) == ("a.png", ["a b", "c"])
 
 
-def test_paths_start_at_pictures_unless_they_are_absolute(tmp_path: Path) -> None:
+def test_relative_paths_start_at_image_root(tmp_path: Path) -> None:
     path = write_rows(tmp_path / "t.csv", [{"path": p, "tags": "a"} for p in ("a.png", "/b.png")])
-    assert [row["file"] for row in read(path)] == ["pictures/a.png", "/b.png"]
-    assert [row["file"] for row in read(path, pictures=Path())] == ["a.png", "/b.png"]
+    assert [row["file"] for row in read(path)] == ["images/a.png", "/b.png"]
+    assert [row["file"] for row in read(path, image_root=Path())] == ["a.png", "/b.png"]
 
 
 @pytest.mark.parametrize("suffix", [".parquet", ".jsonl"])
@@ -134,12 +133,12 @@ def test_texts_of_any_arrow_type_are_read(tmp_path: Path, kind: pa.DataType) -> 
     }
     arrays = {name: pa.array(values).cast(kind) for name, values in columns.items()}
     pq.write_table(pa.table(arrays), tmp_path / "t.parquet")
-    one, two = read(tmp_path / "t.parquet")
-    assert (one["tags"], two["tags"]) == (["1girl", "smile"], ["smile"])
-    assert (one["rating"], two["rating"]) == (["general"], [])
-    assert (one["score"], two["score"]) == (3, None)
-    assert (one["parent"], two["parent"]) == (None, "7")
-    assert one["created_at"].isoformat() == "2020-01-31T10:00:00+00:00"
+    first, second = read(tmp_path / "t.parquet")
+    assert (first["tags"], second["tags"]) == (["1girl", "smile"], ["smile"])
+    assert (first["rating"], second["rating"]) == (["general"], [])
+    assert (first["score"], second["score"]) == (3, None)
+    assert (first["parent"], second["parent"]) == (None, "7")
+    assert first["created_at"].isoformat() == "2020-01-31T10:00:00+00:00"
 
 
 @pytest.mark.parametrize(
@@ -171,27 +170,27 @@ FULL: list[Row] = [
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".tsv", ".parquet", ".jsonl"])
-def test_what_else_is_known_of_a_post_is_used(tmp_path: Path, suffix: str) -> None:
+def test_danbooru_columns_are_used_if_present(tmp_path: Path, suffix: str) -> None:
     rows = [{name: row.get(name, "") for name in FULL[0]} for row in FULL]
-    one, two, three = read(write_rows(tmp_path / f"t{suffix}", rows))
-    assert (one["id"], one["score"], one["parent"]) == ("12", -3, "7")
-    assert (one["width"], one["height"]) == (640, 480)
-    assert (one["deleted"], one["banned"]) == (True, False)
-    assert one["created_at"].isoformat() == "2020-01-31T15:00:00.500000+00:00"
-    assert [row["rating"] for row in (one, two, three)] == [["sensitive"], ["explicit"], []]
+    first, second, third = read(write_rows(tmp_path / f"t{suffix}", rows))
+    assert (first["id"], first["score"], first["parent"]) == ("12", -3, "7")
+    assert (first["width"], first["height"]) == (640, 480)
+    assert (first["deleted"], first["banned"]) == (True, False)
+    assert first["created_at"].isoformat() == "2020-01-31T15:00:00.500000+00:00"
+    assert [row["rating"] for row in (first, second, third)] == [["sensitive"], ["explicit"], []]
     for name in ("score", "parent", "created_at", "deleted", "width", "height"):
-        assert two[name] is None
+        assert second[name] is None
 
 
 @pytest.mark.parametrize("text", ["2020-01-31", "2020-01-31 10:30:00", "2020-01-31T10:30:00.25"])
-def test_a_time_without_a_zone_is_utc(tmp_path: Path, text: str) -> None:
+def test_times_without_a_zone_are_utc(tmp_path: Path, text: str) -> None:
     path = write_rows(tmp_path / "t.csv", [{"path": "a", "tags": "a", "created_at": text}])
     (row,) = read(path)
     assert row["created_at"].isoformat().startswith("2020-01-31T")
     assert row["created_at"].utcoffset().total_seconds() == 0
 
 
-def test_numbers_that_became_fractions_are_ids_again(tmp_path: Path) -> None:
+def test_ids_stored_as_floats_are_integers_again(tmp_path: Path) -> None:
     columns = {
         "path": ["a", "b"],
         "tags": ["a", "b"],
@@ -199,12 +198,12 @@ def test_numbers_that_became_fractions_are_ids_again(tmp_path: Path) -> None:
         "parent_id": pa.array([8000000.0, float("nan")]),
     }
     pq.write_table(pa.table(columns), tmp_path / "t.parquet")
-    one, two = read(tmp_path / "t.parquet")
-    assert (one["id"], two["id"]) == ("8123456", "2")
-    assert (one["parent"], two["parent"]) == ("8000000", None)
+    first, second = read(tmp_path / "t.parquet")
+    assert (first["id"], second["id"]) == ("8123456", "2")
+    assert (first["parent"], second["parent"]) == ("8000000", None)
 
 
-def test_a_missing_column_is_named_with_the_nearest(tmp_path: Path) -> None:
+def test_missing_columns_are_errors_that_suggest_the_nearest(tmp_path: Path) -> None:
     for suffix in (".csv", ".parquet", ".jsonl"):
         path = write_rows(tmp_path / f"t{suffix}", [{"paths": "a.png", "tags": "a"}])
         with pytest.raises(TaggerError) as error:
@@ -216,10 +215,10 @@ def test_a_missing_column_is_named_with_the_nearest(tmp_path: Path) -> None:
             read(path, path_column="paths", tag_column="tag_string")
 
 
-def test_a_row_of_another_width_is_left_out_and_listed(write_file: Write) -> None:
+def test_csv_rows_with_another_number_of_columns_are_rejected(write_file: Write) -> None:
     path = write_file("t.csv", 'path,tags\na.png,a\nb.png,b,c\n"c\n.png"\nd.png,d\n')
     assert [row["id"] for row in read(path)] == ["a.png", "d.png"]
-    first, second = rejected(path)
+    first, second = rejected_rows(path)
     assert first[:2] == second[:2] == ("t.csv: a row", "unreadable row")
     assert first[2] == "3 columns, 2 expected: b.png,b,c"
     assert "\n" not in second[2]
@@ -229,7 +228,9 @@ def test_a_row_of_another_width_is_left_out_and_listed(write_file: Write) -> Non
     ("column", "value"),
     [("score", "many"), ("created_at", "yesterday"), ("width", str(2**40)), ("is_deleted", "?")],
 )
-def test_a_value_of_another_type_names_its_column(tmp_path: Path, column: str, value: str) -> None:
+def test_values_of_the_wrong_type_are_errors_that_name_the_column(
+    tmp_path: Path, column: str, value: str
+) -> None:
     path = write_rows(tmp_path / "t.csv", [{"path": "a", "tags": "a", column: value}])
     with pytest.raises(TaggerError, match=rf"t\.csv: column '{column}': ") as error:
         read(path)
@@ -239,12 +240,12 @@ def test_a_value_of_another_type_names_its_column(tmp_path: Path, column: str, v
 def test_empty_cells_are_nulls(write_file: Write) -> None:
     empty, full = read(write_file("t.csv", "path,tags,id\n,,\na.png,a,1\n"))
     assert (empty["id"], empty["file"]) == (None, None)
-    assert (full["id"], full["file"]) == ("1", "pictures/a.png")
+    assert (full["id"], full["file"]) == ("1", "images/a.png")
 
 
 @pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
 @pytest.mark.parametrize("end", ["\n", "\r\n"])
-def test_a_byte_order_mark_and_any_line_end_are_read(
+def test_csv_with_byte_order_mark_and_any_line_end_is_read(
     write_file: Write, mark: bytes, end: str
 ) -> None:
     content = end.join(['"path","tags"', "a.png,a", ""])
@@ -272,7 +273,7 @@ def test_a_byte_order_mark_and_any_line_end_are_read(
         ("t", b"path,tags\n"),
     ],
 )
-def test_what_is_no_such_table_is_told_in_one_line(
+def test_files_that_are_no_tables_are_errors_of_one_line(
     write_file: Write, name: str, content: bytes
 ) -> None:
     path = write_file(name, content)
@@ -281,14 +282,14 @@ def test_what_is_no_such_table_is_told_in_one_line(
     assert "\n" not in str(error.value)
 
 
-def test_a_table_that_is_not_there_is_named(tmp_path: Path) -> None:
+def test_missing_tables_are_errors(tmp_path: Path) -> None:
     for path in (tmp_path / "none.csv", tmp_path):
         with pytest.raises(TaggerError, match=rf"prepare\.path: there is no file {path}"):
             read(path)
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".parquet"])
-def test_a_table_without_rows_has_no_posts(tmp_path: Path, suffix: str) -> None:
+def test_tables_without_rows_have_no_posts(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"t{suffix}"
     if suffix == ".csv":
         path.write_text("path,tags\n")
@@ -299,26 +300,23 @@ def test_a_table_without_rows_has_no_posts(tmp_path: Path, suffix: str) -> None:
     assert read(path) == []
 
 
-def test_rows_of_many_blocks_come_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tagger.data.sources.table._BYTES", 200)
-    monkeypatch.setattr("tagger.data.sources.table._ROWS", 7)
+def test_rows_of_many_blocks_are_in_order(tmp_path: Path) -> None:
     rows = [{"path": f"{n:03d}.png", "tags": f"tag_{n}"} for n in range(100)]
     for suffix in (".csv", ".jsonl", ".parquet"):
-        found = read(write_rows(tmp_path / f"t{suffix}", rows))
-        assert [row["id"] for row in found] == [row["path"] for row in rows]
-        assert [row["tags"] for row in found] == [[row["tags"]] for row in rows]
+        path = write_rows(tmp_path / f"t{suffix}", rows)
+        posts = read(path, block_rows=7, block_bytes=200)
+        assert [row["id"] for row in posts] == [row["path"] for row in rows]
+        assert [row["tags"] for row in posts] == [[row["tags"]] for row in rows]
 
 
-def test_a_file_that_is_not_there_or_is_none_has_no_place(
-    tmp_path: Path, write_image: Paint
-) -> None:
+def test_missing_files_have_no_location(tmp_path: Path, write_image: Paint) -> None:
     size = write_image("a.png").stat().st_size
     os.mkfifo(tmp_path / "pipe.png")
     (tmp_path / "folder.png").mkdir()
     names = ["a.png", "none.png", "pipe.png", "folder.png", "nul\0.png", "x" * 300, "a.png/b", None]
     path = tmp_path / "t.parquet"
     pq.write_table(pa.table({"path": names, "tags": ["a"] * len(names)}), path)
-    source = table(path, pictures=tmp_path)
+    source = table(path, image_root=tmp_path)
     posts = next(iter(source.read())).posts
     for name in ("shard", "size", "modified"):
         kind = pa.string() if name == "shard" else pa.int64()
@@ -328,13 +326,13 @@ def test_a_file_that_is_not_there_or_is_none_has_no_place(
     assert located["size"].to_pylist() == [size] + [None] * 7
 
 
-def test_a_whole_run_keeps_what_can_be_used_and_lists_the_rest(
+def test_prepare_uses_or_rejects_every_row_of_a_table(
     tmp_path: Path, write_image: Paint, default_params: Params, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("DVC_ROOT", raising=False)
     for name in ("a", "b", "c", "again", "un,tagged"):
-        write_image(f"pictures/{name}.png")
+        write_image(f"images/{name}.png")
     rows = [
         {"id": "1", "path": "a.png", "tags": "null, nan, 1girl"},
         {"id": "2", "path": "b.png", "tags": "NaN,smile"},
@@ -345,7 +343,7 @@ def test_a_whole_run_keeps_what_can_be_used_and_lists_the_rest(
         {"id": "7", "path": "none.png", "tags": "smile"},
     ]
     changes = {"source": "table", "path": write_rows(Path("t.csv"), rows)}
-    p = default_params.prepare.model_copy(update={**changes, "image_root": Path("pictures")})
+    p = default_params.prepare.model_copy(update={**changes, "image_root": Path("images")})
     prepare.main(p)
     names = pq.read_table(prepare.TAGS)["name"].to_pylist()
     posts = pq.read_table(prepare.POSTS).to_pylist()
@@ -353,20 +351,20 @@ def test_a_whole_run_keeps_what_can_be_used_and_lists_the_rest(
         "1": {"null", "nan", "1girl"},
         "2": {"nan", "smile"},
     }
-    assert [post["file"] for post in posts] == ["pictures/a.png", "pictures/b.png"]
+    assert [post["file"] for post in posts] == ["images/a.png", "images/b.png"]
     with prepare.REJECTED.open(encoding="utf-8", newline="") as file:
         reasons = [(row["id"], row["reason"]) for row in csv.DictReader(file)]
     assert sorted(row[0] for row in reasons) == ["", "1", "5", "6", "7"]
     assert sorted(reasons)[1:] == [
         ("1", "duplicate id"),
-        ("5", "no picture"),
+        ("5", "no image"),
         ("6", "no tags"),
-        ("7", "no picture"),
+        ("7", "no image"),
     ]
 
 
 @pytest.mark.parametrize(
-    ("filters", "left"),
+    ("filters", "accepted"),
     [
         ({"min_score": 3}, ["b.png"]),
         ({"after": "2024-02-01"}, ["b.png"]),
@@ -375,8 +373,8 @@ def test_a_whole_run_keeps_what_can_be_used_and_lists_the_rest(
     ],
 )
 @pytest.mark.parametrize("odd", ["", "three,columns,alone\n"])
-def test_every_filter_on_posts_works_with_a_table(
-    tmp_path: Path, default_params: Params, filters: dict[str, Any], left: list[str], odd: str
+def test_filters_on_columns_apply_to_tables(
+    tmp_path: Path, default_params: Params, filters: dict[str, Any], accepted: list[str], odd: str
 ) -> None:
     path = tmp_path / "table.csv"
     path.write_text(
@@ -384,10 +382,9 @@ def test_every_filter_on_posts_works_with_a_table(
         "a.png,smile,1,2,2024-01-01T00:00:00Z,false\n"
         "b.png,smile,2,3,2024-03-01T00:00:00Z,true\n" + odd
     )
-    chosen = type(default_params.prepare.filters).model_validate(
+    p = type(default_params.prepare.filters).model_validate(
         default_params.prepare.filters.model_dump() | filters
     )
-    lexicon, left_out = Lexicon(rules.read(tmp_path)), RejectedPosts()
-    found = ingest.read_posts(table(path), lexicon, chosen, left_out)
-    assert [Path(file).name for file in found["file"].to_pylist()] == left
-    assert len(left_out) == 1 + bool(odd)
+    posts, rejected = ingest.read_posts(table(path), Lexicon(rules.read(tmp_path)), p)
+    assert [Path(file).name for file in posts["file"].to_pylist()] == accepted
+    assert len(rejected) == 1 + bool(odd)

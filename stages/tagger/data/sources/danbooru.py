@@ -1,7 +1,7 @@
-"""Danbooru's metadata with its pictures in tars or loose, as in danbooru2024-webp-4Mpixel.
+"""Danbooru's metadata with images in tars or as files, as in danbooru2024-webp-4Mpixel.
 
-The metadata is read in batches. Of the pictures, tars are read in place: what is held of them is
-where each member lies, some fifty bytes a picture.
+The metadata is read in batches. Tars are read in place: memory holds the location of each member,
+some fifty bytes an image.
 """
 
 from collections.abc import Iterator
@@ -17,31 +17,31 @@ import pyarrow.parquet as pq
 from tagger import params
 from tagger.core.errors import TaggerError, one_line
 from tagger.core.vocabulary import CATEGORIES, RATING
-from tagger.data import sources
+from tagger.data import rejected, sources
 from tagger.data.hub import shards
-from tagger.data.sources import COLUMNS, KNOWN_COLUMNS, REJECTED, PostBatch, Source, set_column
+from tagger.data.posts import COLUMNS, LOCATION_COLUMNS, set_columns
+from tagger.data.sources import KNOWN_COLUMNS, PostBatch, Source
 from tagger.images import find_images
 from tagger.images.decode import SUFFIXES
 
 _ROWS = 50_000  # posts at a time
 _TAGS = {code: f"tag_string_{name}" for code, name in CATEGORIES.items() if name != "rating"}
-_PLACE = ("file", "shard", "offset", "size", "modified")
-_SCHEMA = pa.schema({"id": pa.int64(), **{name: COLUMNS[name] for name in _PLACE}})
-# the name of a picture of Danbooru's; its tags may lie beside it
+_SCHEMA = pa.schema({"id": pa.int64(), **{name: COLUMNS[name] for name in LOCATION_COLUMNS}})
+# Name of an image on Danbooru. Other files, such as sidecars, may lie beside it.
 _ID = rf"(?i)(?:^|/)(?P<id>[0-9]{{1,18}})\.(?:{'|'.join(s[1:] for s in sorted(SUFFIXES))})$"
 _UNSAFE = r"^/|(?:^|/)\.\.(?:/|$)"
 
 
 @dataclass(frozen=True)
 class DanbooruSource(Source):
-    """Posts of Danbooru's metadata. Pictures that are wanted and not there are fetched."""
+    """The posts of Danbooru's metadata. Missing images are downloaded."""
 
     metadata: Path
-    image_root: Path  # folder of tars and loose files
+    image_root: Path  # folder of tars and image files
     hub: params.DownloadParams
 
     def read(self) -> Iterator[PostBatch]:
-        """Yield the posts. Raises TaggerError for what is no Parquet of posts with tags."""
+        """Yield the posts. Raises TaggerError if the file is no Parquet of posts with tags."""
         if not self.metadata.is_file():
             raise TaggerError(f"prepare.path: there is no file {self.metadata}.")
         try:
@@ -57,51 +57,56 @@ class DanbooruSource(Source):
         tags = {code: sources.parse_tags(table[name], " ") for code, name in columns.items()}
         if "rating" in table.column_names:
             tags[RATING] = sources.parse_ratings(table)
-        return PostBatch(sources.parse_posts(table, self.metadata), tags, REJECTED.empty_table())
+        return PostBatch(
+            sources.parse_posts(table, self.metadata), tags, rejected.SCHEMA.empty_table()
+        )
 
     def _tag_columns(self, names: list[str]) -> dict[int | None, str]:
-        """Return the columns of tags by category; `tag_string`, of all, where one is missing."""
-        found: dict[int | None, str] = {c: name for c, name in _TAGS.items() if name in names}
-        if len(found) < len(_TAGS) and "tag_string" in names:
-            found[None] = "tag_string"
-        for needed, there in (("id", "id" in names), ("tag_string", bool(found))):
-            if not there:
+        """Return the tag columns by category, and `tag_string` of all if one is missing."""
+        columns: dict[int | None, str] = {c: name for c, name in _TAGS.items() if name in names}
+        if len(columns) < len(_TAGS) and "tag_string" in names:
+            columns[None] = "tag_string"
+        for column, is_present in (("id", "id" in names), ("tag_string", bool(columns))):
+            if not is_present:
                 raise TaggerError(
-                    f"{self.metadata} has no column {needed!r}, but {', '.join(names)}."
+                    f"{self.metadata} has no column {column!r}, but {', '.join(names)}."
                 )
-        return found
+        return columns
 
     def locate(self, posts: pa.Table) -> pa.Table:
-        """Return the posts with where the picture of each lies; file is null where there is none.
+        """Return the posts with the location of each image; file is null without one.
 
-        Raises TaggerError where an id is no number, and where nothing can be fetched.
+        Raises TaggerError if an id is not a number, or if no image can be downloaded.
         """
         try:
             ids = pc.cast(posts["id"], pa.int64()).to_numpy()
         except pa.ArrowInvalid:
-            raise TaggerError(f"{self.metadata}: column 'id' holds what is no number.") from None
+            raise TaggerError(f"{self.metadata}: column 'id' holds more than numbers.") from None
         if self.hub.repo:
-            self._fetch(ids, self.hub.repo)
-        places = self._places()
-        known = places["id"].to_numpy()
-        rows = np.minimum(np.searchsorted(known, ids), max(0, len(known) - 1))
-        there = known[rows] == ids if len(known) else np.zeros(len(ids), dtype=np.bool_)
-        taken = places.take(pa.array(rows, mask=~there))
-        for name in _PLACE:
-            posts = set_column(posts, name, taken[name])
-        return posts
+            self._download(ids, self.hub.repo)
+        locations = self._locations()
+        located_ids = locations["id"].to_numpy()
+        rows = np.minimum(np.searchsorted(located_ids, ids), max(0, len(located_ids) - 1))
+        is_located = located_ids[rows] == ids if len(located_ids) else np.zeros(len(ids), np.bool_)
+        return set_columns(
+            posts, locations.take(pa.array(rows, mask=~is_located)), LOCATION_COLUMNS
+        )
 
-    def _fetch(self, ids: npt.NDArray[np.int64], repo: str) -> None:
+    def _download(self, ids: npt.NDArray[np.int64], repo: str) -> None:
         from tagger.data.hub import plan
 
-        how, revision, connections = self.hub.method, self.hub.revision, self.hub.connections
-        lost = plan.download_images(
-            ids, repo, self.image_root, method=how, revision=revision, connections=connections
+        missing = plan.download_images(
+            ids,
+            repo,
+            self.image_root,
+            method=self.hub.method,
+            revision=self.hub.revision,
+            connections=self.hub.connections,
         )
-        self.missing.update((str(post), reason) for post, reason in lost.items())
+        self.missing.update((str(post), reason) for post, reason in missing.items())
 
-    def _places(self) -> pa.Table:
-        """Return where every picture of the folder lies, by id; the first of each id counts."""
+    def _locations(self) -> pa.Table:
+        """Return the location of every image, by id. The first image of an id counts."""
         if not self.image_root.is_dir():
             raise TaggerError(f"prepare.image_root: there is no folder {self.image_root}.")
         tables = [_SCHEMA.empty_table()]
@@ -109,26 +114,26 @@ class DanbooruSource(Source):
             self.notes.extend(
                 f"{directory.path / name}: {why}" for name, why in directory.unreadable
             )
-            tables.append(_loose(directory))
+            tables.append(_image_files(directory))
             tars = sorted(name for name in directory.names if name.endswith(".tar"))
             tables.extend(self._members(directory.path / name) for name in tars)
-        places = pa.concat_tables(tables).filter(pc.field("id").is_valid())
-        _, first = np.unique(places["id"].to_numpy(), return_index=True)
-        return places.take(pa.array(first))
+        locations = pa.concat_tables(tables).filter(pc.field("id").is_valid())
+        _, first = np.unique(locations["id"].to_numpy(), return_index=True)
+        return locations.take(pa.array(first))
 
     def _members(self, tar: Path) -> pa.Table:
         try:
-            index, doubt = shards.open_index(tar)
+            index, distrust = shards.open_index(tar)
         except TaggerError as error:
             self.notes.append(str(error))
             return _SCHEMA.empty_table()
-        if doubt:
-            self.notes.append(f"{doubt.rstrip('.')}: read from the tar itself")
+        if distrust:
+            self.notes.append(f"{distrust.rstrip('.')}: read from the tar itself")
         names = pa.array(index.names, pa.string())
         safe = pc.invert(pc.or_(pc.match_substring_regex(names, _UNSAFE), _unprintable(names)))
         unsafe = len(safe) - pc.sum(safe, min_count=0).as_py()
         if unsafe:
-            self.notes.append(f"{tar}: {unsafe:,} members with unsafe names are left out")
+            self.notes.append(f"{tar}: {unsafe:,} members with unsafe names are skipped")
         columns = {
             "file": names,
             "shard": pa.repeat(pa.scalar(str(tar)), len(names)),
@@ -139,8 +144,8 @@ class DanbooruSource(Source):
         return _numbered(names, columns).filter(safe)
 
 
-def _loose(directory: find_images.Directory) -> pa.Table:
-    entries = [entry for entry in directory.images if _is_there(entry.path)]
+def _image_files(directory: find_images.Directory) -> pa.Table:
+    entries = [entry for entry in directory.images if _exists(entry.path)]
     stats = [entry.stat() for entry in entries]
     columns = {
         "file": pa.array([entry.path for entry in entries], pa.string()),
@@ -152,12 +157,12 @@ def _loose(directory: find_images.Directory) -> pa.Table:
     return _numbered(pa.array([entry.name for entry in entries], pa.string()), columns)
 
 
-def _is_there(path: str) -> bool:
+def _exists(path: str) -> bool:
     return path == path.encode("utf-8", "replace").decode() and Path(path).exists()
 
 
 def _numbered(names: pa.Array, columns: dict[str, pa.Array]) -> pa.Table:
-    """Return the columns with the id that each name is, null for another kind of name."""
+    """Return the columns with the id in each name, null if the name has none."""
     ids = pc.struct_field(pc.extract_regex(names, _ID), "id").cast(pa.int64())
     return pa.table({"id": ids, **columns}, schema=_SCHEMA)
 

@@ -1,7 +1,7 @@
-"""One table with a row per picture: a CSV, Parquet or JSON-lines file with a path and its tags.
+"""A table with a row per image: CSV, Parquet or JSON lines, with the path and the tags.
 
-Further columns under Danbooru's names (`id`, `rating`, `score`, `created_at`, `parent_id`, `width`,
-`height`, `is_deleted`, `is_banned`) are used where they are there. Read in blocks.
+Further columns are used if the table has them, under Danbooru's names: `id`, `rating`, `score`,
+`created_at`, `parent_id`, `width`, `height`, `is_deleted`, `is_banned`. Read in blocks.
 """
 
 import csv
@@ -20,106 +20,97 @@ import pyarrow.parquet as pq
 
 from tagger.core.errors import TaggerError, did_you_mean, one_line
 from tagger.core.vocabulary import RATING
-from tagger.data import sources
-from tagger.data.sources import (
-    COLUMNS,
-    KNOWN_COLUMNS,
-    REJECTED,
-    PostBatch,
-    Source,
-    set_column,
-    table_from_rows,
-)
-
-_ROWS = 100_000  # at a time
-_BYTES = 1 << 24  # at a time, of a text
+from tagger.data import rejected, sources
+from tagger.data.posts import COLUMNS, set_column, table_from_rows
+from tagger.data.sources import KNOWN_COLUMNS, PostBatch, Source
 
 
 @dataclass(frozen=True)
 class TableSource(Source):
-    """The rows of a table. Paths are taken from `pictures`; the path is the id if there is none."""
+    """The rows of a table. Its paths start at `image_root`; without an id, the path is the id."""
 
     path: Path
     image_root: Path
     path_column: str
     tag_column: str
     separator: str
+    block_rows: int = 100_000  # of Parquet
+    block_bytes: int = 1 << 24  # of a text
 
     def read(self) -> Iterator[PostBatch]:
-        """Yield the rows. Raises TaggerError for what is no such table or lacks a column."""
-        invalid: list[str] = []
+        """Yield the rows. Raises TaggerError if it is no such table or lacks a column."""
+        invalid_rows: list[str] = []
         try:
-            for table in self._blocks(invalid):
+            for table in self._blocks(invalid_rows):
                 yield self._batch(table)
         except (OSError, UnicodeDecodeError, csv.Error, pa.ArrowException) as error:
             raise TaggerError(f"{self.path} cannot be read: {one_line(error)}.") from None
-        if invalid:
-            rows = [(f"{self.path.name}: a row", "unreadable row", detail) for detail in invalid]
-            nothing = pa.table({"id": pa.array([], pa.string())})
-            empty = pa.array([], pa.list_(pa.string()))
-            yield PostBatch(nothing, {None: empty}, table_from_rows(rows, REJECTED))
+        if invalid_rows:
+            rows = [(f"{self.path.name}: a row", "unreadable row", row) for row in invalid_rows]
+            no_posts = pa.table({"id": pa.array([], pa.string())})
+            no_tags = pa.array([], pa.list_(pa.string()))
+            yield PostBatch(no_posts, {None: no_tags}, table_from_rows(rows, rejected.SCHEMA))
 
     def locate(self, posts: pa.Table) -> pa.Table:
-        """Return the posts with the size of each file; null where there is none."""
+        """Return the posts with the size of each file; size and file are null without a file."""
         sizes: list[int | None] = []
         times: list[int | None] = []
         for file in posts["file"].to_pylist():
             try:
-                found = Path(file).stat()
-                is_file = stat.S_ISREG(found.st_mode)
+                status = Path(file).stat()
+                is_file = stat.S_ISREG(status.st_mode)
             except (OSError, TypeError, ValueError):
                 is_file = False
-            sizes.append(found.st_size if is_file else None)
-            times.append(found.st_mtime_ns if is_file else None)
-        located = {"size": sizes, "modified": times}
-        for name, values in located.items():
+            sizes.append(status.st_size if is_file else None)
+            times.append(status.st_mtime_ns if is_file else None)
+        for name, values in (("size", sizes), ("modified", times)):
             posts = set_column(posts, name, pa.array(values, COLUMNS[name]))
-        there = pc.is_valid(posts["size"])
-        file = pc.if_else(there, posts["file"], pa.scalar(None, pa.string()))
+        is_missing = pc.is_null(posts["size"])
+        file = pc.if_else(is_missing, pa.scalar(None, pa.string()), posts["file"])
         return set_column(posts, "file", file)
 
     def _batch(self, table: pa.Table) -> PostBatch:
-        self._require(table.column_names)
-        known = sources.parse_posts(table, self.path)
+        self._require_columns(table.column_names)
+        posts = sources.parse_posts(table, self.path)
         paths = sources.parse_texts(table[self.path_column])
-        files = pc.if_else(
-            pc.starts_with(paths, "/"), paths, pc.binary_join_element_wise(self._base(), paths, "")
-        )
-        columns = {"id": paths, **dict(zip(known.column_names, known.columns, strict=True))}
-        columns |= {"file": files, "offset": pa.array(np.zeros(len(table), np.int64))}
+        root = "" if self.image_root == Path() else f"{self.image_root.as_posix()}/"
+        rooted = pc.binary_join_element_wise(root, paths, "")
+        columns = {"id": paths, **dict(zip(posts.column_names, posts.columns, strict=True))}
+        columns["file"] = pc.if_else(pc.starts_with(paths, "/"), paths, rooted)
+        columns["offset"] = pa.array(np.zeros(len(table), np.int64))
         tags: dict[int | None, pa.Array] = {
             None: sources.parse_tags(table[self.tag_column], self.separator)
         }
         if "rating" in table.column_names:
             tags[RATING] = sources.parse_ratings(table)
-        return PostBatch(pa.table(columns), tags, REJECTED.empty_table())
+        return PostBatch(pa.table(columns), tags, rejected.SCHEMA.empty_table())
 
-    def _base(self) -> str:
-        return "" if self.image_root == Path() else f"{self.image_root.as_posix()}/"
-
-    def _require(self, names: list[str]) -> None:
+    def _require_columns(self, names: list[str]) -> None:
         for key in ("path_column", "tag_column"):
-            wanted = getattr(self, key)
-            if wanted not in names:
+            column = getattr(self, key)
+            if column not in names:
                 raise TaggerError(
-                    f"{self.path} has no column {wanted!r}.{did_you_mean(wanted, names)} "
+                    f"{self.path} has no column {column!r}.{did_you_mean(column, names)} "
                     f"prepare.{key} must be one of {', '.join(names)}."
                 )
 
-    def _blocks(self, invalid: list[str]) -> Iterator[pa.Table]:
+    def _used_columns(self, names: list[str]) -> list[str]:
+        return [n for n in names if n in (self.path_column, self.tag_column, *KNOWN_COLUMNS)]
+
+    def _blocks(self, invalid_rows: list[str]) -> Iterator[pa.Table]:
         if not self.path.is_file():
             raise TaggerError(f"prepare.path: there is no file {self.path}.")
         suffix = self.path.suffix.lower()
         if suffix in (".csv", ".tsv"):
-            blocks: Any = self._csv("\t" if suffix == ".tsv" else ",", invalid)
+            blocks: Any = self._open_csv("\t" if suffix == ".tsv" else ",", invalid_rows)
         elif suffix in (".jsonl", ".ndjson"):
-            options = pyarrow.json.ReadOptions(block_size=_BYTES)
+            options = pyarrow.json.ReadOptions(block_size=self.block_bytes)
             blocks = pyarrow.json.open_json(self.path, read_options=options)
         elif suffix == ".parquet":
             file = pq.ParquetFile(self.path)
-            self._require(file.schema_arrow.names)
-            wanted = self._wanted(file.schema_arrow.names)
-            blocks = file.iter_batches(_ROWS, columns=wanted)
+            names = file.schema_arrow.names
+            self._require_columns(names)
+            blocks = file.iter_batches(self.block_rows, columns=self._used_columns(names))
         else:
             raise TaggerError(
                 f"prepare.path: {self.path} is none of .csv, .tsv, .parquet, .jsonl and .ndjson."
@@ -127,21 +118,21 @@ class TableSource(Source):
         for block in blocks:
             yield pa.Table.from_batches([block])
 
-    def _csv(self, delimiter: str, invalid: list[str]) -> Any:
-        """Open a CSV whose values are all texts: `null` is a tag like any other."""
+    def _open_csv(self, delimiter: str, invalid_rows: list[str]) -> Any:
+        """Open a CSV. All its values are texts: `null` is a tag like any other."""
         with self.path.open(encoding="utf-8-sig", newline="") as file:
             header = next(csv.reader(file, delimiter=delimiter), [])
-        self._require(header)
-        names = self._wanted(header)
+        self._require_columns(header)
+        names = self._used_columns(header)
 
         def skip(row: Any) -> str:
-            found = f"{row.actual_columns} columns, {row.expected_columns} expected"
-            invalid.append(" ".join(f"{found}: {row.text[:80]}".split()))
+            columns = f"{row.actual_columns} columns, {row.expected_columns} expected"
+            invalid_rows.append(" ".join(f"{columns}: {row.text[:80]}".split()))
             return "skip"
 
         return pyarrow.csv.open_csv(
             self.path,
-            read_options=pyarrow.csv.ReadOptions(block_size=_BYTES),
+            read_options=pyarrow.csv.ReadOptions(block_size=self.block_bytes),
             parse_options=pyarrow.csv.ParseOptions(
                 delimiter=delimiter, newlines_in_values=True, invalid_row_handler=skip
             ),
@@ -149,8 +140,3 @@ class TableSource(Source):
                 include_columns=names, column_types=dict.fromkeys(names, pa.string())
             ),
         )
-
-    def _wanted(self, names: list[str]) -> list[str]:
-        return [
-            name for name in names if name in (self.path_column, self.tag_column, *KNOWN_COLUMNS)
-        ]
