@@ -1,4 +1,4 @@
-"""Where a model looks: the place its answer hangs on, brought back onto the picture."""
+"""Saliency maps lie where the logit depends on the image, and are drawn onto the image."""
 
 import shutil
 from collections.abc import Callable
@@ -25,7 +25,7 @@ TAGS = 5
 
 @pytest.fixture
 def build(default_params: Params) -> Callable[..., nn.Module]:
-    """Build a preset's model, its logits as far from 0 as those of a trained one."""
+    """Build a preset's model, with logits as far from 0 as those of a trained one."""
 
     def build(name: str, size: int | None = None, head: Head = "linear") -> nn.Module:
         preset = default_params.models[name]
@@ -47,7 +47,7 @@ def noise(size: int) -> Tensor:
 
 
 def first_map(model: nn.Module, pixels: Tensor) -> Heatmap:
-    """Return the map of the first tag that anything speaks for."""
+    """Return the first map that is not 0."""
     maps = (saliency.hirescam(model, pixels, column) for column in range(TAGS))
     return next(heat for heat in maps if heat.any())
 
@@ -65,7 +65,7 @@ def test_every_laptop_preset_has_a_map(
 
 
 class Pick(nn.Module):
-    """In place of pooling: all but one place is forgotten."""
+    """Replace pooling: only one place counts."""
 
     def __init__(self, row: int, column: int, *, channels_last: bool = False) -> None:
         super().__init__()
@@ -78,7 +78,7 @@ class Pick(nn.Module):
 
 
 def look_at(name: str, model: Any, row: int, column: int) -> None:
-    """Let the answer of a model hang on one cell of the deepest map, six a side."""
+    """Let the logits of a model depend on one cell of the deepest map, six a side."""
     if name in ("vit", "eva02"):
         model.pool = lambda tokens, pool_type=None: tokens[:, 1 + 6 * row + column]
     elif name == "mobilenetv4":
@@ -89,7 +89,7 @@ def look_at(name: str, model: Any, row: int, column: int) -> None:
 
 @pytest.mark.parametrize("place", [(1, 4), (5, 0)])
 @pytest.mark.parametrize("name", LAPTOP)
-def test_the_place_that_an_answer_hangs_on_is_the_maps_maximum(
+def test_map_has_its_maximum_where_the_logit_depends_on_the_image(
     build: Callable[..., nn.Module], name: str, place: tuple[int, int]
 ) -> None:
     size = {"vit": 96, "eva02": 84}.get(name, 192)  # six cells at the deepest map
@@ -100,19 +100,19 @@ def test_the_place_that_an_answer_hangs_on_is_the_maps_maximum(
     assert (heat > 0).sum() == 1
 
 
-def test_a_class_token_is_seen_through_a_block_that_the_picture_still_enters(
+def test_map_of_a_class_token_uses_a_block_that_the_image_still_enters(
     build: Callable[..., nn.Module],
 ) -> None:
     model: Any = build("vit")
-    assert model.global_pool == "token"  # of the last block, nothing else is used
+    assert model.global_pool == "token"  # the only token of the last block that is used
     heat = first_map(model, noise(96))
     assert heat.max() > heat.min()
-    for block in model.blocks:  # now the class token never hears of the picture
+    for block in model.blocks:  # now the class token does not depend on the image
         block.attn.forward = lambda tokens, **_: tokens
     assert not saliency.hirescam(model, noise(96), 0).any()
 
 
-def test_a_model_without_maps_is_told_of() -> None:
+def test_model_without_maps_is_an_error() -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, TAGS))
     with pytest.raises(TaggerError, match="Sequential has no map of features"):
         saliency.hirescam(model, noise(8), 0)
@@ -124,8 +124,8 @@ def one_cell(row: int, column: int) -> Heatmap:
     return cells
 
 
-def middle(heat: Heatmap) -> tuple[float, float]:
-    """Return the row and column around which a map lies."""
+def centre_of(heat: Heatmap) -> tuple[float, float]:
+    """Return the row and column of the centre of a map."""
     rows, columns = np.indices(heat.shape)
     return float((rows * heat).sum() / heat.sum()), float((columns * heat).sum() / heat.sum())
 
@@ -133,26 +133,26 @@ def middle(heat: Heatmap) -> tuple[float, float]:
 @pytest.mark.parametrize(
     ("fitting", "place", "expected"),
     [
-        ("pad", (2, 4), (33, 150)),  # rows 32 to 48 of the square, of which 24 to 72 are picture
+        ("pad", (2, 4), (33, 150)),  # rows 32 to 48 of the square, of which 24 to 72 are image
         ("pad", (3, 1), (67, 50)),
         ("crop", (2, 4), (42, 125)),  # the square holds columns 50 to 150
         ("crop", (3, 1), (58, 75)),
         ("stretch", (2, 4), (42, 150)),
     ],
 )
-def test_a_map_is_brought_back_to_where_the_picture_lay_in_the_square(
+def test_map_is_drawn_where_the_image_lay_in_the_square(
     fitting: str, place: tuple[int, int], expected: tuple[float, float]
 ) -> None:
-    prepared = Preprocess(96, (0.5,) * 3, (0.5,) * 3, fitting=fitting)
-    heat = saliency.to_image(one_cell(*place), prepared, 200, 100)
+    preprocess = Preprocess(96, (0.5,) * 3, (0.5,) * 3, fitting=fitting)
+    heat = saliency.to_image(one_cell(*place), preprocess, 200, 100)
     assert heat.shape == (100, 200)
     assert heat.min() == 0
-    assert middle(heat) == pytest.approx(expected, abs=3)
+    assert centre_of(heat) == pytest.approx(expected, abs=3)
 
 
-def test_what_the_square_does_not_hold_is_dark() -> None:
-    prepared = Preprocess(96, (0.5,) * 3, (0.5,) * 3, fitting="crop")
-    heat = saliency.to_image(np.ones((6, 6), np.float32), prepared, 100, 200)
+def test_map_is_0_outside_the_square() -> None:
+    preprocess = Preprocess(96, (0.5,) * 3, (0.5,) * 3, fitting="crop")
+    heat = saliency.to_image(np.ones((6, 6), np.float32), preprocess, 100, 200)
     assert not heat[:50].any()
     assert not heat[150:].any()
     assert heat[50:150].min() == pytest.approx(1)
@@ -160,45 +160,41 @@ def test_what_the_square_does_not_hold_is_dark() -> None:
 
 @pytest.mark.parametrize("fitting", ["pad", "crop", "stretch"])
 @pytest.mark.parametrize("size", [(1, 1), (1, 5000), (5000, 1), (97, 96)])
-def test_a_picture_of_any_shape_gets_a_map_of_its_shape(
-    fitting: str, size: tuple[int, int]
-) -> None:
-    prepared = Preprocess(96, (0.5,) * 3, (0.5,) * 3, fitting=fitting)
-    heat = saliency.to_image(np.ones((6, 6), np.float32), prepared, *size)
+def test_map_has_the_shape_of_its_image(fitting: str, size: tuple[int, int]) -> None:
+    preprocess = Preprocess(96, (0.5,) * 3, (0.5,) * 3, fitting=fitting)
+    heat = saliency.to_image(np.ones((6, 6), np.float32), preprocess, *size)
     assert heat.shape == size[::-1]
     assert heat.max() == pytest.approx(1)
 
 
-def test_the_place_of_a_picture_is_where_it_is_put() -> None:
+def test_image_box_is_where_the_image_is_in_the_square() -> None:
     for fitting in ("pad", "stretch"):
-        prepared = Preprocess(96, (0.5,) * 3, (0.5,) * 3, fitting=fitting)
+        preprocess = Preprocess(96, (0.5,) * 3, (0.5,) * 3, fitting=fitting)
         for width, height in ((200, 101), (33, 96), (7, 300)):
-            square = prepared.to_square(np.zeros((height, width, 3), np.uint8))
+            square = preprocess.to_square(np.zeros((height, width, 3), np.uint8))
             rows, columns = np.nonzero(square[..., 0] == 0)
-            left, top, right, bottom = prepared.image_box(width, height)
+            left, top, right, bottom = preprocess.image_box(width, height)
             assert (columns.min(), columns.max() + 1) == (left, right)
             assert (rows.min(), rows.max() + 1) == (top, bottom)
 
 
-def test_colours_are_warm_where_a_map_is_high() -> None:
-    picture = np.full((20, 20, 3), 128, np.uint8)
+def test_overlay_is_warm_where_the_map_is_high() -> None:
+    image = np.full((20, 20, 3), 128, np.uint8)
     heat = np.zeros((20, 20), np.float32)
     heat[5, 7] = 3
-    painted = saliency.overlay(picture, heat).astype(int)
+    painted = saliency.overlay(image, heat).astype(int)
     warmth = painted[..., 0] - painted[..., 2]
     assert warmth[5, 7] == warmth.max() > warmth[5, 8]
-    flat = saliency.overlay(picture, np.zeros((20, 20), np.float32))
+    flat = saliency.overlay(image, np.zeros((20, 20), np.float32))
     assert (flat == flat[0, 0]).all()
 
 
-def test_an_export_with_weights_has_maps_and_one_without_says_so(
-    export_folder: Path, model_folder: Path, tmp_path: Path
-) -> None:
+def test_saliency_needs_weights(export_folder: Path, model_folder: Path, tmp_path: Path) -> None:
     tagger = load_tagger(export_folder, Device("cpu"))
-    look = saliency.build_saliency(export_folder, tagger)
-    assert isinstance(look, Saliency)
-    picture = np.random.default_rng(0).integers(0, 256, (40, 70, 3), np.uint8)
-    heat = look(picture, 0)
+    of_export = saliency.build_saliency(export_folder, tagger)
+    assert isinstance(of_export, Saliency)
+    image = np.random.default_rng(0).integers(0, 256, (40, 70, 3), np.uint8)
+    heat = of_export(image, 0)
     assert heat.shape == (40, 70)
     assert isinstance(saliency.build_saliency(model_folder, tagger), Saliency)
     bare = tmp_path / "bare"
@@ -207,7 +203,7 @@ def test_an_export_with_weights_has_maps_and_one_without_says_so(
     assert saliency.build_saliency(export_folder / "wd14", tagger) == "weights"
 
 
-def test_weights_for_other_tags_are_refused(export_folder: Path) -> None:
-    prepared = Preprocess(32, (0.5,) * 3, (0.5,) * 3)
+def test_weights_for_other_tags_are_an_error(export_folder: Path) -> None:
+    preprocess = Preprocess(32, (0.5,) * 3, (0.5,) * 3)
     with pytest.raises(TaggerError, match="lists 3"):
-        Saliency(export_folder, prepared, 3, cuda=False)(np.zeros((8, 8, 3), np.uint8), 0)
+        Saliency(export_folder, preprocess, 3, cuda=False)(np.zeros((8, 8, 3), np.uint8), 0)

@@ -1,4 +1,4 @@
-"""What one visitor of the page has dropped, what the model says of it, and its sidecars."""
+"""The images of one visitor of the page, their probabilities, and a zip of sidecars."""
 
 import os
 import secrets
@@ -28,123 +28,121 @@ from tagger.inference.pipeline import FloatRow, PipelineOptions
 from tagger.models.tagger import Tagger
 
 FAILURES = "infer_failures.csv"
-VIEW = 1024  # pixels, the longest side of the copies that the page shows
+VIEW_SIZE = 1024  # pixels, the longest side of the copies that the page shows
 
 
 class Upload(NamedTuple):
     path: Path
-    name: str  # as it was on the visitor's machine
+    name: str  # on the visitor's machine
 
 
 class TaggedImage(NamedTuple):
-    """A picture that could be read."""
+    """An image that could be read."""
 
     name: str
-    view: Path  # a smaller copy to show
+    view: Path  # a smaller copy, which the page shows
     probabilities: FloatRow  # (tags,)
 
 
 @dataclass(frozen=True)
 class UploadDecoder:
-    """Opens uploads within limits, and leaves a smaller copy beside each."""
+    """Decode uploads within limits, and write a smaller copy beside each."""
 
-    megabytes: float  # that a file may have
-    megapixels: float  # that a picture may have, by its header
+    max_megabytes: float  # of a file
+    max_megapixels: float  # of an image, by its header
 
     def __call__(self, path: Path, background: Colour) -> Pixels:
-        """Return an upright picture. Raises Unreadable, before it decodes what is too large."""
-        if not path.exists():  # another visitor dropped the same, and it was tagged meanwhile
+        """Return an upright image. Raises Unreadable, for too large ones before it decodes them."""
+        if not path.exists():  # another visitor dropped the same file
             raise decode.Unreadable("is gone: drop it again")
         megabytes = path.stat().st_size / 1e6
-        if megabytes > self.megabytes:
+        if megabytes > self.max_megabytes:
             raise decode.Unreadable(
-                f"its {megabytes:,.1f} MB are more than the {self.megabytes:g} MB allowed"
+                f"its {megabytes:,.1f} MB are more than the {self.max_megabytes:g} MB allowed"
             )
-        decode.limit_pixels(round(self.megapixels * 1e6))
+        decode.limit_pixels(round(self.max_megapixels * 1e6))
         pixels = decode.open_pixels(path, background)
         view = Image.fromarray(pixels)
-        view.thumbnail((VIEW, VIEW), reducing_gap=2.0)
-        view.save(_view(path), quality=92, subsampling=0)
+        view.thumbnail((VIEW_SIZE, VIEW_SIZE), reducing_gap=2.0)
+        view.save(_view_path(path), quality=92, subsampling=0)
         return pixels
 
 
-def _view(path: Path) -> Path:
+def _view_path(path: Path) -> Path:
     return path.with_suffix(".jpg")
 
 
 @dataclass
 class Album:
-    """The pictures of one visitor. Of what was uploaded, only smaller copies are kept."""
+    """The images of one visitor. Only smaller copies of the uploads are kept."""
 
-    folder: Path  # where these are
+    folder: Path  # of the copies
     images: list[TaggedImage] = field(default_factory=list)
-    failed: RunStatus = field(default_factory=RunStatus)
+    status: RunStatus = field(default_factory=RunStatus)
 
     def add(
         self,
         uploads: Sequence[Upload],
         tagger: Tagger,
-        pace: PipelineOptions,
+        options: PipelineOptions,
         decode_upload: UploadDecoder,
     ) -> Iterator[int]:
-        """Tag uploads and delete them; yield how many are done, as this goes on.
+        """Tag uploads and delete them; yield how many are done.
 
-        Other processes decode, so that a picture that kills its decoder costs itself alone.
+        Other processes decode: an image that kills its decoder costs only itself.
         """
-        taken = [Upload(self._take(one.path), safe_name(one.name)) for one in uploads]
-        for path in {one.path for one in uploads}:
+        links = [Upload(self._link(upload.path), safe_name(upload.name)) for upload in uploads]
+        for path in {upload.path for upload in uploads}:
             path.unlink(missing_ok=True)
         decode_squares = partial(
             decoders.decode_squares, max_in_process=0, open_image=decode_upload
         )
-        found = [InputImage(one.path, self.folder) for one in taken]
-        names = iter(taken)
-        done = 0
-        blocks = pipeline.tag_images(
-            tagger, found, pace, embed=False, stop=threading.Event(), decode=decode_squares
+        images = [InputImage(link.path, self.folder) for link in links]
+        batches = pipeline.tag_images(
+            tagger, images, options, embed=False, stop=threading.Event(), decode=decode_squares
         )
-        for block in blocks:
-            for answer in block:
-                self._keep(answer.probabilities, answer.problem, next(names))
-            done += len(block)
+        done = 0
+        for batch in batches:
+            for prediction, link in zip(batch, links[done:], strict=False):
+                self._add(link, prediction.probabilities, prediction.problem)
+            done += len(batch)
             yield done
 
-    def _take(self, path: Path) -> Path:
-        """Return a link to an upload by a name of its own, which other visitors do not share."""
-        taken = self.folder / secrets.token_hex(8)
-        with suppress(FileNotFoundError):  # which is told of as any other picture's failure
-            os.link(path, taken)
-        return taken
+    def _link(self, path: Path) -> Path:
+        """Return a link to an upload whose name no other visitor shares."""
+        link = self.folder / secrets.token_hex(8)
+        with suppress(FileNotFoundError):  # reported like every other failure
+            os.link(path, link)
+        return link
 
-    def _keep(self, probabilities: FloatRow, reason: str, upload: Upload) -> None:
+    def _add(self, upload: Upload, probabilities: FloatRow, problem: str) -> None:
         upload.path.unlink(missing_ok=True)
-        if reason:
-            self.failed.add_failure(Path(upload.name), "unreadable image", reason)
+        if problem:
+            self.status.add_failure(Path(upload.name), "unreadable image", problem)
         else:
-            self.images.append(TaggedImage(upload.name, _view(upload.path), probabilities))
+            view = _view_path(upload.path)
+            self.images.append(TaggedImage(upload.name, view, probabilities))
 
     @property
     def failures(self) -> Sequence[FailedImage]:
-        return self.failed.failures
+        return self.status.failures
 
-    def caption(self, index: int, choose: Captioner) -> Caption:
-        picture = self.images[index]
-        return choose(InputImage(Path(picture.name), Path()), picture.probabilities)
+    def caption(self, index: int, captioner: Captioner) -> Caption:
+        image = self.images[index]
+        return captioner(InputImage(Path(image.name), Path()), image.probabilities)
 
-    def archive(self, choose: Captioner) -> Path:
-        """Return a zip with a sidecar for each picture, and the list of those that failed."""
+    def archive(self, captioner: Captioner) -> Path:
+        """Return the path of a zip with a sidecar for each image, and a list of failures."""
         path = self.folder / "tags.zip"
-        with files.atomic_write(path) as unfinished, zipfile.ZipFile(unfinished, "w") as archive:
-            names = sidecar_names([picture.name for picture in self.images])
-            for index, name in enumerate(names):
-                caption = self.caption(index, choose)
-                archive.writestr(
-                    name, sidecars.sidecar_text(caption, choose.tag_format, choose.tag_names)
-                )
+        with files.atomic_write(path) as partial_path, zipfile.ZipFile(partial_path, "w") as zip_:
+            for index, name in enumerate(sidecar_names([image.name for image in self.images])):
+                caption = self.caption(index, captioner)
+                text = sidecars.sidecar_text(caption, captioner.tag_format, captioner.tag_names)
+                zip_.writestr(name, text)
             if self.failures:
-                listed = self.folder / FAILURES
-                files.write_csv(listed, FailedImage._fields, self.failures)
-                archive.write(listed, FAILURES)
+                table = self.folder / FAILURES
+                files.write_csv(table, FailedImage._fields, self.failures)
+                zip_.write(table, FAILURES)
         return path
 
     def close(self) -> None:
@@ -152,25 +150,24 @@ class Album:
 
 
 def safe_name(name: str) -> str:
-    """Return the name of a file without folders, fit to be shown and to be one in a zip."""
+    """Return the name of a file without folders and control characters."""
     last = PurePosixPath(name.replace("\\", "/")).name
-    return "".join(char if char.isprintable() else "_" for char in last) or "picture"
+    return "".join(char if char.isprintable() else "_" for char in last) or "image"
 
 
 def sidecar_names(image_names: Sequence[str]) -> list[str]:
-    """Return the name of each picture's sidecar. No two are the same, on whatever system.
+    """Return the name of each image's sidecar, no two of them the same on any system.
 
-    `cat.txt` for cat.png; where there is a cat.webp, too, `cat.png.txt` and `cat.webp.txt`.
+    `cat.txt` for cat.png; if there is a cat.webp, too, `cat.png.txt` and `cat.webp.txt`.
     """
     stems = Counter(Path(name).stem.casefold() for name in image_names)
-    used: set[str] = set()
-    found = []
-    for name in image_names:
-        base = Path(name).stem if stems[Path(name).stem.casefold()] == 1 else name
-        free, number = base, 1
-        while free.casefold() in used:
+    names: dict[str, str] = {}  # by their form on systems that do not tell cases apart
+    for image_name in image_names:
+        stem = Path(image_name).stem
+        base = stem if stems[stem.casefold()] == 1 else image_name
+        name, number = base, 1
+        while name.casefold() in names:
             number += 1
-            free = f"{base} ({number})"
-        used.add(free.casefold())
-        found.append(f"{free}.txt")
-    return found
+            name = f"{base} ({number})"
+        names[name.casefold()] = f"{name}.txt"
+    return list(names.values())

@@ -1,4 +1,4 @@
-"""What the page says, in each language."""
+"""The texts of the page, in each language."""
 
 # ruff: noqa: RUF001  # Chinese has commas of its own
 
@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 class PageMessages(NamedTuple):
     title: str
-    model: str  # of the model's name, its number of tags, its side in pixels, the device
+    model: str  # name, number of tags, side in pixels, device
     drop: str
     tagging: str
     images: str
@@ -18,23 +18,23 @@ class PageMessages(NamedTuple):
     kinds: Mapping[str, str]  # of thresholds
     categories: Mapping[str, str]
     no_tags: str
-    below_threshold: str  # of the likeliest rating
+    below_threshold: str  # note on the likeliest rating
     caption: str
     spaces: str
     escape: str
     download: str
-    saliency_hints: Mapping[str, str]  # how to, or why not
-    saliency_shown: str  # of a tag
-    saliency_empty: str  # of a tag
+    saliency_hints: Mapping[str, str]  # how to see it, or why not
+    saliency_shown: str  # tag
+    saliency_empty: str  # tag
 
 
 MESSAGES = {
     "en": PageMessages(
         title="Tag illustrations",
         model="{} · {:,} tags · {} px · {}",
-        drop="Drop pictures here, or click to choose some",
+        drop="Drop images here, or click to choose some",
         tagging="Tagging",
-        images="Pictures",
+        images="Images",
         failures="Not read: {:,} of {:,}",
         restart="Start over",
         thresholds="Threshold of a tag",
@@ -60,8 +60,8 @@ MESSAGES = {
             "torch": "Where the model looks for a tag is not shown: "
             "torch and timm are not installed.",
         },
-        saliency_shown="Where the model looks for “{}”. Choose it again for the picture alone.",
-        saliency_empty="Nothing in this picture speaks for “{}”.",
+        saliency_shown="Where the model looks for “{}”. Choose it again for the image alone.",
+        saliency_empty="Nothing in this image supports “{}”.",
     ),
     "zh": PageMessages(
         title="给插画打标签",

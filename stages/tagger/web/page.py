@@ -1,8 +1,8 @@
-"""The page in the browser: drop pictures, see their tags, take the captions along. Gradio's."""
+"""The page in the browser: drop images, see their tags, download the captions. Made with Gradio."""
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import gradio as gr
@@ -11,13 +11,13 @@ from tagger.web import widgets
 from tagger.web.handlers import CUSTOM, PageHandlers
 from tagger.web.messages import PageMessages
 
-_ALL: dict[str, Any] = {"api_visibility": "private"}  # listeners are for this page
-_QUICK: dict[str, Any] = {**_ALL, "show_progress": "hidden", "trigger_mode": "always_last"}
-_SLOW: dict[str, Any] = {**_ALL, "concurrency_id": "model", "concurrency_limit": 1}
-_AWAKE = 30  # seconds until it is seen that a visitor has left
+_PRIVATE: dict[str, Any] = {"api_visibility": "private"}  # listeners are for this page
+_QUICK: dict[str, Any] = {**_PRIVATE, "show_progress": "hidden", "trigger_mode": "always_last"}
+_SLOW: dict[str, Any] = {**_PRIVATE, "concurrency_id": "model", "concurrency_limit": 1}
+_KEEP_ALIVE = 30  # seconds after which a visitor who has left is noticed
 
-# The address is there only once the zip is: a link that is followed by itself.
-_FETCH = """file => {
+# The file has its address only when the zip is written: then the link is followed at once.
+_DOWNLOAD_JS = """file => {
     const link = document.createElement("a");
     [link.href, link.download] = [file.url, file.orig_name];
     link.click();
@@ -25,82 +25,85 @@ _FETCH = """file => {
 
 
 @dataclass(frozen=True)
-class _States:
+class _Components:
+    # states
     album: Any
-    index: Any  # of the picture that is looked at
-    chosen: Any  # the tag whose place is shown, or None
-
-
-@dataclass(frozen=True)
-class _Seen:
-    """What there is to see, once there are pictures."""
-
+    index: Any  # of the image shown
+    selected_tag: Any  # whose map is shown, or None
+    # images
+    drop: Any
     failures: Any
     gallery: Any
-    picture: Any
+    image: Any
     hint: Any
+    # tags of the image, hidden until there is one
     results: Any
-    download: Any
-
-
-@dataclass(frozen=True)
-class _Said:
-    """What the model says of the picture that is looked at, by the settings."""
-
     caption: Any
-    tags: Any
-
-
-@dataclass(frozen=True)
-class _Settings:
-    kind: Any
     spaces: Any
     escape: Any
-    own: Any  # what holds the sliders
+    download: Any
+    restart: Any
+    zip_file: Any
+    kind: Any  # of thresholds
+    slider_row: Any
     sliders: Sequence[Any]
+    tags: Any
 
     @property
-    def all(self) -> list[Any]:
+    def state(self) -> list[Any]:
+        return [self.album, self.index, self.selected_tag]
+
+    @property
+    def shown(self) -> list[Any]:
+        """What changes with the images of the album."""
+        components = [self.failures, self.gallery, self.image, self.hint]
+        return [*components, self.results, self.download]
+
+    @property
+    def settings(self) -> list[Any]:
         return [self.kind, self.spaces, self.escape, *self.sliders]
 
 
-def build(visits: PageHandlers) -> gr.Blocks:
-    words = visits.messages
-    blocks = gr.Blocks(title=words.title, analytics_enabled=False)
+def build_page(handlers: PageHandlers) -> gr.Blocks:
+    blocks = gr.Blocks(title=handlers.messages.title, analytics_enabled=False)
     with blocks:
-        states = _States(gr.State(None, delete_callback=visits.close), gr.State(0), gr.State(None))
-        gr.HTML(widgets.heading(words, visits.model_summary))
-        with gr.Row(equal_height=False):
-            with gr.Column(scale=5, min_width=320):
-                drop = gr.File(file_count="multiple", show_label=False, height=120, elem_id="drop")
-                left = _pictures(words)
-            with gr.Column(scale=6, min_width=320, visible=False) as results:
-                said, settings, download, zipped, restart = _answers(visits)
-        seen = _Seen(**left, results=results, download=download)
-        _listen(visits, states, seen, said, settings, drop, restart)
-        seen.download.click(visits.archive, [states.album, *settings.all], zipped, **_ALL).success(
-            None, zipped, js=_FETCH, **_ALL
-        )
-        blocks.load(_stay, show_progress="hidden", concurrency_limit=None, **_ALL)
+        _connect(handlers, _lay_out(handlers))
+        blocks.load(_keep_alive, show_progress="hidden", concurrency_limit=None, **_PRIVATE)
     blocks.queue(default_concurrency_limit=4)
     return blocks
 
 
-async def _stay() -> AsyncIterator[None]:
+async def _keep_alive() -> AsyncIterator[None]:
     """Keep the stream of answers open for as long as the page is.
 
-    Gradio closes it after each last answer, and loses what is asked for in that very moment.
+    Gradio closes it after each last answer, and loses what is asked for in that moment.
     """
     while True:
-        await asyncio.sleep(_AWAKE)
+        await asyncio.sleep(_KEEP_ALIVE)
         yield
 
 
-def _pictures(words: PageMessages) -> dict[str, Any]:
+def _lay_out(handlers: PageHandlers) -> _Components:
+    states: dict[str, Any] = {
+        "album": gr.State(None, delete_callback=handlers.close),
+        "index": gr.State(0),
+        "selected_tag": gr.State(None),
+    }
+    gr.HTML(widgets.heading(handlers.messages, handlers.model_summary))
+    with gr.Row(equal_height=False):
+        with gr.Column(scale=5, min_width=320):
+            images = _image_components(handlers.messages)
+        with gr.Column(scale=6, min_width=320, visible=False) as results:
+            tags = _tag_components(handlers)
+    return _Components(**states, **images, results=results, **tags)
+
+
+def _image_components(messages: PageMessages) -> dict[str, Any]:
     return {
+        "drop": gr.File(file_count="multiple", show_label=False, height=120, elem_id="drop"),
         "failures": gr.HTML(),
         "gallery": gr.Gallery(
-            label=words.images,
+            label=messages.images,
             show_label=False,
             visible=False,
             interactive=False,
@@ -110,92 +113,96 @@ def _pictures(words: PageMessages) -> dict[str, Any]:
             buttons=[],
             elem_id="gallery",
         ),
-        "picture": gr.Image(
+        "image": gr.Image(
             visible=False,
             interactive=False,
             type="filepath",
             show_label=False,
             buttons=["fullscreen"],
             height=420,
-            elem_id="picture",
+            elem_id="image",
         ),
         "hint": gr.HTML(elem_id="hint"),
     }
 
 
-def _answers(visits: PageHandlers) -> tuple[_Said, _Settings, Any, Any, Any]:
-    words = visits.messages
+def _tag_components(handlers: PageHandlers) -> dict[str, Any]:
+    messages = handlers.messages
     caption = gr.Textbox(
-        label=words.caption, buttons=["copy"], lines=3, max_lines=8, elem_id="caption"
+        label=messages.caption, buttons=["copy"], lines=3, max_lines=8, elem_id="caption"
     )
     with gr.Row():
-        spaces = gr.Checkbox(label=words.spaces, container=False, min_width=180)
-        escape = gr.Checkbox(label=words.escape, container=False, min_width=180)
+        spaces = gr.Checkbox(label=messages.spaces, container=False, min_width=180)
+        escape = gr.Checkbox(label=messages.escape, container=False, min_width=180)
     with gr.Row():
         download = gr.Button(variant="primary", min_width=200, scale=2)
-        restart = gr.Button(words.restart, min_width=100)
-    zipped = gr.File(visible=False)
-    kinds = [(words.kinds[kind], kind) for kind in visits.threshold_kinds]
-    kind = gr.Radio(kinds, value=kinds[0][1], label=words.thresholds)
-    with gr.Row(visible=False) as own:
+        restart = gr.Button(messages.restart, min_width=100)
+    zip_file = gr.File(visible=False)
+    kinds = [(messages.kinds[kind], kind) for kind in handlers.threshold_kinds]
+    kind = gr.Radio(kinds, value=kinds[0][1], label=messages.thresholds)
+    with gr.Row(visible=False) as slider_row:
         sliders = [
-            gr.Slider(0, 1, value, step=0.01, label=words.categories[name], min_width=240)
-            for name, value in visits.default_thresholds().items()
+            gr.Slider(0, 1, value, step=0.01, label=messages.categories[name], min_width=240)
+            for name, value in handlers.default_thresholds().items()
         ]
     tags = gr.HTML(js_on_load=widgets.CLICK_JS, container=True, padding=True, elem_id="tags")
-    settings = _Settings(kind, spaces, escape, own, sliders)
-    return _Said(caption, tags), settings, download, zipped, restart
+    return {
+        "caption": caption,
+        "spaces": spaces,
+        "escape": escape,
+        "download": download,
+        "restart": restart,
+        "zip_file": zip_file,
+        "kind": kind,
+        "slider_row": slider_row,
+        "sliders": sliders,
+        "tags": tags,
+    }
 
 
-def _listen(
-    visits: PageHandlers,
-    states: _States,
-    seen: _Seen,
-    said: _Said,
-    settings: _Settings,
-    drop: Any,
-    restart: Any,
-) -> None:
-    """Say what happens when.
+def _connect(handlers: PageHandlers, page: _Components) -> None:
+    """Connect what a visitor does with its handler.
 
-    Whatever was done, what the model says is asked for by itself afterwards, one after the other:
-    so it is by the settings as they are, and no answer comes later than one to a later question.
+    After each action the tags are asked for as a step of their own, one after the other: so they
+    follow the settings as they are, and no answer overtakes a later one.
     """
-    shown = [getattr(seen, field.name) for field in fields(seen)]
-    state = [states.album, states.index, states.chosen]
-    say: dict[str, Any] = {
-        "fn": visits.show_tags,
-        "inputs": [*state, *settings.all],
-        "outputs": [said.caption, said.tags],
-        "concurrency_id": "say",
+    show_tags: dict[str, Any] = {
+        "fn": handlers.show_tags,
+        "inputs": [*page.state, *page.settings],
+        "outputs": [page.caption, page.tags],
+        "concurrency_id": "tags",
         "concurrency_limit": 1,
         **_QUICK,
     }
     # `preprocess` would forget the names that files have on the visitor's machine.
-    drop.upload(
-        visits.upload,
-        [states.album, drop],
-        [*state, drop, *shown],
+    page.drop.upload(
+        handlers.upload,
+        [page.album, page.drop],
+        [*page.state, page.drop, *page.shown],
         preprocess=False,
         trigger_mode="multiple",  # what is dropped meanwhile waits for its turn
-        show_progress_on=drop,
+        show_progress_on=page.drop,
         **_SLOW,
-    ).success(**say)
-    seen.gallery.select(
-        visits.select_image,
-        states.album,
-        [states.index, states.chosen, seen.picture, seen.hint],
+    ).success(**show_tags)
+    page.gallery.select(
+        handlers.select_image,
+        page.album,
+        [page.index, page.selected_tag, page.image, page.hint],
         **_QUICK,
-    ).success(**say)
-    said.tags.click(
-        visits.toggle_saliency,
-        state,
-        [states.chosen, seen.picture, seen.hint],
-        show_progress_on=seen.picture,
+    ).success(**show_tags)
+    page.tags.click(
+        handlers.toggle_saliency,
+        page.state,
+        [page.selected_tag, page.image, page.hint],
+        show_progress_on=page.image,
         **_SLOW,
-    ).success(**say)
-    gr.on([moved.input for moved in settings.all], **say)
-    settings.kind.input(
-        lambda kind: gr.update(visible=kind == CUSTOM), settings.kind, settings.own, **_QUICK
+    ).success(**show_tags)
+    gr.on([component.input for component in page.settings], **show_tags)
+    page.kind.input(
+        lambda kind: gr.update(visible=kind == CUSTOM), page.kind, page.slider_row, **_QUICK
     )
-    restart.click(visits.restart, states.album, [*state, drop, *shown], **_ALL).success(**say)
+    restarted = [*page.state, page.drop, *page.shown]
+    page.restart.click(handlers.restart, page.album, restarted, **_PRIVATE).success(**show_tags)
+    page.download.click(
+        handlers.archive, [page.album, *page.settings], page.zip_file, **_PRIVATE
+    ).success(None, page.zip_file, js=_DOWNLOAD_JS, **_PRIVATE)

@@ -1,4 +1,4 @@
-"""A page of Gradio's on this machine: nothing leaves it, and nothing of it is to be had."""
+"""Serve a Gradio page from this machine: no calls to others, no files but those of the page."""
 
 import os
 import signal
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from urllib.parse import urlsplit
 
 from tagger.core.errors import TaggerError
+from tagger.web.messages import PageMessages
 
 if TYPE_CHECKING:
     import gradio as gr
@@ -19,35 +20,35 @@ if TYPE_CHECKING:
 
 _LOCAL = ("127.0.0.1", "localhost", "::1")
 _SETTINGS = {"GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_SHARE": "False", "HF_HUB_OFFLINE": "1"}
-_TOLD_OF = 4  # times as large as allowed, a file is still told of by its name
+_REPORTED = 4  # times the limit: files up to this size are reported by name, larger ones refused
 _REQUIREMENTS = "stages/app-requirements.txt"
 
 
 def open_socket(host: str, port: int) -> socket.socket:
-    """Return a socket that listens; port 0: any that is free. Raises TaggerError if it cannot."""
+    """Return a listening socket; port 0: any that is free. Raises TaggerError if it cannot."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     if port > 65535:
         raise TaggerError(f"There is no port {port}: the last one is 65535.")
     try:
         return socket.create_server((host, port), family=family)
     except OSError as error:
-        number = error.errno or 0  # below 0, it is about the name of the host
+        number = error.errno or 0  # below 0: about the name of the host
         reason = os.strerror(number) if number > 0 else error.strerror
         raise TaggerError(
             f"{host}:{port}: {reason}. Name another --port, or another --host."
         ) from None
 
 
-def url_of(at: socket.socket) -> str:
-    host, port = at.getsockname()[:2]
+def url_of(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 @contextmanager
 def private_folder() -> Iterator[Path]:
-    """Yield where Gradio keeps files; it is removed at the end, also if that comes by a signal.
+    """Yield a folder for the files of Gradio; it is removed at the end, also after a signal.
 
-    Must be entered before Gradio is imported. Raises TaggerError where that is missing.
+    Enter it before Gradio is imported. Raises TaggerError if Gradio is missing.
     """
     with tempfile.TemporaryDirectory(prefix="tagger-") as folder:
         os.environ.update(_SETTINGS, GRADIO_TEMP_DIR=folder)
@@ -66,52 +67,49 @@ def _stop(number: int, frame: FrameType | None) -> NoReturn:
 
 
 def serve(
-    blocks: "gr.Blocks",
-    at: socket.socket,
-    megabytes: float,
-    css: str,
-    style: Path,
-    fonts: list[str],
+    blocks: "gr.Blocks", listener: socket.socket, max_megabytes: float, messages: PageMessages
 ) -> None:
-    """Answer those who come to a socket, until a signal ends it.
+    """Serve the page until a signal ends it.
 
-    megabytes: that a file may have; much larger ones are refused before they are whole
+    max_megabytes: of a file; much larger uploads are refused before they are complete
     """
     import gradio as gr
     import uvicorn
     from fastapi import FastAPI
 
-    gr.processing_utils.async_ssrf_protected_download = _fetch_nothing
+    from tagger.web import widgets
 
-    host, port = at.getsockname()[:2]
-    nothing: dict[str, Any] = {"docs_url": None, "redoc_url": None, "openapi_url": None}
+    gr.processing_utils.async_ssrf_protected_download = _refuse_download
+
+    host, port = listener.getsockname()[:2]
+    no_docs: dict[str, Any] = {"docs_url": None, "redoc_url": None, "openapi_url": None}
     blocks.has_launched = True  # else Gradio does not check which files a visitor may name
     app = gr.mount_gradio_app(
-        FastAPI(**nothing),
+        FastAPI(**no_docs),
         blocks,
         path="/",
         server_name=host,
         server_port=port,
         footer_links=[],
-        max_file_size=round(_TOLD_OF * megabytes * 1e6),
+        max_file_size=round(_REPORTED * max_megabytes * 1e6),
         run_history=False,
         enable_monitoring=False,
         ssr_mode=False,
         pwa=False,
         mcp_server=False,
-        app_kwargs=dict(nothing),
-        theme=_theme(fonts),
-        css=css,
-        css_paths=style,
+        app_kwargs=dict(no_docs),
+        theme=_theme(widgets.FONTS),
+        css=widgets.drop_css(messages),
+        css_paths=widgets.CSS_PATH,
     )
-    app.add_middleware(_Guard, local=host in _LOCAL)
-    settings = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1)
+    app.add_middleware(_RequestFilter, local=host in _LOCAL)
+    config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1)
     with suppress(KeyboardInterrupt):
-        uvicorn.Server(settings).run(sockets=[at])
+        uvicorn.Server(config).run(sockets=[listener])
 
 
-async def _fetch_nothing(url: str, cache_dir: str) -> NoReturn:
-    """Stand for Gradio's download: whatever takes a file takes an address, too."""
+async def _refuse_download(url: str, cache_dir: str) -> NoReturn:
+    """Replace Gradio's download: what takes a file takes an address, too."""
     raise PermissionError(f"{url[:200]} is an address. Only files that were dropped are read.")
 
 
@@ -126,10 +124,11 @@ def _theme(fonts: list[str]) -> "gr.themes.Base":
     return theme.set(**faint)
 
 
-class _Guard:
-    """Refuses what the page never asks: addresses to be fetched, and to be known by another name.
+class _RequestFilter:
+    """Refuse requests that the page never makes: addresses to fetch, and another host name.
 
-    Of a page on this machine alone, another site might take the name for its own, and read it.
+    Another site could let its name resolve to this machine, and read a page that is for this
+    machine alone.
     """
 
     def __init__(self, app: "ASGIApp", *, local: bool) -> None:
@@ -146,5 +145,5 @@ class _Guard:
 
     def _refuses(self, scope: "Scope") -> bool:
         host = dict(scope["headers"]).get(b"host", b"").decode("latin-1")
-        known = not self._local or urlsplit(f"//{host}").hostname in _LOCAL
-        return "://" in scope["path"] or not known
+        is_allowed = not self._local or urlsplit(f"//{host}").hostname in _LOCAL
+        return "://" in scope["path"] or not is_allowed
