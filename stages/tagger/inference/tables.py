@@ -53,7 +53,7 @@ def _explained(path: Path) -> Iterator[None]:
         ) from None
 
 
-def _entries(caption: Caption, categories: Sequence[str]) -> list[PredictedTag]:
+def with_rating(caption: Caption, categories: Sequence[str]) -> list[PredictedTag]:
     """Return the tags and the likeliest rating, by falling confidence."""
     rating = caption.rating
     if rating is None or not rating.name or rating.category not in categories:
@@ -65,7 +65,7 @@ def _entries(caption: Caption, categories: Sequence[str]) -> list[PredictedTag]:
 
 def _object(caption: Caption, categories: Sequence[str]) -> dict[str, Any]:
     tags: dict[str, dict[str, float]] = {name: {} for name in categories}
-    for one in _entries(caption, categories):
+    for one in with_rating(caption, categories):
         tags[one.category][one.name] = round(one.confidence, 6)
     rating = caption.rating.name if caption.rating else None
     return {"file": encode_path(caption.image.file), "rating": rating, "tags": tags}
@@ -86,7 +86,7 @@ def _write_csv(
     new = (
         (encode_path(caption.image.file), one.name, one.category, f"{one.confidence:.6f}")
         for caption in captions
-        for one in _entries(caption, categories)
+        for one in with_rating(caption, categories)
     )
     files.write_csv(path, HEADER, chain(kept, new))
 
@@ -146,7 +146,7 @@ def _write_parquet(
     new = (
         (encode_path(caption.image.file), *one)
         for caption in captions
-        for one in _entries(caption, categories)
+        for one in with_rating(caption, categories)
     )
     rows = chain(kept, new)
     with files.atomic_write(path) as partial, pq.ParquetWriter(partial, schema) as writer:

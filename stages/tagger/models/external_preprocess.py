@@ -45,10 +45,11 @@ def read(path: Path) -> Preprocess:
     try:
         return preprocess.read(path)
     except TaggerError:
-        return _staged(path)
+        return read_steps(path)
 
 
-def _staged(path: Path) -> ExternalPreprocess:
+def read_steps(path: Path) -> ExternalPreprocess:
+    """Return the preprocessing of a `preprocess.json` as its steps, by Pillow as in imgutils."""
     content = files.read_json(path)
     try:
         mean, std = (0.0,) * 3, (1.0,) * 3
