@@ -23,7 +23,7 @@ from scipy.sparse import csr_array
 sys.path.insert(0, str(Path(__file__).parents[2] / "stages"))
 
 from tagger.core.colours import WHITE
-from tagger.core.manifest import Location
+from tagger.core.location import Location
 from tagger.core.thresholds import Aim
 from tagger.core.vocabulary import Tag
 from tagger.evaluation import (

@@ -34,7 +34,7 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "stages"))
 
-from tagger.core.manifest import Location
+from tagger.core.location import Location
 
 SIZE = 448
 KINDS = {  # format, side in pixels, times the pictures are read, times as fast as timm

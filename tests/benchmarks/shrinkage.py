@@ -22,8 +22,8 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "stages"))
 
 from tagger.core import vocabulary
 from tagger.core.arrays import Floats, Truth
+from tagger.core.location import Location
 from tagger.core.logits import finite_logit, logit
-from tagger.core.manifest import Location
 from tagger.core.thresholds import Aim
 from tagger.core.vocabulary import Tag
 from tagger.demo import draw

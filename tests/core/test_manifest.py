@@ -10,7 +10,7 @@ from scipy.sparse import csr_array
 
 from tagger.core import manifest
 from tagger.core.errors import TaggerError
-from tagger.core.manifest import Location
+from tagger.core.location import Location
 from tagger.core.vocabulary import Tag
 
 POSTS = {

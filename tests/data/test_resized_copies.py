@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tagger.core.errors import TaggerError
-from tagger.core.manifest import Location
+from tagger.core.location import Location
 from tagger.data import resized_copies
 from tagger.data.hub import shards
 from tagger.images import decode

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
-from tagger.core.manifest import Location
+from tagger.core.location import Location
 from tagger.data import verify
 
 Write = Callable[[str, str | bytes], Path]

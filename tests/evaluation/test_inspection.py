@@ -9,7 +9,7 @@ from scipy.special import logit
 
 from support.predictions import RandomPredictions, write_store
 from tagger.core.colours import WHITE
-from tagger.core.manifest import Location
+from tagger.core.location import Location
 from tagger.core.vocabulary import Tag
 from tagger.evaluation.inspection import SplitInspection
 from tagger.images.dataset import Split

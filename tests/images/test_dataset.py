@@ -12,7 +12,7 @@ from PIL import Image
 from scipy.sparse import csr_array
 
 from tagger.core import manifest, vocabulary
-from tagger.core.manifest import Location
+from tagger.core.location import Location
 from tagger.core.vocabulary import Tag
 from tagger.images import dataset, decode, loader
 from tagger.images.augment import Augmentation

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from support.colour_profiles import P3
-from tagger.core.manifest import Location
+from tagger.core.location import Location
 from tagger.images import decode
 from tagger.images.decode import Pixels
 from tagger.images.preprocess import Preprocess

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import pytest
 from PIL import Image
 
-from tagger.core.manifest import Location
+from tagger.core.location import Location
 from tagger.data import verify
 from tagger.images import decode
 from tagger.images.decode import Pixels

@@ -9,7 +9,8 @@ import pyarrow as pa
 import pytest
 
 from tagger.core import manifest, vocabulary
-from tagger.core.manifest import Location, Locations
+from tagger.core.location import Location
+from tagger.core.manifest import Locations
 from tagger.core.vocabulary import Tag
 from tagger.images import dataset
 from tagger.images.dataset import Split

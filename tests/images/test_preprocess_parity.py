@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from support.predictions import predict_split
 from tagger.core.colours import WHITE
-from tagger.core.manifest import Location
+from tagger.core.location import Location
 from tagger.data.hub import shards
 from tagger.images import decode, loader, preprocess, resize
 from tagger.images.dataset import ImageDataset, SampleKey, Split

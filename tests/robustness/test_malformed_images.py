@@ -13,7 +13,7 @@ import pytest
 
 from support import malformed_images
 from support.malformed_images import MalformedImage
-from tagger.core.manifest import Location
+from tagger.core.location import Location
 from tagger.images import decode, find_images
 from tagger.images.preprocess import Preprocess
 

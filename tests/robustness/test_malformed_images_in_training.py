@@ -10,7 +10,7 @@ from scipy.sparse import csr_array
 
 from support import malformed_images
 from support.malformed_images import MalformedImage
-from tagger.core.manifest import Location
+from tagger.core.location import Location
 from tagger.data import verify
 from tagger.images import decode, loader
 from tagger.images.dataset import ImageDataset, SampleKey, Split

@@ -25,7 +25,7 @@ from support.image_bytes import (
     rare_formats,
     tiff,
 )
-from tagger.core.manifest import Location
+from tagger.core.location import Location
 
 FORMATS = ("PNG", "JPEG", "GIF", "WEBP", "BMP", "TIFF", "AVIF")
 # What lacks its last byte still holds every pixel; a JPEG that does is refused all the same.

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from tagger.core.manifest import Location
+from tagger.core.location import Location
 from tagger.images import decode, loader
 from tagger.images.dataset import SampleKey, Split
 from tagger.images.loader import ResumableBatchSampler

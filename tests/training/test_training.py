@@ -31,7 +31,7 @@ from support.trainings import (
 )
 from tagger.core import files, manifest, vocabulary
 from tagger.core.errors import TaggerError
-from tagger.core.manifest import Location
+from tagger.core.location import Location
 from tagger.core.vocabulary import Tag
 from tagger.images import decode, loader
 from tagger.images.dataset import Split

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from support.predictions import predict_split
-from tagger.core.manifest import Location
+from tagger.core.location import Location
 from tagger.core.vocabulary import Tag
 from tagger.evaluation.metrics import dense
 from tagger.images import contact_sheet, decode, loader

@@ -8,7 +8,7 @@ grows with the labels, four bytes each, never with posts x tags.
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, overload
+from typing import Any, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +19,7 @@ from scipy.sparse import csr_array
 
 from tagger.core import files
 from tagger.core.errors import TaggerError
+from tagger.core.location import Location
 from tagger.core.vocabulary import Tag
 
 POSTS_SCHEMA = pa.schema(
@@ -49,14 +50,6 @@ _POSTS_STORED = _STORED | {
     "use_dictionary": ["file", "shard"],
     "column_encoding": {"tags.list.element": "BYTE_STREAM_SPLIT"},
 }
-
-
-class Location(NamedTuple):
-    """Where the bytes of an image are: a file of its own, or a member of a tar."""
-
-    path: str
-    offset: int  # bytes
-    size: int  # bytes
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from tagger.core import manifest
-from tagger.core.manifest import Location
+from tagger.core.location import Location
 from tagger.core.vocabulary import RATING, RATINGS, Tag, count_categories
 from tagger.data.rejected import count_reasons
 from tagger.data.tags.lexicon import Lexicon

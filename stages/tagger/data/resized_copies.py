@@ -18,7 +18,7 @@ from PIL import Image
 
 from tagger import params
 from tagger.core import files, manifest
-from tagger.core.manifest import Location
+from tagger.core.location import Location
 from tagger.data import rejected
 from tagger.data.hub import shards
 from tagger.data.posts import (

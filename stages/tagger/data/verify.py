@@ -15,7 +15,7 @@ from PIL import Image
 
 from tagger import params
 from tagger.core import files, manifest
-from tagger.core.manifest import Location
+from tagger.core.location import Location
 from tagger.data import filters, rejected
 from tagger.data.posts import map_images, set_columns, table_from_rows
 from tagger.images import decode

@@ -8,7 +8,7 @@ from PIL import Image
 
 from tagger.core import files
 from tagger.core.colours import WHITE, Colour
-from tagger.core.manifest import Location
+from tagger.core.location import Location
 from tagger.core.vocabulary import CATEGORIES
 from tagger.images import decode
 from tagger.images.dataset import Split

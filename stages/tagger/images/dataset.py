@@ -12,7 +12,8 @@ from scipy.sparse import csr_array
 from torch.utils.data import Dataset
 
 from tagger.core import manifest, vocabulary
-from tagger.core.manifest import Location, Locations
+from tagger.core.location import Location
+from tagger.core.manifest import Locations
 from tagger.core.vocabulary import Tag
 from tagger.images import decode
 from tagger.images.decode import Pixels

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from PIL import ExifTags, Image, ImageCms, ImageOps, UnidentifiedImageError
 
 from tagger.core.colours import WHITE, Colour
-from tagger.core.manifest import Location
+from tagger.core.location import Location
 from tagger.images import jpegxl
 
 Pixels = npt.NDArray[np.uint8]  # (height, width, 3), R, G, B

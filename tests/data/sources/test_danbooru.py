@@ -16,7 +16,7 @@ from PIL import Image
 import prepare
 from tagger.core import manifest
 from tagger.core.errors import TaggerError
-from tagger.core.manifest import Location
+from tagger.core.location import Location
 from tagger.data.hub import shards
 from tagger.data.posts import COLUMNS
 from tagger.data.sources.danbooru import DanbooruSource
