@@ -21,7 +21,9 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def main(arguments: Sequence[str]) -> int:
     """Tag what the arguments name; return 0, 1 where pictures failed, 130 where it was stopped."""
-    # Loaded here, as the processes that decode pictures load this file, too.
+    from tagger.system import processes
+
+    processes.prestart("tagger.inference.decoders")  # while this process loads the rest
     from tagger import params
     from tagger.inference import cli, inputs, outputs
     from tagger.system import world
@@ -51,13 +53,13 @@ def main(arguments: Sequence[str]) -> int:
 def run(asked: "Options", plan: "OutputPlan", here: "World", tally: "RunStatus") -> bool:
     """Tag what is planned; return whether it was stopped before its end."""
     from tagger.images import decode
-    from tagger.inference import decoders, outputs, pipeline
+    from tagger.inference import outputs, pipeline
     from tagger.models import load_tagger
     from tagger.models.runtimes import Device
     from tagger.system import progress, signals
 
     decode.init_process()
-    decoding = asked.pipeline.workers > 0 and len(plan.todo) > decoders.MAX_IN_PROCESS
+    decoding = asked.pipeline.workers > 0
     use = Device(asked.device, here.local_rank, here.cores, cores_are_shared=decoding)
     tagger = load_tagger(asked.model, use, calibrated=asked.calibrated)
     choose = outputs.build_captioner(asked, tagger)

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tagger.core.errors import TaggerError
+from tagger.core.location import Location
 from tagger.data import groups, perceptual_hash
 from tagger.demo import draw
 
@@ -128,11 +129,9 @@ def test_content_is_compared_only_for_files_of_equal_size() -> None:
     assert groups.find_equal_sizes(sizes, content).tolist() == [0, 1, 6]
 
 
-def locations(*paths: Path) -> pa.Table:
+def locations(*paths: Path) -> list[Location]:
     """Return the locations of files; a missing file counts as ten bytes."""
-    sizes = [path.stat().st_size if path.exists() else 10 for path in paths]
-    columns = {"file": list(map(str, paths)), "offset": [0] * len(paths), "size": sizes}
-    return pa.table({**columns, "shard": pa.nulls(len(paths), pa.string())})
+    return [Location(str(p), 0, p.stat().st_size if p.exists() else 10) for p in paths]
 
 
 def test_content_hash_is_sha256_or_null(tmp_path: Path) -> None:

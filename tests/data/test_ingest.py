@@ -1,5 +1,6 @@
 """Every post of a source is either ingested with normalized tags or rejected with a reason."""
 
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -44,7 +45,7 @@ class Posts(Source):
     batches: Sequence[Sequence[Post]]
     rejected_ids: Sequence[str] = ()
 
-    def read(self) -> Iterator[PostBatch]:
+    def read(self, stop: threading.Event | None = None) -> Iterator[PostBatch]:
         rows = [(name, "no sidecar", "it is missing") for name in self.rejected_ids]
         for batch in self.batches:
             columns: dict[str, list[Any]] = {

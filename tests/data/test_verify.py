@@ -4,12 +4,11 @@ import hashlib
 import io
 import struct
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -47,16 +46,10 @@ def animation(format: str, frames: int = 3) -> bytes:
     return encoded(colours[0], format, save_all=True, append_images=colours[1:frames])
 
 
-def table(locations: Iterable[Location]) -> pa.Table:
-    columns = [list(column) for column in zip(*locations, strict=True)]
-    rows = dict(zip(("file", "offset", "size"), columns, strict=True))
-    return pa.table({**rows, "shard": pa.nulls(len(columns[0]), pa.string())})
-
-
 def verified(path: Path, level: verify.Level, animated: Any = "first", **bounds: int) -> Any:
     """Return the row of one image."""
     image = Location(str(path), bounds.get("offset", 0), bounds.get("size", path.stat().st_size))
-    (row,) = verify.verify_images(table([image]), level=level, animated=animated).to_pylist()
+    (row,) = verify.verify_images([image], level=level, animated=animated).to_pylist()
     return verify.VerifiedImage(**row)
 
 
@@ -223,7 +216,7 @@ def test_missing_and_short_files_are_unreadable(
     assert short.detail == f"{len(data) + 1} bytes expected, {len(data)} are there"
     locations = [Location(str(tmp_path / "none.png"), 0, 9), Location(str(tmp_path), 0, 9)]
     locations.append(Location(str(path), -1, 9))
-    rows = verify.verify_images(table(locations), level=level, animated="first").to_pylist()
+    rows = verify.verify_images(locations, level=level, animated="first").to_pylist()
     assert [row["reason"] for row in rows] == ["unreadable image"] * 3
     assert rows[0]["detail"] == "No such file or directory"
 
@@ -283,6 +276,6 @@ def test_rows_are_in_the_order_of_the_images(write_file: Write) -> None:
     paths = [write_file(f"{n}.png", encoded(Image.new("L", (n, 1)), "PNG")) for n in range(1, 9)]
     write_file("3.png", b"broken")
     locations = [Location(str(path), 0, path.stat().st_size) for path in paths]
-    rows = verify.verify_images(table(locations), level="header", animated="first")
+    rows = verify.verify_images(locations, level="header", animated="first")
     assert rows.schema == verify.SCHEMA
     assert rows["width"].to_pylist() == [1, 2, None, 4, 5, 6, 7, 8]

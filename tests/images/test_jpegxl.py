@@ -139,11 +139,8 @@ def test_an_animated_one_is_told() -> None:
 
 @pytest.mark.parametrize("level", ["header", "decode"])
 def test_prepare_verifies_them(tmp_path: Path, level: verify.Level) -> None:
-    import pyarrow as pa
-
     data = encoded(noise(31, 50, 3))
     (tmp_path / "a.jxl").write_bytes(data)
-    columns = {"file": [str(tmp_path / "a.jxl")], "shard": pa.nulls(1, pa.string())}
-    table = pa.table({**columns, "offset": [0], "size": [len(data)]})
-    (row,) = verify.verify_images(table, level=level, animated="drop").to_pylist()
+    location = Location(str(tmp_path / "a.jxl"), 0, len(data))
+    (row,) = verify.verify_images([location], level=level, animated="drop").to_pylist()
     assert (row["width"], row["height"], row["reason"]) == (50, 31, None)

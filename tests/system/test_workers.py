@@ -1,324 +1,170 @@
-"""Work on chunks: in order, on every core, never twice, and ended cleanly however it ends."""
+"""Worker processes: results in order; a worker that dies or hangs costs its item only."""
 
+import multiprocessing
 import os
 import signal
-import subprocess
-import sys
+import threading
 import time
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Iterator
 from pathlib import Path
-from textwrap import dedent
 from typing import Any
 
-import pyarrow as pa
+import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
+from support.misbehave import misbehave
 from tagger.core.errors import TaggerError
-from tagger.system import scratch, workers
+from tagger.system.workers import Begin, Lost, StartError, run_tasks
 
-STAGES = Path(__file__).parents[2] / "stages"
-_DEADLINE = 60  # seconds until a test gives up; none is claimed to need them
-
-
-def plus(chunk: pa.Table, *, number: int, log: str) -> pa.Table:
-    """Add to every value, and leave a mark of having done so."""
-    with Path(log).open("a", encoding="utf-8") as file:
-        file.write(f"{chunk['value'].to_pylist()} + {number}\n")
-    return pa.table({"sum": [value + number for value in chunk["value"].to_pylist()]})
+KILLED = "its process was killed, perhaps for want of memory"
 
 
-def slow_at_first(chunk: pa.Table) -> pa.Table:
-    if chunk["value"][0].as_py() == 0:
+def run(tasks: Any, function: Any, **options: Any) -> Iterator[Any]:
+    settings: dict[str, Any] = {"workers": 2, "timeout": 60.0, "window": 8}
+    return run_tasks(function, tasks, **settings | options)
+
+
+def double(number: int, begin: Begin) -> int:
+    """Return twice a number; the first takes a while, so that others are done before it."""
+    if number == 0:
         time.sleep(0.3)
-    return chunk
+    return 2 * number
 
 
-def dies(chunk: pa.Table) -> pa.Table:
-    if chunk["value"][0].as_py() == 3:
+def return_or_misbehave(task: str, begin: Begin) -> str:
+    misbehave(task)
+    return task
+
+
+def each_misbehaves(tasks: list[str], begin: Begin) -> list[str]:
+    results = []
+    for number, task in enumerate(tasks):
+        begin(number)
+        results.append(return_or_misbehave(task, begin))
+    return results
+
+
+def fail(number: int, begin: Begin) -> None:
+    raise (TaggerError if number == 1 else ZeroDivisionError)(f"task {number}")
+
+
+def large(size: int, begin: Begin) -> Any:
+    return np.full(size, size % 256, np.uint8)
+
+
+def unchanged(content: bytes, begin: Begin) -> bytes:
+    return content
+
+
+def die_once(path: Path, begin: Begin) -> str:
+    if not path.exists():
+        path.touch()
         os.kill(os.getpid(), signal.SIGKILL)
-    return chunk
+    return "done"
 
 
-def large(chunk: pa.Table) -> pa.Table:
-    return pa.table({"value": [bytes(30_000_000)]})
+def die() -> None:
+    os._exit(1)
 
 
-def mistaken(chunk: pa.Table) -> pa.Table:
-    raise TaggerError(f"chunk {chunk['value'].to_pylist()} is a mistake")
+@pytest.mark.parametrize("workers", [1, 3])
+def test_results_come_in_the_order_of_the_tasks(workers: int) -> None:
+    assert list(run(range(30), double, workers=workers)) == list(range(0, 60, 2))
+    assert list(run([], double, workers=workers)) == []
 
 
-def values(*chunks: int | list[int]) -> list[pa.Table]:
-    return [pa.table({"value": [c] if isinstance(c, int) else c}) for c in chunks]
+def test_only_a_few_tasks_are_taken_before_their_turn() -> None:
+    taken: list[int] = []
 
+    def take(number: int) -> int:
+        taken.append(number)
+        return number
 
-def sums(results: Iterator[pa.Table]) -> list[list[int]]:
-    return [result["sum"].to_pylist() for result in results]
-
-
-def test_there_is_one_result_per_chunk_in_their_order() -> None:
-    chunks = values(*range(12))
-    results = list(workers.map_chunks(partial(slow_at_first), iter(chunks)))
-    assert [result["value"].to_pylist() for result in results] == [[n] for n in range(12)]
-
-
-@pytest.mark.parametrize("chunks", [[], values([1, 2])])
-def test_no_chunk_and_one_chunk_are_worked_on_here(chunks: list[pa.Table]) -> None:
-    here = partial(lambda chunk: chunk.append_column("process", pa.array([os.getpid()] * 2)))
-    results = list(workers.map_chunks(here, chunks))
-    assert [result["process"].to_pylist() for result in results] == [[os.getpid()] * 2] * len(
-        chunks
-    )
-
-
-def test_only_a_few_chunks_are_held_at_a_time() -> None:
-    taken = 0
-
-    def chunks() -> Iterator[pa.Table]:
-        nonlocal taken
-        for chunk in values(*range(200)):
-            taken += 1
-            yield chunk
-
-    results = workers.map_chunks(partial(slow_at_first), chunks())
+    results = run(map(take, range(200)), double, window=6)
     next(results)
-    assert taken <= 2 * (os.cpu_count() or 1) + 1
+    assert len(taken) <= 6 + 1
     assert len(list(results)) == 199
 
 
-@pytest.mark.parametrize("chunks", [values([1, 2]), values([1, 2], 3, [4])])
-def test_what_was_done_is_not_done_again(tmp_path: Path, chunks: list[pa.Table]) -> None:
-    log, memory = tmp_path / "log", tmp_path / "memory"
-    add = partial(plus, number=10, log=str(log))
-    first = sums(workers.map_chunks(add, chunks, memory))
-    assert first == [[v + 10 for v in chunk["value"].to_pylist()] for chunk in chunks]
-    done = log.read_text()
-    assert len(done.splitlines()) == len(chunks)
-    assert sums(workers.map_chunks(add, chunks, memory)) == first
-    assert log.read_text() == done
-    scratch.remove_folder(memory)
-    assert not memory.exists()
-    assert sums(workers.map_chunks(add, chunks, memory)) == first
-    assert len(log.read_text().splitlines()) == 2 * len(chunks)
-
-
-def test_without_a_memory_everything_is_done_again(tmp_path: Path) -> None:
-    log = tmp_path / "log"
-    add = partial(plus, number=1, log=str(log))
-    for _ in range(2):
-        assert sums(workers.map_chunks(add, values(5))) == [[6]]
-    assert len(log.read_text().splitlines()) == 2
-
-
-def test_other_settings_and_other_chunks_are_not_confused(tmp_path: Path) -> None:
-    log, memory = str(tmp_path / "log"), tmp_path / "memory"
-    for number in (1, 2, 11):
-        for chunk in (1, [1, 1], [11], 2):
-            add = partial(plus, number=number, log=log)
-            (result,) = sums(workers.map_chunks(add, values(chunk), memory))
-            assert result == [v + number for v in ([chunk] if isinstance(chunk, int) else chunk)]
-    assert len(Path(log).read_text().splitlines()) == 12
-
-
-columns = st.lists(
-    st.tuples(st.none() | st.text(max_size=4), st.none() | st.integers(0, 3)), max_size=12
-)
-
-
-def table(rows: list[tuple[str | None, int | None]]) -> pa.Table:
-    schema = pa.schema({"name": pa.string(), "size": pa.int64()})
-    return pa.Table.from_pylist([{"name": n, "size": s} for n, s in rows], schema=schema)
-
-
-@given(columns, columns)
-def test_a_key_is_that_of_the_values_and_of_the_settings(
-    rows: list[tuple[str | None, int | None]], others: list[tuple[str | None, int | None]]
+@pytest.mark.parametrize("count", [1, 9])
+@pytest.mark.parametrize(("fate", "reason"), [("die", KILLED), ("hang", "took more than 2 second")])
+def test_a_worker_that_dies_or_hangs_costs_its_task_only(
+    fate: str, reason: str, count: int
 ) -> None:
-    one, other = partial(plus, number=1, log=""), partial(plus, number=2, log="")
-    key = workers.chunk_key(one, table(rows))
-    in_two = pa.concat_tables([table(rows[:3]), table(rows[3:])])
-    assert workers.chunk_key(one, in_two) == key
-    assert (workers.chunk_key(one, table(others)) == key) == (rows == others)
-    assert workers.chunk_key(other, table(rows)) != key
-    assert workers.chunk_key(partial(slow_at_first), table(rows)) != key
+    tasks = ["good"] * count
+    tasks[count // 2] = fate
+    results = list(run(tasks, return_or_misbehave, timeout=2.0))
+    lost = results.pop(count // 2)
+    assert isinstance(lost, Lost)
+    assert lost.reason.startswith(reason)
+    assert results == ["good"] * (count - 1)
 
 
-@given(st.lists(st.integers(0, 9)), st.integers(1, 7))
-def test_chunks_are_the_table_cut_up(numbers: list[int], rows: int) -> None:
-    chunks = list(workers.chunked(pa.table({"value": pa.array(numbers, pa.int64())}), rows))
-    assert [value for chunk in chunks for value in chunk["value"].to_pylist()] == numbers
-    assert all(len(chunk) == rows for chunk in chunks[:-1])
-    assert all(0 < len(chunk) <= rows for chunk in chunks)
+@pytest.mark.parametrize("fate", ["die", "hang"])
+def test_a_worker_that_dies_or_hangs_costs_its_item_only_if_the_task_can_be_made_anew(
+    fate: str,
+) -> None:
+    tasks = [["a", "b"], ["c", fate, "d", fate], ["e"]]
+
+    def without(task: list[str], lost: Lost) -> list[str]:
+        assert task[lost.item] == fate
+        return [*task[: lost.item], lost.reason[:4], *task[lost.item + 1 :]]
+
+    reason = {"die": KILLED, "hang": "took"}[fate][:4]
+    results = list(run(tasks, each_misbehaves, timeout=2.0, retry=without))
+    assert results == [["a", "b"], ["c", reason, "d", reason], ["e"]]
 
 
-def test_items_made_ahead_come_in_order_and_an_error_comes_through() -> None:
-    def items() -> Iterator[int]:
-        yield from range(5)
-        raise TaggerError("no more")
-
-    ahead = workers.one_ahead(items())
-    assert [next(ahead) for _ in range(5)] == list(range(5))
-    with pytest.raises(TaggerError, match="no more"):
-        next(ahead)
-    assert list(workers.one_ahead([])) == []
+def test_slow_items_do_not_add_up_to_a_timeout() -> None:
+    assert list(run([30], many_items, timeout=0.5)) == [30]
 
 
-def test_a_process_that_dies_is_one_clear_line() -> None:
-    with pytest.raises(TaggerError, match=r"A process died while working on dies.*Run again"):
-        list(workers.map_chunks(partial(dies), values(*range(6))))
+def many_items(count: int, begin: Begin) -> int:
+    for number in range(count):
+        begin(number)
+        time.sleep(0.05)
+    return count
 
 
-def test_a_mistake_found_by_a_process_is_told_here() -> None:
-    with pytest.raises(TaggerError, match=r"chunk \[0\] is a mistake"):
-        list(workers.map_chunks(partial(mistaken), values(*range(6))))
+def test_a_task_is_tried_again_if_its_worker_dies_once(tmp_path: Path) -> None:
+    paths = [tmp_path / str(number) for number in range(3)]
+    assert list(run(paths, die_once)) == ["done"] * 3
+
+
+def test_an_error_in_a_worker_is_raised_here_at_its_turn() -> None:
+    results = run([1, 2], fail)
+    with pytest.raises(TaggerError, match=r"^task 1$"):
+        next(results)
+    with pytest.raises(ZeroDivisionError) as raised:
+        list(run([2], fail))
+    assert "in fail" in raised.value.__notes__[0]
+
+
+def test_workers_that_cannot_start_are_an_error() -> None:
+    with pytest.raises(StartError):
+        list(run(range(3), double, init=die))
 
 
 @pytest.mark.timeout(60)
-@pytest.mark.parametrize("used", [iter, workers.one_ahead])
-def test_a_run_that_is_broken_off_while_a_result_is_sent_ends(
-    used: Callable[[Iterator[pa.Table]], Iterator[pa.Table]],
-) -> None:
-    results: Any = used(workers.map_chunks(partial(large), values(*range(12))))
-    assert len(next(results)) == 1
-    results.close()
+def test_large_tasks_and_results_do_not_wait_for_each_other() -> None:
+    contents = [bytes([number]) * 5_000_000 for number in range(8)]
+    assert list(run(contents, unchanged)) == contents
+    arrays = list(run([3_000_000] * 4, large))
+    assert all(array.sum() == 3_000_000 * (3_000_000 % 256) for array in arrays)
 
 
-SCRIPT = """
-    import os, sys, time
-    from functools import partial
-    from pathlib import Path
-
-    import pyarrow as pa
-
-    from tagger.core import errors, files
-    from tagger.system import workers
-
-
-    def slowly(chunk, *, folder):
-        number = chunk["value"][0].as_py()
-        Path(folder, f"started-{os.getpid()}-{number}").touch()
-        with files.atomic_write(Path(folder, f"{number}.result")) as partial_file:
-            partial_file.write_bytes(b"half")
-            stop = Path(folder, "stop_at")
-            if stop.exists() and number >= int(stop.read_text()):
-                while True:
-                    time.sleep(0.01)
-            partial_file.write_bytes(b"whole")
-        return chunk
-
-
-    def main():
-        chunks = (pa.table({"value": [number]}) for number in range(12))
-        results = workers.map_chunks(partial(slowly, folder="."), chunks, Path("memory"))
-        if "ahead" in sys.argv:
-            results = workers.one_ahead(results)
-        taken = []
-        for result in results:
-            taken.append(result["value"][0].as_py())
-            if "busy" in sys.argv:
-                time.sleep(600)
-        print(*taken)
-
-
-    if __name__ == "__main__":
-        with errors.exit_on_error():
-            main()
-"""
-
-
-@pytest.fixture
-def script(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
-    """Start a program that hangs in the chunk named in the file stop_at, and in those after it."""
-    (tmp_path / "script.py").write_text(dedent(SCRIPT))
-    started = []
-
-    def start(*arguments: str) -> subprocess.Popen[str]:
-        process = subprocess.Popen(
-            [sys.executable, "script.py", *arguments],
-            cwd=tmp_path,
-            env={**os.environ, "PYTHONPATH": str(STAGES)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
-        started.append(process)
-        return process
-
-    yield start
-    for process in started:
-        process.kill()
-        process.communicate()
-
-
-def until(condition: Callable[[], object]) -> None:
-    for _ in range(_DEADLINE * 50):
-        if condition():
-            return
-        time.sleep(0.02)
-    raise AssertionError("it never came about")
-
-
-def stuck(folder: Path, first: int) -> Callable[[], bool]:
-    """Tell whether workers hang in a chunk, all before it being done."""
-    return lambda: (
-        (folder / f".{first}.result.partial").exists()
-        and len(list((folder / "memory").glob("[!.]*"))) == first
-    )
-
-
-def session(process: subprocess.Popen[str]) -> list[int]:
-    """Return the processes of a session, by what the kernel says of each."""
-    found = []
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = stat.read_text().rpartition(")")[2].split()
-        except OSError:
-            continue
-        if int(fields[3]) == process.pid and fields[0] != "Z":
-            found.append(int(stat.parent.name))
-    return found
-
-
-def test_a_run_that_was_killed_goes_on_and_leaves_no_process(
-    tmp_path: Path, script: Callable[..., subprocess.Popen[str]]
-) -> None:
-    (tmp_path / "stop_at").write_text("5")
-    killed = script()
-    until(stuck(tmp_path, 5))
-    assert len(session(killed)) > 2
-    killed.send_signal(signal.SIGKILL)
-    killed.wait()
-    until(lambda: not session(killed))
-    before = set(tmp_path.glob("started-*"))
-    (tmp_path / "stop_at").unlink()
-    out, err = script().communicate(timeout=_DEADLINE)
-    assert (out.split(), err) == ([str(number) for number in range(12)], "")
-    again = {int(path.name.split("-")[2]) for path in set(tmp_path.glob("started-*")) - before}
-    assert again == set(range(5, 12))
-    assert not list(tmp_path.rglob(".*.partial"))
-
-
-@pytest.mark.parametrize(
-    ("whole_group", "arguments"),
-    [(True, []), (True, ["ahead"]), (False, []), (True, ["busy"]), (True, ["busy", "ahead"])],
-)
-def test_an_interrupt_ends_everything(
-    tmp_path: Path,
-    script: Callable[..., subprocess.Popen[str]],
-    whole_group: bool,
-    arguments: list[str],
-) -> None:
-    (tmp_path / "stop_at").write_text("3")
-    process = script(*arguments)
-    until(stuck(tmp_path, 3))
-    if whole_group:  # as a terminal does
-        os.killpg(process.pid, signal.SIGINT)
+@pytest.mark.parametrize("how", ["close", "stop"])
+@pytest.mark.timeout(60)
+def test_no_worker_is_left_when_results_are_no_longer_wanted(how: str) -> None:
+    stop = threading.Event()
+    before = set(multiprocessing.active_children())
+    results: Any = run([30_000_000] * 8, large, stop=stop)
+    next(results)
+    if how == "stop":
+        stop.set()
+        assert list(results) == []
     else:
-        process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=_DEADLINE)
-    assert (process.returncode, out, err) == (130, "", "interrupted\n")
-    until(lambda: not session(process))
-    assert len(list(tmp_path.glob("*.result"))) == 3
+        results.close()
+    for process in set(multiprocessing.active_children()) - before:
+        process.join(5)
+        assert process.exitcode == -signal.SIGKILL

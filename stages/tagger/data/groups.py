@@ -3,6 +3,7 @@
 Each kind of relation is a list of pairs of posts. A group is a connected component of all pairs.
 """
 
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from scipy.sparse.csgraph import connected_components
 
 from tagger import params
 from tagger.core import files
+from tagger.core.location import Location
 from tagger.data.posts import (
     LOCATION_COLUMNS,
     content_or_null,
@@ -97,6 +99,6 @@ def find_equal_sizes(sizes: pa.ChunkedArray, hashes: pa.ChunkedArray) -> npt.NDA
     return np.flatnonzero((counts[member] > 1) & (values >= 0) & pc.is_null(hashes).to_numpy())
 
 
-def hash_content(images: pa.Table) -> pa.Table:
+def hash_content(locations: Iterable[Location]) -> pa.Table:
     """Return the SHA-256 of each image as `content`, null if it cannot be read."""
-    return pa.table({"content": pa.array(hash_images(images, files.sha256_digest), pa.binary())})
+    return pa.table({"content": pa.array(hash_images(locations, files.sha256_digest), pa.binary())})

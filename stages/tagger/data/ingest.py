@@ -5,6 +5,8 @@ as list<int32>. It stays in memory: four bytes a label and about a hundred a pos
 eight million posts with 36 tags each. No post becomes a Python object.
 """
 
+import threading
+
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
@@ -19,7 +21,7 @@ from tagger.data.posts import COLUMNS, set_column
 from tagger.data.rejected import Rejection
 from tagger.data.sources import PostBatch, Source
 from tagger.data.tags.lexicon import Lexicon
-from tagger.system import workers
+from tagger.system.prefetch import prefetch
 
 _COLUMNS = [name for name in COLUMNS if name not in ("score", "deleted", "banned")]
 
@@ -31,7 +33,8 @@ def read_posts(
     tag_filter = TagFilter(lexicon, p)
     tables = [_with_tags(pa.table({"id": pa.array([], pa.string())}), _lists([0], []))]
     rejected_tables = [rejected.SCHEMA.empty_table()]
-    for batch in workers.one_ahead(source.read()):
+    stop = threading.Event()
+    for batch in prefetch(source.read(stop), stop=stop):
         rejected_tables.append(batch.rejected.cast(rejected.SCHEMA))
         if len(batch.posts):
             posts, unwanted = _filter_batch(batch, lexicon, p, tag_filter)

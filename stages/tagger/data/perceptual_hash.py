@@ -3,6 +3,8 @@
 An index over bands of bits finds similar hashes without comparing every pair.
 """
 
+from collections.abc import Iterable
+
 import faiss
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +14,7 @@ import pyarrow.compute as pc
 from PIL import Image
 
 from tagger.core.errors import TaggerError
+from tagger.core.location import Location
 from tagger.data.posts import hash_images
 from tagger.images import decode
 
@@ -22,9 +25,9 @@ _MIN_QUALITY = 50  # PDQ's own bound: below it, an image is too plain for a reli
 _SIDE = 512  # pixels; PDQ scales larger images down to this
 
 
-def compute_hashes(images: pa.Table) -> pa.Table:
+def compute_hashes(locations: Iterable[Location]) -> pa.Table:
     """Return the PDQ hash of each image as `hash`, null if it is too plain or unreadable."""
-    return pa.table({"hash": pa.array(hash_images(images, _pdq), pa.binary())})
+    return pa.table({"hash": pa.array(hash_images(locations, _pdq), pa.binary())})
 
 
 def _pdq(data: bytes) -> bytes | None:

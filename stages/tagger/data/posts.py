@@ -8,9 +8,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tagger.core import manifest
+from tagger.core.location import Location
+from tagger.data import chunked
+from tagger.data.chunked import Work
 from tagger.images import decode
-from tagger.system import progress, workers
+from tagger.system import progress
 
 # A source gives the columns that it has. Only `id` and the tags are required.
 COLUMNS = {
@@ -59,38 +61,38 @@ def disk_order(posts: pa.Table) -> pa.Array:
     return pc.sort_indices(posts.select(["shard", "offset"]), sort_keys=keys)
 
 
-def map_images(
-    work: workers.Work, posts: pa.Table, cache: Path | None, description: str
-) -> pa.Table:
+def map_images(work: Work, posts: pa.Table, cache: Path | None, description: str) -> pa.Table:
     """Return the rows that a function computes from the image locations, in the order of posts.
 
     cache: folder for the results of finished chunks, which an interrupted run continues from
     """
     if not len(posts):
-        return work(posts)
+        return work([])
     order = disk_order(posts)
     images = posts.select(LOCATION_COLUMNS).take(order)
-    chunks = workers.chunked(images, CHUNK_IMAGES)
-    results = map_chunks(work, chunks, len(posts), description, cache)
-    return results.take(pc.sort_indices(order))
+    results = chunked.map_images(work, chunked.split_rows(images, CHUNK_IMAGES), cache)
+    rows = pa.concat_tables(progress.track_rows(results, len(posts), description))
+    return rows.take(pc.sort_indices(order))
 
 
 def map_chunks(
-    work: workers.Work,
+    work: Work,
     chunks: Iterable[pa.Table],
     total: int,
     description: str,
     cache: Path | None = None,
 ) -> pa.Table:
     """Return the rows that a function computes from at least one chunk of `total` rows."""
-    results = workers.map_chunks(work, chunks, cache)
+    results = chunked.map_chunks(work, chunks, cache)
     return pa.concat_tables(progress.track_rows(results, total, description))
 
 
-def hash_images(images: pa.Table, function: Callable[[bytes], bytes | None]) -> list[bytes | None]:
+def hash_images(
+    locations: Iterable[Location], function: Callable[[bytes], bytes | None]
+) -> list[bytes | None]:
     """Return a hash of the bytes of each image, None if it cannot be read or has no hash."""
     hashes: list[bytes | None] = []
-    for location in manifest.locations(images):
+    for location in locations:
         try:
             hashes.append(function(decode.read_bytes(location)))
         except decode.Unreadable:

@@ -19,7 +19,7 @@ from PIL import Image
 from tagger import params
 from tagger.core import files, manifest
 from tagger.core.location import Location
-from tagger.data import rejected
+from tagger.data import chunked, rejected
 from tagger.data.hub import shards
 from tagger.data.posts import (
     LOCATION_COLUMNS,
@@ -31,7 +31,6 @@ from tagger.data.posts import (
     table_from_rows,
 )
 from tagger.images import decode
-from tagger.system import workers
 
 SCHEMA = pa.schema(
     {
@@ -101,7 +100,7 @@ def write_copies(
     write = partial(write_shard, folder=str(folder), side=side, format=format, quality=quality)
     chunks = [
         chunk.append_column("number", pa.repeat(pa.scalar(number), len(chunk)))
-        for number, chunk in enumerate(workers.chunked(images, max(1, int(shard_size / mean))))
+        for number, chunk in enumerate(chunked.split_rows(images, max(1, int(shard_size / mean))))
     ]
     missing = [chunk for chunk in chunks if not _is_complete(_tar_path(write, chunk))]
     files.check_free_space(folder, int(mean * sum(map(len, missing))))
@@ -122,11 +121,11 @@ def _encoded_size(encode: Encode, location: Location) -> int:
         return 0
 
 
-def _tar_path(write: workers.Work, images: pa.Table) -> Path:
+def _tar_path(write: chunked.Work, images: pa.Table) -> Path:
     """Return the path of a tar, named by everything that decides its content but the folder."""
     settings = dict(write.keywords)
     folder = settings.pop("folder")
-    key = workers.chunk_key(partial(write.func, **settings), images)
+    key = chunked.chunk_key(partial(write.func, **settings), images)
     return Path(folder, f"{images['number'][0].as_py():04d}-{key[:12]}.tar")
 
 

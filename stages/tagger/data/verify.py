@@ -4,6 +4,7 @@
 """
 
 import io
+from collections.abc import Iterable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -14,7 +15,7 @@ import pyarrow as pa
 from PIL import Image
 
 from tagger import params
-from tagger.core import files, manifest
+from tagger.core import files
 from tagger.core.location import Location
 from tagger.data import filters, rejected
 from tagger.data.posts import map_images, set_columns, table_from_rows
@@ -60,13 +61,10 @@ def verify(
 
 
 def verify_images(
-    images: pa.Table, *, level: Level, animated: Literal["first", "drop"]
+    locations: Iterable[Location], *, level: Level, animated: Literal["first", "drop"]
 ) -> pa.Table:
-    """Return a row of SCHEMA for each image.
-
-    images: columns file, shard, offset and size, as in the manifest
-    """
-    rows = [_verify(location, level, animated == "drop") for location in manifest.locations(images)]
+    """Return a row of SCHEMA for each image."""
+    rows = [_verify(location, level, animated == "drop") for location in locations]
     return table_from_rows(rows, SCHEMA)
 
 

@@ -1,10 +1,9 @@
 """Draw the demonstration set: pictures whose tags are known because they were drawn from them."""
 
 import json
-import multiprocessing
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from importlib.resources import files as resources
 from pathlib import Path
 from typing import Any
@@ -13,9 +12,10 @@ import resvg_py
 from dicebear import Avatar, Style
 
 from tagger.core import files
+from tagger.core.errors import TaggerError
 from tagger.demo import avatar_options
 from tagger.demo.avatar_options import AvatarOptions
-from tagger.system import exit_with_parent, progress, world
+from tagger.system import progress, workers, world
 
 DrawingJob = tuple[str, AvatarOptions]  # file name without suffix, what to draw
 
@@ -70,15 +70,18 @@ def _draw_all(folder: Path, jobs: Sequence[DrawingJob], size: int) -> None:
     for job in jobs:
         by_style[job[1].style].append(job)
     shares = sorted(by_style.items(), key=lambda share: -len(share[1]))
-    spawn = multiprocessing.get_context("spawn")
-    begin = exit_with_parent.exit_with_parent
-    with ProcessPoolExecutor(world.available_cores(), mp_context=spawn, initializer=begin) as pool:
-        drawn = [pool.submit(_draw_share, folder, size, name, share) for name, share in shares]
-        for style in progress.track(drawn, "drawing"):
-            style.result()
+    draw = partial(_draw_style, folder=folder, size=size)
+    cores = world.available_cores()
+    drawn = workers.run_tasks(draw, shares, workers=cores, timeout=None, window=len(shares))
+    for result in progress.track(drawn, "drawing", len(shares)):
+        if isinstance(result, workers.Lost):
+            raise TaggerError(f"A drawing is missing: {result.reason}. Run again.")
 
 
-def _draw_share(folder: Path, size: int, name: str, jobs: Sequence[DrawingJob]) -> None:
+def _draw_style(
+    share: tuple[str, Sequence[DrawingJob]], begin: workers.Begin, *, folder: Path, size: int
+) -> None:
+    name, jobs = share
     style = Style(json.loads((resources("dicebear_styles") / f"{name}.json").read_bytes()))
     for stem, look in jobs:
         (folder / f"{stem}.png").write_bytes(_render(style, look, size))

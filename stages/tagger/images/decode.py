@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
-from typing import cast
+from typing import TypeAlias, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +22,7 @@ from tagger.core.location import Location
 from tagger.images import jpegxl
 
 Pixels = npt.NDArray[np.uint8]  # (height, width, 3), R, G, B
+File: TypeAlias = Path | Location | bytes  # bytes: the content itself
 
 SUFFIXES = frozenset(
     (".avif", ".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".jxl", ".png", ".tif", ".tiff", ".webp")
@@ -106,7 +107,7 @@ def _bytes(path: str, offset: int = 0, size: int | None = None) -> bytes:
         raise Unreadable(reason or str(error)) from None
 
 
-def open_rgb(file: Path | Location | bytes, background: Colour = WHITE) -> Image.Image:
+def open_rgb(file: File, background: Colour = WHITE) -> Image.Image:
     """Return the picture upright, decoded, in sRGB, transparency laid on the background.
 
     Raises Unreadable for anything that cannot be decoded whole.
@@ -124,7 +125,7 @@ def open_rgb_or_none(location: Location, background: Colour = WHITE) -> Image.Im
         return None
 
 
-def open_pixels(file: Path | Location | bytes, background: Colour = WHITE) -> Pixels:
+def open_pixels(file: File, background: Colour = WHITE) -> Pixels:
     """Return what `open_rgb` does, as (height, width, 3), by a faster decoder where it serves.
 
     Raises Unreadable as `open_rgb` does.
@@ -195,14 +196,14 @@ def check_still(file: Path | bytes) -> None:
             raise Animated(f"{image.info.get('frames') or getattr(image, 'n_frames', 2)} frames")
 
 
-def _content(file: Path | Location | bytes) -> bytes:
+def _content(file: File) -> bytes:
     if isinstance(file, bytes):
         return file
     return read_bytes(file) if isinstance(file, Location) else _bytes(str(file))
 
 
 @contextmanager
-def _opened(file: Path | Location | bytes) -> Iterator[Image.Image]:
+def _opened(file: File) -> Iterator[Image.Image]:
     data = _content(file)
     try:
         if data.startswith(jpegxl.SIGNATURES):

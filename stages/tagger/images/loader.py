@@ -15,7 +15,7 @@ from tagger.images import decode
 from tagger.images.dataset import ReadFailure, Sample, SampleKey, Split
 from tagger.images.decode import Pixels
 from tagger.images.preprocess import Preprocess
-from tagger.system import signals
+from tagger.system import processes
 
 _AHEAD = 4  # batches that each worker prepares
 
@@ -119,12 +119,12 @@ class _Loader(DataLoader[Any]):
     """Starts processes that hear no signal to stop until they know which to follow."""
 
     def __iter__(self) -> Any:
-        with signals.blocked(*signals.STOP_SIGNALS):
+        with processes.deaf():
             return super().__iter__()
 
 
 def _begin(_: int) -> None:
-    signals.stop_with_parent()
+    processes.settle()
     decode.init_process()
 
 

@@ -54,6 +54,6 @@ def _digest(function: F) -> str:
     numba's own cache looks at the first alone: it would not see a change of the others.
     """
     used = [getattr(value, "__module__", None) or "" for value in function.__globals__.values()]
-    ours = {name for name in (function.__module__, *used) if name.startswith(__package__)}
+    ours = {name for name in (function.__module__, *used) if name.startswith("tagger.")}
     paths = sorted(str(sys.modules[name].__file__) for name in ours)
     return files.sha256_digest(b"".join(Path(path).read_bytes() for path in paths)).hex()[:16]

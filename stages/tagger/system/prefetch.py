@@ -1,67 +1,66 @@
-"""Work done ahead of its use, in a thread, and stopped between two steps."""
+"""Items made before they are asked for, in a thread that stops between two of them."""
 
 import threading
 from collections.abc import Iterable, Iterator
 from queue import Empty, Full, Queue
-from typing import TypeVar
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 
 _POLL = 0.1  # seconds
+_END = object()
 
 
-class _Broken(Exception):
-    """Carries what was raised in the thread."""
+class _Raised(Exception):
+    """Brings an error, its cause, from the thread."""
 
 
-class _End:
-    """Says that nothing follows."""
-
-
-def prefetch(items: Iterable[T], depth: int, stop: threading.Event) -> Iterator[T]:
+def prefetch(
+    items: Iterable[T], depth: int = 1, stop: threading.Event | None = None
+) -> Iterator[T]:
     """Return the items, up to `depth` of them made before they are asked for.
 
-    Making begins at once. After `stop` is set no more come. Raises what making them raises.
+    Making begins at once. After `stop` is set no more come; whoever takes no more sets it.
+    Raises what making them raises.
     """
-    queue: Queue[T | _Broken | _End] = Queue(depth)
-
-    def offer(item: T | _Broken | _End) -> None:
-        while not stop.is_set():
-            try:
-                return queue.put(item, timeout=_POLL)
-            except Full:
-                continue
-
-    def make() -> None:
-        try:
-            for item in items:
-                offer(item)
-                if stop.is_set():
-                    return
-        except BaseException as error:
-            broken = _Broken()
-            broken.__cause__ = error
-            offer(broken)
-        else:
-            offer(_End())
-
-    thread = threading.Thread(target=make, daemon=True)
+    stop = stop or threading.Event()
+    queue: Queue[Any] = Queue(depth)
+    thread = threading.Thread(target=_make, args=(items, queue, stop), daemon=True)
     thread.start()
     return _taken(queue, thread, stop)
 
 
-def _taken(
-    queue: "Queue[T | _Broken | _End]", thread: threading.Thread, stop: threading.Event
-) -> Iterator[T]:
+def _make(items: Iterable[Any], queue: Queue[Any], stop: threading.Event) -> None:
+    try:
+        for item in items:
+            _offer(item, queue, stop)
+            if stop.is_set():
+                return
+        _offer(_END, queue, stop)
+    except BaseException as error:
+        raised = _Raised()
+        raised.__cause__ = error
+        _offer(raised, queue, stop)
+
+
+def _offer(item: Any, queue: Queue[Any], stop: threading.Event) -> None:
+    while not stop.is_set():
+        try:
+            return queue.put(item, timeout=_POLL)
+        except Full:
+            continue
+
+
+def _taken(queue: Queue[Any], thread: threading.Thread, stop: threading.Event) -> Iterator[Any]:
     try:
         while not stop.is_set():
             try:
                 item = queue.get(timeout=_POLL)
             except Empty:
                 continue
-            if isinstance(item, _End):
+            if item is _END:
                 return
-            if isinstance(item, _Broken):
+            if isinstance(item, _Raised):
                 assert item.__cause__
                 raise item.__cause__
             yield item

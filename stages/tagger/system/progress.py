@@ -23,8 +23,10 @@ class Sized(Protocol):
 S = TypeVar("S", bound=Sized)
 
 
-def track(items: Iterable[T], description: str) -> Iterable[T]:
-    return rich_track(items, description, transient=True, disable=not sys.stdout.isatty())
+def track(items: Iterable[T], description: str, total: float | None = None) -> Iterable[T]:
+    """Return the items, showing how many have been taken; total: where they have no length."""
+    hidden = not sys.stdout.isatty()
+    return rich_track(items, description, total, transient=True, disable=hidden)
 
 
 def track_rows(blocks: Iterable[S], total: int, description: str) -> Iterator[S]:

@@ -1,6 +1,5 @@
 """Signals to stop: heeded at a moment when nothing is lost, and by the process that leads."""
 
-import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -63,21 +62,3 @@ def delay_interrupt() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
         if kept:
             signal.raise_signal(signal.SIGINT)
-
-
-def stop_with_parent() -> None:
-    """Let this process, which works for another, end by a signal of that one alone.
-
-    Ctrl-C, and the end of a job, come to all processes of a group: the one that leads stops when
-    its work is whole, for which it needs the others.
-    """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = os.getppid()
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-
-    def wait() -> None:
-        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
-            pass
-        os._exit(0)
-
-    threading.Thread(target=wait, daemon=True).start()

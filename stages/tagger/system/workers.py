@@ -1,135 +1,264 @@
-"""The same work on many chunks: on every core, in their order, and not again after a stop.
+"""The pool of worker processes: results in order; one that dies or hangs costs its item only."""
 
-Only a few chunks are held at a time. With a folder to remember in, each result is kept there until
-the caller removes it, so that a run that was killed goes on where it was.
-"""
+import os
+import pickle
+import threading
+import time
+import traceback
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from queue import SimpleQueue
+from typing import Any, NamedTuple, TypeAlias
 
-import hashlib
-import multiprocessing
-import signal
-from collections import deque
-from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from functools import partial
-from itertools import chain, islice
-from pathlib import Path
-from typing import Any, ClassVar, TypeAlias, TypeVar
-from weakref import WeakSet
-
-import pyarrow as pa
-import pyarrow.feather as feather
-
-from tagger.core import files
 from tagger.core.errors import TaggerError
-from tagger.images import decode
-from tagger.system import exit_with_parent, signals, world
+from tagger.system import processes
 
-T = TypeVar("T")
-Work: TypeAlias = partial[pa.Table]  # of a function of a module, with settings that print whole
+# Called by a function that works on several items of a task, with the number of each in turn.
+Begin: TypeAlias = Callable[[int], None]
+Function: TypeAlias = Callable[[Any, Begin], Any]  # of a task; like tasks and results, pickled
 
-
-class _Pool(ProcessPoolExecutor):
-    """Processes that can be ended at once."""
-
-    open: ClassVar[WeakSet["_Pool"]] = WeakSet()
-
-    def __init__(self, processes: int) -> None:
-        context = multiprocessing.get_context("forkserver")
-        super().__init__(processes, mp_context=context, initializer=_begin)
-        self._started: Any = self._processes
-        self._results: Any = self._result_queue
-        self.open.add(self)
-
-    def break_off(self) -> None:
-        """End those at work. What they leave unfinished, the next run replaces."""
-        for process in list(self._started.values()):
-            process.kill()
-        self._results._writer.close()  # else the rest of what one was sending is waited for
+_DEPTH = 2  # tasks that a worker is given before it has answered
+_TRIES = 2  # how often a worker may die of an item
+_POLL = 0.2  # seconds
+_START = 120.0  # seconds that a worker may take to be ready, `init` included
+_END = object()
 
 
-def map_chunks(
-    work: Work, chunks: Iterable[pa.Table], memory: Path | None = None
-) -> Iterator[pa.Table]:
-    """Yield what the work makes of each chunk. A single chunk is worked on in this process."""
-    chunks = iter(chunks)
-    first = list(islice(chunks, 2))
-    if len(first) < 2:
-        yield from (_remembered(work, chunk, memory) for chunk in first)
-        return
-    cores = world.available_cores()
-    with _Pool(cores) as pool:
-        pending: deque[Future[pa.Table]] = deque()
+class StartError(TaggerError):
+    """Workers die before they can work."""
+
+
+class Lost(NamedTuple):
+    """An item that a worker died of, or that took too long, in place of the result of its task."""
+
+    item: int  # number within the task
+    reason: str
+
+
+class _Raised(NamedTuple):
+    error: Exception
+
+
+def run_tasks(
+    function: Function,
+    tasks: Iterable[Any],
+    *,
+    workers: int,
+    timeout: float | None,
+    window: int,
+    init: Callable[[], None] | None = None,
+    retry: Callable[[Any, Lost], Any] | None = None,
+    stop: threading.Event | None = None,
+) -> Iterator[Any]:
+    """Yield the result of each task, or the Lost item of it, in their order.
+
+    Raises what the function raises, at the turn of its task, and StartError.
+
+    timeout: seconds that an item may take
+    window: tasks that are begun before their turn
+    init: called once by each worker
+    retry: makes the task anew without its lost item, so that the others still get a result
+    stop: once set, no more results come
+    """
+    pool = _Pool(function, init, timeout, retry)
+    return pool.run(iter(tasks), workers, window, stop or threading.Event())
+
+
+@dataclass
+class _Worker:
+    process: BaseProcess
+    connection: Connection
+    item: Any  # shared memory: number of the item begun last
+    numbers: deque[int] = field(default_factory=deque)  # of tasks not yet answered
+    since: float = field(default_factory=time.monotonic)  # of the start or the last sign of life
+    is_ready: bool = False
+    last_item: int = 0
+
+
+class _Pool:
+    def __init__(
+        self,
+        function: Function,
+        init: Callable[[], None] | None,
+        timeout: float | None,
+        retry: Callable[[Any, Lost], Any] | None,
+    ) -> None:
+        self._arguments = function, init
+        self._timeout = timeout
+        self._retry = retry
+        self._workers: list[_Worker] = []
+        self._tasks: dict[int, Any] = {}  # not yet answered
+        self._waiting: deque[int] = deque()  # to be given to a worker
+        self._results: dict[int, Any] = {}  # that wait for their turn
+        self._deaths: Counter[tuple[int, int]] = Counter()  # by task and item
+        self._false_starts = 0
+
+    def run(
+        self, tasks: Iterator[Any], workers: int, window: int, stop: threading.Event
+    ) -> Iterator[Any]:
+        taken = done = 0
+        task = next(tasks, _END)
         try:
-            for chunk in chain(first, chunks):
-                with signals.blocked(signal.SIGINT):
-                    pending.append(pool.submit(_remembered, work, chunk, memory))
-                if len(pending) > 2 * cores:
-                    yield _first(pending)
-            while pending:
-                yield _first(pending)
-        except BrokenProcessPool:
-            raise TaggerError(
-                f"A process died while working on {work.func.__name__.replace('_', ' ')}, perhaps "
-                "for want of memory. Run again: it goes on where it was."
-            ) from None
+            while not stop.is_set() and (done < taken or task is not _END):
+                has_room = task is not _END and taken < done + window
+                if has_room:
+                    self._tasks[taken] = task
+                    self._waiting.append(taken)
+                    taken += 1
+                    task = next(tasks, _END)
+                if len(self._workers) < min(workers, len(self._tasks)):
+                    self._workers.append(self._start())
+                self._hand_out()
+                self._collect(0 if has_room else _POLL)
+                while done in self._results and not stop.is_set():
+                    result = self._results.pop(done)
+                    if isinstance(result, _Raised):
+                        raise result.error
+                    yield result
+                    done += 1
         finally:
-            if pending:  # broken off
-                pool.break_off()
-            pool.shutdown(wait=True, cancel_futures=True)
+            for worker in self._workers:
+                worker.process.kill()
+                worker.connection.close()
+
+    def _start(self) -> _Worker:
+        context = processes.context()
+        ours, theirs = context.Pipe()
+        item = context.RawValue("q", 0)
+        process = processes.start(_work, (theirs, item, *self._arguments))
+        theirs.close()
+        return _Worker(process, ours, item)
+
+    def _hand_out(self) -> None:
+        for depth in range(1, _DEPTH + 1):
+            for worker in self._workers:
+                # A worker that is not yet ready does not read, and a pipe holds but so much.
+                if self._waiting and len(worker.numbers) < depth and worker.is_ready:
+                    self._give(worker, self._waiting.popleft())
+
+    def _give(self, worker: _Worker, number: int) -> None:
+        if not worker.numbers:
+            worker.since = time.monotonic()
+        worker.numbers.append(number)
+        with suppress(OSError):  # it died, as `_collect` will see
+            _send(worker.connection, self._tasks[number])
+
+    def _collect(self, seconds: float) -> None:
+        """Take results, and replace workers that died or take too long."""
+        connections = [worker.connection for worker in self._workers]
+        answered = wait(connections, seconds)
+        for worker in list(self._workers):
+            if worker.connection in answered:
+                try:
+                    self._take(worker)
+                except (EOFError, OSError):
+                    worker.process.join(timeout=5)  # else its number may be another's when killed
+                    self._replace(worker, self._cause_of_death(worker))
+            elif self._is_late(worker):
+                reason = f"took more than {self._timeout:g} seconds" if worker.is_ready else ""
+                self._replace(worker, reason or self._cause_of_death(worker))
+
+    def _take(self, worker: _Worker) -> None:
+        result = _receive(worker.connection)
+        worker.since = time.monotonic()
+        if not worker.is_ready:
+            worker.is_ready = True
+            return
+        number = worker.numbers.popleft()
+        del self._tasks[number]
+        self._results[number] = result
+
+    def _is_late(self, worker: _Worker) -> bool:
+        if worker.item.value != worker.last_item:
+            worker.last_item = worker.item.value
+            worker.since = time.monotonic()
+        if worker.is_ready and (not worker.numbers or self._timeout is None):
+            return False
+        seconds = time.monotonic() - worker.since
+        return seconds > (self._timeout or _START if worker.is_ready else _START)
+
+    def _cause_of_death(self, worker: _Worker) -> str:
+        """Return what is wrong with the item that a worker died of, "" to try it again."""
+        if not worker.is_ready:
+            self._false_starts += 1
+            if self._false_starts > 2 * len(self._workers):
+                raise StartError("Worker processes die before they can work.")
+            return ""
+        if not worker.numbers:
+            return ""
+        place = worker.numbers[0], worker.item.value
+        self._deaths[place] += 1
+        if self._deaths[place] < _TRIES:
+            return ""
+        return "its process was killed, perhaps for want of memory"
+
+    def _replace(self, worker: _Worker, reason: str) -> None:
+        """Start another worker, which goes on without the lost item if there is a reason to."""
+        worker.process.kill()
+        worker.connection.close()
+        if reason:
+            self._lose(worker.numbers[0], Lost(worker.item.value, reason), worker.numbers)
+        self._waiting.extendleft(reversed(worker.numbers))
+        self._workers[self._workers.index(worker)] = self._start()
+
+    def _lose(self, number: int, lost: Lost, numbers: deque[int]) -> None:
+        if self._retry:
+            self._tasks[number] = self._retry(self._tasks[number], lost)
+        else:
+            numbers.popleft()
+            del self._tasks[number]
+            self._results[number] = lost
 
 
-def _first(pending: deque[Future[pa.Table]]) -> pa.Table:
-    """Take the first result, which counts as pending for as long as it is waited for."""
-    result = pending[0].result()
-    pending.popleft()
-    return result
+def _work(
+    connection: Connection, item: Any, function: Function, init: Callable[[], None] | None
+) -> None:
+    """Answer each task with its result, until nobody asks any more."""
+    processes.settle()
+    if init:
+        init()
+    tasks: SimpleQueue[Any] = SimpleQueue()
+    threading.Thread(target=_read, args=(connection, tasks), daemon=True).start()
 
+    def begin(number: int) -> None:
+        item.value = number
 
-def one_ahead(items: Iterable[T]) -> Iterator[T]:
-    """Yield the items, the next one being made in a thread meanwhile."""
-    iterator = iter(items)
-    with ThreadPoolExecutor(1) as thread:
-        following = thread.submit(next, iterator, None)
+    _send(connection, None)
+    while True:
+        result: Any
         try:
-            while (item := following.result()) is not None:
-                following = thread.submit(next, iterator, None)
-                yield item
-        except BaseException:
-            if not following.done():  # it may wait for them
-                for pool in list(_Pool.open):
-                    pool.break_off()
-            raise
+            result = function(tasks.get(), begin)
+        except Exception as error:
+            if not isinstance(error, TaggerError):
+                error.add_note(traceback.format_exc())
+            result = _Raised(error)
+        item.value = 0
+        _send(connection, result)
 
 
-def _begin() -> None:
-    """Make this process ready for pictures, and end it with the one that started it."""
-    decode.init_process()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    exit_with_parent.exit_with_parent()
+def _read(connection: Connection, tasks: "SimpleQueue[Any]") -> None:
+    """Read tasks as they come: a parent that waits for room in the pipe would not take results."""
+    try:
+        while True:
+            tasks.put(_receive(connection))
+    except (EOFError, OSError):
+        os._exit(0)
 
 
-def _remembered(work: Work, chunk: pa.Table, memory: Path | None) -> pa.Table:
-    if memory is None:
-        return work(chunk)
-    path = memory / f"{chunk_key(work, chunk)}.arrow"
-    if path.exists():
-        return feather.read_table(path, memory_map=False)
-    result = work(chunk)
-    with files.atomic_write(path) as partial_file:
-        feather.write_feather(result, partial_file, compression="zstd")
-    return result
+def _send(connection: Connection, content: Any) -> None:
+    """Send an object, its arrays without copying them."""
+    buffers: list[pickle.PickleBuffer] = []
+    message = pickle.dumps(content, 5, buffer_callback=buffers.append)
+    connection.send_bytes(len(buffers).to_bytes(4, "little") + message)
+    for buffer in buffers:
+        connection.send_bytes(buffer.raw())
 
 
-def chunk_key(work: Work, chunk: pa.Table) -> str:
-    digest = hashlib.sha256(f"{work.func.__qualname__} {work.args} {work.keywords}".encode())
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, chunk.schema) as writer:
-        writer.write_table(chunk.combine_chunks())
-    digest.update(sink.getvalue())
-    return digest.hexdigest()
-
-
-def chunked(table: pa.Table, rows: int) -> Iterator[pa.Table]:
-    for start in range(0, len(table), rows):
-        yield table.slice(start, rows)
+def _receive(connection: Connection) -> Any:
+    message = connection.recv_bytes()
+    buffers = [connection.recv_bytes() for _ in range(int.from_bytes(message[:4], "little"))]
+    return pickle.loads(memoryview(message)[4:], buffers=buffers)

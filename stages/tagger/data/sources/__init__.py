@@ -4,6 +4,7 @@ A source reads posts in batches of some ten thousand as Arrow columns, and locat
 No Python object of a post outlives its batch.
 """
 
+import threading
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -36,7 +37,7 @@ class Source:
     notes: list[str] = field(init=False, default_factory=list)  # oddities, for the report
     missing: dict[str, str] = field(init=False, default_factory=dict)  # reason by id, if known
 
-    def read(self) -> Iterator[PostBatch]:
+    def read(self, stop: threading.Event | None = None) -> Iterator[PostBatch]:
         raise NotImplementedError
 
     def locate(self, posts: pa.Table) -> pa.Table:

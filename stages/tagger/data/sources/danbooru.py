@@ -4,6 +4,7 @@ The metadata is read in batches. Tars are read in place: memory holds the locati
 some fifty bytes an image.
 """
 
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,7 +41,7 @@ class DanbooruSource(Source):
     image_root: Path  # folder of tars and image files
     hub: params.DownloadParams
 
-    def read(self) -> Iterator[PostBatch]:
+    def read(self, stop: threading.Event | None = None) -> Iterator[PostBatch]:
         """Yield the posts. Raises TaggerError if the file is no Parquet of posts with tags."""
         if not self.metadata.is_file():
             raise TaggerError(f"prepare.path: there is no file {self.metadata}.")

@@ -6,6 +6,7 @@ chunk, not with the folder.
 
 import json
 import re
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -17,12 +18,11 @@ import pyarrow.compute as pc
 
 from tagger.core.errors import TaggerError, one_line
 from tagger.core.vocabulary import CATEGORIES
-from tagger.data import rejected
+from tagger.data import chunked, rejected
 from tagger.data.posts import COLUMNS, table_from_rows
 from tagger.data.sources import PostBatch, Source
 from tagger.images import find_images
 from tagger.images.decode import SUFFIXES
-from tagger.system import workers
 
 _CODES: dict[str, int] = {name: code for code, name in CATEGORIES.items()}
 _LISTS = (None, *CATEGORIES)  # a list column of tags for each; None: unknown category
@@ -38,12 +38,12 @@ class FolderSource(Source):
     separator: str
     chunk_images: int = 5_000
 
-    def read(self) -> Iterator[PostBatch]:
+    def read(self, stop: threading.Event | None = None) -> Iterator[PostBatch]:
         """Yield the images with their tags. Raises TaggerError if none has a sidecar."""
         _check_folders(self.folders)
         images, with_sidecar, first_id = 0, 0, ""
         work = partial(read_sidecars, separator=self.separator)
-        for chunk in workers.map_chunks(work, self._chunks()):
+        for chunk in chunked.map_chunks(work, self._chunks(), stop=stop):
             batch = _split_off_rejected(chunk)
             reasons = batch.rejected["reason"].to_pylist()
             images += len(chunk)

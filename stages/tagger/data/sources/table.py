@@ -6,6 +6,7 @@ Further columns are used if the table has them, under Danbooru's names: `id`, `r
 
 import csv
 import stat
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,7 +38,7 @@ class TableSource(Source):
     block_rows: int = 100_000  # of Parquet
     block_bytes: int = 1 << 24  # of a text
 
-    def read(self) -> Iterator[PostBatch]:
+    def read(self, stop: threading.Event | None = None) -> Iterator[PostBatch]:
         """Yield the rows. Raises TaggerError if it is no such table or lacks a column."""
         invalid_rows: list[str] = []
         try:
