@@ -87,7 +87,7 @@ def test_each_row_has_an_image_or_a_path(mlflow_model: Any, image_files: list[Pa
     assert [one["error"] for one in told] == [
         None,
         None,
-        "has both image and path, of which one is wanted",
+        "has both image and path: give one of them",
         "has neither image nor path",
         "has neither image nor path",
         "its image is not bytes, base64 in JSON",

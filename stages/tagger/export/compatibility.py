@@ -12,26 +12,26 @@ from PIL import Image
 from tagger.core.arrays import Floats
 from tagger.core.errors import TaggerError
 from tagger.export import tools
-from tagger.export.tools import LoadedTool, Tool
-from tagger.images.preprocess import Preprocess
+from tagger.export.tools import Tool
 from tagger.inference import limits
 from tagger.models import load_tagger
 from tagger.models.runtimes import Array, Device
 from tagger.models.tagger import Tagger
 
-NamedImage = tuple[str, Image.Image]  # a picture, and what it is called
+NamedImage = tuple[str, Image.Image]
 
-_ROUNDING = 0.01  # of a confidence, where a graph and Pillow resize the same square
-_AT_ONCE = 8  # pictures
+_ROUNDING = 0.01  # of a confidence, if a graph and Pillow resize the same square
+_BATCH_SIZE = 8
+_CPU = Device("cpu")
 
 
 class Agreement(NamedTuple):
     """How the tags of a tool differ from the model's."""
 
-    resizes: bool  # whether the tool makes its own squares of pictures
+    resizes: bool  # whether the tool resizes images by itself
     largest_difference: float  # of a confidence
     mean_difference: float
-    same_tags: float  # share of those given, 2 * both / (theirs + the model's)
+    same_tags: float  # fraction of the tags given: 2 * both / (the tool's + the model's)
 
 
 class Compatibility(NamedTuple):
@@ -54,128 +54,128 @@ class Compatibility(NamedTuple):
         )
 
     def to_json(self) -> dict[str, Any]:
-        return {
-            "images": self.images,
-            "tools": {name: one._asdict() for name, one in self.tools.items()},
-        }
+        agreements = {name: agreement._asdict() for name, agreement in self.tools.items()}
+        return {"images": self.images, "tools": agreements}
 
 
 def load_reference(folder: Path) -> Tagger:
-    """Return an export computed by torch, or by ONNX Runtime where it has no weights for that."""
-    return load_tagger(folder, Device("cpu"), runtime="torch")
+    """Return an export on torch, or on ONNX Runtime if it has no weights for torch."""
+    return load_tagger(folder, _CPU, runtime="torch")
 
 
 def check_compatibility(
     folder: Path, images: Iterable[NamedImage], model: Tagger, tolerance: float
 ) -> Compatibility:
-    """Tag pictures as every tool does, and compare with the model.
+    """Tag images with an export as every tool does, and compare with the model.
 
-    model: by which the tools are measured, at the thresholds that the export has for them
-    tolerance: of a confidence, for tools that make the same squares as the model
-    Raises TaggerError with the first thing that a tool would not load, and with the first tag of
-    which it has another confidence for the same square.
+    model: the reference; tags are counted at the thresholds of the export
+    tolerance: of a confidence, for tools that preprocess as the model does
+    Raises TaggerError for the first file that a tool would not load, and for the first tag with
+    another confidence for the same square.
     """
-    export = load_tagger(folder, Device("cpu"))
-    own = (
-        export.thresholds,
-        limits.resolve_thresholds(limits.ThresholdChoice(limits.CATEGORY), export),
-    )
-    visits = [
-        _Visit(client, client.load(folder), model, own[not client.has_tag_thresholds], tolerance)
-        for client in tools.tools_for(folder)
+    export = load_tagger(folder, _CPU)
+    return compare(tools.load_tools(folder), images, model, export, tolerance)
+
+
+def compare(
+    loaded_tools: Sequence[Tool],
+    images: Iterable[NamedImage],
+    model: Tagger,
+    export: Tagger,
+    tolerance: float,
+) -> Compatibility:
+    """Compare tools with the model, at the thresholds of the export."""
+    by_category = limits.resolve_thresholds(limits.ThresholdChoice(limits.CATEGORY), export)
+    comparisons = [
+        _Comparison(tool, model, by_category if tool.resizes else export.thresholds, tolerance)
+        for tool in loaded_tools
     ]
-    padded = replace(model.preprocess, fitting="pad")
-    seen = 0
+    padded = replace(model, preprocess=replace(model.preprocess, fitting="pad"))
+    count = 0
     for batch in _batches(iter(images)):
-        direct = _ask(model, model.preprocess, batch)
-        framed = direct if padded == model.preprocess else _ask(model, padded, batch)
-        for visit in visits:
-            visit.see(batch, framed if visit.client.resizes else direct, first=not seen)
-        seen += len(batch)
-    if not seen:
-        raise TaggerError(f"There is no readable picture to try {folder} on.")
-    return Compatibility(seen, {visit.client.name: visit.finding() for visit in visits})
+        pictures = [image for _, image in batch]
+        expected = model.probabilities(pictures)
+        is_padded = model.preprocess == padded.preprocess
+        expected_padded = expected if is_padded else padded.probabilities(pictures)
+        for comparison in comparisons:
+            resizes = comparison.tool.resizes
+            comparison.add(batch, expected_padded if resizes else expected, is_first=not count)
+        count += len(batch)
+    if not count:
+        raise TaggerError("There is no readable image to check the export on.")
+    return Compatibility(count, {each.tool.name: each.result() for each in comparisons})
 
 
-def _batches(pictures: Iterator[NamedImage]) -> Iterator[list[NamedImage]]:
-    while batch := list(islice(pictures, _AT_ONCE)):
+def _batches(images: Iterator[NamedImage]) -> Iterator[list[NamedImage]]:
+    while batch := list(islice(images, _BATCH_SIZE)):
         yield batch
 
 
-def _ask(model: Tagger, prepared: Preprocess, batch: Sequence[NamedImage]) -> Array:
-    squares = np.stack([prepared.to_square(picture) for _, picture in batch])
-    return model.run(squares, "probabilities")[0]
+class _Comparison:
+    """The tags of one tool beside the model's."""
 
-
-class _Visit:
-    """What a tool makes of the pictures, and how far that is from what the model does."""
-
-    def __init__(
-        self, client: Tool, loaded: LoadedTool, model: Tagger, limits: Floats, tolerance: float
-    ) -> None:
-        self.client = client
-        self._loaded = loaded
+    def __init__(self, tool: Tool, model: Tagger, thresholds: Floats, tolerance: float) -> None:
+        self.tool = tool
         self._model = model
         self._tolerance = tolerance
-        places = {(tag.category, tag.name): place for place, tag in enumerate(model.tags)}
-        self._check_tags(places.keys())
-        known = [(at, places[key]) for at, key in enumerate(loaded.keys) if key in places]
-        self._theirs, self._ours = np.array(known, np.int64).reshape(-1, 2).T
-        self._unknown = np.setdiff1d(np.arange(len(loaded.keys)), self._theirs)
-        self._limits = limits[self._ours]
+        columns = {(tag.category, tag.name): column for column, tag in enumerate(model.tags)}
+        self._check_tags(columns)
+        pairs = [(output, columns[key]) for output, key in enumerate(tool.tags) if key in columns]
+        self._outputs, self._columns = np.array(pairs, np.int64).reshape(-1, 2).T
+        self._unknown = np.setdiff1d(np.arange(len(tool.tags)), self._outputs)
+        self._thresholds = thresholds[self._columns]
         self._largest = self._sum = 0.0
-        self._pairs = self._given = self._both = 0
+        self._pairs = self._either = self._both = 0
 
-    def _check_tags(self, known: Iterable[tools.TagKey]) -> None:
-        """Raise TaggerError where the tool would not know a tag, or take it for another."""
-        listed = set(self._loaded.keys)
-        wanted = [key for key in known if key[0] in (0, 4) or not self.client.resizes]
-        for category, name in wanted:
-            if (category, name) not in listed:
-                raise TaggerError(
-                    f"{self.client.name} would not know {name!r} of category {category}."
-                )
+    def _check_tags(self, model_tags: Iterable[tools.TagKey]) -> None:
+        """Raise TaggerError if the tool lacks a tag that it could give."""
+        for category, name in model_tags:
+            is_expected = category in (0, 4) or not self.tool.resizes
+            if is_expected and (category, name) not in self.tool.tags:
+                raise TaggerError(f"{self.tool.name} lacks {name!r} of category {category}.")
 
-    def see(self, batch: Sequence[NamedImage], ours: Array, *, first: bool) -> None:
-        """ours: the model's probabilities for these pictures, (pictures, tags)"""
-        squares = np.stack([self._loaded.fit(picture) for _, picture in batch])
-        every = self._loaded.run(squares)
-        if every[:, self._unknown].any():
-            raise TaggerError(f"{self.client.name} would give tags that the model does not know.")
-        theirs, ours = every[:, self._theirs], ours[:, self._ours]
+    def add(self, batch: Sequence[NamedImage], expected: Array, *, is_first: bool) -> None:
+        """expected: the model's probabilities of these images, (images, tags)"""
+        squares = np.stack([self.tool.to_square(image) for _, image in batch])
+        outputs = self.tool.run(squares)
+        if outputs[:, self._unknown].any():
+            raise TaggerError(f"{self.tool.name} gives tags that the model does not know.")
+        actual, expected = outputs[:, self._outputs], expected[:, self._columns]
         names = [name for name, _ in batch]
-        if not self.client.resizes:
-            self._compare(names, theirs, ours, self._tolerance)
-        elif first:  # which tells what the tool's resizing does from what the graph does
+        if not self.tool.resizes:
+            self._check_confidences(names, actual, expected, self._tolerance)
+        elif is_first:  # tells what the tool's resizing changes from what the graph changes
             fitted = np.stack([self._model.preprocess.to_square(square) for square in squares])
-            same = self._model.run(fitted, "probabilities")[0][:, self._ours]
-            self._compare(names, theirs, same, _ROUNDING)
-        self._add(theirs, ours)
+            of_squares = self._model.run(fitted, "probabilities")[0][:, self._columns]
+            self._check_confidences(names, actual, of_squares, _ROUNDING)
+        self._count(actual, expected)
 
-    def _compare(self, names: Sequence[str], theirs: Array, ours: Array, tolerance: float) -> None:
-        difference = np.abs(theirs - ours)
+    def _check_confidences(
+        self, names: Sequence[str], actual: Array, expected: Array, tolerance: float
+    ) -> None:
+        difference = np.abs(actual - expected)
         if difference.size and not difference.max() <= tolerance:
-            row, place = np.unravel_index(difference.argmax(), difference.shape)
-            tag = self._model.tags[int(self._ours[place])].name
+            row, position = np.unravel_index(difference.argmax(), difference.shape)
+            tag = self._model.tags[int(self._columns[position])].name
             raise TaggerError(
-                f"{self.client.name}: of {names[row]} {tag!r} has the confidence "
-                f"{theirs[row, place]:.6f}, and {ours[row, place]:.6f} by the model: more than "
-                f"{tolerance:g} apart. The export is not what the model is."
+                f"{self.tool.name}: {tag!r} of {names[row]} has the confidence "
+                f"{actual[row, position]:.6f}, and {expected[row, position]:.6f} by the model: "
+                f"more than {tolerance:g} apart. Export again."
             )
 
-    def _add(self, theirs: Array, ours: Array) -> None:
-        difference = np.abs(theirs - ours)
+    def _count(self, actual: Array, expected: Array) -> None:
+        difference = np.abs(actual - expected)
         self._largest = max(self._largest, float(difference.max(initial=0)))
         self._sum += float(difference.sum(dtype=np.float64))
         self._pairs += difference.size
-        given, wanted = theirs >= self._limits, ours >= self._limits
-        self._both += int((given & wanted).sum())
-        self._given += int(given.sum()) + int(wanted.sum())
+        given, expected_tags = actual >= self._thresholds, expected >= self._thresholds
+        self._both += int((given & expected_tags).sum())
+        self._either += int(given.sum()) + int(expected_tags.sum())
 
-    def finding(self) -> Agreement:
+    def result(self) -> Agreement:
         return Agreement(
-            self.client.resizes,
+            self.tool.resizes,
             float(f"{self._largest:.3g}"),
             float(f"{self._sum / max(1, self._pairs):.3g}"),
-            round(2 * self._both / self._given, 6) if self._given else 1.0,
+            round(2 * self._both / self._either, 6) if self._either else 1.0,
         )

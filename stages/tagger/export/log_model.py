@@ -1,4 +1,4 @@
-"""The export as a model that MLflow loads and serves."""
+"""Log the export as a model that MLflow loads and serves."""
 
 import io
 import os
@@ -34,7 +34,7 @@ PACKAGES = (
     "mlflow",
     "numpy",
     "onnxruntime",
-    "onnxruntime-gpu",  # in the place of the other
+    "onnxruntime-gpu",  # instead of the other
     "pandas",
     "pillow",
     "rich",
@@ -79,7 +79,7 @@ def _log(run_id: str, folder: Path) -> None:
 
 @contextmanager
 def _without_bytecode() -> Iterator[None]:
-    """Keep Python from writing beside a program, where MLflow would take it for a part."""
+    """Keep Python from writing bytecode, which MLflow would take for code of the model."""
     before, sys.dont_write_bytecode = sys.dont_write_bytecode, True
     try:
         yield
@@ -88,28 +88,28 @@ def _without_bytecode() -> Iterator[None]:
 
 
 def _code(program: Path) -> list[Path]:
-    """Return the files of the project that a program of its package is made of."""
+    """Return the files of the project that a program imports, and the program."""
     finder = ModuleFinder(path=[str(_STAGES)])
     finder.run_script(str(program))
     modules: dict[str, Any] = finder.modules
-    return sorted({Path(one.__file__) for one in modules.values() if one.__file__})
+    return sorted({Path(each.__file__) for each in modules.values() if each.__file__})
 
 
 def pinned_requirements() -> list[str]:
-    """Return the packages that what is served imports, pinned to the versions that are here."""
-    found = []
+    """Return the packages that the served model imports, with the versions installed here."""
+    lines = []
     for name in PACKAGES:
         with suppress(metadata.PackageNotFoundError):
-            found.append(f"{name}=={metadata.version(name)}")
-    return found
+            lines.append(f"{name}=={metadata.version(name)}")
+    return lines
 
 
-def _digest(paths: Iterable[Path], needed: Sequence[str]) -> str:
-    told = [*(f"{path.name} {files.sha256_file(path)}" for path in paths), *needed]
-    return files.sha256_digest("\n".join(told).encode()).hex()
+def _digest(paths: Iterable[Path], requirements: Sequence[str]) -> str:
+    lines = [*(f"{path.name} {files.sha256_file(path)}" for path in paths), *requirements]
+    return files.sha256_digest("\n".join(lines).encode()).hex()
 
 
 def _example() -> tuple[pd.DataFrame, dict[str, str]]:
-    picture = io.BytesIO()
-    Image.new("RGB", (8, 8), "white").save(picture, "PNG")
-    return pd.DataFrame({"image": [picture.getvalue()]}), {"threshold": "best"}
+    content = io.BytesIO()
+    Image.new("RGB", (8, 8), "white").save(content, "PNG")
+    return pd.DataFrame({"image": [content.getvalue()]}), {"threshold": "best"}

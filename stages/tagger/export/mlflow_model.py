@@ -1,9 +1,10 @@
-"""What MLflow runs to serve an export: a table of pictures in, one of their tags out.
+"""What MLflow runs to serve an export: a table of images in, a table of their tags out.
 
-`serving.log` puts this file into a model, and what it imports of the project beside it.
+`log_model.log_export` puts this file into a model, with what it imports of the project.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -18,16 +19,18 @@ from mlflow.types.schema import Map
 
 from tagger.core.errors import TaggerError
 from tagger.images import decode
+from tagger.images.decode import Pixels
 from tagger.images.preprocess import Preprocess
-from tagger.inference import decoders, limits, pipeline
+from tagger.inference import decoders, limits, pipeline, tables
 from tagger.inference.captions import Captioner
 from tagger.inference.decoders import Square
 from tagger.inference.inputs import InputImage
 from tagger.inference.pipeline import FloatRow
 from tagger.models import layouts, load_tagger
+from tagger.models.predict import predict
 from tagger.models.tagger import Tagger
 
-IMAGE, PATH = "image", "path"  # columns of the pictures: the bytes of a file, or where it is
+IMAGE, PATH = "image", "path"  # columns: the bytes of a file, or its path
 THRESHOLD = "threshold"  # a parameter of the request
 
 SIGNATURE = ModelSignature(
@@ -46,11 +49,11 @@ SIGNATURE = ModelSignature(
     ),
     params=ParamSchema([ParamSpec(THRESHOLD, DataType.string, limits.BEST)]),
 )
-OUTPUT_COLUMNS = SIGNATURE.outputs.input_names()  # columns
+OUTPUT_COLUMNS = SIGNATURE.outputs.input_names()
 
 
 class ServedTagger(PythonModel):
-    """Tags pictures by an export, with ONNX Runtime."""
+    """Tags images by an export, with ONNX Runtime."""
 
     def load_context(self, context: PythonModelContext) -> None:
         decode.init_process()
@@ -64,74 +67,87 @@ class ServedTagger(PythonModel):
     ) -> pd.DataFrame:
         """Return a row for each row: the rating, the tags with their confidences, or the error.
 
-        Raises MlflowException where the table or the threshold is wrong.
+        Raises MlflowException for a wrong table or threshold.
         """
         if not {IMAGE, PATH} & set(model_input.columns):
             raise MlflowException.invalid_parameter_value(
                 f"The table has neither a column {IMAGE!r} nor {PATH!r}."
             )
-        choose = _captioner(self._tagger, (params or {}).get(THRESHOLD, limits.BEST))
-        answers = _answers(self._tagger, choose, _squares(model_input, self._tagger.preprocess))
-        return pd.DataFrame(
-            list(answers), index=model_input.index, columns=OUTPUT_COLUMNS, dtype=object
-        )
+        captioner = _captioner(self._tagger, (params or {}).get(THRESHOLD, limits.BEST))
+        squares = _squares(model_input, self._tagger.preprocess)
+        rows = list(_output_rows(self._tagger, captioner, squares))
+        return pd.DataFrame(rows, index=model_input.index, columns=OUTPUT_COLUMNS, dtype=object)
 
 
 def _captioner(tagger: Tagger, threshold: str) -> Captioner:
     try:
-        return Captioner(
-            tagger.tags, limits.resolve_thresholds(limits.parse_thresholds(threshold), tagger)
-        )
+        thresholds = limits.resolve_thresholds(limits.parse_thresholds(threshold), tagger)
     except (ValueError, TaggerError) as error:
         raise MlflowException.invalid_parameter_value(f"{THRESHOLD}: {error}") from None
+    return Captioner(tagger.tags, thresholds)
 
 
-def _squares(table: pd.DataFrame, prepared: Preprocess) -> Iterator[Square]:
-    nothing = [None] * len(table)
-    for image, path in zip(table.get(IMAGE, nothing), table.get(PATH, nothing), strict=True):
-        yield _square(image, path, prepared)
+def _squares(table: pd.DataFrame, preprocess: Preprocess) -> Iterator[Square]:
+    missing = [None] * len(table)
+    for image, path in zip(table.get(IMAGE, missing), table.get(PATH, missing), strict=True):
+        yield _square(image, path, preprocess)
 
 
-def _square(image: object, path: object, prepared: Preprocess) -> Square:
-    """Return the picture of a row as a square, or why it cannot be one."""
-    given = _is_given(image), _is_given(path)
-    if all(given):
-        return f"has both {IMAGE} and {PATH}, of which one is wanted"
-    if not any(given):
+def _square(image: object, path: object, preprocess: Preprocess) -> Square:
+    """Return the image of a row as a square, or why it cannot be one."""
+    has_image, has_path = _has_value(image), _has_value(path)
+    if has_image and has_path:
+        return f"has both {IMAGE} and {PATH}: give one of them"
+    if not (has_image or has_path):
         return f"has neither {IMAGE} nor {PATH}"
-    if isinstance(image, bytes) and given[0]:
-        return decoders.decode_square(image, prepared)  # opens bytes as well
-    if isinstance(path, str | Path) and given[1]:
-        return decoders.decode_square(Path(path), prepared)
-    return "its image is not bytes, base64 in JSON" if given[0] else "its path is not a text"
+    if isinstance(image, bytes) and has_image:
+        return decoders.decode_square(image, preprocess)
+    if isinstance(path, str | Path) and has_path:
+        return decoders.decode_square(Path(path), preprocess)
+    return "its image is not bytes, base64 in JSON" if has_image else "its path is not a text"
 
 
-def _is_given(value: Any) -> bool:
-    """Return whether a cell holds something; an image in JSON may be empty, but not null."""
+def _has_value(value: Any) -> bool:
+    """Return whether a cell has a value; an image in JSON may be empty, but not null."""
     return bool(value) if isinstance(value, str | bytes) else pd.isna(value) is not True
 
 
-def _answers(
-    tagger: Tagger, choose: Captioner, squares: Iterator[Square]
+@dataclass(frozen=True)
+class _Batch:
+    rows: Sequence[Square]
+    size: int
+
+    @property
+    def squares(self) -> Pixels:
+        readable = [row for row in self.rows if not isinstance(row, str)]
+        return np.stack(readable) if readable else np.empty((0, self.size, self.size, 3), np.uint8)
+
+
+def _batches(tagger: Tagger, squares: Iterator[Square]) -> Iterator[_Batch]:
+    while rows := list(islice(squares, pipeline.BATCH_SIZES[tagger.device])):
+        yield _Batch(rows, tagger.size)
+
+
+def _output_rows(
+    tagger: Tagger, captioner: Captioner, squares: Iterator[Square]
 ) -> Iterator[Mapping[str, Any]]:
-    while batch := list(islice(squares, pipeline.BATCH_SIZES[tagger.device])):
-        readable = [square for square in batch if not isinstance(square, str)]
-        found = iter(tagger.run(np.stack(readable), "probabilities")[0] if readable else ())
-        for square in batch:
-            if isinstance(square, str):
-                yield dict(zip(OUTPUT_COLUMNS, (None, {}, square), strict=True))
+    for batch, (probabilities,) in predict(tagger, _batches(tagger, squares), "probabilities"):
+        readable = iter(probabilities)
+        for row in batch.rows:
+            if isinstance(row, str):
+                yield dict(zip(OUTPUT_COLUMNS, (None, {}, row), strict=True))
             else:
-                yield _answer(choose, next(found))
+                yield _output_row(captioner, next(readable))
 
 
-def _answer(choose: Captioner, probabilities: FloatRow) -> Mapping[str, Any]:
-    """Return what is said of a picture: as in tags.json, its likeliest rating among the tags."""
-    said = choose(InputImage(Path(), Path()), probabilities)
-    given = list(said.tags)
-    if said.rating and said.rating not in given:
-        given = sorted([*given, said.rating], key=lambda one: -one.confidence)
-    tags = {one.name: round(one.confidence, 6) for one in given}
-    rating = said.rating.name if said.rating else None
+def _output_row(captioner: Captioner, probabilities: FloatRow) -> Mapping[str, Any]:
+    """Return rating and tags of an image as in tags.json, the likeliest rating among the tags."""
+    caption = captioner(InputImage(Path(), Path()), probabilities)
+    tags = {
+        tag.name: round(tag.confidence, 6)
+        for tag in tables.with_rating(caption, captioner.categories)
+    }
+    rating = caption.rating.name if caption.rating else None
     return dict(zip(OUTPUT_COLUMNS, (rating, tags, None), strict=True))
 
 

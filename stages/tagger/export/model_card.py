@@ -1,4 +1,4 @@
-"""The model card: what a model is, how good, and how to use it in each tool."""
+"""The model card: what a model is, how good it is, and how to use it in each tool."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -31,7 +31,8 @@ _USES = {
     f"{formats.WD14}/{layouts.ONNX}": "tools that load WD taggers",
     f"{formats.KOHYA}/{formats.KOHYA_ONNX}": "kohya's sd-scripts",
 }
-_OPTIONS = ("general", "character", "copyright", "artist", "meta")  # with a threshold of their own
+_OPTIONS = ("general", "character", "copyright", "artist", "meta")  # of kohya's thresholds
+_METRICS = ("macro_ap", "macro_f1", "micro_f1")
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class CardContent:
 
     run: Mapping[str, Any]  # run.json
     metrics: Mapping[str, Any]  # evaluate.json
-    image_counts: Mapping[str, int]  # pictures
+    image_counts: Mapping[str, int]  # by split
     params: Params
     compatibility: Compatibility
     trials: Mapping[str, QuantizationTrial]
@@ -49,9 +50,7 @@ class CardContent:
 class _Row(NamedTuple):
     name: str
     tags: int
-    macro_ap: str
-    macro_f1: str
-    micro_f1: str
+    metrics: Sequence[str]
     threshold: str
 
 
@@ -62,7 +61,7 @@ class _File(NamedTuple):
 
 
 def write(folder: Path, content: CardContent) -> None:
-    """Write the card into an export that is otherwise done."""
+    """Write the card into an export that is otherwise complete."""
     environment = Environment(
         loader=FileSystemLoader(_TEMPLATE.parent),
         trim_blocks=True,
@@ -71,54 +70,56 @@ def write(folder: Path, content: CardContent) -> None:
         undefined=StrictUndefined,
     )
     preset, test = content.run["params"]["preset"], content.metrics["test"]
-    of = thresholds.read_category_thresholds(folder / layouts.THRESHOLDS)
-    prepared = preprocess.read(folder / layouts.PREPROCESS)
+    by_category = thresholds.read_category_thresholds(folder / layouts.THRESHOLDS)
+    squares = preprocess.read(folder / layouts.PREPROCESS)
     text = environment.get_template(_TEMPLATE.name).render(
         title=f"{preset['backbone']} tagger",
         backbone=preset["backbone"],
-        size=prepared.size,
-        fitting=_FITTING[prepared.fitting],
+        size=squares.size,
+        fitting=_FITTING[squares.fitting],
         tags=test["tags"] + test["unsupported"],
-        categories=_categories(test, of),
+        categories=_category_rows(test, by_category),
         images=test["images"],
         unsupported=test["unsupported"],
-        samples=list(_samples(folder)),
-        parts=content.image_counts,
-        hashes=", ".join(f"`{one[:12]}`" for one in content.run["data"].values()),
-        recipe=training_summary(content.run["params"]),
-        policy=_policy(content.params.evaluate.threshold),
+        samples=_samples(folder),
+        image_counts=content.image_counts,
+        hashes=", ".join(f"`{sha256[:12]}`" for sha256 in content.run["data"].values()),
+        training=training_summary(content.run["params"]),
+        policy=_describe_policy(content.params.evaluate.threshold),
         files=_files(folder),
         trials=content.trials,
-        names=trial.FILE_NAMES,
+        file_names=trial.FILE_NAMES,
+        metrics=_METRICS,
         cores=read_world().cores,
         timm="timm" in content.compatibility.tools,
-        kohya="".join(f" --{one}_threshold {of[one]:.2f}" for one in _OPTIONS if one in of),
-        found=content.compatibility,
+        kohya="".join(
+            f" --{name}_threshold {by_category[name]:.2f}"
+            for name in _OPTIONS
+            if name in by_category
+        ),
+        compatibility=content.compatibility,
         opset=content.params.export.opset,
     )
     files.write_text(folder / checksums.CARD, text)
 
 
-def _categories(test: Mapping[str, Any], of: Mapping[str, float]) -> list[_Row]:
-    every = {**test["categories"], "all": test}
+def _category_rows(test: Mapping[str, Any], by_category: Mapping[str, float]) -> list[_Row]:
     return [
         _Row(
             name,
-            one["tags"],
-            _with_interval(one, "macro_ap"),
-            _with_interval(one, "macro_f1"),
-            _with_interval(one, "micro_f1"),
-            f"{of[name]:.3f}" if name in of else "",
+            metrics["tags"],
+            [_with_interval(metrics, metric) for metric in _METRICS],
+            f"{by_category[name]:.3f}" if name in by_category else "",
         )
-        for name, one in every.items()
+        for name, metrics in {**test["categories"], "all": test}.items()
     ]
 
 
-def _with_interval(figures: Mapping[str, Any], measure: str) -> str:
-    if figures.get(measure) is None:
+def _with_interval(metrics: Mapping[str, Any], metric: str) -> str:
+    if metrics.get(metric) is None:
         return ""
-    low, high = figures["intervals"][measure]
-    return f"{figures[measure]:.3f} ({low:.3f} to {high:.3f})"
+    low, high = metrics["intervals"][metric]
+    return f"{metrics[metric]:.3f} ({low:.3f} to {high:.3f})"
 
 
 def _samples(folder: Path) -> Sequence[tuple[str, str]]:
@@ -129,25 +130,25 @@ def _samples(folder: Path) -> Sequence[tuple[str, str]]:
 
 
 def training_summary(params: Mapping[str, Any]) -> dict[str, str]:
-    """Return the training in a few lines, from the parameters that run.json has of it."""
+    """Return the training in a few lines, from the parameters in run.json."""
     preset, train = params["preset"], params["train"]
-    began = train["init_from"] or preset["pretrained"]
+    is_pretrained = train["init_from"] or preset["pretrained"]
+    average = f", moving average {train['ema']:g}" if train["ema"] else ""
     return {
-        "begun from": "random weights" if not began else "pretrained weights",
-        "epochs": f"{train['epochs']}, {preset['batch_size']} pictures a step",
+        "initial weights": "pretrained" if is_pretrained else "random",
+        "epochs": f"{train['epochs']}, {preset['batch_size']} images a step",
         "optimizer": f"{train['optimizer']}, learning rate {preset['learning_rate']:g}, "
         f"{train['schedule']} with {100 * train['warmup']:g} % warmup",
         "loss": f"{train['loss']['kind']}",
-        "weights kept": "of the best validation"
-        + (f", moving average {train['ema']:g}" if train["ema"] else ""),
+        "weights": f"of the best validation{average}",
         "seed": str(params["seed"]),
     }
 
 
-def _policy(policy: Policy) -> str:
-    whose = {"global": "one for all tags", "category": "one for each category"}
+def _describe_policy(policy: Policy) -> str:
+    scopes = {"global": "one for all tags", "category": "one for each category"}
     aim = str(Aim(policy.by, policy.target)).replace("_", " = ").replace("f1", "best F1")
-    return f"{aim}, {whose.get(policy.kind, 'one for each tag')}"
+    return f"{aim}, {scopes.get(policy.kind, 'one for each tag')}"
 
 
 def _files(folder: Path) -> list[_File]:

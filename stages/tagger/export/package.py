@@ -1,4 +1,4 @@
-"""The folder that people download: one model in every layout that a tool wants."""
+"""The folder to publish: one model in the layout of every tool."""
 
 import shutil
 from collections.abc import Sequence
@@ -19,10 +19,10 @@ from tagger.models.heads import QueryTagger
 
 
 class ExportTags(NamedTuple):
-    """The tags of a model, and from which confidence on they are given."""
+    """The tags of a model and their thresholds."""
 
     tags: Sequence[Tag]
-    thresholds: Floats  # (tags,), by the policy chosen
+    thresholds: Floats  # (tags,), of the kind that is used
     fitted_thresholds: Sequence[Threshold]
 
 
@@ -31,36 +31,32 @@ def write(
 ) -> None:
     """Write a trained model into a new folder.
 
-    trained: the folder that `train` wrote
-    Raises TaggerError where the backbone cannot be written as ONNX.
+    training_folder: written by `train`
+    Raises TaggerError if the backbone cannot be written as ONNX.
     """
     folder.mkdir()
     model = backbone.load_model(training_folder)
-    weights = () if isinstance(model, QueryTagger) else layouts.WEIGHTS  # which timm loads
-    for path in (
-        *(training_folder / name for name in (*weights, layouts.PREPROCESS)),
-        calibration_path,
-    ):
+    weights = () if isinstance(model, QueryTagger) else layouts.WEIGHTS  # timm loads no query head
+    copied = [training_folder / name for name in (*weights, layouts.PREPROCESS)]
+    for path in (*copied, calibration_path):
         shutil.copyfile(files.require(path), folder / path.name)
-    formats.write_selected_tags(
-        export_tags.tags, export_tags.thresholds, folder / layouts.SELECTED_TAGS
-    )
+    tags, thresholds, fitted_thresholds = export_tags
+    formats.write_selected_tags(tags, thresholds, folder / layouts.SELECTED_TAGS)
     formats.write_categories(folder / "categories.json")
-    formats.write_thresholds(export_tags.fitted_thresholds, folder / layouts.THRESHOLDS)
-    prepared = preprocess.read(training_folder / layouts.PREPROCESS)
+    formats.write_thresholds(fitted_thresholds, folder / layouts.THRESHOLDS)
+    squares = preprocess.read(training_folder / layouts.PREPROCESS)
+    onnx_graph.write_model(model, folder / layouts.ONNX, size=squares.size, opset=opset)
 
-    onnx_graph.write_model(model, folder / layouts.ONNX, size=prepared.size, opset=opset)
-
-    rows = formats.wd14_rows(export_tags.tags)
+    rows = formats.wd14_rows(tags)
     formats.write_wd14_tags(rows, folder / formats.WD14 / layouts.SELECTED_TAGS)
-    wd14 = graphs.Wd14Graph(model, prepared, [row.column for row in rows], len(export_tags.tags))
-    example = torch.zeros(2, TOOL_SIZE, TOOL_SIZE, 3)
-    outputs = ["predictions_sigmoid", "embedding"]
-    onnx_graph.write_graph(
-        wd14, folder / formats.WD14 / layouts.ONNX, example, outputs, opset=opset
-    )
+    wd14 = graphs.Wd14Graph(model, squares, [row.column for row in rows], len(tags))
+    path, example = folder / formats.WD14 / layouts.ONNX, torch.zeros(2, TOOL_SIZE, TOOL_SIZE, 3)
+    onnx_graph.write_graph(wd14, path, example, ["predictions_sigmoid", "embedding"], opset=opset)
 
-    formats.write_tag_mapping(export_tags.tags, folder / formats.KOHYA / formats.TAG_MAPPING)
-    kohya, example = graphs.KohyaGraph(model, prepared), torch.zeros(2, 3, TOOL_SIZE, TOOL_SIZE)
-    path = folder / formats.KOHYA / formats.KOHYA_ONNX
+    formats.write_tag_mapping(tags, folder / formats.KOHYA / formats.TAG_MAPPING)
+    kohya = graphs.KohyaGraph(model, squares)
+    path, example = (
+        folder / formats.KOHYA / formats.KOHYA_ONNX,
+        torch.zeros(2, 3, TOOL_SIZE, TOOL_SIZE),
+    )
     onnx_graph.write_graph(kohya, path, example, ["logits"], opset=opset)

@@ -1,5 +1,6 @@
-"""Lighter weights of an export, each tried on the test part before it is shipped with it."""
+"""Quantized weights of an export: each is evaluated on the test split, and dropped if it is bad."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -20,32 +21,33 @@ from tagger.system.world import read_world
 
 FILE_NAMES = {"fp16": "model_fp16.onnx", "int8": "model_int8.onnx"}
 
-_MEASURES = ("macro_ap", "macro_f1", "micro_f1")
-_CALIBRATING = 256  # pictures by which the ranges of int8 are found
-_TIMED = 64  # pictures by which speed is measured
+_METRICS = ("macro_ap", "macro_f1", "micro_f1")
+_CALIBRATION_IMAGES = 256  # that give the ranges of int8
+_TIMED_IMAGES = 64
+_CPU = Device("cpu")
 
 
 class QuantizationTrial(NamedTuple):
-    """What lighter weights cost and gain."""
+    """What quantized weights cost and gain."""
 
     bytes: int
-    speedup: float  # pictures per second over those of fp32, on a CPU
-    metric_changes: dict[str, float]  # of figures on the test part, by name
+    speedup: float  # images per second over those of fp32, on a CPU
+    metric_changes: dict[str, float]  # on the test split, by metric
     shipped: bool
-    reason: str  # empty where it is shipped
+    reason: str  # why they are not shipped; empty if they are
 
     def __str__(self) -> str:
         changes = ", ".join(
             f"{tag_metrics.display_name(name)} {change:+.4f}"
             for name, change in self.metric_changes.items()
         )
-        told = f"{self.bytes / 1e6:.1f} MB, {self.speedup:.1f} times as fast, {changes}"
-        return told if self.shipped else f"left out: {self.reason} ({told})"
+        line = f"{self.bytes / 1e6:.1f} MB, {self.speedup:.1f} times as fast, {changes}"
+        return line if self.shipped else f"dropped: {self.reason} ({line})"
 
 
 @dataclass(frozen=True)
 class QuantizationTrials:
-    """Tries weights on the same pictures, by the same thresholds."""
+    """Evaluates all weights on the same images, at the same thresholds."""
 
     folder: Path  # the export
     validation: Split
@@ -54,62 +56,62 @@ class QuantizationTrials:
     params: ExportParams
 
     def run(self) -> dict[str, QuantizationTrial]:
-        """Write the weights wanted into the export, and take out those that do not do."""
+        """Write quantized weights into the export, and remove those that are not good enough."""
         if not self.params.quantize:
             return {}
-        plain = self.folder / ONNX
+        full = self.folder / ONNX
         paths: dict[str, Path] = {
             name: self.folder / FILE_NAMES[name] for name in self.params.quantize
         }
         for name, path in paths.items():
             if name == "fp16":
-                quantize.to_fp16(plain, path)
+                quantize.to_fp16(full, path)
             else:
-                quantize.to_int8(plain, path, self._batches(self.validation, _CALIBRATING))
-        timed = np.concatenate(list(self._batches(self.test, _TIMED)))
-        pace = quantize.measure_throughput({"fp32": plain, **paths}, timed, read_world().cores)
-        full = self._judged("fp32", plain)
-        found = {}
+                quantize.to_int8(full, path, self._batches(self.validation, _CALIBRATION_IMAGES))
+        inputs = np.concatenate(self._batches(self.test, _TIMED_IMAGES))
+        graphs: Mapping[str, Path] = {"fp32": full, **paths}
+        throughput = quantize.measure_throughput(graphs, inputs, read_world().cores)
+        metrics = {name: self._evaluate(name, path) for name, path in graphs.items()}
+        trials = {}
         for name, path in paths.items():
-            judged = self._judged(name, path)
-            changes = {one: round(judged[one] - full[one], 4) + 0.0 for one in _MEASURES}
-            speed = round(pace[name] / pace["fp32"], 1)
-            why_not = self._why_not(name, speed, changes)
-            found[name] = QuantizationTrial(
-                path.stat().st_size, speed, changes, not why_not, why_not
-            )
-            if why_not:
+            changes = {
+                metric: round(metrics[name][metric] - metrics["fp32"][metric], 4) + 0.0
+                for metric in _METRICS
+            }
+            speedup = round(throughput[name] / throughput["fp32"], 1)
+            reason = self._reason(name, speedup, changes)
+            size = path.stat().st_size
+            trials[name] = QuantizationTrial(size, speedup, changes, not reason, reason)
+            if reason:
                 path.unlink()
-        return found
+        return trials
 
-    def _batches(self, part: Split, count: int) -> list[Array]:
-        tagger = load_tagger(self.folder, Device("cpu"))
-        pictures = readable_images(
-            part.evenly_spaced(count).locations, tagger.preprocess.background
-        )
-        squares = [tagger.preprocess.to_square(picture) for _, picture in pictures]
+    def _batches(self, split: Split, count: int) -> list[Array]:
+        """Return inputs of the graph for images of a split."""
+        preprocess = load_tagger(self.folder, _CPU).preprocess
+        images = readable_images(split.evenly_spaced(count).locations, preprocess.background)
+        squares = [preprocess.to_square(image) for _, image in images]
         return [
-            tagger.preprocess.normalise(np.stack(squares[start : start + quantize.BATCH_SIZE]))
+            preprocess.normalise(np.stack(squares[start : start + quantize.BATCH_SIZE]))
             for start in range(0, len(squares), quantize.BATCH_SIZE)
         ]
 
-    def _judged(self, name: str, path: Path) -> MetricTree:
-        tagger = load_tagger(path, Device("cpu"))
-        part = self.test.evenly_spaced(self.params.evaluate_on)
-        found = self.predictor(name, part, tagger.tags, tagger, tagger.preprocess)
-        assert found  # as there is one process
-        marks, pools = (
-            score_counts.evaluation_thresholds(tagger.thresholds),
-            tag_metrics.pool_numbers(tagger.tags),
-        )
-        counted = score_counts.count(found.store, pools, thresholds=marks)
-        return tag_metrics.summarize(counted, tagger.tags, ranking.rank_labels(found.store))
+    def _evaluate(self, name: str, path: Path) -> MetricTree:
+        tagger = load_tagger(path, _CPU)
+        split = self.test.evenly_spaced(self.params.evaluate_on)
+        predictions = self.predictor(name, split, tagger.tags, tagger, tagger.preprocess)
+        assert predictions  # in this process, the only one
+        pools = tag_metrics.pool_numbers(tagger.tags)
+        thresholds = score_counts.evaluation_thresholds(tagger.thresholds)
+        counts = score_counts.count(predictions.store, pools, thresholds=thresholds)
+        return tag_metrics.summarize(counts, tagger.tags, ranking.rank_labels(predictions.store))
 
-    def _why_not(self, name: str, speed: float, changes: dict[str, float]) -> str:
-        worst = min(changes, key=lambda one: changes[one])
+    def _reason(self, name: str, speedup: float, changes: Mapping[str, float]) -> str:
+        """Return why weights are not good enough, or nothing."""
+        worst = min(changes, key=lambda metric: changes[metric])
         if changes[worst] < -self.params.max_metric_drop:
-            falls = f"{tag_metrics.display_name(worst)} falls by {-changes[worst]:.4f}"
-            return f"{falls}, more than {self.params.max_metric_drop:g}"
-        if name == "int8" and speed < self.params.min_speedup:
-            return f"{speed:.1f} times as fast, less than {self.params.min_speedup:g}"
+            drop = f"{tag_metrics.display_name(worst)} falls by {-changes[worst]:.4f}"
+            return f"{drop}, more than {self.params.max_metric_drop:g}"
+        if name == "int8" and speedup < self.params.min_speedup:
+            return f"{speedup:.1f} times as fast, less than {self.params.min_speedup:g}"
         return ""
