@@ -36,7 +36,7 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def parse_args(arguments: Sequence[str], p: "InferParams") -> argparse.Namespace:
-    from tagger.inference import values
+    from tagger.inference import argument_types
 
     parser = errors.ArgumentParser(
         prog="app.py",
@@ -48,9 +48,15 @@ def parse_args(arguments: Sequence[str], p: "InferParams") -> argparse.Namespace
     add("--model", type=Path, default=ROOT / p.model, help="as for infer.py")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="runs the model")
     add("--host", default="127.0.0.1", help="0.0.0.0: everyone who reaches this machine may come")
-    add("--port", type=values.whole(0), default=7860, help="0: any that is free")
-    add("--max-upload", type=values.whole(1), default=64, metavar="MB", help="of a file")
-    add("--max-pixels", type=values.whole(1), default=100, metavar="MILLIONS", help="of an image")
+    add("--port", type=argument_types.whole(0), default=7860, help="0: any that is free")
+    add("--max-upload", type=argument_types.whole(1), default=64, metavar="MB", help="of a file")
+    add(
+        "--max-pixels",
+        type=argument_types.whole(1),
+        default=100,
+        metavar="MILLIONS",
+        help="of an image",
+    )
     add("--lang", choices=("en", "zh"), default=p.lang, help="of the page")
     return parser.parse_args(arguments)
 

@@ -19,7 +19,7 @@ from tagger.images import decode, preprocess
 from tagger.images.dataset import Split
 from tagger.images.preprocess import Preprocess
 from tagger.images.resize import FILTERS
-from tagger.inference import limits
+from tagger.inference import threshold_choice
 from tagger.models import backbone, load_tagger
 from tagger.models.runtimes import Device
 
@@ -83,8 +83,8 @@ def test_graph_resizes_as_pillow_does(model_folder: Path) -> None:
 
 def test_export_has_thresholds_of_categories(export_folder: Path) -> None:
     tagger = load_tagger(export_folder, Device("cpu"))
-    choice = limits.ThresholdChoice(limits.CATEGORY)
-    assert set(limits.resolve_thresholds(choice, tagger)) == {0.5}
+    choice = threshold_choice.ThresholdChoice(threshold_choice.CATEGORY)
+    assert set(threshold_choice.resolve_thresholds(choice, tagger)) == {0.5}
     assert files.read_csv(export_folder / "thresholds.csv")[0]["category"] == "9"
 
 

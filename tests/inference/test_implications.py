@@ -7,7 +7,7 @@ import pytest
 
 from tagger.core.errors import TaggerError
 from tagger.inference import implications
-from tagger.inference.given import PredictedTag
+from tagger.inference.captions import PredictedTag
 
 IMPLICATIONS = {"tabby_cat": ("animal", "cat"), "cat": ("animal",), "x": ("y",), "y": ("x",)}
 

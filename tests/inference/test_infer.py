@@ -37,7 +37,7 @@ def above(expected: dict[str, float], threshold: float) -> list[str]:
     [
         (
             "en",
-            "Picture: {}",
+            "Image: {}",
             "Predicted tags (confidence > 0.5):",
             "No tag has a confidence above the threshold 1",
         ),
@@ -90,11 +90,11 @@ def test_folders_are_entered_only_when_asked(
     run_infer: Infer, image_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run_infer(image_folder) == 0
-    assert capsys.readouterr().out.count("Picture:") == 3
+    assert capsys.readouterr().out.count("Image:") == 3
     assert run_infer(image_folder, "--recursive", "--batch-size", 3) == 0
-    assert capsys.readouterr().out.count("Picture:") == 4
+    assert capsys.readouterr().out.count("Image:") == 4
     assert run_infer(image_folder, image_folder / "a.png", image_folder / "b.png") == 0
-    assert capsys.readouterr().out.count("Picture:") == 3
+    assert capsys.readouterr().out.count("Image:") == 3
 
 
 def test_json_holds_every_category_and_the_likeliest_rating(

@@ -39,8 +39,8 @@ def test_a_bad_picture_is_listed_and_the_others_tagged(
     assert failure["reason"] == "unreadable image"
     assert failure["detail"]
     told = capsys.readouterr().err
-    assert "tagged: 2 pictures" in told
-    assert "failed: 1 pictures, see infer_failures.csv" in told
+    assert "tagged: 2 images" in told
+    assert "failed: 1 images, see infer_failures.csv" in told
 
 
 def test_nothing_but_bad_pictures_still_ends_in_order(run_infer: Infer, image_folder: Path) -> None:
@@ -61,9 +61,9 @@ def test_a_name_that_is_not_utf_8_costs_no_other_picture(
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["none.png"], "error: There is no picture or folder none.png."),
-        (["."], "no pictures there. With --recursive, subfolders are searched too."),
-        ([".", "--recursive"], "no pictures there."),
+        (["none.png"], "error: There is no image or folder none.png."),
+        (["."], "no images there. With --recursive, subfolders are searched too."),
+        ([".", "--recursive"], "no images there."),
         ([".", "--threshold", "1.5"], "1.5 is not between 0 and 1"),
         ([".", "--threshold", "nan"], "nan is not between 0 and 1"),
         ([".", "--threshold", "half"], "--threshold"),

@@ -12,7 +12,7 @@ import pytest
 
 from tagger.core import files
 from tagger.images.dataset import Split
-from tagger.inference import captions
+from tagger.inference import messages
 
 Infer = Callable[..., int]
 
@@ -70,11 +70,11 @@ def test_text_shows_control_characters_escaped(
     run_infer: Infer, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run_infer(folder, "--threshold", 1) == 0
-    shown = [line for line in capsys.readouterr().out.splitlines() if "Picture: " in line]
+    shown = [line for line in capsys.readouterr().out.splitlines() if "Image: " in line]
     assert len(shown) == len(NAMES)
-    assert f"Picture: {folder}/two\\nlines.png" in shown
-    assert captions.printable("-dash '\".png") == "-dash '\".png"
-    assert captions.printable("\x1b]0;owned\x07") == "\\x1b]0;owned\\x07"
+    assert f"Image: {folder}/two\\nlines.png" in shown
+    assert messages.printable("-dash '\".png") == "-dash '\".png"
+    assert messages.printable("\x1b]0;owned\x07") == "\\x1b]0;owned\\x07"
 
 
 @pytest.mark.parametrize("output", ["text", "txt", "json", "jsonl", "csv", "parquet"])
@@ -84,12 +84,12 @@ def test_a_name_that_is_no_utf_8_is_tagged_and_gone_on_with(
     escaped = f"{latin.parent}/\\udcc4\\udce3.png"
     assert run_infer(latin.parent, "--output", output) == 0
     if output == "text":
-        assert f"Picture: {escaped}" in capsys.readouterr().out
+        assert f"Image: {escaped}" in capsys.readouterr().out
     elif output == "txt":
         assert latin.with_suffix(".txt").is_file()
     else:
         assert run_infer(latin, "--output", output, "--skip-existing") == 0
-        assert "skipped: 1 pictures" in capsys.readouterr().err
+        assert "skipped: 1 images" in capsys.readouterr().err
     if output == "csv":
         assert {row["file"] for row in files.read_csv(Path("tags.csv"))} == {escaped}
 

@@ -11,8 +11,8 @@ import pytest
 from tagger import params
 from tagger.core import files
 from tagger.core.errors import TaggerError
-from tagger.inference import cli, limits
-from tagger.inference.limits import ThresholdChoice
+from tagger.inference import cli, threshold_choice
+from tagger.inference.threshold_choice import ThresholdChoice
 from tagger.params import Params
 
 Infer = Callable[..., int]
@@ -62,14 +62,14 @@ def test_skipped_pictures_are_not_tagged(
     run_infer: Infer, image_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run_infer(image_folder, "--recursive", "--skip", "b.*", "--skip", "inner/*") == 0
-    assert capsys.readouterr().out.count("Picture:") == 2
+    assert capsys.readouterr().out.count("Image:") == 2
 
 
 def test_a_glob_that_the_shell_left_is_expanded(
     run_infer: Infer, image_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run_infer(image_folder / "[ab].png") == 0
-    assert capsys.readouterr().out.count("Picture:") == 2
+    assert capsys.readouterr().out.count("Image:") == 2
 
 
 @pytest.mark.parametrize(
@@ -82,7 +82,7 @@ def test_a_glob_that_the_shell_left_is_expanded(
     ],
 )
 def test_thresholds_are_read_in_every_form(text: str, expected: ThresholdChoice) -> None:
-    assert limits.parse_thresholds(text) == expected
+    assert threshold_choice.parse_thresholds(text) == expected
 
 
 @pytest.mark.parametrize(

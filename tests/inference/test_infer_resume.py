@@ -36,11 +36,11 @@ def test_a_table_is_gone_on_with_to_what_one_run_would_have_made(
     assert run_infer(image_folder, "--output", output, "--recursive", "--skip-existing") == 0
     assert whole(path) == at_once
     told = capsys.readouterr().err
-    assert "tagged: 3 pictures" in told
-    assert "skipped: 1 pictures, which were done before" in told
+    assert "tagged: 3 images" in told
+    assert "skipped: 1 images, which were done before" in told
     assert run_infer(image_folder, "--output", output, "--recursive", "--skip-existing") == 0
     assert whole(path) == at_once
-    assert "skipped: 4 pictures" in capsys.readouterr().err
+    assert "skipped: 4 images" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("output", TABLES)
@@ -146,13 +146,13 @@ def test_ctrl_c_keeps_what_was_tagged_and_says_how_to_go_on(
     assert done == list(map(str, paths[: len(done)]))
     left = len(paths) - len(done)
     assert told.splitlines()[-1] == (
-        f"stopped: {left} pictures are left. Give --skip-existing to go on."
+        f"stopped: {left} images are left. Give --skip-existing to go on."
     )
     assert not list(tmp_path.rglob("*.partial"))
     again = run(text=True)
     _, told = again.communicate(timeout=60)
     assert again.returncode == 0
-    assert f"tagged: {left} pictures" in told
+    assert f"tagged: {left} images" in told
     assert tagged(tmp_path) == list(map(str, paths))
 
 

@@ -73,14 +73,14 @@ def test_what_a_glob_skips_is_left_out(
 def test_a_list_on_stdin_names_files_and_folders(names: Callable[..., list[str]]) -> None:
     assert names("-", stdin=b"b.jpg\r\n\nin\n") == ["b.jpg", "in/c.png"]
     assert names("-", stdin=b"a.png\0b.jpg\0") == ["a.png", "b.jpg"]
-    with pytest.raises(TaggerError, match="-: no pictures there"):
+    with pytest.raises(TaggerError, match="-: no images there"):
         names("-")
 
 
 def test_a_list_may_name_what_is_gone(names: Callable[..., list[str]]) -> None:
     """One of many that vanished since the list was made must not stop the others."""
     assert names("-", stdin=b"gone.png\na.png\n") == ["gone.png", "a.png"]
-    with pytest.raises(TaggerError, match=r"There is no picture or folder gone\.png\."):
+    with pytest.raises(TaggerError, match=r"There is no image or folder gone\.png\."):
         names("gone.png")
 
 

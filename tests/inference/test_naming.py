@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tagger.inference import naming
-from tagger.inference.naming import TagFormat
+from tagger.inference import tag_format
+from tagger.inference.tag_format import TagFormat
 
 
 @pytest.mark.parametrize(
@@ -45,16 +45,16 @@ def test_prompts_take_parentheses_escaped_and_weights() -> None:
 def test_a_written_tag_is_recognised_however_it_was_written(
     tag: str, spaces: bool, escape: bool, confidence: bool
 ) -> None:
-    if not confidence and naming.parse_tag(tag) != tag:  # "(a:1)" looks like a weight
+    if not confidence and tag_format.parse_tag(tag) != tag:  # "(a:1)" looks like a weight
         return
     how = TagFormat(spaces=spaces, escape=escape, confidence=confidence)
-    assert naming.parse_tag(how.format_weighted(tag, 0.5)) == tag
+    assert tag_format.parse_tag(how.format_weighted(tag, 0.5)) == tag
 
 
 def test_merging_keeps_what_is_there_and_adds_what_is_not() -> None:
     present = ["my_trigger", "Long Hair", " ", r"saber \(fate\)"]
     added = ["long_hair", "smile", "saber_(fate)"]
-    assert naming.merge_tags(present, added) == [
+    assert tag_format.merge_tags(present, added) == [
         "my_trigger",
         "Long Hair",
         r"saber \(fate\)",
@@ -65,9 +65,9 @@ def test_merging_keeps_what_is_there_and_adds_what_is_not() -> None:
 def test_a_known_tag_goes_first_where_given_and_another_word_always() -> None:
     known = frozenset(("solo", "smile", "long_hair"))
     written = ["smile", "long hair"]
-    assert naming.reorder_tags(written, ["long_hair"], known) == ["long hair", "smile"]
-    assert naming.reorder_tags(written, ["solo"], known) == written
-    assert naming.reorder_tags(written, ["sks", "long_hair"], known) == [
+    assert tag_format.reorder_tags(written, ["long_hair"], known) == ["long hair", "smile"]
+    assert tag_format.reorder_tags(written, ["solo"], known) == written
+    assert tag_format.reorder_tags(written, ["sks", "long_hair"], known) == [
         "sks",
         "long hair",
         "smile",

@@ -14,9 +14,8 @@ from tagger.core import files
 from tagger.core.errors import TaggerError
 from tagger.core.vocabulary import Tag
 from tagger.inference import cli, outputs, tables
-from tagger.inference.captions import Captioner
+from tagger.inference.captions import Caption, Captioner, PredictedTag
 from tagger.inference.cli import Options
-from tagger.inference.given import Caption, PredictedTag
 from tagger.inference.inputs import InputImage
 from tagger.inference.pipeline import ImagePrediction
 from tagger.params import Params

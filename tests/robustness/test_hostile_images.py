@@ -115,7 +115,7 @@ def test_each_has_a_reason_of_one_line_and_the_end_is_told(ended: Ended) -> None
         assert failure["detail"] and len(failure["detail"].splitlines()) == 1, failure
         assert "took more than" not in failure["detail"]
     assert len(ended.told) == 2, ended.told
-    assert ended.told[0].startswith(f"tagged: {len(ended.tagged):,} pictures")
+    assert ended.told[0].startswith(f"tagged: {len(ended.tagged):,} images")
     listed = "see infer_failures.csv"
     assert ended.told[1] == f"failed: {len(ended.failures):,} pictures, {listed}"
 

@@ -71,7 +71,7 @@ def test_a_read_only_checkout_tags_pictures_elsewhere(
         work, checkout / "stages/infer.py", pictures, "--output", output, "--rules", work, *where
     )
     assert ended.exit_code == 0, ended.output
-    assert "tagged: 3 pictures" in ended.output
+    assert "tagged: 3 images" in ended.output
     target = work / "out" if named else pictures if output == "txt" else work
     names = {"0000.txt", "0001.txt", "0002.txt"} if output == "txt" else {f"tags.{output}"}
     assert {path.name for path in target.iterdir()} - {"0000.png", "0001.png", "0002.png"} == names

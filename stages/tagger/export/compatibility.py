@@ -13,7 +13,7 @@ from tagger.core.arrays import Floats
 from tagger.core.errors import TaggerError
 from tagger.export import tools
 from tagger.export.tools import Tool
-from tagger.inference import limits
+from tagger.inference import threshold_choice
 from tagger.models import load_tagger
 from tagger.models.runtimes import Array, Device
 from tagger.models.tagger import Tagger
@@ -85,7 +85,9 @@ def compare(
     tolerance: float,
 ) -> Compatibility:
     """Compare tools with the model, at the thresholds of the export."""
-    by_category = limits.resolve_thresholds(limits.ThresholdChoice(limits.CATEGORY), export)
+    by_category = threshold_choice.resolve_thresholds(
+        threshold_choice.ThresholdChoice(threshold_choice.CATEGORY), export
+    )
     comparisons = [
         _Comparison(tool, model, by_category if tool.resizes else export.thresholds, tolerance)
         for tool in loaded_tools

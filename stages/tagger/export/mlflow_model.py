@@ -3,13 +3,11 @@
 `log_model.log_export` puts this file into a model, with what it imports of the project.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import islice
+from collections.abc import Iterator, Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature, set_model
@@ -19,15 +17,12 @@ from mlflow.types.schema import Map
 
 from tagger.core.errors import TaggerError
 from tagger.images import decode
-from tagger.images.decode import Pixels
 from tagger.images.preprocess import Preprocess
-from tagger.inference import decoders, limits, pipeline, tables
+from tagger.inference import decoders, pipeline, threshold_choice
 from tagger.inference.captions import Captioner
 from tagger.inference.decoders import Square
 from tagger.inference.inputs import InputImage
-from tagger.inference.pipeline import FloatRow
 from tagger.models import layouts, load_tagger
-from tagger.models.predict import predict
 from tagger.models.tagger import Tagger
 
 IMAGE, PATH = "image", "path"  # columns: the bytes of a file, or its path
@@ -47,7 +42,7 @@ SIGNATURE = ModelSignature(
             ColSpec(DataType.string, "error", required=False),
         ]
     ),
-    params=ParamSchema([ParamSpec(THRESHOLD, DataType.string, limits.BEST)]),
+    params=ParamSchema([ParamSpec(THRESHOLD, DataType.string, threshold_choice.BEST)]),
 )
 OUTPUT_COLUMNS = SIGNATURE.outputs.input_names()
 
@@ -73,7 +68,7 @@ class ServedTagger(PythonModel):
             raise MlflowException.invalid_parameter_value(
                 f"The table has neither a column {IMAGE!r} nor {PATH!r}."
             )
-        captioner = _captioner(self._tagger, (params or {}).get(THRESHOLD, limits.BEST))
+        captioner = _captioner(self._tagger, (params or {}).get(THRESHOLD, threshold_choice.BEST))
         squares = _squares(model_input, self._tagger.preprocess)
         rows = list(_output_rows(self._tagger, captioner, squares))
         return pd.DataFrame(rows, index=model_input.index, columns=OUTPUT_COLUMNS, dtype=object)
@@ -81,7 +76,9 @@ class ServedTagger(PythonModel):
 
 def _captioner(tagger: Tagger, threshold: str) -> Captioner:
     try:
-        thresholds = limits.resolve_thresholds(limits.parse_thresholds(threshold), tagger)
+        thresholds = threshold_choice.resolve_thresholds(
+            threshold_choice.parse_thresholds(threshold), tagger
+        )
     except (ValueError, TaggerError) as error:
         raise MlflowException.invalid_parameter_value(f"{THRESHOLD}: {error}") from None
     return Captioner(tagger.tags, thresholds)
@@ -112,43 +109,20 @@ def _has_value(value: Any) -> bool:
     return bool(value) if isinstance(value, str | bytes) else pd.isna(value) is not True
 
 
-@dataclass(frozen=True)
-class _Batch:
-    rows: Sequence[Square]
-    size: int
-
-    @property
-    def squares(self) -> Pixels:
-        readable = [row for row in self.rows if not isinstance(row, str)]
-        return np.stack(readable) if readable else np.empty((0, self.size, self.size, 3), np.uint8)
-
-
-def _batches(tagger: Tagger, squares: Iterator[Square]) -> Iterator[_Batch]:
-    while rows := list(islice(squares, pipeline.BATCH_SIZES[tagger.device])):
-        yield _Batch(rows, tagger.size)
-
-
 def _output_rows(
     tagger: Tagger, captioner: Captioner, squares: Iterator[Square]
 ) -> Iterator[Mapping[str, Any]]:
-    for batch, (probabilities,) in predict(tagger, _batches(tagger, squares), "probabilities"):
-        readable = iter(probabilities)
-        for row in batch.rows:
-            if isinstance(row, str):
-                yield dict(zip(OUTPUT_COLUMNS, (None, {}, row), strict=True))
-            else:
-                yield _output_row(captioner, next(readable))
-
-
-def _output_row(captioner: Captioner, probabilities: FloatRow) -> Mapping[str, Any]:
-    """Return rating and tags of an image as in tags.json, the likeliest rating among the tags."""
-    caption = captioner(InputImage(Path(), Path()), probabilities)
-    tags = {
-        tag.name: round(tag.confidence, 6)
-        for tag in tables.with_rating(caption, captioner.categories)
-    }
-    rating = caption.rating.name if caption.rating else None
-    return dict(zip(OUTPUT_COLUMNS, (rating, tags, None), strict=True))
+    """Yield rating and tags as in tags.json, the likeliest rating among the tags, or the error."""
+    images = ((InputImage(Path(), Path()), square) for square in squares)
+    batches = pipeline.make_batches(images, pipeline.BATCH_SIZES[tagger.device])
+    for prediction in chain.from_iterable(pipeline.predict_images(tagger, batches, embed=False)):
+        if prediction.problem:
+            yield dict(zip(OUTPUT_COLUMNS, (None, {}, prediction.problem), strict=True))
+            continue
+        caption = captioner(prediction.image, prediction.probabilities)
+        tags = {tag.name: round(tag.confidence, 6) for tag in caption.tags_with_rating()}
+        rating = caption.rating.name if caption.rating else None
+        yield dict(zip(OUTPUT_COLUMNS, (rating, tags, None), strict=True))
 
 
 set_model(ServedTagger())

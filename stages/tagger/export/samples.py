@@ -12,8 +12,7 @@ from tagger.core.location import Location
 from tagger.images import decode
 from tagger.images.dataset import Split
 from tagger.inference import sidecars
-from tagger.inference.captions import Captioner
-from tagger.inference.given import Caption
+from tagger.inference.captions import Caption, Captioner
 from tagger.inference.inputs import InputImage
 from tagger.models import load_tagger
 from tagger.models.runtimes import Device
@@ -64,5 +63,5 @@ def write(folder: Path, split: Split, count: int) -> None:
             with files.atomic_write(path) as partial:
                 image.save(partial, format="JPEG", quality=_QUALITY, subsampling=0)
             caption = caption_of(decode.open_rgb(path))
-            text = sidecars.sidecar_text(caption, captioner.tag_format, captioner.tag_names)
+            text = sidecars.sidecar_text(caption, captioner)
             files.write_text(path.with_suffix(".txt"), text)

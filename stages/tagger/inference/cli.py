@@ -8,10 +8,10 @@ from pathlib import Path
 from tagger import params
 from tagger.core.errors import ArgumentParser
 from tagger.core.vocabulary import CATEGORIES
-from tagger.inference import limits, values
-from tagger.inference.limits import ThresholdChoice
-from tagger.inference.naming import TagFormat
+from tagger.inference import argument_types, threshold_choice
 from tagger.inference.pipeline import PipelineOptions
+from tagger.inference.tag_format import TagFormat
+from tagger.inference.threshold_choice import ThresholdChoice
 
 OUTPUTS = ("text", "txt", "json", "jsonl", "csv", "parquet")
 _EPILOG = """exit code 0: all tagged. 1: some pictures failed, see infer_failures.csv.
@@ -93,19 +93,19 @@ def _add_work(parser: argparse.ArgumentParser, p: params.InferParams, root: Path
     )
     add(
         "--batch-size",
-        type=values.whole_or_auto(1),
+        type=argument_types.whole_or_auto(1),
         default=_or_auto(p.batch_size),
         help="pictures, or auto (%(default)s)",
     )
     add(
         "--workers",
-        type=values.whole_or_auto(0),
+        type=argument_types.whole_or_auto(0),
         default=_or_auto(p.workers),
         help="processes that decode; 0: none, auto: one per core (%(default)s)",
     )
     add(
         "--timeout",
-        type=values.seconds,
+        type=argument_types.seconds,
         default=p.timeout,
         metavar="SECONDS",
         help="how long a picture may take to decode (%(default)g)",
@@ -120,15 +120,15 @@ def _add_choice(parser: argparse.ArgumentParser, root: Path) -> None:
     add = parser.add_argument_group("which tags").add_argument
     add(
         "--threshold",
-        type=values.explained(limits.parse_thresholds),
+        type=argument_types.explained(threshold_choice.parse_thresholds),
         default=ThresholdChoice(),
         help="a confidence from 0 to 1; best: of each tag; category: of its category; "
         "or general=0.3,character=0.8, the others best (best)",
     )
-    add("--top", type=values.whole(1), metavar="N", help="the N surest at most")
+    add("--top", type=argument_types.whole(1), metavar="N", help="the N surest at most")
     add(
         "--categories",
-        type=values.explained(values.categories),
+        type=argument_types.explained(argument_types.categories),
         default=tuple(CATEGORIES.values()),
         help="to write, such as general,character (all)",
     )
@@ -152,7 +152,7 @@ def _add_output(parser: argparse.ArgumentParser, p: params.InferParams) -> None:
     )
     add("--output-dir", type=Path, help="where to write (sidecars: beside the pictures, else .)")
     vectors = "write them, too: .npz or .parquet"
-    add("--embeddings", type=values.vectors_file, metavar="FILE", help=vectors)
+    add("--embeddings", type=argument_types.vectors_file, metavar="FILE", help=vectors)
     add("--lang", choices=("en", "zh"), default=p.lang, help="of the text (%(default)s)")
     one = group.add_mutually_exclusive_group()
     for name, help_text in (
@@ -191,7 +191,7 @@ def _add_naming(parser: argparse.ArgumentParser) -> None:
     add(
         "--replace",
         action="append",
-        type=values.replacement,
+        type=argument_types.replacement,
         default=[],
         metavar="OLD=NEW",
         help="write another name, everywhere; nothing: leave it out; repeatable",

@@ -1,4 +1,4 @@
-"""What the model's head sees of each picture, kept for search and clustering."""
+"""Embeddings of images in a file, for search and clustering."""
 
 import shutil
 import zipfile
@@ -21,7 +21,7 @@ AddEmbedding: TypeAlias = Callable[[str, FloatRow], None]
 
 
 def read_file_names(path: Path) -> frozenset[str]:
-    """Return the pictures whose embeddings a file holds; none where it is not there."""
+    """Return the images whose embeddings a file holds; none if it is not there."""
     if not path.exists():
         return frozenset()
     try:
@@ -31,26 +31,26 @@ def read_file_names(path: Path) -> frozenset[str]:
 
 
 def write_embeddings(
-    answers: Iterable[ImagePrediction],
+    predictions: Iterable[ImagePrediction],
     path: Path,
     keep: frozenset[str],
     name: Callable[[Path], str],
 ) -> Iterator[ImagePrediction]:
-    """Yield the answers, and write their embeddings in the place of earlier ones once all came.
+    """Yield the predictions, and write their embeddings once all came, replacing the file.
 
-    A .npz holds `files`, (pictures,), and `embeddings`, (pictures, features) float32; a .parquet
+    A .npz holds `files`, (images,), and `embeddings`, (images, features) float32; a .parquet
     has columns of these names but for `file` and `embedding`.
-    keep: pictures whose embeddings stay, before the others
+    keep: images whose embeddings stay, before the others
     """
     with files.atomic_write(path) as partial, ExitStack() as stack:
         add = stack.enter_context(_WRITERS[path.suffix](partial))
         for file, row in _rows(path) if keep else ():
             if file in keep:
                 add(file, row)
-        for answer in answers:
-            if answer.embedding is not None:
-                add(name(answer.image.file), answer.embedding)
-            yield answer
+        for prediction in predictions:
+            if prediction.embedding is not None:
+                add(name(prediction.image.file), prediction.embedding)
+            yield prediction
 
 
 def _rows(path: Path) -> Iterator[tuple[str, FloatRow]]:
@@ -58,7 +58,7 @@ def _rows(path: Path) -> Iterator[tuple[str, FloatRow]]:
 
 
 class _Npz:
-    """Keeps the numbers in a file of their own until their shape is known."""
+    """Keep the numbers in a file of their own until their shape is known."""
 
     def __init__(self, path: Path) -> None:
         self._path = path

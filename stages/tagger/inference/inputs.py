@@ -1,4 +1,4 @@
-"""Which pictures are meant: files, folders, globs, and lists of paths."""
+"""The images to tag: files, folders, globs, and lists of paths."""
 
 import glob
 import logging
@@ -17,10 +17,10 @@ _log = logging.getLogger(__name__)
 
 
 class InputImage(NamedTuple):
-    """A file to tag, which may turn out to be no picture."""
+    """A file to tag. It may turn out to hold no image."""
 
     file: Path
-    base: Path  # the folder that was named, from which `--output-dir` keeps the subfolders
+    base: Path  # the folder that was named, below which `--output-dir` keeps the subfolders
     problem: str = ""  # why it is not even tried
 
 
@@ -31,40 +31,38 @@ def find_inputs(
     skip: Sequence[str] = (),
     stdin: BinaryIO | None = None,
 ) -> list[InputImage]:
-    """Return the pictures named and those of the folders named, each once, in that order.
+    """Return the images named and those of the folders named, each once, in that order.
 
     skip: globs, against the name, the path below the folder named, and the whole path
     stdin: what `-` stands for: paths, one a line, or ended by NUL
-    Raises TaggerError for an input that does not exist, and where no picture is left.
+    Raises TaggerError for an input that does not exist, and if no image is left.
     """
     inputs = list(inputs)
-    found: dict[str, InputImage] = {}
-    for one in _expanded(inputs, recursive, stdin):
-        if not _skipped(one, skip):
-            found.setdefault(os.path.abspath(one.file), one)  # noqa: PTH100  # keeps links
-    if not found:
+    images: dict[str, InputImage] = {}
+    for image in _expand(inputs, recursive, stdin):
+        if not _is_skipped(image, skip):
+            images.setdefault(os.path.abspath(image.file), image)  # noqa: PTH100  # keeps links
+    if not images:
         hint = "" if recursive else " With --recursive, subfolders are searched too."
-        raise TaggerError(f"{', '.join(inputs)}: no pictures there.{hint}")
-    return list(found.values())
+        raise TaggerError(f"{', '.join(inputs)}: no images there.{hint}")
+    return list(images.values())
 
 
-def _expanded(
-    inputs: Iterable[str], recursive: bool, stdin: BinaryIO | None
-) -> Iterator[InputImage]:
+def _expand(inputs: Iterable[str], recursive: bool, stdin: BinaryIO | None) -> Iterator[InputImage]:
     for text in inputs:
         path = Path(text)
         if text == STDIN and stdin:
-            for listed in map(Path, _lines(stdin.read())):
-                yield from _below(listed, recursive)
+            for listed in map(Path, _split_list(stdin.read())):
+                yield from _images_below(listed, recursive)
         elif path.exists():
-            yield from _below(path, recursive)
+            yield from _images_below(path, recursive)
         elif glob.has_magic(text):
-            yield from _matching(text, recursive)
+            yield from _matches(text, recursive)
         else:
-            raise TaggerError(f"There is no picture or folder {text}.")
+            raise TaggerError(f"There is no image or folder {text}.")
 
 
-def _lines(content: bytes) -> Iterator[str]:
+def _split_list(content: bytes) -> Iterator[str]:
     """Yield the paths of a list: one a line, or ended by NUL as `find -print0` does."""
     separator = b"\0" if b"\0" in content else b"\n"
     for line in content.split(separator):
@@ -72,7 +70,7 @@ def _lines(content: bytes) -> Iterator[str]:
             yield os.fsdecode(name)
 
 
-def _matching(pattern: str, recursive: bool) -> Iterator[InputImage]:
+def _matches(pattern: str, recursive: bool) -> Iterator[InputImage]:
     base = Path(pattern)
     while glob.has_magic(str(base)):
         base = base.parent
@@ -82,27 +80,27 @@ def _matching(pattern: str, recursive: bool) -> Iterator[InputImage]:
     for path in map(Path, matches):
         if path.is_dir():
             if "**" not in pattern:
-                yield from _below(path, recursive)
+                yield from _images_below(path, recursive)
         elif find_images.is_image_name(path.name):
             yield InputImage(path, base)
 
 
-def _below(path: Path, recursive: bool) -> Iterator[InputImage]:
-    """Yield a file as it is, or the pictures of a folder and what of it cannot be read."""
+def _images_below(path: Path, recursive: bool) -> Iterator[InputImage]:
+    """Yield a file as it is, or the images of a folder and the entries that cannot be read."""
     if not path.is_dir():
         yield InputImage(path, path.parent)
         return
     for folder in find_images.scan_folders(path, recursive=recursive):
         yield from (InputImage(Path(entry.path), path) for entry in folder.images)
-        for name, reason in folder.unreadable:
+        for name, problem in folder.unreadable:
             if not name or find_images.is_image_name(name):
-                yield InputImage(folder.path / name, path, reason)
+                yield InputImage(folder.path / name, path, problem)
             else:
-                _log.warning("%s: %s.", ascii(str(folder.path / name)), reason)
+                _log.warning("%s: %s.", ascii(str(folder.path / name)), problem)
 
 
-def _skipped(one: InputImage, skip: Sequence[str]) -> bool:
+def _is_skipped(image: InputImage, skip: Sequence[str]) -> bool:
     if not skip:
         return False
-    names = (one.file.name, str(one.file), os.path.relpath(one.file, one.base))
+    names = (image.file.name, str(image.file), os.path.relpath(image.file, image.base))
     return any(vocabulary.matches_glob(name, pattern) for pattern in skip for name in names)

@@ -1,4 +1,4 @@
-"""What a run is to write: which pictures are left to do, and where what is said of them goes."""
+"""The outputs of a run of infer: what is left to do, and writing it as the predictions come."""
 
 import io
 import logging
@@ -11,10 +11,9 @@ from typing import NamedTuple
 from tagger.core import files
 from tagger.core.errors import TaggerError, did_you_mean
 from tagger.core.vocabulary import CATEGORIES
-from tagger.inference import captions, embeddings, implications, limits, sidecars, tables
-from tagger.inference.captions import Captioner
+from tagger.inference import embeddings, implications, messages, sidecars, tables, threshold_choice
+from tagger.inference.captions import Caption, Captioner
 from tagger.inference.cli import Options
-from tagger.inference.given import Caption
 from tagger.inference.inputs import InputImage
 from tagger.inference.messages import MESSAGES
 from tagger.inference.pipeline import ImagePrediction
@@ -34,7 +33,7 @@ class FailedImage(NamedTuple):
 class RunStatus:
     """How far a run has come."""
 
-    seen: int = 0  # pictures, the failed ones included
+    seen: int = 0  # images, the failed ones included
     seconds: float = 0
     failures: list[FailedImage] = field(default_factory=list)
 
@@ -45,35 +44,38 @@ class RunStatus:
 @dataclass(frozen=True)
 class OutputPlan:
     todo: Sequence[InputImage]
-    skipped: int  # pictures that were done before
+    skipped: int  # images that were done before
     table: Path | None
     embeddings: Path | None
     sidecars: bool
-    kept_rows: frozenset[str] = frozenset()  # pictures whose earlier entries stay in the table
+    kept_rows: frozenset[str] = frozenset()  # images whose earlier rows stay in the table
     kept_embeddings: frozenset[str] = frozenset()
 
 
-def plan_outputs(asked: Options, found: Sequence[InputImage], world: World) -> OutputPlan:
-    """Return what this process is to do.
+def plan_outputs(options: Options, images: Sequence[InputImage], world: World) -> OutputPlan:
+    """Return the images and outputs of this process.
 
-    Raises TaggerError where two pictures would share a sidecar, where one is there already and
-    nothing was said of it, where what is to be gone on with cannot be read, and where it cannot
-    be written.
+    Raises TaggerError if two images share a sidecar, if a sidecar is there already and no option
+    says what to do, and for earlier results that cannot be read or a folder that is none.
     """
-    for folder in (asked.output_dir, asked.embeddings and asked.embeddings.parent):
+    output_dir, vectors = options.output_dir, options.embeddings
+    for folder in (output_dir, vectors and vectors.parent):
         _check_folder(folder)
-    if asked.output == "txt":
-        sidecars.check_unique(found, asked.output_dir)
-    todo = found[world.rank :: world.size]
-    folder = asked.output_dir or Path()
-    table = folder / f"tags{world.file_suffix}.{asked.output}" if asked.is_table else None
-    vectors = asked.embeddings and asked.embeddings.with_stem(
-        asked.embeddings.stem + world.file_suffix
+    has_sidecars = options.output == "txt"
+    if has_sidecars:
+        sidecars.check_unique(images, output_dir)
+    todo = images[world.rank :: world.size]
+    if has_sidecars and options.existing == "refuse":
+        sidecars.check_absent(todo, output_dir)
+    table = (output_dir or Path()) / f"tags{world.file_suffix}.{options.output}"
+    plan = OutputPlan(
+        todo=todo,
+        skipped=0,
+        table=table if options.is_table else None,
+        embeddings=vectors and vectors.with_stem(vectors.stem + world.file_suffix),
+        sidecars=has_sidecars,
     )
-    if asked.output == "txt" and asked.existing == "refuse":
-        sidecars.check_absent(todo, asked.output_dir)
-    fresh = OutputPlan(todo, 0, table, vectors, sidecars=asked.output == "txt")
-    return _without_done(fresh, asked.output_dir) if asked.existing == "skip" else fresh
+    return _without_done(plan, output_dir) if options.existing == "skip" else plan
 
 
 def _check_folder(folder: Path | None) -> None:
@@ -83,147 +85,147 @@ def _check_folder(folder: Path | None) -> None:
 
 
 def _without_done(plan: OutputPlan, output_dir: Path | None) -> OutputPlan:
-    """Return what is left of a plan: a picture is done if all that is wanted of it is there."""
+    """Return the rest of a plan: an image is done if every output that is wanted holds it."""
     left: set[InputImage] = set()
     if plan.sidecars:
         left.update(sidecars.without_sidecar(plan.todo, output_dir))
     rows = tables.read_file_names(plan.table) if plan.table else frozenset()
     vectors = embeddings.read_file_names(plan.embeddings) if plan.embeddings else frozenset()
-    for wanted, done in ((plan.table, rows), (plan.embeddings, vectors)):
-        left.update(one for one in plan.todo if wanted and tables.encode_path(one.file) not in done)
-    again = {tables.encode_path(one.file) for one in left}
+    for path, names in ((plan.table, rows), (plan.embeddings, vectors)):
+        if path:
+            left.update(i for i in plan.todo if tables.encode_path(i.file) not in names)
+    left_names = {tables.encode_path(image.file) for image in left}
     return replace(
         plan,
-        todo=[one for one in plan.todo if one in left],
+        todo=[image for image in plan.todo if image in left],
         skipped=len(plan.todo) - len(left),
-        kept_rows=rows - again,
-        kept_embeddings=vectors - again,
+        kept_rows=rows - left_names,
+        kept_embeddings=vectors - left_names,
     )
 
 
-def build_captioner(asked: Options, tagger: Tagger) -> Captioner:
-    """Return what chooses the tags as the options say.
+def build_captioner(options: Options, tagger: Tagger) -> Captioner:
+    """Return a captioner that chooses tags as the options say.
 
-    Raises TaggerError where thresholds or implications that they need are missing.
+    Raises TaggerError if thresholds or implications that they need are missing.
     """
     categories = {tag.name: CATEGORIES[tag.category] for tag in tagger.tags}
-    change = implications.build_implications(asked.implications, asked.rules, categories)
-    for old in asked.tag_format.replacements:
-        if old not in categories:
-            _log.warning("The model has no tag %r.%s", old, did_you_mean(old, categories))
+    for name in options.tag_format.replacements:
+        if name not in categories:
+            _log.warning("The model has no tag %r.%s", name, did_you_mean(name, categories))
     return Captioner(
-        tagger.tags,
-        limits.resolve_thresholds(asked.thresholds, tagger),
-        asked.categories,
-        asked.top,
-        change,
-        asked.tag_format,
-        asked.exclude,
+        tags=tagger.tags,
+        thresholds=threshold_choice.resolve_thresholds(options.thresholds, tagger),
+        categories=options.categories,
+        top=options.top,
+        apply_implications=implications.build_implications(
+            options.implications, options.rules, categories
+        ),
+        tag_format=options.tag_format,
+        exclude=options.exclude,
     )
 
 
 def write_outputs(
-    blocks: Iterable[list[ImagePrediction]],
-    choose: Captioner,
-    asked: Options,
+    batches: Iterable[list[ImagePrediction]],
+    captioner: Captioner,
+    options: Options,
     plan: OutputPlan,
-    tally: RunStatus,
+    status: RunStatus,
 ) -> None:
-    """Write what is said of the pictures, as the answers come.
+    """Write tags and embeddings as the predictions come.
 
-    Raises the TaggerError that cuts the answers short, after those before it are written.
+    Raises the TaggerError that cuts the predictions short, after those before it are written.
     """
-    broken: list[TaggerError] = []
-    answers: Iterable[ImagePrediction] = _until_broken(blocks, broken)
+    errors: list[TaggerError] = []
+    predictions: Iterable[ImagePrediction] = _until_error(batches, errors)
     if plan.embeddings:
-        answers = embeddings.write_embeddings(
-            answers, plan.embeddings, plan.kept_embeddings, tables.encode_path
+        predictions = embeddings.write_embeddings(
+            predictions, plan.embeddings, plan.kept_embeddings, tables.encode_path
         )
-    said = _captioned(answers, choose, tally)
+    captions = _captions(predictions, captioner, status)
     if plan.table:
-        tables.write(said, plan.table, asked.categories, plan.kept_rows)
-    elif asked.output == "txt":
-        _write_sidecars(said, choose.tag_names, asked, tally)
+        tables.write(captions, plan.table, options.categories, plan.kept_rows)
+    elif plan.sidecars:
+        _write_sidecars(captions, captioner, options, status)
     else:
-        _print(said, choose.common_threshold, asked)
-    if broken:
-        raise broken[0]
+        _print(captions, captioner, options.lang)
+    if errors:
+        raise errors[0]
 
 
-def _until_broken(
-    blocks: Iterable[list[ImagePrediction]], broken: list[TaggerError]
+def _until_error(
+    batches: Iterable[list[ImagePrediction]], errors: list[TaggerError]
 ) -> Iterator[ImagePrediction]:
-    """Yield the answers up to an error, which is kept for later unless nothing came before it."""
-    come = 0
+    """Yield predictions up to an error, which is kept for later unless it is the first thing."""
+    has_batches = False
     try:
-        for block in blocks:
-            come += 1
-            yield from block
+        for batch in batches:
+            has_batches = True
+            yield from batch
     except TaggerError as error:
-        if not come:
+        if not has_batches:
             raise
-        broken.append(error)
+        errors.append(error)
 
 
-def _captioned(
-    answers: Iterable[ImagePrediction], choose: Captioner, tally: RunStatus
+def _captions(
+    predictions: Iterable[ImagePrediction], captioner: Captioner, status: RunStatus
 ) -> Iterator[Caption]:
-    """Yield what is said of the pictures that could be read; count the others."""
-    for answer in answers:
-        tally.seen += 1
-        if answer.problem:
-            tally.add_failure(answer.image.file, "unreadable image", answer.problem)
+    """Yield the captions of images that can be read; count the others."""
+    for prediction in predictions:
+        status.seen += 1
+        if prediction.problem:
+            status.add_failure(prediction.image.file, "unreadable image", prediction.problem)
         else:
-            yield choose(answer.image, answer.probabilities)
+            yield captioner(prediction.image, prediction.probabilities)
 
 
 def _write_sidecars(
-    said: Iterable[Caption], known: frozenset[str], asked: Options, tally: RunStatus
+    captions: Iterable[Caption], captioner: Captioner, options: Options, status: RunStatus
 ) -> None:
-    append = asked.existing == "append"
-    for caption in said:
-        path = sidecars.sidecar_path(caption.image, asked.output_dir)
+    for caption in captions:
+        path = sidecars.sidecar_path(caption.image, options.output_dir)
         try:
-            sidecars.write(caption, path, asked.tag_format, known, append=append)
+            sidecars.write(caption, path, captioner, append=options.existing == "append")
         except ValueError as error:
-            tally.add_failure(caption.image.file, "unreadable sidecar", f"{path.name}: {error}")
+            status.add_failure(caption.image.file, "unreadable sidecar", f"{path.name}: {error}")
 
 
-def _print(said: Iterable[Caption], limit: float | None, asked: Options) -> None:
+def _print(captions: Iterable[Caption], captioner: Captioner, lang: str) -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
-    for caption in said:
-        print(captions.caption_text(caption, limit, asked.lang, asked.tag_format))
+    for caption in captions:
+        print(messages.caption_text(caption, captioner, lang))
 
 
-def write_failures(tally: RunStatus, asked: Options, world: World, *, whole: bool) -> Path:
-    """Write the pictures that failed, if any did, and return where they are listed.
+def write_failures(status: RunStatus, options: Options, world: World, *, whole: bool) -> Path:
+    """Write the images that failed, if any did, and return the path of their list.
 
-    whole: whether all pictures were tried; then a list of earlier failures is removed
+    whole: whether all images were tried; then a list of earlier failures is removed
     """
-    folder = asked.output_dir or Path()
+    folder = options.output_dir or Path()
     path = folder / f"infer_failures{world.file_suffix}.csv"
-    if tally.failures:
-        files.write_csv(path, FailedImage._fields, tally.failures)
+    if status.failures:
+        files.write_csv(path, FailedImage._fields, status.failures)
     elif whole:
-        for former in (path, folder / "infer_failures.csv"):  # of one process, or of several
-            former.unlink(missing_ok=True)
+        for earlier in (path, folder / "infer_failures.csv"):  # of one process, or of several
+            earlier.unlink(missing_ok=True)
     return path
 
 
 def summary(
-    tally: RunStatus, plan: OutputPlan, listed: Path, lang: str, *, stopped: bool
+    status: RunStatus, plan: OutputPlan, failures: Path, lang: str, *, stopped: bool
 ) -> Iterator[str]:
-    """Yield the closing lines; listed: where the failures are."""
-    words, tagged = MESSAGES[lang], tally.seen - len(tally.failures)
-    rate = tagged / tally.seconds if tally.seconds else 0
-    yield words.tagged.format(tagged, f"{rate:,.{int(rate < 10)}f}")
+    """Yield the closing lines; failures: the path of their list."""
+    texts, tagged = MESSAGES[lang], status.seen - len(status.failures)
+    rate = tagged / status.seconds if status.seconds else 0
+    yield texts.tagged.format(tagged, f"{rate:,.{int(rate < 10)}f}")
     if plan.skipped:
-        yield words.skipped.format(plan.skipped)
-    if tally.failures:
-        yield words.failed.format(len(tally.failures), listed)
+        yield texts.skipped.format(plan.skipped)
+    if status.failures:
+        yield texts.failed.format(len(status.failures), failures)
     if stopped:
-        way_on = plan.table or plan.embeddings or plan.sidecars
-        yield words.stopped.format(len(plan.todo) - tally.seen) + (
-            words.resume_hint if way_on else ""
-        )
+        can_resume = plan.table or plan.embeddings or plan.sidecars
+        hint = texts.resume_hint if can_resume else ""
+        yield texts.stopped.format(len(plan.todo) - status.seen) + hint

@@ -1,4 +1,4 @@
-"""What is said of many pictures, in one file: written as it comes, and gone on with later."""
+"""The tags of many images in one file: written as they come, and resumed later."""
 
 import csv
 import json
@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 
 from tagger.core import files
 from tagger.core.errors import TaggerError
-from tagger.inference.given import Caption, PredictedTag
+from tagger.inference.captions import Caption
 
 HEADER = ("file", "tag", "category", "confidence")
 _ROW_GROUP = 65_536  # rows of a Parquet held at a time
@@ -19,11 +19,11 @@ WriteTable: TypeAlias = Callable[[Iterable[Caption], Path, Sequence[str], frozen
 
 
 def read_file_names(path: Path) -> frozenset[str]:
-    """Return the pictures, as `name` writes them, that a table holds. None if it is not there."""
+    """Return the images of a table, as `encode_path` writes them; none if it is not there."""
     if not path.exists():
         return frozenset()
-    with _explained(path):
-        return frozenset(_FILES[path.suffix](path))
+    with _reported(path):
+        return frozenset(_FILE_NAMES[path.suffix](path))
 
 
 def encode_path(file: Path) -> str:
@@ -34,16 +34,16 @@ def encode_path(file: Path) -> str:
 def write(
     captions: Iterable[Caption], path: Path, categories: Sequence[str], keep: frozenset[str]
 ) -> None:
-    """Write a table, of the form that its suffix says, in the place of an earlier one.
+    """Write a table in the form of its suffix, in the place of an earlier one.
 
-    categories: those that are written
-    keep: pictures whose entries of the earlier table stay, before the others
+    categories: of the tags that are written
+    keep: images whose rows of the earlier table stay, before the others
     """
     _WRITERS[path.suffix](captions, path, categories, keep)
 
 
 @contextmanager
-def _explained(path: Path) -> Iterator[None]:
+def _reported(path: Path) -> Iterator[None]:
     try:
         yield
     except (ValueError, KeyError, TypeError, IndexError, csv.Error) as error:
@@ -53,20 +53,10 @@ def _explained(path: Path) -> Iterator[None]:
         ) from None
 
 
-def with_rating(caption: Caption, categories: Sequence[str]) -> list[PredictedTag]:
-    """Return the tags and the likeliest rating, by falling confidence."""
-    rating = caption.rating
-    if rating is None or not rating.name or rating.category not in categories:
-        return list(caption.tags)
-    if any(one.name == rating.name and one.category == "rating" for one in caption.tags):
-        return list(caption.tags)
-    return sorted([*caption.tags, rating], key=lambda one: -one.confidence)
-
-
 def _object(caption: Caption, categories: Sequence[str]) -> dict[str, Any]:
     tags: dict[str, dict[str, float]] = {name: {} for name in categories}
-    for one in with_rating(caption, categories):
-        tags[one.category][one.name] = round(one.confidence, 6)
+    for tag in caption.tags_with_rating(categories):
+        tags[tag.category][tag.name] = round(tag.confidence, 6)
     rating = caption.rating.name if caption.rating else None
     return {"file": encode_path(caption.image.file), "rating": rating, "tags": tags}
 
@@ -84,9 +74,9 @@ def _write_csv(
 ) -> None:
     kept = (row for row in _csv_rows(path) if row[0] in keep) if keep else ()
     new = (
-        (encode_path(caption.image.file), one.name, one.category, f"{one.confidence:.6f}")
+        (encode_path(caption.image.file), tag.name, tag.category, f"{tag.confidence:.6f}")
         for caption in captions
-        for one in with_rating(caption, categories)
+        for tag in caption.tags_with_rating(categories)
     )
     files.write_csv(path, HEADER, chain(kept, new))
 
@@ -112,7 +102,7 @@ def _objects(
 def _write_json(
     captions: Iterable[Caption], path: Path, categories: Sequence[str], keep: frozenset[str]
 ) -> None:
-    """Write a list, or lines, with an object for each picture on a line of its own."""
+    """Write a list, or lines, with an object for each image on a line of its own."""
     start, between, end = ("", "\n", "") if path.suffix == ".jsonl" else ("[\n", ",\n", "]\n")
     objects = _objects(captions, path, categories, keep)
     with (
@@ -144,9 +134,9 @@ def _write_parquet(
     schema = pa.schema(list(zip(HEADER, types, strict=True)))
     kept = (row for row in _parquet_rows(path) if row[0] in keep) if keep else ()
     new = (
-        (encode_path(caption.image.file), *one)
+        (encode_path(caption.image.file), *tag)
         for caption in captions
-        for one in with_rating(caption, categories)
+        for tag in caption.tags_with_rating(categories)
     )
     rows = chain(kept, new)
     with files.atomic_write(path) as partial, pq.ParquetWriter(partial, schema) as writer:
@@ -163,7 +153,7 @@ _WRITERS: dict[str, WriteTable] = {
     ".parquet": _write_parquet,
 }
 
-_FILES: dict[str, Callable[[Path], Iterable[str]]] = {
+_FILE_NAMES: dict[str, Callable[[Path], Iterable[str]]] = {
     ".csv": lambda path: (row[0] for row in _csv_rows(path)),
     ".json": lambda path: (file for file, _ in _lines(path)),
     ".jsonl": lambda path: (file for file, _ in _lines(path)),

@@ -20,8 +20,7 @@ from tagger.core.colours import Colour
 from tagger.images import decode
 from tagger.images.decode import Pixels
 from tagger.inference import decoders, pipeline, sidecars
-from tagger.inference.captions import Captioner
-from tagger.inference.given import Caption
+from tagger.inference.captions import Caption, Captioner
 from tagger.inference.inputs import InputImage
 from tagger.inference.outputs import FailedImage, RunStatus
 from tagger.inference.pipeline import FloatRow, PipelineOptions
@@ -135,7 +134,7 @@ class Album:
         with files.atomic_write(path) as partial_path, zipfile.ZipFile(partial_path, "w") as zip_:
             for index, name in enumerate(sidecar_names([image.name for image in self.images])):
                 caption = self.caption(index, captioner)
-                text = sidecars.sidecar_text(caption, captioner.tag_format, captioner.tag_names)
+                text = sidecars.sidecar_text(caption, captioner)
                 zip_.writestr(name, text)
             if self.failures:
                 table = self.folder / FAILURES

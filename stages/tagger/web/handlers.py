@@ -12,11 +12,11 @@ from PIL import Image
 
 from tagger.core.errors import TaggerError
 from tagger.core.vocabulary import CATEGORIES, count_categories
-from tagger.inference import limits, sidecars
+from tagger.inference import sidecars, threshold_choice
 from tagger.inference.captions import Captioner
-from tagger.inference.limits import BEST, CATEGORY, ThresholdChoice
-from tagger.inference.naming import TagFormat
 from tagger.inference.pipeline import PipelineOptions
+from tagger.inference.tag_format import TagFormat
+from tagger.inference.threshold_choice import BEST, CATEGORY, ThresholdChoice
 from tagger.models.tagger import Tagger
 from tagger.web import saliency, widgets
 from tagger.web.album import Album, Upload, UploadDecoder
@@ -61,7 +61,7 @@ class PageHandlers:
     def default_thresholds(self) -> Mapping[str, float]:
         """Return where the sliders begin: the thresholds fitted for the categories."""
         choice = ThresholdChoice(self.threshold_kinds[-2])
-        thresholds = limits.resolve_thresholds(choice, self.tagger)
+        thresholds = threshold_choice.resolve_thresholds(choice, self.tagger)
         names = np.array([CATEGORIES[tag.category] for tag in self.tagger.tags])
         return {n: round(float(np.median(thresholds[names == n])), 2) for n in self.categories}
 
@@ -121,7 +121,7 @@ class PageHandlers:
             return "", ""
         captioner = self._captioner(*settings)
         caption = album.caption(index, captioner)
-        text = sidecars.sidecar_text(caption, captioner.tag_format, captioner.tag_names)
+        text = sidecars.sidecar_text(caption, captioner)
         names = [tag.name for tag in self.tagger.tags]
         thresholds = dict(zip(names, captioner.thresholds.tolist(), strict=True))
         selectable = isinstance(self.saliency, Saliency)
@@ -133,7 +133,7 @@ class PageHandlers:
         choice = ThresholdChoice(kind)
         if kind == CUSTOM:
             choice = ThresholdChoice(categories=dict(zip(self.categories, custom, strict=True)))
-        thresholds = limits.resolve_thresholds(choice, self.tagger)
+        thresholds = threshold_choice.resolve_thresholds(choice, self.tagger)
         tag_format = TagFormat(spaces=spaces, escape=escape)
         return Captioner(self.tagger.tags, thresholds, tag_format=tag_format)
 

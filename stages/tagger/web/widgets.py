@@ -6,7 +6,7 @@ from html import escape
 from pathlib import Path
 
 from tagger.core.vocabulary import CATEGORIES
-from tagger.inference.given import Caption, PredictedTag
+from tagger.inference.captions import Caption, PredictedTag
 from tagger.inference.outputs import FailedImage
 from tagger.web.messages import PageMessages
 

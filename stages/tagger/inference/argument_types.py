@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from tagger.core.vocabulary import CATEGORIES
-from tagger.inference import embeddings, limits
+from tagger.inference import embeddings, threshold_choice
 
 T = TypeVar("T")
 
@@ -48,7 +48,7 @@ def seconds(text: str) -> float:
 
 
 def categories(text: str) -> tuple[str, ...]:
-    wanted = {limits.parse_category(name) for name in text.split(",")}
+    wanted = {threshold_choice.parse_category(name) for name in text.split(",")}
     return tuple(name for name in CATEGORIES.values() if name in wanted)
 
 

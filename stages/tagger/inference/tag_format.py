@@ -1,4 +1,4 @@
-"""How tags are written: for prompts, for captions, and in an order of one's own."""
+"""How tags are written: for prompts, for captions, and in a given order."""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,7 +16,7 @@ class TagFormat:
     escape: bool = False  # parentheses, which prompts take for weights
     confidence: bool = False  # write (tag:0.98)
     first: Sequence[str] = ()  # goes before all others
-    replacements: Mapping[str, str] = field(default_factory=dict)  # by nothing: left out
+    replacements: Mapping[str, str] = field(default_factory=dict)  # by name; "": the tag is dropped
 
     def rename(self, tag: str) -> str:
         return self.replacements.get(tag, tag)
@@ -27,8 +27,8 @@ class TagFormat:
         return text.replace("(", r"\(").replace(")", r"\)") if self.escape else text
 
     def format_weighted(self, tag: str, confidence: float) -> str:
-        written = self.format(tag)
-        return f"({written}:{confidence:.2f})" if self.confidence else written
+        text = self.format(tag)
+        return f"({text}:{confidence:.2f})" if self.confidence else text
 
 
 def is_kaomoji(tag: str) -> bool:
@@ -38,31 +38,32 @@ def is_kaomoji(tag: str) -> bool:
     )
 
 
-def parse_tag(written: str) -> str:
-    """Return the tag that was written, however it was: in lower_snake_case, without weight."""
-    text = written.strip()
+def parse_tag(text: str) -> str:
+    """Return the tag of any written form, in lower_snake_case and without weight."""
+    text = text.strip()
     weighted = _WEIGHT.fullmatch(text)
     return normalize_name(weighted[1] if weighted else text)
 
 
 def merge_tags(present: Iterable[str], added: Iterable[str]) -> list[str]:
-    """Return the written tags that are present, then those of the others that are not."""
+    """Return the written tags that are present, then those added that are not."""
     by_tag: dict[str, str] = {}
-    for written in (*present, *added):
-        if tag := parse_tag(written):
-            by_tag.setdefault(tag, written.strip())
+    for text in (*present, *added):
+        if tag := parse_tag(text):
+            by_tag.setdefault(tag, text.strip())
     return list(by_tag.values())
 
 
-def reorder_tags(written: Sequence[str], first: Sequence[str], known: frozenset[str]) -> list[str]:
-    """Return written tags with some of them first, if they are given.
+def reorder_tags(texts: Sequence[str], first: Sequence[str], names: frozenset[str]) -> list[str]:
+    """Return written tags, those of `first` before the others.
 
-    known: what the model may give; another word in `first` is put first whether given or not
+    names: the tags of the model; a word in `first` that is none of them is put first even if it
+        is not among the texts
     """
-    by_tag = {parse_tag(text): text for text in written}
+    by_tag = {parse_tag(text): text for text in texts}
     front = [
         by_tag.get(parse_tag(word), word)
         for word in first
-        if parse_tag(word) in by_tag or parse_tag(word) not in known
+        if parse_tag(word) in by_tag or parse_tag(word) not in names
     ]
-    return merge_tags(front, written)
+    return merge_tags(front, texts)
