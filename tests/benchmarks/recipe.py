@@ -3,7 +3,7 @@
     python tests/benchmarks/recipe.py [--seeds 0 1 2] [--only NAME ...]
 
 Needs what `dvc repro` leaves in data/. Every variant is trained whole by the default preset, and
-its best weights are judged on the test part; thresholds are fitted on validation.
+its last weights are evaluated on the test split; thresholds are fitted on validation.
 """
 
 import argparse
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 
 from tagger import params
 from tagger.core import thresholds
@@ -20,7 +21,6 @@ from tagger.evaluation import fit_thresholds, result
 from tagger.evaluation.prediction_store import PredictionStore
 from tagger.evaluation.predictions import SplitPredictor
 from tagger.images import dataset
-from tagger.models import backbone
 from tagger.models.torch_runtime import TorchRuntime
 from tagger.params import Params
 from tagger.system import distributed
@@ -55,37 +55,33 @@ VARIANTS |= {f"plain, {name}": params.merge(VARIANTS["plain"], own) for name, ow
 VARIANTS |= {f"muon, {name}": params.merge(VARIANTS["muon"], own) for name, own in ADDED.items()}
 
 
-def changed(p: Params, seed: int, wanted: dict[str, Any]) -> Params:
-    """Return the parameters of a variant: the plain recipe, and what is `wanted` besides."""
-    own = {k: v for k, v in wanted.items() if k != "preset"}
-    both = params.merge(PLAIN, own)
-    both |= {"validate_every": f"{p.train.epochs} epochs"}
-    preset = p.preset.model_copy(update=wanted.get("preset", {}) | {"train": both})
-    return p.model_copy(update={"seed": seed, "models": {p.model: preset}})
+def variant_params(seed: int, changes: dict[str, Any]) -> Params:
+    """Return params.yaml with the plain recipe and the changes of a variant."""
+    content = yaml.safe_load((ROOT / params.PATH).read_text(encoding="utf-8"))
+    train = params.merge(PLAIN, {key: value for key, value in changes.items() if key != "preset"})
+    train["validate_every"] = f"{content['train']['epochs']} epochs"
+    preset = content["models"][content["model"]]
+    preset |= changes.get("preset", {}) | {"train": train}
+    return params.parse(content | {"seed": seed})
 
 
 def train(p: Params) -> dict[str, float]:
-    """Return the figures of one training on the test part."""
+    """Return the metrics of one training on the test split."""
     data = ROOT / "data"
-    tags, parts = dataset.read_splits(
+    tags, splits = dataset.read_splits(
         data / "posts.parquet",
         data / "tags.parquet",
         data / "vocabulary.csv",
         data / "split.parquet",
     )
     with tempfile.TemporaryDirectory() as folder, distributed.process_group() as group:
-        training = setup.build_trainer(p, tags, parts, group, Path(folder))
-        for judgement in training.train():
-            weights = judgement.weights
-        model = backbone.to_device(
-            backbone.build_model(p.preset, len(tags), p.effective_train.head)
-        )
-        model.load_state_dict(weights)
-        runtime = TorchRuntime(model, training.preprocess)
-        predictor = SplitPredictor(group, Path(folder), (), 64, p.effective_train.workers)
+        trainer = setup.build_trainer(p, tags, splits, group, Path(folder))
+        trainer.train()
+        runtime = TorchRuntime(trainer.state.eval_model, trainer.preprocess)
+        predictor = SplitPredictor(group, Path(folder), (), 64, p.train.workers)
 
         def predicted(name: str) -> PredictionStore:
-            found = predictor(name, parts[name], tags, runtime, training.preprocess)
+            found = predictor(name, splits[name], tags, runtime, trainer.preprocess)
             assert found is not None
             return found.store
 
@@ -102,11 +98,10 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    p = params.load(ROOT / params.PATH)
     shown = ("macro_ap", "micro_ap", "macro_f1", "micro_f1")
     for seed in arguments.seeds:
         for name in arguments.only:
-            figures = train(changed(p, seed, VARIANTS[name]))
+            figures = train(variant_params(seed, VARIANTS[name]))
             row = "  ".join(f"{figure} {figures[figure]:.4f}" for figure in shown)
             print(f"{name:20} seed {seed}  {row}", flush=True)
 

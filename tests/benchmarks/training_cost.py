@@ -14,7 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -26,15 +26,17 @@ import measure
 import numpy as np
 import pyarrow as pa
 import training_step
-from training_step import PER_POST, ROOT, Step, target, wanted
+from training_step import PER_POST, ROOT, Step, named_tags, requested_params, target
 
 from tagger.core import files, manifest, vocabulary
-from tagger.core.vocabulary import Tag
 from tagger.images import dataset, decode, loader
+from tagger.images.loader import Batch
 from tagger.images.preprocess import Preprocess
 from tagger.training import setup, snapshots
-from tagger.training.learner import TrainState
 from tagger.training.schedule import Position
+from tagger.training.train_state import TrainState
+from tagger.training.trainer import Trainer
+from tagger.training.validation import Validation
 
 # isort: split
 import torch
@@ -43,7 +45,7 @@ MODELS = ("mobilenetv4", "eva02_large")  # presets: the default, and one of 300 
 TABLES = ("posts.parquet", "tags.parquet", "vocabulary.csv", "split.parquet")
 _FEW, _AT_A_TIME, _BATCH = 10_000, 1_000_000, 256  # posts
 Save = Callable[[snapshots.SnapshotContent], None]
-_WRITING = ((torch, "save"), (os, "fsync"), (files, "sha256"), (snapshots, "write"))
+_WRITING = ((torch, "save"), (os, "fsync"), (files, "sha256_file"), (snapshots, "write"))
 
 
 def drawn(count: int, tags: int) -> pa.ListArray:
@@ -53,61 +55,77 @@ def drawn(count: int, tags: int) -> pa.ListArray:
     return pa.ListArray.from_arrays(starts, np.sort(numbers).ravel())
 
 
-def named(tags: int) -> list[Tag]:
-    return [Tag(number, f"tag_{number:05d}", 0, PER_POST) for number in range(tags)]
+class Rounds:
+    """Measures the step by itself after each validation, and ends the training after some."""
+
+    def __init__(self, trainer: Trainer, batch: Batch, asked: argparse.Namespace) -> None:
+        self.trainer = trainer
+        self.batch = batch
+        self.asked = asked
+        self.rates: list[list[float]] = []
+
+    def log_validation(self, validation: Validation) -> None:
+        position, asked = self.trainer.position, self.asked
+        self.trainer.state.model.train()
+        step = training_step.own_step(self.trainer, self.batch)
+        reached = position.step
+        seconds = training_step.seconds(step, reached, asked.steps, asked.device)
+        position.step = reached
+        rate, waiting = (
+            validation.throughput[name] for name in ("images_per_second", "waiting_for_data")
+        )
+        self.rates.append([rate, len(self.batch.rows) / seconds, waiting])
+        if len(self.rates) > asked.rounds:
+            raise KeyboardInterrupt
 
 
 def whole(asked: argparse.Namespace) -> list[list[float]]:
-    """Return, per round, pictures a second of training and of its step alone, and its waiting."""
-    p = wanted(asked, asked.model, validate_every=f"{asked.steps} steps", epochs=1_000_000)
+    """Return, per round, images a second of training and of its step alone, and its waiting."""
+    every = f"{asked.steps} steps"
+    p = requested_params(asked, asked.model, validate_every=every, epochs=1_000_000)
     paths = [path for path in asked.pictures.rglob("*") if path.suffix.lower() in decode.SUFFIXES]
     rows = [{"file": str(path), "offset": 0, "size": path.stat().st_size} for path in paths]
-    places = manifest.Locations(pa.Table.from_pylist(rows, manifest.POSTS_SCHEMA))
-    part = dataset.Split(
-        places, manifest.labels_from_lists(drawn(len(rows), asked.tags), asked.tags)
-    )
-    parts = {"train": part, "validation": part.head(2 * p.preset.batch_size)}
-    batch, told = training_step.portion(p, asked.tags, asked.device), []
-    with tempfile.TemporaryDirectory() as kept:
-        tags, group = named(asked.tags), training_step.group(asked.device)
-        training = setup.build_trainer(p, tags, parts, group, Path(kept))
-        for judgement in training.train():
-            training.state.model.train()
-            step = training_step.ours(training.state, batch)
-            took = training_step.seconds(step, training.position.step, asked.steps, asked.device)
-            rate, waiting = (
-                judgement.throughput[k] for k in ("pictures_per_second", "waiting_for_data")
-            )
-            told.append([rate, batch.pictures / took, waiting])
-            if len(told) > asked.rounds:
-                return told[1:]
-    return []
+    locations = manifest.Locations(pa.Table.from_pylist(rows, manifest.POSTS_SCHEMA))
+    labels = manifest.labels_from_lists(drawn(len(rows), asked.tags), asked.tags)
+    split = dataset.Split(locations, labels)
+    splits = {"train": split, "validation": split.head(2 * p.preset.batch_size)}
+    batch = training_step.noise_batch(p, asked.tags, asked.device)
+    with tempfile.TemporaryDirectory() as folder:
+        tags, group = named_tags(asked.tags), training_step.single_process(asked.device)
+        trainer = setup.build_trainer(p, tags, splits, group, Path(folder))
+        rounds = Rounds(trainer, batch, asked)
+        with suppress(KeyboardInterrupt):
+            trainer.train(rounds)
+        trainer.snapshots.wait()
+    return rounds.rates[1:]
 
 
 def written(asked: argparse.Namespace) -> list[dict[str, float]]:
     """Return the seconds of each part of a snapshot, time after time."""
     asked.size = asked.batch = None
-    small, large = wanted(asked, MODELS[0]), wanted(asked, asked.model, ema=training_step.DECAY)
-    batch = training_step.portion(small, asked.tags, asked.device)
-    step = training_step.ours(training_step.learner(small, asked.tags, asked.device), batch)
-    learning = training_step.learner(large, asked.tags, asked.device)
-    for weights in learning.model.parameters():
+    small = requested_params(asked, MODELS[0])
+    large = requested_params(asked, asked.model, ema=training_step.DECAY)
+    batch = training_step.noise_batch(small, asked.tags, asked.device)
+    trainer = training_step.build_trainer(small, asked.tags, asked.device)
+    step = training_step.own_step(trainer, batch)
+    state = training_step.build_trainer(large, asked.tags, asked.device).state
+    for weights in state.model.parameters():
         moments = {name: torch.rand_like(weights) for name in ("exp_avg", "exp_avg_sq")}
-        learning.optimizer.state[weights] = {"step": torch.ones(()), **moments}
-    found = []
+        state.optimizer.state[weights] = {"step": torch.ones(()), **moments}
+    rounds = []
     with tempfile.TemporaryDirectory(dir=asked.folder) as folder:
-        kept = snapshots.Snapshots(Path(folder))
+        saved = snapshots.Snapshots(Path(folder))
         for number in range(asked.rounds):
             usual = training_step.seconds(step, 1, asked.steps, asked.device)
-            found.append(_snapshot(learning, partial(kept.save, number), step, usual))
-            kept.wait()
-    return found
+            rounds.append(_snapshot(state, partial(saved.save, number), step, usual))
+            saved.wait()
+    return rounds
 
 
-def _snapshot(learning: TrainState, save: Save, step: Step, usual: float) -> dict[str, float]:
+def _snapshot(state: TrainState, save: Save, step: Step, usual: float) -> dict[str, float]:
     """Return the seconds of a snapshot; `slowed` is what steps lose while it is written."""
     begun = time.perf_counter()
-    content = {"learner": learning.state_dict(), "position": asdict(Position())}
+    content = {"state": state.state_dict(), "position": asdict(Position())}
     copied = time.perf_counter()
     with _watched() as spent:
         save(content)
@@ -157,8 +175,8 @@ def draw(folder: Path, count: int, tags: int) -> None:
             pa.table(columns | left).select(manifest.POSTS_SCHEMA.names).cast(manifest.POSTS_SCHEMA)
         )
     manifest.write_posts(table := pa.concat_tables(tables), folder / TABLES[0])
-    manifest.write_tags(named(tags), folder / TABLES[1])
-    vocabulary.write(named(tags), folder / TABLES[2])
+    manifest.write_tags(named_tags(tags), folder / TABLES[1])
+    vocabulary.write(named_tags(tags), folder / TABLES[2])
     parts = np.clip(np.arange(count) % 100 - 97, 0, 2).astype(np.int8)  # 98, 1 and 1 in 100
     manifest.write_split(table["id"], parts, folder / TABLES[3])
 
@@ -196,7 +214,7 @@ def show_snapshots(model: str) -> None:
     run = again("written", "--model", model)
     took = {name: median(one[name] for one in run.answer) for name in run.answer[0]}
     blocked = took["copy"] + took["wait"] + max(0.0, took["write"] - 60)
-    parts = ", ".join(f"{name} {took[name]:.3f}" for name in ("save", "fsync", "sha256"))
+    parts = ", ".join(f"{name} {took[name]:.3f}" for name in ("save", "fsync", "sha256_file"))
     print(f"{model}: {run.peak:.1f} GB of memory, training stops for {blocked:.3f} s", end="")
     print(f" and loses {took['slowed']:.3f} s to the writer", end="")
     print(f", which takes {took['write']:.3f} s: {parts}")

@@ -20,16 +20,22 @@ from statistics import median
 from typing import Any
 
 import measure
+import yaml
+from scipy.sparse import csr_array
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "stages"))
 
 from tagger import params
-from tagger.models import backbone, freezing
+from tagger.core.location import Location
+from tagger.core.vocabulary import Tag
+from tagger.images.dataset import Split
+from tagger.images.loader import Batch
+from tagger.models import backbone
 from tagger.params import Params
 from tagger.system.distributed import ProcessGroup
 from tagger.system.world import World
-from tagger.training import losses, setup
-from tagger.training.learner import Portion, TrainState
+from tagger.training import setup
+from tagger.training.trainer import Trainer
 
 # isort: split
 import torch  # after tagger, which says how its threads wait
@@ -50,60 +56,62 @@ _PEAKS = {  # dense operations in bf16 a second, by NVIDIA's data sheets
 Step = Callable[[int], None]  # with a number
 
 
-def wanted(asked: argparse.Namespace, model: str, **train: Any) -> Params:
-    """Return the parameters of params.yaml for a preset, with what is asked for in their place."""
-    p = params.load(ROOT / params.PATH)
-    precision = asked.precision or ("bf16" if asked.device == "cuda" else "fp32")
-    own = p.models[model].train | {"precision": precision, "compile": asked.compile}
-    own |= {"optimizer": "adamw"} | train  # which is what timm's step is made with
-    sizes = {"image_size": asked.size, "batch_size": asked.batch}
-    changed = {key: value for key, value in sizes.items() if value}
-    preset = p.models[model].model_copy(update=changed | {"pretrained": False, "train": own})
-    return p.model_copy(update={"model": model, "models": {model: preset}})
+def requested_params(args: argparse.Namespace, model: str, **train: Any) -> Params:
+    """Return params.yaml with a preset, and with what the arguments change."""
+    content = yaml.safe_load((ROOT / params.PATH).read_text(encoding="utf-8"))
+    precision = args.precision or ("bf16" if args.device == "cuda" else "fp32")
+    sizes = {"image_size": args.size, "batch_size": args.batch}
+    preset = content["models"][model] | {key: value for key, value in sizes.items() if value}
+    preset["pretrained"] = False
+    preset["train"] = preset.get("train", {}) | {"precision": precision, "compile": args.compile}
+    preset["train"] |= {"optimizer": "adamw"} | train  # timm's step uses AdamW
+    content["models"][model] = preset
+    return params.parse(content | {"model": model})
 
 
-def group(device: str) -> ProcessGroup:
-    """Return this process alone, on a device."""
+def single_process(device: str) -> ProcessGroup:
     return ProcessGroup(World(0, 1, 0, 1), torch.device(device))
 
 
-def portion(p: Params, tags: int, device: str) -> Portion:
-    """Return a batch of noise."""
+def noise_batch(p: Params, tags: int, device: str) -> Batch:
+    """Return a batch of noise in the memory of the device."""
     count, size = p.preset.batch_size, p.preset.image_size
     torch.manual_seed(0)
     pixels = torch.randn(count, 3, size, size).to(device, memory_format=torch.channels_last)
     targets = (torch.rand(count, tags) < PER_POST / tags).float().to(device)
-    return Portion(count, count, lambda start, end: (pixels[start:end], targets[start:end]))
+    return Batch(list(range(count)), pixels, targets, [])
 
 
-def learner(p: Params, tags: int, device: str) -> TrainState:
-    model = backbone.to_device(
-        backbone.build_model(p.preset, tags, p.effective_train.head), torch.device(device)
-    )
-    loss = losses.build_loss(p.effective_train.loss, torch.ones(tags))
-    learning = TrainState(model, loss, p.preset, p.effective_train, group(device), p.seed)
-    freezing.freeze(model, 0)
-    learning.wrap()
-    return learning
+def named_tags(count: int) -> list[Tag]:
+    return [Tag(number, f"tag_{number:05d}", 0, PER_POST) for number in range(count)]
 
 
-def ours(learning: TrainState, batch: Portion) -> Step:
-    """Return the step of `Training`, less what it notes and writes."""
+def build_trainer(p: Params, tags: int, device: str) -> Trainer:
+    """Return a trainer of images that do not exist, ready for its first step."""
+    images = p.preset.batch_size
+    split = Split([Location("none", 0, 0)] * images, csr_array((images, tags), dtype=bool))
+    splits, group = {"train": split, "validation": split}, single_process(device)
+    trainer = setup.build_trainer(p, named_tags(tags), splits, group, Path("none"))
+    trainer.state.freeze_stages(0)
+    return trainer
+
+
+def own_step(trainer: Trainer, batch: Batch) -> Step:
+    """Return the step of the trainer, at any position."""
 
     def step(number: int) -> None:
-        loss, norm = learning.gradient(batch, number)
-        torch.stack([loss, norm]).tolist()
-        learning.update(norm, 1.0, number)
+        trainer.position.step = number
+        trainer.train_step(batch)
 
     return step
 
 
-def timm(p: Params, batch: Portion, tags: int, device: str) -> Step:
+def timm(p: Params, batch: Batch, tags: int, device: str) -> Step:
     from timm.optim import create_optimizer_v2
     from timm.task import MultiLabelClassificationTask
     from timm.utils import ModelEmaV3
 
-    preset, recipe = p.preset, p.effective_train
+    preset, recipe = p.preset, p.train
     model = backbone.to_device(backbone.build_model(preset, tags), torch.device(device)).train()
     optimizer = create_optimizer_v2(
         model,
@@ -121,7 +129,7 @@ def timm(p: Params, batch: Portion, tags: int, device: str) -> Step:
         task.compile()
 
     def step(number: int) -> None:
-        inputs, targets = batch.micro(0, batch.pictures)
+        inputs, targets = batch.pixels, batch.targets
         with _autocast(p, device):
             loss = task(inputs, targets)["loss"]
         loss.backward()
@@ -135,7 +143,7 @@ def timm(p: Params, batch: Portion, tags: int, device: str) -> Step:
 
 
 def _autocast(p: Params, device: str) -> AbstractContextManager[object]:
-    bf16 = p.effective_train.precision == "bf16"
+    bf16 = p.train.precision == "bf16"
     return torch.autocast(device, torch.bfloat16) if bf16 else nullcontext()
 
 
@@ -166,15 +174,15 @@ def _finish(device: str) -> None:
 
 def beside(p: Params, tags: int, device: str, steps: int, rounds: int) -> dict[str, Any]:
     """Return the pictures a second of timm's step and ours in turn, and operations a picture."""
-    batch = portion(p, tags, device)
-    contenders = [timm(p, batch, tags, device), ours(learner(p, tags, device), batch)]
+    batch = noise_batch(p, tags, device)
+    contenders = [timm(p, batch, tags, device), own_step(build_trainer(p, tags, device), batch)]
     rates = []
     for turn in range(rounds + 1):
         count = steps if turn else _WARMING
         pair = []
         for mine, step in enumerate(contenders):
             _switch(bool(mine), p.seed)
-            pair.append(batch.pictures / seconds(step, turn * (steps + 1), count, device))
+            pair.append(len(batch.rows) / seconds(step, turn * (steps + 1), count, device))
         rates.append(pair)
     operations = _operations(p, tags, device) if device == "cuda" else 0
     return {"rates": rates[1:], "operations": operations}
@@ -189,7 +197,7 @@ def _operations(p: Params, tags: int, device: str) -> float:
 
     two = p.preset.model_copy(update={"batch_size": 2})
     few = p.model_copy(update={"models": {p.model: two}})
-    inputs, _ = portion(few, tags, device).micro(0, 2)
+    inputs = noise_batch(few, tags, device).pixels
     model = backbone.to_device(backbone.build_model(two, tags), torch.device(device)).train()
     with FlopCounterMode(display=False) as counter, _autocast(p, device):
         model(inputs)
@@ -197,8 +205,8 @@ def _operations(p: Params, tags: int, device: str) -> float:
 
 
 def compare(asked: argparse.Namespace) -> None:
-    p = wanted(asked, asked.model)
-    preset, what = p.preset, f"{asked.device}, {p.effective_train.precision}, {asked.tags:,} tags"
+    p = requested_params(asked, asked.model)
+    preset, what = p.preset, f"{asked.device}, {p.train.precision}, {asked.tags:,} tags"
     what += ", compiled" if asked.compile else ""
     print(f"{preset.backbone}, {preset.image_size} px, batch of {preset.batch_size}, {what}")
     for ema in (0.0, DECAY):
@@ -242,7 +250,7 @@ def main() -> None:
     if asked.ema is None:
         compare(asked)
         return
-    p = wanted(asked, asked.model, ema=asked.ema)
+    p = requested_params(asked, asked.model, ema=asked.ema)
     print(json.dumps(beside(p, asked.tags, asked.device, asked.steps, asked.rounds)))
 
 

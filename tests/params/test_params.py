@@ -1,4 +1,4 @@
-"""params.yaml is checked at the door: what is wrong is told in one line, with the way out."""
+"""params.yaml is checked when it is read: a mistake is one line that says where and what."""
 
 import ast
 import re
@@ -22,17 +22,17 @@ Edit = Callable[[str, object], Path]
 
 @pytest.fixture
 def edit(root: Path, tmp_path: Path) -> Edit:
-    """Write params.yaml with another value at a dotted path, None to leave the key out."""
+    """Write params.yaml with another value at a dotted path; None removes the key."""
 
     def edit(where: str, value: object) -> Path:
         content = yaml.safe_load((root / params.PATH).read_text(encoding="utf-8"))
         *owners, key = where.split(".")
-        place = content
+        section = content
         for owner in owners:
-            place = place[owner]
-        place.pop(key, None)
+            section = section[owner]
+        section.pop(key, None)
         if value is not None:
-            place[key] = value
+            section[key] = value
         path = tmp_path / "params.yaml"
         path.write_text(yaml.safe_dump(content), encoding="utf-8")
         return path
@@ -71,7 +71,7 @@ def test_params_yaml_sets_every_parameter_and_no_other(root: Path) -> None:
 def explained(text: str) -> set[str]:
     """Return the dotted path of every key that has a comment beside it."""
     lines = text.splitlines()
-    found = set()
+    paths = set()
 
     def walk(mapping: yaml.MappingNode, owner: str) -> None:
         for key, value in mapping.value:
@@ -79,12 +79,12 @@ def explained(text: str) -> set[str]:
             if isinstance(value, yaml.MappingNode) and value.value:
                 walk(value, f"{path}.")
             elif re.search(r" #\s+\S.*\w", lines[key.start_mark.line]):
-                found.add(path)
+                paths.add(path)
 
     root = yaml.compose(text)
     assert isinstance(root, yaml.MappingNode)
     walk(root, "")
-    return found
+    return paths
 
 
 def test_every_key_of_params_yaml_is_explained_beside_it(root: Path) -> None:
@@ -96,8 +96,8 @@ def test_every_parameter_is_read_by_the_code(root: Path) -> None:
     sources = (path.read_text(encoding="utf-8") for path in (root / "stages").rglob("*.py"))
     nodes = (node for source in sources for node in ast.walk(ast.parse(source)))
     read = {node.attr for node in nodes if isinstance(node, ast.Attribute)}
-    asked = {*fields(Params), *(f"models.{name}" for name in params.Preset.model_fields)}
-    assert {path for path in asked if path.rpartition(".")[2] not in read} == set()
+    parameters = {*fields(Params), *(f"models.{name}" for name in params.Preset.model_fields)}
+    assert {path for path in parameters if path.rpartition(".")[2] not in read} == set()
 
 
 def test_every_preset_field_is_explained_above_the_presets(root: Path) -> None:
@@ -107,7 +107,7 @@ def test_every_preset_field_is_explained_above_the_presets(root: Path) -> None:
         assert f"{field}:" in explained
 
 
-def test_presets_are_those_promised(default_params: Params) -> None:
+def test_presets_are_the_documented_ones(default_params: Params) -> None:
     laptop = {"mobilenetv4", "convnext", "vit", "swin", "eva02"}
     assert default_params.models.keys() == laptop | {
         "convnext_base",
@@ -121,17 +121,17 @@ def test_presets_are_those_promised(default_params: Params) -> None:
     assert default_params.preset == default_params.models["mobilenetv4"]
 
 
-def test_parameters_cannot_be_changed(default_params: Params) -> None:
+def test_params_are_frozen(default_params: Params) -> None:
     with pytest.raises(ValidationError, match="frozen"):
         default_params.train.epochs = 1
 
 
-def test_an_added_unknown_key_names_the_nearest_one(edit: Edit) -> None:
+def test_unknown_key_is_refused_with_a_suggestion(edit: Edit) -> None:
     path = edit("models.convnext.lerning_rate", 0.1)
-    wanted = "Unknown key models.convnext.lerning_rate. Did you mean 'learning_rate'?"
+    message = "Unknown key models.convnext.lerning_rate. Did you mean 'learning_rate'?"
     with pytest.raises(TaggerError) as caught:
         params.load(path)
-    assert str(caught.value) == f"{path}: {wanted}"
+    assert str(caught.value) == f"{path}: {message}"
 
 
 @pytest.mark.parametrize(
@@ -142,7 +142,7 @@ def test_an_added_unknown_key_names_the_nearest_one(edit: Edit) -> None:
         ("infer", "infers", {"model": "x"}),
     ],
 )
-def test_a_misspelt_key_is_called_unknown_not_missing(
+def test_misspelt_key_is_unknown_not_missing(
     edit: Edit, tmp_path: Path, key: str, typo: str, value: object
 ) -> None:
     content = yaml.safe_load(edit(key, None).read_text())
@@ -157,7 +157,7 @@ def test_a_misspelt_key_is_called_unknown_not_missing(
 
 
 @pytest.mark.parametrize(
-    ("where", "value", "told"),
+    ("where", "value", "message"),
     [
         ("tain", {}, r"Unknown key tain\. Did you mean 'train'\?"),
         ("model", "mobilnetv4", r"Unknown preset 'mobilnetv4'\. Did you mean 'mobilenetv4'\?.*vit"),
@@ -202,16 +202,16 @@ def test_a_misspelt_key_is_called_unknown_not_missing(
         ("split.test", 0, r"split\.test is 0\..*greater than 0"),
     ],
 )
-def test_a_mistake_is_one_line_that_says_where_and_what(
-    edit: Edit, where: str, value: object, told: str
+def test_mistake_is_one_line_with_place_and_reason(
+    edit: Edit, where: str, value: object, message: str
 ) -> None:
     path = edit(where, value)
-    with pytest.raises(TaggerError, match=rf"\A{re.escape(str(path))}: {told}[^\n]*\Z"):
+    with pytest.raises(TaggerError, match=rf"\A{re.escape(str(path))}: {message}[^\n]*\Z"):
         params.load(path)
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "message"),
     [
         (b"train: [1, 2", "cannot be read as YAML"),
         (b"\xff\xfe\x00train", "cannot be read as YAML"),
@@ -220,15 +220,15 @@ def test_a_mistake_is_one_line_that_says_where_and_what(
         (b"42", "holds no parameters"),
     ],
 )
-def test_a_file_that_holds_no_parameters_is_told_in_one_line(
-    write_file: Callable[[str, bytes], Path], content: bytes, told: str
+def test_file_without_parameters_is_refused_in_one_line(
+    write_file: Callable[[str, bytes], Path], content: bytes, message: str
 ) -> None:
     path = write_file("params.yaml", content)
-    with pytest.raises(TaggerError, match=rf"\A{re.escape(str(path))} {told}[^\n]*\Z"):
+    with pytest.raises(TaggerError, match=rf"\A{re.escape(str(path))} {message}[^\n]*\Z"):
         params.load(path)
 
 
-def test_a_missing_file_says_where_to_run(tmp_path: Path) -> None:
+def test_missing_file_is_refused_with_a_way_out(tmp_path: Path) -> None:
     with pytest.raises(TaggerError, match=r"params\.yaml is missing\. Run from the root"):
         params.load(tmp_path / "params.yaml")
 
@@ -240,14 +240,14 @@ def test_numbers_that_yaml_reads_as_text_are_numbers(edit: Edit, text: str) -> N
     assert params.load(path).models["vit"].learning_rate == float(text)
 
 
-def test_whole_numbers_given_as_text_are_numbers(edit: Edit) -> None:
+def test_whole_numbers_value_as_text_are_numbers(edit: Edit) -> None:
     assert params.load(edit("train.epochs", "20")).train.epochs == 20
 
 
-@pytest.mark.parametrize("given", [True, False, "weights/base.safetensors"])
-def test_pretrained_is_a_choice_or_a_file(edit: Edit, given: bool | str) -> None:
-    read = params.load(edit("models.vit.pretrained", given)).models["vit"].pretrained
-    assert (type(read), read) == (type(given), given)
+@pytest.mark.parametrize("value", [True, False, "weights/base.safetensors"])
+def test_pretrained_is_a_choice_or_a_file(edit: Edit, value: bool | str) -> None:
+    read = params.load(edit("models.vit.pretrained", value)).models["vit"].pretrained
+    assert (type(read), read) == (type(value), value)
 
 
 @pytest.mark.parametrize(
@@ -263,21 +263,23 @@ def test_pretrained_is_a_choice_or_a_file(edit: Edit, given: bool | str) -> None
         ("5minutes", 5, "minute"),
     ],
 )
-def test_how_often_is_a_number_and_a_unit(edit: Edit, text: str, number: float, unit: str) -> None:
+def test_interval_is_a_number_and_a_unit(edit: Edit, text: str, number: float, unit: str) -> None:
     read = params.load(edit("train.snapshot_every", text)).train.snapshot_every
     assert read == Interval(number, unit)
 
 
 NOT_TEXT = [3, 1.5, True, ["1 epoch"]]
-NOT_OFTEN = ["", "epoch", "1", "every epoch", "1 hour", "1 epoch 5", "1,5 epochs"]
+NOT_INTERVALS = ["", "epoch", "1", "every epoch", "1 hour", "1 epoch 5", "1,5 epochs"]
 NOT_OVER_0 = ["0 epochs", "0.0 steps", "-1 epoch", "nan steps", "inf epochs"]
 
 
-@pytest.mark.parametrize("text", [*NOT_TEXT, *NOT_OFTEN, *NOT_OVER_0])
-def test_what_is_not_like_that_is_told_with_examples(edit: Edit, text: object) -> None:
+@pytest.mark.parametrize("text", [*NOT_TEXT, *NOT_INTERVALS, *NOT_OVER_0])
+def test_invalid_interval_is_refused_with_examples(edit: Edit, text: object) -> None:
     path = edit("train.snapshot_every", text)
-    told = rf"train\.snapshot_every: {re.escape(repr(text))} is not like '1 epoch', '500 steps' or"
-    with pytest.raises(TaggerError, match=told):
+    message = (
+        rf"train\.snapshot_every: {re.escape(repr(text))} is not like '1 epoch', '500 steps' or"
+    )
+    with pytest.raises(TaggerError, match=message):
         params.load(path)
 
 
@@ -285,20 +287,15 @@ def test_what_is_not_like_that_is_told_with_examples(edit: Edit, text: object) -
     st.integers(1, 10**12) | st.decimals("0.0001", 10_000, places=4).map(float),
     st.sampled_from(["epoch", "step", "minute"]),
 )
-def test_how_often_reads_back_what_it_says(number: float, unit: str) -> None:
-    """The recipe of a preset is written out and read again on top of `train`."""
-    every = Interval(number, unit)
-    assert TypeAdapter(IntervalField).validate_python(str(every)) == every
+def test_interval_survives_text(number: float, unit: str) -> None:
+    """Presets are merged with `train` as text."""
+    interval = Interval(number, unit)
+    assert TypeAdapter(IntervalField).validate_python(str(interval)) == interval
 
 
-def test_nothing_kept_is_said_by_an_empty_value(default_params: Params) -> None:
-    assert default_params.train.keep_every is None
-    assert default_params.effective_train.keep_every is None
-
-
-def test_auto_is_left_to_the_device(edit: Edit) -> None:
-    shipped = params.load(edit("train.precision", "auto")).train
-    assert (shipped.precision, shipped.micro_batch) == (None, None)
+def test_auto_and_empty_values_are_none(edit: Edit) -> None:
+    train = params.load(edit("train.precision", "auto")).train
+    assert (train.precision, train.micro_batch, train.keep_every) == (None, None, None)
     assert params.load(edit("train.precision", "bf16")).train.precision == "bf16"
     assert params.load(edit("train.micro_batch", 16)).train.micro_batch == 16
 
@@ -309,12 +306,12 @@ def test_freeze_is_a_number_of_stages_or_all(edit: Edit, value: object, read: ob
 
 
 @pytest.mark.parametrize("value", ["some", -1, 1.5])
-def test_another_freeze_is_refused(edit: Edit, value: object) -> None:
+def test_invalid_freeze_is_refused(edit: Edit, value: object) -> None:
     with pytest.raises(TaggerError, match=r"train\.freeze.* is "):
         params.load(edit("train.freeze", value))
 
 
-CACHING = {"freeze": "all", "cache_embeddings": True}
+CACHED = {"freeze": "all", "cache_embeddings": True}
 
 
 @pytest.mark.parametrize(
@@ -328,10 +325,10 @@ CACHING = {"freeze": "all", "cache_embeddings": True}
         ({"freeze": 3, "cache_embeddings": False}, True),
     ],
 )
-def test_embeddings_are_cached_only_where_none_ever_changes(
+def test_cache_embeddings_needs_a_frozen_backbone(
     default_params: Params, more: dict[str, object], allowed: bool
 ) -> None:
-    content = default_params.train.model_dump() | CACHING | more
+    content = default_params.train.model_dump() | CACHED | more
     if allowed:
         assert TrainParams.model_validate(content).cache_embeddings == content["cache_embeddings"]
         return
@@ -339,7 +336,7 @@ def test_embeddings_are_cached_only_where_none_ever_changes(
         TrainParams.model_validate(content)
 
 
-def test_a_training_starts_from_one_model_only(default_params: Params) -> None:
+def test_training_starts_from_one_model_only(default_params: Params) -> None:
     content = default_params.train.model_dump()
     for start in ({"init_from": "models/old"}, {"resume_from": "old.pt"}):
         TrainParams.model_validate(content | start)
@@ -350,30 +347,23 @@ def test_a_training_starts_from_one_model_only(default_params: Params) -> None:
 PRESET = "models.mobilenetv4.train"
 
 
-def test_without_wishes_of_the_preset_the_recipe_is_train(default_params: Params) -> None:
-    for name, preset in default_params.models.items():
-        recipe = default_params.model_copy(update={"model": name}).effective_train
-        assert (recipe == default_params.train) is not bool(preset.train)
-
-
-def test_a_preset_has_its_values_in_place_of_those_of_train_and_no_others(
-    edit: Edit, default_params: Params
-) -> None:
-    wishes = {"ema": 0.999, "loss": {"kind": "focal", "gamma": 3}, "unlabelled": []}
-    p = params.load(edit(PRESET, wishes | {"validate_every": "100 steps"}))
-    assert p.train == default_params.train
-    changed = p.effective_train.model_dump()
-    assert (p.effective_train.loss.kind, p.effective_train.loss.gamma) == ("focal", 3)
-    assert changed.pop("loss") == default_params.train.loss.model_dump() | wishes["loss"]  # type: ignore[operator]
-    expected = default_params.train.model_dump() | {"ema": 0.999, "unlabelled": []}
-    expected |= {"validate_every": "100 steps"}
-    del expected["loss"]
-    assert changed == expected
-    assert p.model_copy(update={"model": "vit"}).effective_train == default_params.train
+def test_presets_override_train_and_only_where_they_say_so(edit: Edit) -> None:
+    plain = params.load(edit(PRESET, {})).train
+    overrides = {
+        "ema": 0.999,
+        "loss": {"kind": "focal", "gamma": 3.0},
+        "unlabelled": [],
+        "validate_every": "100 steps",
+    }
+    train = params.load(edit(PRESET, overrides)).train
+    assert (train.loss.kind, train.loss.gamma) == ("focal", 3)
+    assert train.model_dump() == params.merge(plain.model_dump(), overrides)
+    content = yaml.safe_load(edit(PRESET, overrides).read_text(encoding="utf-8"))
+    assert params.parse(content | {"model": "vit"}).train == plain
 
 
 @pytest.mark.parametrize(
-    ("wishes", "told"),
+    ("overrides", "message"),
     [
         ({"epoch": 3}, r"Unknown key epoch\. Did you mean 'epochs'\?"),
         ({"loss": {"kin": "bce"}}, r"Unknown key loss\.kin\. Did you mean 'kind'\?"),
@@ -385,17 +375,17 @@ def test_a_preset_has_its_values_in_place_of_those_of_train_and_no_others(
         ({"cache_embeddings": True}, r"cache_embeddings needs freeze: all, "),
     ],
 )
-def test_a_mistake_of_a_preset_says_which_and_where(
-    edit: Edit, wishes: dict[str, object], told: str
+def test_mistake_in_a_preset_names_the_preset(
+    edit: Edit, overrides: dict[str, object], message: str
 ) -> None:
-    path = edit(PRESET, wishes)
+    path = edit(PRESET, overrides)
     where = re.escape(f"{path}: {PRESET}")
-    with pytest.raises(TaggerError, match=rf"\A{where}: {told}[^\n]*\Z"):
+    with pytest.raises(TaggerError, match=rf"\A{where}: {message}[^\n]*\Z"):
         params.load(path)
 
 
 @pytest.mark.parametrize(
-    ("wishes", "told"),
+    ("overrides", "message"),
     [
         ({"animated": "drop", "verify": "none"}, "verify: none sees neither sizes nor frames"),
         ({"filters": {"min_side": 9}, "verify": "none"}, "verify: none sees neither sizes"),
@@ -406,17 +396,17 @@ def test_a_mistake_of_a_preset_says_which_and_where(
         ),
     ],
 )
-def test_wishes_of_prepare_that_could_not_be_met_are_refused(
-    default_params: Params, wishes: dict[str, Any], told: str
+def test_impossible_prepare_params_are_refused(
+    default_params: Params, overrides: dict[str, Any], message: str
 ) -> None:
-    content = params.merge(default_params.prepare.model_dump(mode="json"), wishes)
-    with pytest.raises(ValidationError, match=told):
+    content = params.merge(default_params.prepare.model_dump(mode="json"), overrides)
+    with pytest.raises(ValidationError, match=message):
         params.PrepareParams.model_validate(content)
     params.PrepareParams.model_validate(content | {"verify": "header", "source": "folder"})
 
 
 @pytest.mark.parametrize("name", ["my/eva", "eva.02", "", "a b"])
-def test_a_preset_has_a_name_that_files_and_dvc_can_bear(edit: Edit, name: str) -> None:
+def test_preset_names_are_valid_in_paths_and_dvc(edit: Edit, name: str) -> None:
     content = yaml.safe_load(edit("seed", 0).read_text(encoding="utf-8"))
     content["models"][name] = content["models"]["vit"]
     with pytest.raises(ValidationError):

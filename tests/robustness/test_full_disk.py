@@ -8,7 +8,7 @@ import pytest
 
 from support import clones, disks, processes
 from support.clones import STAGES
-from support.trainings import _empty_store
+from support.trainings import empty_mlflow_store
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -75,7 +75,7 @@ def test_a_full_disk_under_mlflow_costs_one_warning_and_no_training(
 ) -> None:
     store = tmp_path / "store"
     disks.mount_disk(store)
-    (disks.visible_path(store) / "mlflow.db").write_bytes(_empty_store())
+    (disks.visible_path(store) / "mlflow.db").write_bytes(empty_mlflow_store())
     disks.limit_free_space(store, room)
     told = ""
     for stage in stages:

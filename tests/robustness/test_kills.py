@@ -155,7 +155,7 @@ def test_dvc_has_nothing_to_do_then(killed: Pipeline) -> None:
 def test_the_run_has_every_parameter_and_figure(undisturbed: Pipeline, killed: Pipeline) -> None:
     expected, found = undisturbed.run(), killed.run()
     assert found.info.status == "FINISHED"
-    paced = ("pictures_per_second", "waiting_for_data", "system/")
+    paced = ("images_per_second", "waiting_for_data", "system/")
     assert found.data.params == expected.data.params
     for name, value in expected.data.metrics.items():
         if not name.startswith(paced):

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from support.trainings import _empty_store
+from support.trainings import empty_mlflow_store
 from tagger.export import log_model
 from tagger.images.dataset import Split
 from tagger.tracking import runs
@@ -21,7 +21,7 @@ from tagger.tracking import runs
 def mlflow_folder(export_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The model as MLflow keeps it."""
     root = tmp_path_factory.mktemp("logged")
-    (root / "mlflow.db").write_bytes(_empty_store())
+    (root / "mlflow.db").write_bytes(empty_mlflow_store())
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DVC_ROOT", str(root))
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)

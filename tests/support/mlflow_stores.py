@@ -13,7 +13,7 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from support.trainings import _empty_store
+from support.trainings import empty_mlflow_store
 from tagger.tracking import store
 
 
@@ -25,7 +25,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         monkeypatch.delenv(name, raising=False)
     for name, value in store.SETTINGS.items():
         monkeypatch.setenv(name, value)
-    (tmp_path / "mlflow.db").write_bytes(_empty_store())
+    (tmp_path / "mlflow.db").write_bytes(empty_mlflow_store())
     yield tmp_path
     while mlflow.active_run():
         mlflow.end_run()

@@ -1,12 +1,13 @@
 """Trainings small enough for seconds: in this process, or as the real stage in a small project."""
 
+import json
 import os
 import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -33,7 +34,8 @@ from tagger.params import Params, Preset, TrainParams
 from tagger.system.distributed import ProcessGroup
 from tagger.system.world import World
 from tagger.training import setup
-from tagger.training.trainer import Trainer, Validation
+from tagger.training.trainer import Trainer
+from tagger.training.validation import Validation
 
 ROOT = Path(__file__).parents[2]
 SINGLE_PROCESS = ProcessGroup(World(0, 1, 0, 1), torch.device("cpu"))
@@ -46,38 +48,84 @@ TWO_PROCESSES = (
 )
 
 Splits = Mapping[str, Split]
+BuildTrainer = Callable[..., Trainer]
 
 
-def small_params(shipped: Params, preset: Preset, seed: int = 0, **recipe: Any) -> Params:
-    """Return the parameters of the repository with a small preset and some keys of `train`."""
-    train = TrainParams.model_validate(
-        params.merge(shipped.train.model_dump(), SHORT_TRAINING | recipe)
-    )
-    changed = {"seed": seed, "model": "small", "models": {"small": preset}, "train": train}
-    return shipped.model_copy(update=changed)
+@cache
+def _params_text() -> str:
+    return json.dumps(yaml.safe_load((ROOT / params.PATH).read_text(encoding="utf-8")))
 
 
-def train_to_end(training: Trainer) -> list[Validation]:
-    """Return all judgements of a training, which is over then."""
-    return list(training.train())
+def params_content() -> dict[str, Any]:
+    """Return a copy of params.yaml."""
+    content: dict[str, Any] = json.loads(_params_text())
+    return content
 
 
-def weights(training: Trainer) -> dict[str, Tensor]:
-    """Return a copy of the weights that learn, and of the statistics beside them."""
-    return {name: value.clone() for name, value in training.state.model.state_dict().items()}
+def train_params(**changes: Any) -> TrainParams:
+    """Return `train` of params.yaml, without a preset, with some keys changed."""
+    return TrainParams.model_validate(params.merge(params_content()["train"], changes))
 
 
-def equal_weights(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
+def small_params(preset: Preset, seed: int = 0, **train: Any) -> Params:
+    """Return params.yaml with a small preset, a short training, and changes of `train`."""
+    content = params_content()
+    content |= {"seed": seed, "model": "small", "models": {"small": preset.model_dump()}}
+    content["train"] = params.merge(content["train"], SHORT_TRAINING | train)
+    return params.parse(content)
+
+
+def build_trainer(p: Params, tags: Sequence[Tag], splits: Splits, folder: Path) -> Trainer:
+    return setup.build_trainer(p, tags, splits, SINGLE_PROCESS, folder)
+
+
+class Killed(BaseException):
+    pass
+
+
+@dataclass
+class Recorder:
+    """Records validations; may be killed instead of saving the snapshot after one of them."""
+
+    watch: Callable[[Validation], object] = lambda validation: None
+    kill_at: int | None = None  # validations
+    validations: list[Validation] = field(default_factory=list)
+
+    def log_validation(self, validation: Validation) -> None:
+        self.validations.append(validation)
+        self.watch(validation)
+        if len(self.validations) == self.kill_at:
+            raise Killed
+
+
+def train_to_end(
+    trainer: Trainer, watch: Callable[[Validation], object] = lambda validation: None
+) -> list[Validation]:
+    """Return all validations of a training; watch: called after each of them."""
+    recorder = Recorder(watch)
+    trainer.train(recorder)
+    return recorder.validations
+
+
+def train_and_kill(trainer: Trainer, validations: int) -> None:
+    """Stop a training after so many validations, before the snapshot that follows the last."""
+    with suppress(Killed):
+        trainer.train(Recorder(kill_at=validations))
+    trainer.snapshots.wait()
+
+
+def weights(trainer: Trainer) -> dict[str, Tensor]:
+    """Return a copy of the weights that train, and of the statistics beside them."""
+    return {name: value.clone() for name, value in trainer.state.model.state_dict().items()}
+
+
+def equal_weights(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> bool:
     """Whether two models are the same to the bit."""
-    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+    return first.keys() == second.keys() and not changed_names(first, second)
 
 
-def changed_names(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> set[str]:
-    return {name for name in one if not torch.equal(one[name], other[name])}
-
-
-def build_trainer(p: Params, tags: Sequence[Tag], parts: Splits, folder: Path) -> Trainer:
-    return setup.build_trainer(p, tags, parts, SINGLE_PROCESS, folder)
+def changed_names(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> set[str]:
+    return {name for name in before if not torch.equal(before[name], after[name])}
 
 
 @contextmanager
@@ -203,18 +251,16 @@ def make_project(
     ids = manifest.read_posts(data / "posts.parquet", len(seen)).ids
     parts = np.repeat(np.array([0, 1, 2], np.int8), sizes)
     manifest.write_split(ids, parts, data / "split.parquet")
-    content = yaml.safe_load((ROOT / params.PATH).read_text(encoding="utf-8"))
-    content["model"] = "small"
-    content["models"] = {"small": preset.model_dump()}
+    content = params_content() | {"model": "small", "models": {"small": preset.model_dump()}}
     content["train"] = params.merge(content["train"], {"epochs": 2, "workers": 0} | train)
     made = Project(folder)
     made.write_params(content)
-    (folder / "mlflow.db").write_bytes(_empty_store())
+    (folder / "mlflow.db").write_bytes(empty_mlflow_store())
     return made
 
 
 @cache
-def _empty_store() -> bytes:
+def empty_mlflow_store() -> bytes:
     """Return a database of MLflow without experiments, which takes it seconds to make."""
     with TemporaryDirectory() as folder:
         database = Path(folder) / "mlflow.db"

@@ -1,4 +1,4 @@
-"""Losses agree with the references, leave out what is unknown, and stay finite."""
+"""Losses agree with the references, ignore unknown labels, and stay finite."""
 
 from functools import partial
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import BCEWithLogitsLoss
 from torchvision.ops import sigmoid_focal_loss
 
-from tagger.params import Params
+from support.trainings import train_params
 from tagger.training import losses
 from tagger.training.losses import LossFunction
 
@@ -55,8 +55,8 @@ def targets() -> Tensor:
 
 def gradient(loss: LossFunction, logits: Tensor, targets: Tensor) -> Tensor:
     leaf = logits.clone().requires_grad_()
-    (slope,) = torch.autograd.grad(loss(leaf, targets), leaf)
-    return slope
+    (gradients,) = torch.autograd.grad(loss(leaf, targets), leaf)
+    return gradients
 
 
 def test_binary_cross_entropy_is_torchs_summed_over_tags(logits: Tensor, targets: Tensor) -> None:
@@ -84,7 +84,7 @@ def test_gradients_of_the_asymmetric_loss_are_timms(logits: Tensor, targets: Ten
     )
 
 
-def test_without_focus_and_clip_the_asymmetric_loss_is_cross_entropy(
+def test_asymmetric_loss_without_gammas_and_clip_is_cross_entropy(
     logits: Tensor, targets: Tensor
 ) -> None:
     plain = asymmetric(0.0, 0.0, 0.0)
@@ -93,7 +93,7 @@ def test_without_focus_and_clip_the_asymmetric_loss_is_cross_entropy(
 
 
 @pytest.mark.parametrize("loss", EVERY)
-def test_unknown_labels_move_neither_the_loss_nor_the_gradient(
+def test_unknown_labels_change_neither_loss_nor_gradient(
     logits: Tensor, targets: Tensor, loss: LossFunction
 ) -> None:
     unknown = torch.zeros_like(targets, dtype=torch.bool)
@@ -101,17 +101,15 @@ def test_unknown_labels_move_neither_the_loss_nor_the_gradient(
     targets[unknown] = -1
     other = torch.where(unknown, -logits * 100 + 7, logits)
     torch.testing.assert_close(loss(logits, targets), loss(other, targets))
-    slope = gradient(loss, other, targets)
-    assert (slope[unknown] == 0).all()
-    torch.testing.assert_close(slope[~unknown], gradient(loss, logits, targets)[~unknown])
+    gradients = gradient(loss, other, targets)
+    assert (gradients[unknown] == 0).all()
+    torch.testing.assert_close(gradients[~unknown], gradient(loss, logits, targets)[~unknown])
     known = loss(logits[:, ~unknown[0]], targets[:, ~unknown[0]])
     torch.testing.assert_close(loss(logits, targets), known)
 
 
 @pytest.mark.parametrize("loss", EVERY)
-def test_a_batch_of_which_nothing_is_known_costs_nothing(
-    logits: Tensor, loss: LossFunction
-) -> None:
+def test_batch_of_unknown_labels_has_no_loss(logits: Tensor, loss: LossFunction) -> None:
     unknown = torch.full_like(logits, -1)
     assert loss(logits, unknown) == 0
     assert (gradient(loss, logits, unknown) == 0).all()
@@ -132,36 +130,36 @@ def test_loss_and_gradient_stay_finite_at_extreme_logits(
 
 
 @pytest.mark.parametrize("loss", [losses.binary_cross_entropy, asymmetric(4.0, 1.0, 0.0)])
-def test_a_confident_mistake_still_has_a_slope(loss: LossFunction) -> None:
+def test_confident_mistake_has_a_gradient(loss: LossFunction) -> None:
     logits, targets = torch.tensor([[-50.0, 50.0]]), torch.tensor([[1.0, 0.0]])
-    slope = gradient(loss, logits, targets)
-    assert slope[0].tolist() == pytest.approx([-1.0, 1.0], abs=1e-3)
+    gradients = gradient(loss, logits, targets)
+    assert gradients[0].tolist() == pytest.approx([-1.0, 1.0], abs=1e-3)
 
 
 @pytest.mark.parametrize("loss", EVERY)
-def test_lower_precision_of_the_logits_does_not_reach_the_loss(loss: LossFunction) -> None:
+def test_loss_of_half_precision_logits_is_computed_in_float32(loss: LossFunction) -> None:
     logits = torch.tensor([[0.5, -1.5, 3.0, -4.0]])  # exact in all three
     targets = torch.tensor([[1.0, 0.0, 0.0, 1.0]])
     for dtype in (torch.bfloat16, torch.float16):
         assert loss(logits.to(dtype), targets) == loss(logits, targets)
 
 
-def wanted(shipped: Params, counts: Tensor, **settings: object) -> LossFunction:
-    """Return the loss that the shipped recipe asks for with other settings."""
-    recipe = shipped.train.loss.model_copy(update=settings)
-    return losses.build_loss(recipe, counts)
+def build(**settings: object) -> LossFunction:
+    """Return the loss of params.yaml with some settings changed."""
+    params = train_params().loss.model_copy(update=settings)
+    return losses.build_loss(params, COUNTS)
 
 
 COUNTS = torch.arange(1, 41) ** 3
 
 
-def test_the_mean_over_tags_is_torchs(logits: Tensor, targets: Tensor) -> None:
+def test_mean_over_tags_is_torchs(logits: Tensor, targets: Tensor) -> None:
     mean = losses.binary_cross_entropy(logits, targets, reduction="mean")
     torch.testing.assert_close(mean, BCEWithLogitsLoss()(logits, targets))
 
 
-def test_the_mean_is_over_the_known_tags_of_each_picture(logits: Tensor, targets: Tensor) -> None:
-    """A picture counts the same however many of its tags are known."""
+def test_mean_is_over_the_known_tags_of_each_image(logits: Tensor, targets: Tensor) -> None:
+    """An image counts the same however many of its tags are known."""
     for row in range(len(targets)):
         targets[row, : row * 7] = -1
     each = [
@@ -173,7 +171,7 @@ def test_the_mean_is_over_the_known_tags_of_each_picture(logits: Tensor, targets
 
 
 @given(st.lists(st.integers(0, 10**8), min_size=1, max_size=50))
-def test_rarer_tags_weigh_more_and_the_mean_weight_is_1(counts: list[int]) -> None:
+def test_log_count_weights_rise_with_rarity_and_have_mean_1(counts: list[int]) -> None:
     weights = losses.log_count_weights(torch.tensor(counts))
     assert weights.isfinite().all()
     assert float(weights.mean()) == pytest.approx(1, rel=1e-5)
@@ -181,54 +179,48 @@ def test_rarer_tags_weigh_more_and_the_mean_weight_is_1(counts: list[int]) -> No
     assert (by_count.diff() >= 0).all()
 
 
-def test_weights_are_in_inverse_proportion_to_the_logarithm_of_the_counts() -> None:
+def test_log_count_weights_are_inverse_logarithms() -> None:
     rare, common = losses.log_count_weights(torch.tensor([9, 999_999])).tolist()
     assert rare / common == pytest.approx(6, rel=1e-4)
 
 
 @pytest.mark.parametrize("kind", ["bce", "asymmetric", "focal"])
 def test_tag_weights_scale_the_gradient_of_each_tag(
-    logits: Tensor, targets: Tensor, default_params: Params, kind: str
+    logits: Tensor, targets: Tensor, kind: str
 ) -> None:
-    plain = gradient(wanted(default_params, COUNTS, kind=kind), logits, targets)
-    weighted = gradient(
-        wanted(default_params, COUNTS, kind=kind, tag_weights="log_count"), logits, targets
-    )
+    plain = gradient(build(kind=kind), logits, targets)
+    weighted = gradient(build(kind=kind, tag_weights="log_count"), logits, targets)
     torch.testing.assert_close(weighted, plain * losses.log_count_weights(COUNTS))
 
 
-def test_the_weighted_mean_of_a_constant_is_that_constant(default_params: Params) -> None:
-    loss = wanted(default_params, COUNTS, tag_weights="log_count", reduction="mean")
+def test_weighted_mean_of_a_constant_is_the_constant() -> None:
+    loss = build(tag_weights="log_count", reduction="mean")
     targets = torch.tensor([1.0, 0.0, -1.0, 1.0] * 10).repeat(3, 1)
     torch.testing.assert_close(loss(torch.zeros(3, 40), targets), torch.tensor(2.0).log())
 
 
-def test_smoothing_moves_known_labels_to_a_half_and_unknown_ones_nowhere() -> None:
+def test_smoothing_moves_known_labels_toward_a_half() -> None:
     targets = torch.tensor([[0.0, 1.0, -1.0, 0.5, 0.25]])
-    made = losses.smooth(targets, 0.2)
-    torch.testing.assert_close(made, torch.tensor([[0.1, 0.9, -1.0, 0.5, 0.3]]))
+    smoothed = losses.smooth(targets, 0.2)
+    torch.testing.assert_close(smoothed, torch.tensor([[0.1, 0.9, -1.0, 0.5, 0.3]]))
     assert torch.equal(losses.smooth(targets, 0.0), targets)
 
 
-def test_smoothed_cross_entropy_is_torchs_of_the_smoothed_labels(
-    logits: Tensor, targets: Tensor, default_params: Params
+def test_smoothed_cross_entropy_is_torchs_of_smoothed_labels(
+    logits: Tensor, targets: Tensor
 ) -> None:
     expected = BCEWithLogitsLoss(reduction="sum")(logits, targets * 0.8 + 0.1) / len(logits)
-    torch.testing.assert_close(
-        wanted(default_params, COUNTS, smoothing=0.2)(logits, targets), expected
-    )
+    torch.testing.assert_close(build(smoothing=0.2)(logits, targets), expected)
     targets[:, ::3] = -1
-    slope = gradient(wanted(default_params, COUNTS, smoothing=0.2), logits, targets)
-    assert (slope[:, ::3] == 0).all()
-    assert (slope[:, 1::3] != 0).all()
+    gradients = gradient(build(smoothing=0.2), logits, targets)
+    assert (gradients[:, ::3] == 0).all()
+    assert (gradients[:, 1::3] != 0).all()
 
 
 @pytest.mark.parametrize("gamma", [0.0, 0.5, 2.0, 5.0])
-def test_focal_loss_is_torchvisions(
-    logits: Tensor, targets: Tensor, default_params: Params, gamma: float
-) -> None:
+def test_focal_loss_is_torchvisions(logits: Tensor, targets: Tensor, gamma: float) -> None:
     reference = partial(sigmoid_focal_loss, alpha=-1, gamma=gamma, reduction="sum")
-    ours = wanted(default_params, COUNTS, kind="focal", gamma=gamma)
+    ours = build(kind="focal", gamma=gamma)
     torch.testing.assert_close(ours(logits, targets), reference(logits, targets) / len(logits))
     torch.testing.assert_close(
         gradient(ours, logits, targets),
@@ -240,31 +232,31 @@ def test_focal_loss_is_torchvisions(
 
 def two_way(logits: Tensor, targets: Tensor, temperature: float) -> Tensor:
     """Return the two-way loss in double precision, as the paper writes it: no tag masked, but
-    positives and negatives of each picture and each tag picked out.
+    positives and negatives of each image and each tag picked out.
     """
 
     def one_way(rows: Tensor, labels: Tensor) -> Tensor:
-        found = []
+        losses = []
         for row, label in zip(rows.double(), labels, strict=True):
             positive, negative = row[label > 0], row[label == 0]
             if len(positive) and len(negative):
                 near = temperature * (-positive / temperature).exp().sum().log()
-                found.append((1 + (negative.exp().sum().log() + near).exp()).log())
+                losses.append((1 + (negative.exp().sum().log() + near).exp()).log())
             elif len(positive):
-                found.append(row.new_zeros(()))
-        return torch.stack(found).mean() if found else logits.sum() * 0
+                losses.append(row.new_zeros(()))
+        return torch.stack(losses).mean() if losses else logits.sum() * 0
 
     return one_way(logits, targets) + one_way(logits.T, targets.T)
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 4.0])
-@pytest.mark.parametrize("share", [0.0, 0.3])
+@pytest.mark.parametrize("fraction", [0.0, 0.3])
 def test_two_way_loss_is_that_of_the_paper(
-    logits: Tensor, targets: Tensor, temperature: float, share: float
+    logits: Tensor, targets: Tensor, temperature: float, fraction: float
 ) -> None:
-    unknown = torch.rand(targets.shape, generator=torch.Generator().manual_seed(2)) < share
+    unknown = torch.rand(targets.shape, generator=torch.Generator().manual_seed(2)) < fraction
     targets[unknown] = -1
-    targets[0] = targets[0].clamp(max=0)  # a picture without a positive
+    targets[0] = targets[0].clamp(max=0)  # an image without a positive
     targets[1] = targets[1].masked_fill(targets[1] == 0, -1)  # one without a negative
     assert 0 < (targets > 0).any(0).sum() < 40  # some tags are without one, too
     ours = partial(losses.two_way_loss, temperature=temperature)
@@ -275,30 +267,30 @@ def test_two_way_loss_is_that_of_the_paper(
     )
 
 
-def test_tags_and_pictures_without_a_positive_are_left_out_of_the_two_way_loss(
+def test_two_way_loss_ignores_tags_and_images_without_a_positive(
     logits: Tensor, targets: Tensor
 ) -> None:
     loss = partial(losses.two_way_loss, temperature=4.0)
     targets[3], targets[:, 5:9] = 0, 0
     rows = torch.arange(len(targets)) != 3
-    alone = torch.zeros(1, 4)  # of a picture and a tag with nothing to say
-    assert loss(alone, alone) == 0
-    slope = gradient(loss, logits, targets)
-    assert (slope[3, 5:9] == 0).all()
-    # The picture counts against the tags that others have, and for nothing on its own account.
+    nothing = torch.zeros(1, 4)  # without a positive
+    assert loss(nothing, nothing) == 0
+    gradients = gradient(loss, logits, targets)
+    assert (gradients[3, 5:9] == 0).all()
+    # The image counts as a negative of the tags of others, and not by itself.
     others = gradient(loss, logits[rows], targets[rows])
-    assert (slope[3, :5] != 0).sum() == (targets[:, :5] > 0).any(0).sum()
+    assert (gradients[3, :5] != 0).sum() == (targets[:, :5] > 0).any(0).sum()
     columns = ~(targets > 0).any(0)
-    torch.testing.assert_close(slope[rows][:, columns], others[:, columns])
+    torch.testing.assert_close(gradients[rows][:, columns], others[:, columns])
 
 
-def test_the_two_way_loss_falls_as_positives_rise_above_negatives(
+def test_two_way_loss_falls_as_positives_rise_above_negatives(
     logits: Tensor, targets: Tensor
 ) -> None:
     loss = partial(losses.two_way_loss, temperature=4.0)
-    slope = gradient(loss, logits, targets)
-    assert (slope[targets > 0] <= 0).all()
-    assert (slope[targets == 0] >= 0).all()
+    gradients = gradient(loss, logits, targets)
+    assert (gradients[targets > 0] <= 0).all()
+    assert (gradients[targets == 0] >= 0).all()
     apart = targets * 200 - 100
     assert loss(apart, targets) < 1e-6 < loss(-apart, targets)
 
@@ -318,33 +310,28 @@ def test_the_two_way_loss_falls_as_positives_rise_above_negatives(
         ),
     ],
 )
-def test_a_recipe_gives_the_loss_of_its_kind(
+def test_build_loss_gives_the_loss_of_its_kind(
     logits: Tensor,
     targets: Tensor,
-    default_params: Params,
     settings: dict[str, object],
     direct: LossFunction,
 ) -> None:
-    loss = wanted(default_params, COUNTS, **settings)
+    loss = build(**settings)
     assert loss(logits, targets) == direct(logits, targets)
     if settings["kind"] == "two_way":
         return
-    mean = wanted(default_params, COUNTS, reduction="mean", **settings)
+    mean = build(reduction="mean", **settings)
     torch.testing.assert_close(mean(logits, targets), direct(logits, targets) / 40)
 
 
-def test_smoothing_makes_no_positives_for_the_two_way_loss(
-    logits: Tensor, targets: Tensor, default_params: Params
-) -> None:
-    smooth, plain = (
-        wanted(default_params, COUNTS, kind="two_way", smoothing=share) for share in (0.1, 0.0)
-    )
+def test_two_way_loss_is_not_smoothed(logits: Tensor, targets: Tensor) -> None:
+    smooth, plain = (build(kind="two_way", smoothing=fraction) for fraction in (0.1, 0.0))
     assert smooth(logits, targets) == plain(logits, targets) > 0
 
 
 @pytest.mark.parametrize("kind", ["bce", "asymmetric", "focal", "two_way"])
-def test_every_kind_takes_mixed_labels(logits: Tensor, default_params: Params, kind: str) -> None:
+def test_every_loss_takes_mixed_labels(logits: Tensor, kind: str) -> None:
     mixed = torch.from_numpy(np.random.default_rng(0).random((6, 40), np.float32))
-    loss = wanted(default_params, COUNTS, kind=kind)
+    loss = build(kind=kind)
     assert loss(logits, mixed).isfinite()
     assert gradient(loss, logits, mixed).isfinite().all()

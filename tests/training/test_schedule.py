@@ -1,4 +1,4 @@
-"""What is done after which step, how many stages are frozen, and what is noted of a judgement."""
+"""What happens after which step, how many stages are frozen, and what a validation records."""
 
 import math
 from typing import Any
@@ -7,29 +7,27 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tagger.params import Interval, Params, TrainParams
+from support.trainings import train_params
+from tagger.params import Interval
 from tagger.training.optimizer import fraction_of_peak
 from tagger.training.schedule import Position, Schedule
 
 
-@pytest.fixture(scope="module")
-def recipe(default_params: Params) -> TrainParams:
-    return default_params.train
+def schedule_of(steps_per_epoch: int = 10, stages: int = 0, **changes: Any) -> Schedule:
+    params = train_params().model_copy(update=changes)
+    return Schedule(params, steps_per_epoch, batch_size=8, backbone_stages=stages)
 
 
-def planned(recipe: TrainParams, per_epoch: int = 10, stages: int = 0, **changes: Any) -> Schedule:
-    return Schedule(
-        recipe.model_copy(update=changes), per_epoch, batch_size=8, backbone_stages=stages
-    )
+def validated(schedule: Schedule) -> list[int]:
+    return [step for step in range(1, schedule.steps + 1) if schedule.validates_after(step)]
 
 
-def when(plan: Schedule, what: str) -> list[int]:
-    """Return after which steps something is done."""
-    return [step for step in range(1, plan.steps + 1) if getattr(plan, what)(step)]
+def kept(schedule: Schedule) -> list[int]:
+    return [step for step in range(1, schedule.steps + 1) if schedule.keeps_after(step)]
 
 
 @pytest.mark.parametrize(
-    ("every", "per_epoch", "steps"),
+    ("interval", "steps_per_epoch", "due"),
     [
         (Interval(1, "epoch"), 10, [10, 20, 30]),
         (Interval(2, "epoch"), 10, [20]),
@@ -43,62 +41,57 @@ def when(plan: Schedule, what: str) -> list[int]:
         (None, 10, []),
     ],
 )
-def test_what_is_due_every_so_often(
-    recipe: TrainParams, every: Interval | None, per_epoch: int, steps: list[int]
+def test_steps_at_which_an_interval_is_due(
+    interval: Interval | None, steps_per_epoch: int, due: list[int]
 ) -> None:
-    plan = planned(recipe, per_epoch, epochs=3)
-    assert [step for step in range(1, plan.steps + 1) if plan.is_due(every, step)] == steps
+    schedule = schedule_of(steps_per_epoch, epochs=3)
+    steps = range(1, schedule.steps + 1)
+    assert [step for step in steps if schedule.is_due(interval, step)] == due
 
 
 @given(st.integers(1, 50), st.integers(1, 8), st.integers(1, 8))
-def test_whole_epochs_end_with_a_judgement(
-    default_params: Params, per_epoch: int, epochs: int, number: int
-) -> None:
+def test_whole_epochs_end_with_a_validation(steps_per_epoch: int, epochs: int, number: int) -> None:
     every = Interval(number, "epoch")
-    plan = planned(default_params.train, per_epoch, epochs=epochs, validate_every=every)
-    ends = [epoch * per_epoch for epoch in range(number, epochs + 1, number)]
-    assert when(plan, "judges") == sorted({*ends, epochs * per_epoch})
+    schedule = schedule_of(steps_per_epoch, epochs=epochs, validate_every=every)
+    ends = [epoch * steps_per_epoch for epoch in range(number, epochs + 1, number)]
+    assert validated(schedule) == sorted({*ends, epochs * steps_per_epoch})
 
 
-OFTEN = st.builds(Interval, st.floats(0.1, 30), st.sampled_from(["epoch", "step"]))
+INTERVALS = st.builds(Interval, st.floats(0.1, 30), st.sampled_from(["epoch", "step"]))
 
 
-@given(st.integers(1, 20), st.integers(1, 5), OFTEN, st.none() | OFTEN)
-def test_weights_are_kept_only_where_they_are_judged_and_the_last_always_are(
-    default_params: Params, per_epoch: int, epochs: int, validate: Interval, keep: Interval | None
+@given(st.integers(1, 20), st.integers(1, 5), INTERVALS, st.none() | INTERVALS)
+def test_kept_weights_and_the_last_are_validated(
+    steps_per_epoch: int, epochs: int, validate: Interval, keep: Interval | None
 ) -> None:
-    plan = planned(
-        default_params.train, per_epoch, epochs=epochs, validate_every=validate, keep_every=keep
-    )
-    assert plan.steps == per_epoch * epochs
-    judged, kept = when(plan, "judges"), when(plan, "keeps")
-    assert set(kept) <= set(judged)
-    assert judged[-1] == plan.steps
-    assert set(judged) - set(kept) <= {
-        step for step in judged if plan.is_due(validate, step) or step == plan.steps
-    }
-    assert bool(kept) == any(plan.is_due(keep, step) for step in range(1, plan.steps + 1))
+    schedule = schedule_of(steps_per_epoch, epochs=epochs, validate_every=validate, keep_every=keep)
+    steps = steps_per_epoch * epochs
+    assert schedule.steps == steps
+    assert set(kept(schedule)) <= set(validated(schedule))
+    assert validated(schedule)[-1] == steps
+    others = set(validated(schedule)) - set(kept(schedule)) - {steps}
+    assert all(schedule.is_due(validate, step) for step in others)
+    assert bool(kept(schedule)) == any(schedule.is_due(keep, step) for step in range(1, steps + 1))
 
 
-def test_a_lower_loss_is_better_and_a_higher_precision(recipe: TrainParams) -> None:
-    figures = {"macro_ap": 0.4, "micro_ap": 0.7, "validation_loss": 30.0}
-    for best in ("macro_ap", "micro_ap"):
-        assert planned(recipe, best_metric=best).score(figures) == figures[best]
-    plan = planned(recipe, best_metric="validation_loss")
-    assert plan.score(figures) > plan.score(figures | {"validation_loss": 31.0})
+def test_score_rises_with_average_precision_and_falls_with_loss() -> None:
+    metrics = {"macro_ap": 0.4, "micro_ap": 0.7, "validation_loss": 30.0}
+    for metric in ("macro_ap", "micro_ap"):
+        assert schedule_of(best_metric=metric).score(metrics) == metrics[metric]
+    schedule = schedule_of(best_metric="validation_loss")
+    assert schedule.score(metrics) > schedule.score(metrics | {"validation_loss": 31.0})
 
 
-def judged(*scores: float, step: int = 10) -> Position:
-    return Position(
-        step=step, steps_per_epoch=10, history=[{"macro_ap": score} for score in scores]
-    )
+def position_after(*scores: float, step: int = 10) -> Position:
+    history = [{"macro_ap": score} for score in scores]
+    return Position(step=step, steps_per_epoch=10, history=history)
 
 
-def test_the_best_is_the_first_of_equals(recipe: TrainParams) -> None:
-    plan = planned(recipe)
-    assert plan.validations_since_best(judged(0.3)) == 0
-    assert plan.validations_since_best(judged(0.3, 0.5, 0.5, 0.4)) == 2
-    lower = planned(recipe, best_metric="validation_loss")
+def test_best_validation_is_the_first_among_equals() -> None:
+    schedule = schedule_of()
+    assert schedule.validations_since_best(position_after(0.3)) == 0
+    assert schedule.validations_since_best(position_after(0.3, 0.5, 0.5, 0.4)) == 2
+    lower = schedule_of(best_metric="validation_loss")
     history = [{"validation_loss": loss} for loss in (9.0, 7.0, 8.0)]
     assert lower.validations_since_best(Position(history=history)) == 1
 
@@ -114,12 +107,12 @@ def test_the_best_is_the_first_of_equals(recipe: TrainParams) -> None:
         (2, [0.5, 0.5, 0.5], True),
     ],
 )
-def test_a_training_is_over_when_patience_has_run_out(
-    recipe: TrainParams, patience: int | None, scores: list[float], over: bool
+def test_training_is_over_when_patience_runs_out(
+    patience: int | None, scores: list[float], over: bool
 ) -> None:
-    plan = planned(recipe, patience=patience, epochs=10)
-    assert plan.is_over(judged(*scores)) == over
-    assert plan.is_over(judged(*scores, step=100))  # or at its last step
+    schedule = schedule_of(patience=patience, epochs=10)
+    assert schedule.is_over(position_after(*scores)) == over
+    assert schedule.is_over(position_after(*scores, step=100))  # or after its last step
 
 
 @given(
@@ -128,32 +121,34 @@ def test_a_training_is_over_when_patience_has_run_out(
     st.integers(0, 12),
     st.integers(1, 6),
 )
-def test_one_more_stage_learns_after_every_so_many_epochs(
-    default_params: Params, freeze: int | str, every: int | None, stages: int, per_epoch: int
+def test_one_more_stage_trains_after_each_interval(
+    freeze: int | str, every: int | None, stages: int, steps_per_epoch: int
 ) -> None:
-    plan = planned(
-        default_params.train, per_epoch, stages, freeze=freeze, unfreeze_every=every, epochs=30
-    )
+    schedule = schedule_of(steps_per_epoch, stages, freeze=freeze, unfreeze_every=every, epochs=30)
     first = stages if freeze == "all" else min(int(freeze), stages)
+    unfreezing = []
     for epoch in range(30):
-        steps = range(epoch * per_epoch, (epoch + 1) * per_epoch)
+        steps = range(epoch * steps_per_epoch, (epoch + 1) * steps_per_epoch)
         expected = max(0, first - epoch // every) if every else first
-        assert {plan.frozen_stages(step) for step in steps} == {expected}
+        assert {schedule.frozen_stages(step) for step in steps} == {expected}
+        unfreezing += [step for step in steps if schedule.unfreezes_before(step)]
+    last = min(first, 29 // every) if every else 0
+    assert unfreezing == [number * (every or 0) * steps_per_epoch for number in range(1, last + 1)]
 
 
-@pytest.mark.parametrize("schedule", ["cosine", "one_cycle"])
-def test_the_rate_follows_the_recipe_over_all_steps(recipe: TrainParams, schedule: str) -> None:
-    plan = planned(recipe, per_epoch=7, epochs=4, schedule=schedule, warmup=0.3)
-    rates = [plan.fraction_of_peak(step) for step in range(plan.steps)]
-    assert rates == [fraction_of_peak(schedule, step, 28, 0.3) for step in range(28)]
+@pytest.mark.parametrize("name", ["cosine", "one_cycle"])
+def test_learning_rate_follows_the_params_over_all_steps(name: str) -> None:
+    schedule = schedule_of(7, epochs=4, schedule=name, warmup=0.3)
+    rates = [schedule.fraction_of_peak(step) for step in range(schedule.steps)]
+    assert rates == [fraction_of_peak(name, step, 28, 0.3) for step in range(28)]
 
 
-def test_a_judgement_notes_the_means_since_the_last_one() -> None:
+def test_validation_records_the_means_since_the_last_one() -> None:
     position = Position(step=15, steps_per_epoch=10, nonfinite_steps=1)
     for loss, norm in ((3.0, 1.0), (1.0, 2.0), (2.0, 6.0)):
-        position.add_step(loss, norm, rate=1.23456e-3)
-    told = position.add_validation({"macro_ap": 0.12345678, "validation_loss": 40.0})
-    assert told == {
+        position.add_step(loss, norm, learning_rate=1.23456e-3)
+    record = position.add_validation({"macro_ap": 0.12345678, "validation_loss": 40.0})
+    assert record == {
         "step": 15,
         "epoch": 1.5,
         "loss": 2.0,
@@ -162,16 +157,15 @@ def test_a_judgement_notes_the_means_since_the_last_one() -> None:
         "macro_ap": 0.123457,
         "validation_loss": 40.0,
     }
-    assert position.history == [told]
-    position.add_step(7.0, 4.0, rate=1e-4)
+    position.add_step(7.0, 4.0, learning_rate=1e-4)
     position.step = 20
     again = position.add_validation({"macro_ap": 0.2})
     assert (again["loss"], again["gradient_norm"], again["epoch"]) == (7.0, 4.0, 2.0)
-    assert position.history == [told, again]
+    assert position.history == [record, again]
     assert position.nonfinite_steps == 1
 
 
-def test_a_judgement_after_bad_steps_alone_has_figures_all_the_same() -> None:
-    told = Position(step=3, steps_per_epoch=3).add_validation({"macro_ap": 0.1})
-    assert told["loss"] == told["gradient_norm"] == 0
-    assert all(math.isfinite(value) for value in told.values())
+def test_validation_after_skipped_steps_alone_has_finite_metrics() -> None:
+    record = Position(step=3, steps_per_epoch=3).add_validation({"macro_ap": 0.1})
+    assert record["loss"] == record["gradient_norm"] == 0
+    assert all(math.isfinite(value) for value in record.values())

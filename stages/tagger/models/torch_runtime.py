@@ -51,7 +51,9 @@ class TorchRuntime:
     def _piece(self, squares: Pixels, outputs: tuple[Output, ...]) -> list[Array]:
         device = next(self._model.parameters()).device
         with backbone.inference_mode():
-            pixels = loader.normalise_squares(torch.from_numpy(squares), device, self._preprocess)
+            pixels = torch.from_numpy(squares).to(device)
+            if not pixels.is_floating_point():  # as embeddings are, the input of a head alone
+                pixels = loader.normalise_squares(pixels, device, self._preprocess)
             values: dict[Output, Tensor] = {}
             if "embeddings" in outputs:
                 logits, values["embeddings"] = heads.logits_and_embeddings(self._model, pixels)

@@ -1,7 +1,7 @@
 """The parameters of every stage: `params.yaml`, checked at the door."""
 
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_origin
+from typing import Annotated, Any, Literal, Self, TypeVar, get_origin
 
 import yaml
 from pydantic import (
@@ -41,6 +41,8 @@ __all__ = [
 ]
 
 PATH = Path("params.yaml")
+
+F = TypeVar("F", bound=Frozen)
 
 
 class DemoParams(Frozen):
@@ -134,7 +136,7 @@ class Params(Frozen):
     prepare: PrepareParams
     vocabulary: VocabularyParams
     split: SplitParams
-    train: TrainParams
+    train: TrainParams  # with the values of the preset in place of its own
     evaluate: EvaluateParams
     export: ExportParams
     infer: InferParams
@@ -142,11 +144,6 @@ class Params(Frozen):
     @property
     def preset(self) -> Preset:
         return self.models[self.model]
-
-    @property
-    def effective_train(self) -> TrainParams:
-        """`train`, with what the preset wants otherwise."""
-        return TrainParams.model_validate(merge(self.train.model_dump(), self.preset.train))
 
 
 def load_for_stage(description: str | None) -> Params:
@@ -161,25 +158,30 @@ def load(path: Path = PATH) -> Params:
 
     Raises TaggerError with one line for an unknown key, a wrong type, a value out of range.
     """
-    content = _read(path)
-    try:
-        params = Params.model_validate(content)
-    except ValidationError as error:
-        raise TaggerError(f"{path}: {_explain(error, Params)}") from None
+    return parse(_read(path), str(path))
+
+
+def parse(content: dict[str, Any], file: str = str(PATH)) -> Params:
+    """Return the parameters of a mapping laid out like the file, which errors name."""
+    params = _check(Params, content, file)
     if params.model not in params.models:
         hint = did_you_mean(params.model, params.models)
-        known = ", ".join(params.models)
-        raise TaggerError(f"{path}: Unknown preset {params.model!r}.{hint} Presets: {known}.")
+        presets = ", ".join(params.models)
+        raise TaggerError(f"{file}: Unknown preset {params.model!r}.{hint} Presets: {presets}.")
+    train = merge(params.train.model_dump(), params.preset.train)
+    where = f"{file}: models.{params.model}.train"
+    return params.model_copy(update={"train": _check(TrainParams, train, where)})
+
+
+def _check(model: type[F], content: dict[str, Any], where: str) -> F:
     try:
-        _ = params.effective_train
+        return model.model_validate(content)
     except ValidationError as error:
-        where = f"{path}: models.{params.model}.train"
-        raise TaggerError(f"{where}: {_explain(error, TrainParams)}") from None
-    return params
+        raise TaggerError(f"{where}: {_explain(error, model)}") from None
 
 
 def merge(base: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
-    """Return one mapping with the values of another in place of its own, group by group."""
+    """Return a nested mapping with the values of another in place of its own."""
     merged = dict(base)
     for key, value in overrides.items():
         nested = isinstance(value, dict) and isinstance(merged.get(key), dict)

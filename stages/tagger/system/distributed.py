@@ -46,6 +46,12 @@ class ProcessGroup:
             dist.all_reduce(values)
         return values
 
+    def any(self, flag: bool) -> bool:
+        """Return whether the flag is set in any process."""
+        if self.world.size == 1:
+            return flag
+        return bool(self.all_reduce(torch.tensor([int(flag)])).item())
+
     def all_gather(self, value: T) -> list[T]:
         """Return what each process has, by rank."""
         if self.world.size == 1:

@@ -1,4 +1,4 @@
-"""Pictures seen once by a frozen backbone: a head learns from what it made of them."""
+"""A linear probe: a frozen backbone sees each image once, and the head trains on its embeddings."""
 
 import logging
 from typing import Any
@@ -19,7 +19,7 @@ _log = logging.getLogger(__name__)
 
 
 class EmbeddedDataset:
-    """The readable pictures of a part as embeddings, (pictures, features) float32."""
+    """The readable images of a split as embeddings, (images, features) float32."""
 
     def __init__(self, split: Split, embeddings: npt.NDArray[np.float32]) -> None:
         self.split = split
@@ -35,20 +35,16 @@ class EmbeddedDataset:
 def embed(
     model: nn.Module, split: Split, preprocess: Preprocess, *, batch_size: int, workers: int
 ) -> EmbeddedDataset:
-    """Return what the head sees of each picture; those unreadable are told, and left out."""
+    """Return the input of the head for each image. Unreadable images are logged and skipped."""
     runtime = TorchRuntime(model, preprocess)
-    pictures = ImageDataset(split, preprocess)
-    batches: Any = loader.build_loader(
-        pictures, ResumableBatchSampler(len(split), batch_size), workers=workers
-    )
-    found, rows = [], []
+    sampler = ResumableBatchSampler(len(split), batch_size)
+    batches: Any = loader.build_loader(ImageDataset(split, preprocess), sampler, workers=workers)
+    embeddings, rows = [np.empty((0, 1), np.float32)], []
     tracked = progress.track(batches, "embedding")
-    for batch, (embeddings,) in predict(runtime, tracked, "embeddings"):
+    for batch, (outputs,) in predict(runtime, tracked, "embeddings"):
         for row, reason in batch.failures:
-            _log.warning(f"left out {split.locations[row].path}: {reason}")
-        found.append(embeddings)
+            _log.warning(f"skipped {split.locations[row].path}: {reason}")
+        embeddings.append(outputs)
         rows += batch.rows
     readable = Split([split.locations[row] for row in rows], split.labels[rows])
-    return EmbeddedDataset(
-        readable, np.concatenate(found) if found else np.empty((0, 1), np.float32)
-    )
+    return EmbeddedDataset(readable, np.concatenate(embeddings[1:] or embeddings))

@@ -1,8 +1,10 @@
-"""Losses for many tags at once. Targets of -1 are unknown: they count for nothing.
+"""Losses for multi-label targets. Entries of -1 are unknown and do not count.
 
-Each takes logits, (pictures, tags), before the sigmoid, and computes in float32 whatever autocast
-says; targets, (pictures, tags), from 0 to 1, -1 where unknown; and weights of the tags, (tags,).
-Each returns its mean over the pictures, in nats: of the sum over tags, or of their mean.
+logits:  (batch, tags), before the sigmoid; computed in float32 under autocast
+targets: (batch, tags), from 0 to 1, -1 if unknown
+weights: (tags,)
+
+Each loss is a mean over the images, in nats: of the sum over tags, or of their mean.
 """
 
 from collections.abc import Callable
@@ -13,17 +15,21 @@ import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, logsigmoid, softplus
 
-from tagger import params
+from tagger.params import LossParams
 
 LossFunction = Callable[[Tensor, Tensor], Tensor]
 Reduction = Literal["sum", "mean"]
 
-_NEVER = -1e9  # a logit of what is left out: minus infinity would make slopes of NaN
+_NEVER = -1e9  # a logit that does not count: minus infinity would give gradients of NaN
 
 
-def build_loss(params: params.LossParams, counts: Tensor) -> LossFunction:
-    """Return the loss that a recipe asks for; counts: training pictures with each tag, (tags,)."""
-    weights = log_count_weights(counts) if params.tag_weights == "log_count" else None
+def build_loss(params: LossParams, counts: Tensor) -> LossFunction:
+    """Return the loss that `train.loss` describes.
+
+    counts: (tags,), training images with each tag
+    """
+    if params.kind == "two_way":  # no smoothing: a target of a half would be a positive
+        return partial(two_way_loss, temperature=params.temperature)
     kinds: dict[str, Callable[..., Tensor]] = {
         "bce": binary_cross_entropy,
         "asymmetric": partial(
@@ -35,12 +41,10 @@ def build_loss(params: params.LossParams, counts: Tensor) -> LossFunction:
         "focal": partial(
             asymmetric_loss, gamma_negative=params.gamma, gamma_positive=params.gamma, clip=0.0
         ),
-        "two_way": partial(two_way_loss, temperature=params.temperature),
     }
-    loss = kinds[params.kind]
-    if params.kind != "two_way":
-        loss = partial(loss, weights=weights, reduction=params.reduction)
-    if not params.smoothing or params.kind == "two_way":  # for which a half would be positive
+    weights = log_count_weights(counts) if params.tag_weights == "log_count" else None
+    loss = partial(kinds[params.kind], weights=weights, reduction=params.reduction)
+    if not params.smoothing:
         return loss
     return lambda logits, targets: loss(logits, smooth(targets, params.smoothing))
 
@@ -64,38 +68,38 @@ def asymmetric_loss(
     weights: Tensor | None = None,
     reduction: Reduction = "sum",
 ) -> Tensor:
-    """Return the asymmetric loss; with both gammas the same and no clip it is the focal loss.
+    """Return the asymmetric loss; with equal gammas and no clip it is the focal loss.
 
     Ridnik et al. 2021, https://arxiv.org/abs/2009.14119, equation 7;
     Lin et al. 2017, https://arxiv.org/abs/1708.02002, equation 4.
     """
-    logits, known = logits.float(), targets.clamp(min=0).float()
-    # Never log(0), and never the infinite slope of a root at 0: both end in NaN.
+    logits, positives = logits.float(), targets.clamp(min=0).float()
+    # The clamps keep log from 0, and a root from its infinite slope at 0: both give NaN.
     shifted = (logits.sigmoid() - clip).clamp(min=0, max=1 - 1e-7)
     log_negative = torch.log1p(-shifted) if clip > 0 else logsigmoid(-logits)
     positive = (-logits).sigmoid().clamp(min=1e-12) ** gamma_positive * logsigmoid(logits)
     negative = shifted**gamma_negative * log_negative
-    return _reduce(-torch.lerp(negative, positive, known), targets, weights, reduction)
+    return _reduce(-torch.lerp(negative, positive, positives), targets, weights, reduction)
 
 
 def two_way_loss(logits: Tensor, targets: Tensor, *, temperature: float) -> Tensor:
-    """Return how far negatives are above positives, for each picture and for each tag, both means.
+    """Return how far negatives are above positives, averaged over images, plus over tags.
 
-    A tag without a positive in the batch, and a picture without one, are left out. Targets above 0
+    Tags without a positive in the batch do not count, nor do images without one. Targets above 0
     are positives.
 
     Kobayashi 2023, https://openaccess.thecvf.com/content/CVPR2023, "Two-Way Multi-Label Loss".
     """
     logits = logits.float()
-    has = targets > 0
-    positive = torch.where(has, -logits / temperature, _NEVER)
+    positives = targets > 0
+    positive = torch.where(positives, -logits / temperature, _NEVER)
     negative = torch.where(targets == 0, logits, _NEVER)
-    ways = []
+    means = []
     for axis in (0, 1):
-        hardest = positive.logsumexp(axis) * temperature + negative.logsumexp(axis)
-        present = has.any(axis)
-        ways.append((softplus(hardest) * present).sum() / present.sum().clamp(min=1))
-    return ways[0] + ways[1]
+        margin = positive.logsumexp(axis) * temperature + negative.logsumexp(axis)
+        present = positives.any(axis)
+        means.append((softplus(margin) * present).sum() / present.sum().clamp(min=1))
+    return means[0] + means[1]
 
 
 def _reduce(loss: Tensor, targets: Tensor, weights: Tensor | None, reduction: Reduction) -> Tensor:
@@ -108,9 +112,10 @@ def _reduce(loss: Tensor, targets: Tensor, weights: Tensor | None, reduction: Re
     return total.mean()
 
 
-def smooth(targets: Tensor, share: float) -> Tensor:
-    """Return targets moved to a half by a share of the way; unknown ones stay unknown."""
-    return torch.where(targets < 0, targets, torch.lerp(targets, targets.new_tensor(0.5), share))
+def smooth(targets: Tensor, smoothing: float) -> Tensor:
+    """Return targets moved toward a half by this fraction; unknown ones stay unknown."""
+    half = targets.new_tensor(0.5)
+    return torch.where(targets < 0, targets, torch.lerp(targets, half, smoothing))
 
 
 def log_count_weights(counts: Tensor) -> Tensor:

@@ -1,54 +1,52 @@
-"""Where a training goes on: at its own last snapshot, or at that of one with other settings."""
+"""The position from which a training resumes: its own last snapshot, or `train.resume_from`."""
 
 import logging
 from pathlib import Path
 
 from tagger.core.errors import TaggerError, one_line
 from tagger.training import snapshots
-from tagger.training.learner import TrainState
 from tagger.training.schedule import Position, Schedule
 from tagger.training.snapshots import SnapshotContent
+from tagger.training.train_state import TrainState
 
 _log = logging.getLogger(__name__)
 
 
 def restore(
-    state: TrainState, schedule: Schedule, own: SnapshotContent | None, folder: Path
+    state: TrainState, schedule: Schedule, snapshot: SnapshotContent | None, folder: Path
 ) -> Position:
-    """Bring the learner where a snapshot was made, and return where that is.
+    """Load a snapshot into the state, and return the position at which it was taken.
 
-    own: the snapshot of this very training, from the folder; without one, it is that of the recipe
-        to start from, if any
-    Raises TaggerError for a snapshot of another model, or of another version of the code.
+    snapshot: the newest of this very training, from the folder; None: use `train.resume_from`
+    Raises TaggerError if the snapshot is of another model or another version of the code.
     """
-    if own:
+    if snapshot:
         try:
-            found = _taken_up(state, own, folder)
+            position = _load(state, snapshot, folder)
         except TaggerError as error:
-            raise TaggerError(f"{error} Or remove {folder} to begin anew.") from error
-        _log.info(f"going on after step {found.step:,} of {schedule.steps:,}")
-        return found
-    start = schedule.params.resume_from
-    if not start:
+            raise TaggerError(f"{error} Or remove {folder} to start anew.") from error
+        _log.info(f"resuming after step {position.step:,} of {schedule.steps:,}")
+        return position
+    source = schedule.params.resume_from
+    if not source:
         return Position(steps_per_epoch=schedule.steps_per_epoch)
-    epoch = _taken_up(state, snapshots.read(start), start).epoch
+    epoch = _load(state, snapshots.read(source), source).epoch
     step = round(epoch * schedule.steps_per_epoch)
     if step >= schedule.steps:
         raise TaggerError(
-            f"train.resume_from: {start} has {epoch:g} epochs behind it. Raise train.epochs, which "
-            f"is {schedule.params.epochs}."
+            f"train.resume_from: {source} was taken after {epoch:g} epochs. Raise train.epochs, "
+            f"which is {schedule.params.epochs}."
         )
-    _log.info(f"going on after {epoch:g} epochs with other settings, from {start}")
+    _log.info(f"resuming after {epoch:g} epochs with other settings, from {source}")
     return Position(step=step, steps_per_epoch=schedule.steps_per_epoch)
 
 
-def _taken_up(learner: TrainState, content: SnapshotContent, path: Path) -> Position:
-    """Bring the learner where a snapshot was made, and return where that is."""
+def _load(state: TrainState, snapshot: SnapshotContent, path: Path) -> Position:
     try:
-        found = Position(**content["position"])
-        learner.load_state_dict(content["learner"])
+        position = Position(**snapshot["position"])
+        state.load_state_dict(snapshot["state"])
     except (KeyError, TypeError) as error:
         raise TaggerError(
-            f"{path} is of another version of this code: {one_line(error)}. Go on with that one."
+            f"{path} is of another version of this code: {one_line(error)}. Use that version."
         ) from error
-    return found
+    return position

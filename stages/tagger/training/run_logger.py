@@ -1,8 +1,8 @@
-"""What a training leaves behind as it goes: weights, curves, a log, a run in MLflow."""
+"""The files of a training as it goes: log, curve and checkpoints, and its run in MLflow."""
 
 import logging
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
@@ -10,10 +10,10 @@ from typing import TextIO
 from tagger.core import files
 from tagger.models import backbone
 from tagger.tracking.runs import TrackedRun
-from tagger.training.schedule import Metrics
-from tagger.training.trainer import Trainer, Validation
+from tagger.training.schedule import Metrics, checkpoint_name
+from tagger.training.trainer import Trainer
+from tagger.training.validation import Validation
 
-BEST_WEIGHTS, LAST_WEIGHTS = backbone.WEIGHTS, "last.safetensors"
 LOG = "train.log"
 
 _log = logging.getLogger(__name__)
@@ -21,63 +21,54 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class RunLogger:
-    """Tells, tracks and saves every judgement of a training."""
+    """Logs each validation of a training, and writes its checkpoints."""
 
-    training: Trainer
-    folder: Path  # of the model in the making
-    curve: Path  # CSV of all judgements
+    trainer: Trainer
+    folder: Path  # of the unfinished model
+    curve: Path  # CSV of all validations
     run: TrackedRun
-    names: Sequence[str]  # of the tags
+    tag_names: Sequence[str]
 
-    def log_validation(self, judgement: Validation) -> None:
-        _log.info(judgement.line)
-        wanted = {
-            BEST_WEIGHTS: judgement.best,
-            LAST_WEIGHTS: judgement.last,
-            _kept(judgement.metrics): judgement.keep,
-        }
-        for name in (name for name, is_wanted in wanted.items() if is_wanted):
-            backbone.save_weights(judgement.weights, self.folder / name)
+    def log_validation(self, validation: Validation) -> None:
+        _log.info(validation.summary)
+        for name in validation.checkpoints:
+            backbone.save_weights(validation.weights, self.folder / _file_name(name))
         self._write_curve()
-        step = int(judgement.metrics["step"])
-        self.run.log_metrics(judgement.metrics | judgement.throughput, step=step)
-        sheet = self.training.validator.contact_sheet(judgement.predictions, self.names)
+        step = int(validation.metrics["step"])
+        self.run.log_metrics(validation.metrics | validation.throughput, step=step)
+        sheet = self.trainer.validator.contact_sheet(validation.predictions, self.tag_names)
         self.run.log_image(sheet, "validation", step)
 
     def finish(self, folder: Path) -> Metrics:
-        """Track the weights, which will lie in a folder; return the best judgement."""
-        self._write_curve()  # which DVC has removed, where all but the end was done
-        position = self.training.position
+        """Log checkpoints, as they will be in a folder, and unreadable images; return the best."""
+        position, schedule = self.trainer.position, self.trainer.schedule
+        self._write_curve()  # DVC has removed it if the training was complete before this run
         for row, reason in position.failures.items():
-            _log.warning(f"left out {self.training.split.locations[row].path}: {reason}")
-        for name, file, figures in self._checkpoints():
-            step, sha256 = int(figures["step"]), files.sha256_file(self.folder / file)
-            self.run.log_checkpoint(name, folder / file, figures, step, sha256)
-        return self._best()
+            _log.warning(f"skipped {self.trainer.split.locations[row].path}: {reason}")
+        best = max(position.history, key=schedule.score)
+        checkpoints = {"best": best, "last": position.history[-1]} | {
+            checkpoint_name(metrics): metrics
+            for metrics in position.history
+            if schedule.keeps_after(int(metrics["step"]))
+        }
+        for name, metrics in checkpoints.items():
+            file = _file_name(name)
+            sha256 = files.sha256_file(self.folder / file)
+            self.run.log_checkpoint(name, folder / file, metrics, int(metrics["step"]), sha256)
+        return best
 
     def _write_curve(self) -> None:
-        history = self.training.position.history
-        files.write_csv(self.curve, tuple(history[0]), [tuple(one.values()) for one in history])
-
-    def _best(self) -> Metrics:
-        return max(self.training.position.history, key=self.training.schedule.score)
-
-    def _checkpoints(self) -> Iterator[tuple[str, str, Metrics]]:
-        """Yield name, file and judgement of all weights that were kept."""
-        history = self.training.position.history
-        yield "best", BEST_WEIGHTS, self._best()
-        yield "last", LAST_WEIGHTS, history[-1]
-        for figures in history:
-            if self.training.schedule.keeps_after(int(figures["step"])):
-                yield Path(_kept(figures)).stem, _kept(figures), figures
+        history = self.trainer.position.history
+        rows = [tuple(metrics.values()) for metrics in history]
+        files.write_csv(self.curve, tuple(history[0]), rows)
 
 
-def _kept(figures: Metrics) -> str:
-    return f"epoch-{figures['epoch']:g}.safetensors"
+def _file_name(checkpoint: str) -> str:
+    return backbone.WEIGHTS if checkpoint == "best" else f"{checkpoint}.safetensors"
 
 
 class _StdoutHandler(logging.StreamHandler[TextIO]):
-    """Writes to standard output as it is at the time: a progress bar may stand in for it."""
+    """Writes to the current standard output: a progress bar may replace it for a while."""
 
     def emit(self, record: logging.LogRecord) -> None:
         self.stream = sys.stdout
@@ -85,7 +76,7 @@ class _StdoutHandler(logging.StreamHandler[TextIO]):
 
 
 class _LogFileHandler(logging.FileHandler):
-    """Writes what a full disk does not take once there is room; until then it says nothing."""
+    """Keeps silent while the disk is full, and writes again once there is room."""
 
     def handleError(self, record: logging.LogRecord) -> None:
         if not isinstance(sys.exc_info()[1], OSError):
@@ -93,7 +84,7 @@ class _LogFileHandler(logging.FileHandler):
 
 
 def start_log(path: Path | None) -> None:
-    """Tell what happens, and write it to a file; without one, tell of warnings alone."""
+    """Log to standard output and to a file; without a file, log warnings only."""
     handlers: list[logging.Handler] = [_StdoutHandler()]
     if path:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,12 +1,12 @@
-"""From parameters and data to a training that is ready to start, or to go on."""
+"""Builds a trainer from parameters and data."""
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.data import DataLoader
 
 from tagger.core import vocabulary
 from tagger.core.errors import TaggerError
@@ -22,41 +22,43 @@ from tagger.models.head_transfer import TransferredTag
 from tagger.params import Params
 from tagger.system.distributed import ProcessGroup
 from tagger.training import linear_probe, losses, resume, snapshots
-from tagger.training.learner import TrainState
-from tagger.training.schedule import Schedule
+from tagger.training.schedule import Position, Schedule
 from tagger.training.snapshots import Snapshots
+from tagger.training.train_state import TrainState
 from tagger.training.trainer import Trainer
 from tagger.training.validation import Validator
 
-# What decides how a training is done, and not what comes of it.
-_INCIDENTAL = {"workers", "snapshot_every", "max_unreadable", "max_nonfinite_steps"}
+# Keys of `train` that do not change the trained model.
+_WITHOUT_EFFECT = {"workers", "snapshot_every", "max_unreadable", "max_nonfinite_steps"}
 
 
 def fingerprint(p: Params, hashes: Mapping[str, str]) -> str:
-    """Return the name of a training, by everything that decides its outcome.
+    """Return a name for a training made of everything that decides its outcome.
 
     hashes: of the files that it reads
     """
-    recipe = p.effective_train.model_dump(mode="json", exclude=_INCIDENTAL)
-    return snapshots.fingerprint([p.seed, p.preset.model_dump(), recipe, hashes])
+    train = p.train.model_dump(mode="json", exclude=_WITHOUT_EFFECT)
+    preset = p.preset.model_dump(exclude={"train"})
+    return snapshots.fingerprint([p.seed, preset, train, hashes])
 
 
 def starting_files(p: Params) -> dict[str, Path]:
-    """Return the files that a training starts from, as far as they are here, by the parameter."""
-    given = p.preset.pretrained
-    starts = {
-        "init_from": p.effective_train.init_from,
-        "resume_from": p.effective_train.resume_from,
-        "pretrained": Path(given) if isinstance(given, str) else None,
+    """Return the local files from which a training starts, by the parameter that names them."""
+    pretrained = p.preset.pretrained
+    paths = {
+        "init_from": p.train.init_from,
+        "resume_from": p.train.resume_from,
+        "pretrained": Path(pretrained) if isinstance(pretrained, str) else None,
     }
-    found = {name: checkpoints.find_weights(start) for name, start in starts.items() if start}
-    return {name: path for name, path in found.items() if path}
+    weights = {name: checkpoints.find_weights(path) for name, path in paths.items() if path}
+    return {name: path for name, path in weights.items() if path}
 
 
 def settings(p: Params) -> dict[str, Any]:
-    """Return what a training was asked for, as it is noted beside the model."""
-    preset, recipe = p.preset.model_dump(mode="json"), p.effective_train.model_dump(mode="json")
-    return {"seed": p.seed, "model": p.model, "preset": preset, "train": recipe}
+    """Return the parameters of a training, to be kept beside the model."""
+    preset = p.preset.model_dump(mode="json", exclude={"train"})
+    train = p.train.model_dump(mode="json")
+    return {"seed": p.seed, "model": p.model, "preset": preset, "train": train}
 
 
 def make_deterministic(seed: int) -> None:
@@ -65,170 +67,169 @@ def make_deterministic(seed: int) -> None:
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     if torch.cuda.is_available():
-        torch.set_float32_matmul_precision("high")  # of what bf16 leaves in float32
+        torch.set_float32_matmul_precision("high")  # for what bf16 leaves in float32
 
 
 def build_trainer(
     p: Params, tags: Sequence[Tag], splits: Mapping[str, Split], group: ProcessGroup, folder: Path
 ) -> Trainer:
-    """Return a training, where its last snapshot in the folder left it, if any.
+    """Return a trainer at the position of the last snapshot in the folder, if there is one.
 
-    Raises TaggerError where there is nothing to learn from, nothing left to do, or a snapshot that
-    this version of the code does not know.
+    Raises TaggerError if there are too few images, nothing is left to do, or a snapshot is of
+    another version of this code.
     """
-    recipe, snapshots_folder = p.effective_train, Snapshots(folder / "snapshots")
     make_deterministic(p.seed)
-    snapshot = snapshots_folder.load_newest()
-    model, carried = _model(p, tags, group)
-    preprocess = backbone.build_preprocess(model, p.preset, recipe.fit, recipe.background)
-    backbone.check_sizes(model, recipe.augment.sizes)
-    learning, learned, judged = _pictures(p, model, splits, preprocess)
-    _check(p, splits["train"], learned.split, group)
-    loss = losses.build_loss(recipe.loss, torch.from_numpy(learned.split.tag_counts()))
-    learner = TrainState(learning, loss, p.preset, recipe, group, p.seed)
-    order = ResumableBatchSampler(
-        len(learned.split),
-        p.preset.batch_size,
-        p.seed,
-        sizes=[preprocess.size, *recipe.augment.sizes],
-        drop_last=True,
-        rank_and_size=group.rank_and_size,
-    )
-    stages = (
-        len(freezing.parameters_by_stage(model))
-        if recipe.freeze and not recipe.cache_embeddings
-        else 0
-    )
-    plan = Schedule(
-        recipe, order.batches_per_epoch, min(p.preset.batch_size, len(learned.split)), stages
-    )
-    position = resume.restore(learner, plan, snapshot, snapshots_folder.folder)
-    _agree(learner, plan, order, len(tags))
-    order.batch_numbers = range(
-        position.step, position.step if plan.is_over(position) else plan.steps
-    )
-    in_turn = ResumableBatchSampler(
-        len(judged.split), _judged_at_a_time(p, group), rank_and_size=group.rank_and_size
-    )
-    build_loader = partial(
-        loader.build_loader,
-        workers=0 if recipe.cache_embeddings else recipe.workers,
-        unlabelled=[vocabulary.category_columns(tags, category) for category in recipe.unlabelled],
-    )
+    saved = Snapshots(folder / "snapshots")
+    model, transferred_tags = _build_model(p, tags, group)
+    preprocess = backbone.build_preprocess(model, p.preset, p.train.fit, p.train.background)
+    backbone.check_sizes(model, p.train.augment.sizes)
+    trained, images, validation_images = _build_datasets(p, model, splits, preprocess)
+    _check_sizes(p, splits["train"], images.split, group)
+    state = TrainState(trained, p.preset, p.train, group)
+    schedule = _build_schedule(p, model, len(images.split))
+    position = resume.restore(state, schedule, saved.load_newest(), saved.folder)
+    sizes = [preprocess.size, *p.train.augment.sizes]
+    train_sampler = _train_sampler(p, len(images.split), sizes, schedule, position, group)
+    validation_sampler = _validation_sampler(p, len(validation_images.split), group)
     return Trainer(
+        params=p.train,
+        seed=p.seed,
+        group=group,
         model=model,
-        state=learner,
-        split=learned.split,
-        batches=build_loader(learned, order),
+        state=state,
+        loss=losses.build_loss(p.train.loss, torch.from_numpy(images.split.tag_counts())),
+        split=images.split,
+        batches=_build_loader(p, tags, images, train_sampler),
         preprocess=preprocess,
         augment=_batch_augmentation(p),
-        validator=Validator(judged.split, build_loader(judged, in_turn), preprocess, group),
-        schedule=plan,
+        validator=Validator(
+            validation_images.split,
+            _build_loader(p, tags, validation_images, validation_sampler),
+            preprocess,
+            group,
+        ),
+        schedule=schedule,
         position=position,
-        snapshots=snapshots_folder,
-        transferred_tags=carried,
-        lacking=len(splits["train"]) - len(learned.split),
+        snapshots=saved,
+        transferred_tags=transferred_tags,
+        unreadable_at_start=len(splits["train"]) - len(images.split),
     )
 
 
-def _agree(learner: TrainState, plan: Schedule, order: ResumableBatchSampler, tags: int) -> None:
-    """Let processes on GPUs find together how many pictures fit at a time, if that is not given.
-
-    A head on embeddings takes no pictures, and little room.
-    """
-    group, recipe = learner.group, plan.params
-    alone = group.world.size == 1 or group.device.type != "cuda"
-    if alone or learner.micro_batch or recipe.cache_embeddings:
-        return
-    side = max(order.sizes)
-    pixels = torch.zeros(len(next(iter(order))), 3, side, side, device=group.device)
-    learner.find_micro_batch(pixels, pixels.new_zeros(len(pixels), tags), plan.batch_size)
-
-
-def _judged_at_a_time(p: Params, group: ProcessGroup) -> int:
-    """Return how many pictures all processes judge together.
-
-    Those that hold parts of the model cannot take fewer once they have begun.
-    """
-    if p.effective_train.parallel == "fsdp" and p.effective_train.micro_batch:
-        return min(p.preset.batch_size, p.effective_train.micro_batch * group.world.size)
-    return p.preset.batch_size
-
-
-def _model(
+def _build_model(
     p: Params, tags: Sequence[Tag], group: ProcessGroup
 ) -> tuple[nn.Module, list[TransferredTag]]:
-    """Return the model on the device, and what became of the tags of the one it starts from.
+    """Return the model on the device, and what became of the tags of `train.init_from`.
 
-    It is that of the beginning also where a snapshot will take its place: weights that are not
-    trained, and constants of the preprocessing, come from there.
+    It has its first weights also if a snapshot will replace them: weights that do not train, and
+    constants of the preprocessing, come from there.
     """
-    recipe = p.effective_train
-    start = False if recipe.init_from else p.preset.pretrained
-    preset = p.preset.model_copy(update={"pretrained": start})
-    model: Any = backbone.build_model(preset, len(tags), recipe.head)
-    carried: list[TransferredTag] = []
-    if recipe.init_from:
+    pretrained = False if p.train.init_from else p.preset.pretrained
+    preset = p.preset.model_copy(update={"pretrained": pretrained})
+    model: Any = backbone.build_model(preset, len(tags), p.train.head)
+    transferred_tags: list[TransferredTag] = []
+    if p.train.init_from:
         aliases = rules.read(*p.prepare.rule_folders).current_names
-        carried = head_transfer.transfer_head(
-            model, recipe.init_from, preset.backbone, tags, aliases, recipe.new_tags
+        transferred_tags = head_transfer.transfer_head(
+            model, p.train.init_from, preset.backbone, tags, aliases, p.train.new_tags
         )
-    if recipe.gradient_checkpointing:
+    if p.train.gradient_checkpointing:
         backbone.enable_gradient_checkpointing(model)
-    return backbone.to_device(model, group.device), carried
+    return backbone.to_device(model, group.device), transferred_tags
 
 
-def _pictures(
-    p: Params, model: nn.Module, parts: Mapping[str, Split], preprocess: Preprocess
+def _build_datasets(
+    p: Params, model: nn.Module, splits: Mapping[str, Split], preprocess: Preprocess
 ) -> tuple[nn.Module, LabelledImages, LabelledImages]:
-    """Return what learns, what it learns from and what it is judged on."""
-    part, validation = (
-        parts["train"],
-        parts["validation"].evenly_spaced(p.effective_train.validate_on),
+    """Return what trains of the model, and the images to train and to validate on."""
+    train, validation = splits["train"], splits["validation"].evenly_spaced(p.train.validate_on)
+    if p.train.cache_embeddings:
+        batches = {"batch_size": p.preset.batch_size, "workers": p.train.workers}
+        whole_model: Any = model
+        return (
+            whole_model.get_classifier(),
+            linear_probe.embed(model, train, preprocess, **batches),
+            linear_probe.embed(model, validation, preprocess, **batches),
+        )
+    augment = p.train.augment
+    augmentation = Augmentation(
+        p.seed, augment.min_crop, augment.flip, augment.random_resize, augment.trivial_augment
     )
-    if p.effective_train.cache_embeddings:
-        by = partial(
-            linear_probe.embed,
-            model,
-            preprocess=preprocess,
-            batch_size=p.preset.batch_size,
-            workers=p.effective_train.workers,
-        )
-        head: Any = model
-        return head.get_classifier(), by(part), by(validation)
-    augmented = ImageDataset(part, preprocess, _augmentation(p), replace_unreadable=True)
-    return model, augmented, ImageDataset(validation, preprocess)
+    images = ImageDataset(train, preprocess, augmentation, replace_unreadable=True)
+    return model, images, ImageDataset(validation, preprocess)
 
 
-def _check(p: Params, whole: Split, part: Split, group: ProcessGroup) -> None:
-    """Raise TaggerError where the pictures, or the batch, are too few.
-
-    part: the pictures of the whole that are known to be readable, or not yet looked at
-    """
-    if len(whole) - len(part) > p.effective_train.max_unreadable * len(whole):
+def _check_sizes(p: Params, split: Split, readable: Split, group: ProcessGroup) -> None:
+    """Raise TaggerError if there are too few images, or the batch is too small."""
+    unreadable = len(split) - len(readable)
+    if unreadable > p.train.max_unreadable * len(split):
         raise TaggerError(
-            f"{len(whole) - len(part):,} of {len(whole):,} training pictures cannot be read. Run "
-            "prepare again, or raise train.max_unreadable."
+            f"{unreadable:,} of {len(split):,} training images cannot be read. Run prepare again, "
+            "or raise train.max_unreadable."
         )
-    if len(part) < 2:
-        raise TaggerError(f"Training needs at least 2 pictures, the split gives {len(part)}.")
-    batch = min(p.preset.batch_size, len(part))
+    if len(readable) < 2:
+        raise TaggerError(f"Training needs at least 2 images, the split has {len(readable)}.")
+    batch = min(p.preset.batch_size, len(readable))
     if batch < 2 * group.world.size:
         raise TaggerError(
-            f"A batch of {batch} pictures is too small for {group.world.size} processes: each "
-            "needs 2. Raise the preset's batch_size, or start fewer."
+            f"A batch of {batch} images is too small for {group.world.size} processes: each needs "
+            "2. Raise the preset's batch_size, or start fewer processes."
         )
 
 
-def _augmentation(p: Params) -> Augmentation:
-    wanted = p.effective_train.augment
-    return Augmentation(
-        p.seed, wanted.min_crop, wanted.flip, wanted.random_resize, wanted.trivial_augment
+def _build_schedule(p: Params, model: nn.Module, images: int) -> Schedule:
+    """Return the schedule; a last batch that is not full is dropped, unless it is the only one."""
+    freezes = p.train.freeze and not p.train.cache_embeddings
+    return Schedule(
+        p.train,
+        steps_per_epoch=max(1, images // p.preset.batch_size),
+        batch_size=min(p.preset.batch_size, images),
+        backbone_stages=len(freezing.parameters_by_stage(model)) if freezes else 0,
+    )
+
+
+def _train_sampler(
+    p: Params,
+    images: int,
+    sizes: Sequence[int],
+    schedule: Schedule,
+    position: Position,
+    group: ProcessGroup,
+) -> ResumableBatchSampler:
+    """Return the batches from the position on, none if the training is over."""
+    end = position.step if schedule.is_over(position) else schedule.steps
+    return ResumableBatchSampler(
+        images,
+        p.preset.batch_size,
+        p.seed,
+        sizes=sizes,
+        drop_last=True,
+        batch_numbers=range(position.step, end),
+        rank_and_size=group.rank_and_size,
+    )
+
+
+def _validation_sampler(p: Params, images: int, group: ProcessGroup) -> ResumableBatchSampler:
+    batch_size = p.preset.batch_size
+    if p.train.parallel == "fsdp" and p.train.micro_batch:
+        # Processes that hold shards of the model cannot halve a batch that does not fit.
+        batch_size = min(batch_size, p.train.micro_batch * group.world.size)
+    return ResumableBatchSampler(images, batch_size, rank_and_size=group.rank_and_size)
+
+
+def _build_loader(
+    p: Params, tags: Sequence[Tag], images: LabelledImages, sampler: ResumableBatchSampler
+) -> DataLoader[Any]:
+    return loader.build_loader(
+        images,
+        sampler,
+        workers=0 if p.train.cache_embeddings else p.train.workers,
+        unlabelled=[vocabulary.category_columns(tags, name) for name in p.train.unlabelled],
     )
 
 
 def _batch_augmentation(p: Params) -> BatchAugmentation:
-    wanted = p.effective_train.augment
-    if p.effective_train.cache_embeddings:
+    if p.train.cache_embeddings:  # embeddings are not mixed
         return BatchAugmentation(p.seed)
-    return BatchAugmentation(p.seed, wanted.mixup, wanted.cutmix, wanted.cutout)
+    augment = p.train.augment
+    return BatchAugmentation(p.seed, augment.mixup, augment.cutmix, augment.cutout)

@@ -1,8 +1,7 @@
-"""How fast a training is, what it waits for, and how long it will take."""
+"""The throughput of a training, its waiting for data, and the time left."""
 
 import time
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
 import torch
@@ -11,77 +10,68 @@ T = TypeVar("T")
 
 
 class Throughput:
-    """Clocks of one training: judging and writing are not part of its rate."""
+    """Clocks of one training. `restart` leaves validation and writing out of the rate.
 
-    def __init__(self, device: torch.device) -> None:
+    clock: seconds, from any start
+    """
+
+    def __init__(self, device: torch.device, clock: Callable[[], float] = time.monotonic) -> None:
         self.device = device
-        self.started = self.last_log = time.monotonic()
+        self.clock = clock
+        self.started = self.last_log = clock()
         self.steps = 0  # since this process began
         self.restart()
 
     def restart(self) -> None:
         """Measure the rate from now on."""
-        self.since = time.monotonic()
-        self.saved = self.since
+        self.since = self.clock()
         self.images = 0
-        self.waiting_seconds = 0.0  # seconds, for data
+        self.waiting_seconds = 0.0  # for data
 
     def time_waiting(self, batches: Iterable[T]) -> Iterator[T]:
-        """Yield the batches, counting the time until each is there."""
-        waiting = iter(batches)
+        """Yield the batches, and measure how long each takes to arrive."""
+        iterator = iter(batches)
         while True:
-            asked = time.monotonic()
+            requested = self.clock()
             try:
-                batch = next(waiting)
+                batch = next(iterator)
             except StopIteration:
                 return
-            self.waiting_seconds += time.monotonic() - asked
+            self.waiting_seconds += self.clock() - requested
             yield batch
 
-    def step(self, pictures: int) -> None:
+    def add_step(self, images: int) -> None:
         self.steps += 1
-        self.images += pictures
-
-    @contextmanager
-    def paused(self) -> Iterator[None]:
-        """Leave what is done in the block out of the rate."""
-        begun = time.monotonic()
-        yield
-        self.since += time.monotonic() - begun
-
-    def snapshot_saved(self) -> None:
-        self.saved = time.monotonic()
-
-    def minutes_since_snapshot(self) -> float:
-        return (time.monotonic() - self.saved) / 60
+        self.images += images
 
     def metrics(self) -> dict[str, float]:
-        """Return pictures per second, the share of time without data, and memory in GB."""
-        seconds = max(1e-9, time.monotonic() - self.since)
-        found = {
-            "pictures_per_second": self.images / seconds,
+        """Return images per second, the fraction of time without data, and memory in GB."""
+        seconds = max(1e-9, self.clock() - self.since)
+        metrics = {
+            "images_per_second": self.images / seconds,
             "waiting_for_data": min(1.0, self.waiting_seconds / seconds),
         }
         if self.device.type == "cuda":
-            found["gpu_memory"] = torch.cuda.max_memory_allocated(self.device) / 1e9
-        return found
+            metrics["gpu_memory"] = torch.cuda.max_memory_allocated(self.device) / 1e9
+        return metrics
 
     def seconds_left(self, steps: int) -> float:
-        """Return how long so many more steps take, with all that is done between them."""
-        return (time.monotonic() - self.started) / max(1, self.steps) * steps
+        """Return how long this many more steps take, with validations between them."""
+        return (self.clock() - self.started) / max(1, self.steps) * steps
 
     def summary(self, steps_left: int) -> str:
-        figures, left = self.metrics(), self.seconds_left(steps_left)
-        memory = f"  {figures['gpu_memory']:.1f} GB" if "gpu_memory" in figures else ""
+        """Return the metrics and the time left as text for the log."""
+        metrics, left = self.metrics(), self.seconds_left(steps_left)
+        memory = f"  {metrics['gpu_memory']:.1f} GB" if "gpu_memory" in metrics else ""
         return (
-            f"{figures['pictures_per_second']:,.0f} pictures/s  "
-            f"{figures['waiting_for_data']:.0%} waiting for data{memory}  "
+            f"{metrics['images_per_second']:,.0f} images/s  "
+            f"{metrics['waiting_for_data']:.0%} waiting for data{memory}  "
             + (f"{left / 60:,.0f} min left" if left >= 90 else f"{left:.0f} s left")
         )
 
     def minute_passed(self) -> bool:
-        """Whether it is a minute since something was told."""
-        if time.monotonic() - self.last_log < 60:
+        """Whether a minute has passed since this was last true."""
+        if self.clock() - self.last_log < 60:
             return False
-        self.last_log = time.monotonic()
+        self.last_log = self.clock()
         return True

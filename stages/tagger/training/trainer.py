@@ -1,16 +1,17 @@
-"""The training loop: steps, judgements between them, and snapshots to go on from."""
+"""The training loop: optimizer steps, validations between them, and snapshots to resume from."""
 
 import logging
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import clip_grads_with_norm_
 from torch.utils.data import DataLoader
 
-from tagger.core.errors import TaggerError
 from tagger.images import loader
 from tagger.images.augment import BatchAugmentation
 from tagger.images.dataset import Split
@@ -18,207 +19,234 @@ from tagger.images.loader import Batch
 from tagger.images.preprocess import Preprocess
 from tagger.models import freezing
 from tagger.models.head_transfer import TransferredTag
-from tagger.models.predict import Predictions
+from tagger.params import TrainParams
 from tagger.system import distributed, progress
+from tagger.system.distributed import ProcessGroup
 from tagger.system.signals import stop_on_signal
-from tagger.training.learner import Portion, TrainState
-from tagger.training.schedule import Metrics, Position, Schedule
+from tagger.training import failures, optimizer
+from tagger.training.losses import LossFunction
+from tagger.training.micro_batch import black_batch, split_batch
+from tagger.training.schedule import Position, Schedule
 from tagger.training.snapshots import Snapshots
 from tagger.training.throughput import Throughput
-from tagger.training.validation import Validator
+from tagger.training.train_state import TrainState, seed_torch
+from tagger.training.validation import Validation, ValidationLogger, Validator
 
-Weights = dict[str, Tensor]
-
-_TOLD = 8  # pictures of a bad step
+_TENSORS_PER_WEIGHT = 4  # that a step allocates for good: two moments, EMA, a sum of gradients
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Validation:
-    """What a training came to at a step."""
-
-    metrics: Metrics  # that follow from seed and data alone: step, epoch, loss, ...
-    throughput: Metrics
-    line: str  # as a person would read it
-    predictions: Predictions  # on the validation part
-    weights: Weights  # those judged; empty where they are not to be kept, or by another process
-    best: bool
-    last: bool
-    keep: bool
 
 
 @dataclass
 class Trainer:
-    """All that takes part in a training, ready to start or to go on."""
+    """Everything that takes part in a training, ready to start or to resume."""
 
-    model: nn.Module
+    params: TrainParams
+    seed: int
+    group: ProcessGroup
+    model: nn.Module  # the whole model; `state.model` is what trains of it
     state: TrainState
-    split: Split
-    batches: DataLoader[Any]
+    loss: LossFunction
+    split: Split  # the readable training images, as far as that is known
+    batches: DataLoader[Any]  # from the position on, to the end
     preprocess: Preprocess
     augment: BatchAugmentation
     validator: Validator
     schedule: Schedule
     position: Position
     snapshots: Snapshots
-    transferred_tags: Sequence[
-        TransferredTag
-    ] = ()  # what became of the tags of the model it starts from
-    lacking: int = 0  # training pictures known to be unreadable before the first step
+    transferred_tags: Sequence[TransferredTag] = ()
+    unreadable_at_start: int = 0  # training images found unreadable before the first step
+    throughput: Throughput = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.throughput = Throughput(self.group.device)
+
+    def train(self, logger: ValidationLogger | None = None) -> None:
+        """Train until the last step, or until patience runs out.
+
+        logger: of the main process; None in the others
+
+        Raises TaggerError if too many images are unreadable or too many steps are not finite, and
+        KeyboardInterrupt, after a last snapshot, if a signal asks to stop.
+        """
+        if self.state.micro_batch.size is None and self.computes_in_step():
+            self.find_micro_batch()
+        self.freeze_stages()
+        self.throughput = Throughput(self.group.device)
+        with stop_on_signal() as signalled:
+            for batch in self.throughput.time_waiting(progress.track(self.batches, "training")):
+                if self.schedule.unfreezes_before(self.position.step):
+                    self.freeze_stages()
+                self.train_step(batch)
+                stopped = self.group.any(signalled.is_set())
+                if self.schedule.validates_after(self.position.step):
+                    self.validate(logger)
+                    self.save_snapshot()
+                    self.throughput.restart()
+                    if self.schedule.is_over(self.position):
+                        break
+                elif stopped or self.snapshot_is_due():
+                    self.save_snapshot()
+                if stopped:
+                    self.snapshots.wait()
+                    _log.info(f"stopped after step {self.position.step:,}; `dvc repro` resumes")
+                    raise KeyboardInterrupt
+        self.snapshots.wait()
+
+    def train_step(self, batch: Batch) -> None:
+        """Take one optimizer step on a batch, or skip it if its loss or gradient is not finite."""
+        step, state = self.position.step, self.state
+        failures.record_unreadable(batch, self.position, self.split, self.params.max_unreadable)
+        buffers = state.copy_buffers()
+        loss = self.accumulate_in_memory(batch, buffers)
+        state.scaler.unscale_(state.optimizer)
+        norm = state.gradient_norm()
+        loss_value, norm_value = torch.stack([self.group.all_reduce(loss), norm]).tolist()
+        if math.isfinite(loss_value) and math.isfinite(norm_value):
+            learning_rate = optimizer.set_learning_rate(
+                state.optimizer, self.schedule.fraction_of_peak(step)
+            )
+            if self.params.clip_grad_norm is not None:
+                clip_grads_with_norm_(
+                    state.trainable_parameters(), self.params.clip_grad_norm, norm
+                )
+            state.scaler.step(state.optimizer)
+            state.scaler.update()
+            if state.ema:
+                state.ema.update(state.model, step=step + 1)
+            self.position.add_step(loss_value, norm_value, learning_rate)
+        else:
+            state.restore_buffers(buffers)
+            self.skip_step(batch, loss_value)
+        self.position.step += 1
+        self.throughput.add_step(self.schedule.batch_size)
+        if self.throughput.minute_passed():
+            left = self.throughput.summary(self.schedule.steps - self.position.step)
+            _log.info(f"step {step + 1:,}/{self.schedule.steps:,}  loss {loss_value:.2f}  {left}")
+
+    def accumulate(self, batch: Batch) -> Tensor:
+        """Compute the gradient of a batch in micro-batches; return the loss.
+
+        The loss is this process's part of the mean over the batch of all processes.
+        """
+        step, rank = self.position.step, self.group.world.rank
+        seed_torch(self.seed, step, rank)
+        self.state.optimizer.zero_grad()
+        total = torch.zeros((), device=self.group.device)
+        for start, micro_batch in split_batch(batch, self.state.micro_batch.size):
+            inputs, targets = loader.to_device(micro_batch, self.group.device, self.preprocess)
+            inputs, targets = self.augment(inputs, targets, step, rank, start)
+            last = start + len(micro_batch.rows) == len(batch.rows)
+            with nullcontext() if last else self.state.no_gradient_sync():
+                with self.state.autocast():
+                    logits = self.state.network(inputs)
+                fraction = len(micro_batch.rows) / self.schedule.batch_size
+                loss = self.loss(logits, targets) * fraction
+                # The processes average their gradients, and the gradient is their sum.
+                scaled: Any = self.state.scaler.scale(loss * self.group.world.size)
+                scaled.backward()
+            total += loss.detach()
+        return total
+
+    def accumulate_in_memory(self, batch: Batch, buffers: list[Tensor]) -> Tensor:
+        """Accumulate a batch, again with half the micro-batch if memory does not suffice.
+
+        buffers: a copy of those before the batch
+        """
+        micro_batch = self.state.micro_batch
+        while True:
+            try:
+                return self.accumulate(batch)
+            except torch.OutOfMemoryError:
+                pass
+            self.state.restore_buffers(buffers)
+            self.state.optimizer.zero_grad()
+            micro_batch.halve(micro_batch.size or len(batch.rows))
+
+    def skip_step(self, batch: Batch, loss: float) -> None:
+        """Discard a gradient, and record the step unless only the scale of fp16 was too large.
+
+        Raises TaggerError, after a snapshot, if more than `train.max_nonfinite_steps` are recorded.
+        """
+        scaler = self.state.scaler
+        self.state.optimizer.zero_grad()
+        if scaler.is_enabled():
+            scaler.update()
+            if math.isfinite(loss) and scaler.get_scale() > 1:
+                return
+        failures.record_nonfinite(batch, self.position, self.split, loss)
+        if self.position.nonfinite_steps > self.params.max_nonfinite_steps:
+            self.save_snapshot()
+            self.snapshots.wait()
+            raise failures.too_many_nonfinite(self.position, self.params, self.snapshots.newest)
+
+    def validate(self, logger: ValidationLogger | None) -> None:
+        """Validate the model, and give the metrics and the weights to keep to the logger."""
+        position, schedule = self.position, self.schedule
+        for unreadable in self.group.all_gather(position.failures):
+            position.failures |= unreadable
+        throughput = self.throughput.metrics()
+        time_left = self.throughput.summary(schedule.steps - position.step)
+        best_ap = max((record["macro_ap"] for record in position.history), default=0.0)
+        metrics, predictions = self.validator(self.state.eval_model)
+        record = position.add_validation(metrics)
+        summary = (
+            f"epoch {record['epoch']:g}/{self.params.epochs}  loss {record['loss']:.2f}  "
+            f"macro AP {record['macro_ap']:.3f} ({record['macro_ap'] - best_ap:+.3f})  {time_left}"
+        )
+        checkpoints = schedule.checkpoints(position)
+        weights = self.state.full_weights(self.model) if checkpoints else {}
+        if logger:
+            logger.log_validation(
+                Validation(record, throughput, summary, predictions, checkpoints, weights)
+            )
+        freezing.freeze(self.state.model, schedule.frozen_stages(position.step))
+
+    def save_snapshot(self) -> None:
+        """Copy the state of all processes, and write it while training continues."""
+        self.snapshots.wait()  # for the copy that the next one overwrites
+        content = {"state": self.state.state_dict(), "position": asdict(self.position)}
+        if self.group.is_main:
+            self.snapshots.save(self.position.step, content)
+
+    def snapshot_is_due(self) -> bool:
+        every = self.params.snapshot_every
+        if every.unit == "minute":  # by the clock of the main process
+            late = self.snapshots.minutes_since_save() >= every.number
+            return self.group.any(self.group.is_main and late)
+        return self.schedule.is_due(every, self.position.step)
+
+    def freeze_stages(self) -> None:
+        """Freeze the stages of the backbone that the schedule freezes now."""
+        frozen = self.schedule.frozen_stages(self.position.step)
+        if stages := self.schedule.backbone_stages:
+            _log.info(f"{frozen} of {stages} stages of the backbone are frozen")
+        self.state.freeze_stages(frozen)
+
+    def computes_in_step(self) -> bool:
+        """Whether processes on GPUs compute images together, so that none can halve a batch."""
+        on_gpus = self.group.world.size > 1 and self.group.device.type == "cuda"
+        return on_gpus and not self.params.cache_embeddings
+
+    def find_micro_batch(self) -> None:
+        """Set the micro-batch to what fits into memory in every process, by a black batch."""
+        micro_batch, (rank, size) = self.state.micro_batch, self.group.rank_and_size
+        images = len(range(rank, self.schedule.batch_size, size))
+        side = max(self.preprocess.size, *self.params.augment.sizes, 1)
+        batch = black_batch(images, side, self.split.labels.shape[1])
+        weights = self.state.trainable_parameters()
+        ballast = [torch.empty_like(w) for w in weights for _ in range(_TENSORS_PER_WEIGHT)]
+        buffers = self.state.copy_buffers()
+        micro_batch.can_halve = not distributed.is_sharded(self.state.model)
+        self.accumulate_in_memory(batch, buffers)
+        micro_batch.can_halve = size == 1
+        del ballast
+        self.state.restore_buffers(buffers)
+        self.state.optimizer.zero_grad()
+        sizes = self.group.all_gather(micro_batch.size)
+        micro_batch.size = min((size for size in sizes if size), default=None)
 
     @property
     def unreadable(self) -> int:
-        """How many training pictures could not be read so far."""
-        return self.lacking + len(self.position.failures)
-
-    def train(self) -> Iterator[Validation]:
-        """Train, and yield every judgement.
-
-        Raises TaggerError where too many pictures cannot be read, or too many steps are bad, and
-        KeyboardInterrupt, after a last snapshot, where a signal asks to stop.
-        """
-        pace = Throughput(self.state.group.device)
-        self._freeze()
-        with stop_on_signal() as asked:
-            yield from self._steps(pace, asked.is_set)
-        self.snapshots.wait()
-
-    def _steps(self, pace: Throughput, asked: Callable[[], bool]) -> Iterator[Validation]:
-        position, plan = self.position, self.schedule
-        for batch in pace.time_waiting(progress.track(self.batches, "training")):
-            if plan.frozen_stages(position.step) != plan.frozen_stages(max(0, position.step - 1)):
-                self._freeze()
-            snapshot, stop = self._step(batch, pace, asked())
-            if plan.validates_after(position.step):
-                with pace.paused():
-                    judgement = self._validate(pace)
-                    yield judgement
-                    freezing.freeze(self.state.model, plan.frozen_stages(position.step))
-                    self._save()
-                pace.restart()
-                if judgement.last:
-                    return
-            elif snapshot or stop or plan.is_due(plan.params.snapshot_every, position.step):
-                self._save()
-                pace.snapshot_saved()
-            if stop:
-                self.snapshots.wait()
-                _log.info(f"stopped after step {position.step:,}: `dvc repro` goes on from there")
-                raise KeyboardInterrupt
-
-    def _freeze(self) -> None:
-        frozen = self.schedule.frozen_stages(self.position.step)
-        if self.schedule.backbone_stages:
-            _log.info(
-                f"of {self.schedule.backbone_stages} stages of the backbone the first {frozen} are frozen"
-            )
-        freezing.freeze(self.state.model, frozen)
-        self.state.wrap()
-
-    def _step(self, batch: Batch, pace: Throughput, asked: bool) -> tuple[bool, bool]:
-        """Take one step; return whether a snapshot is due, and whether some process is to stop."""
-        plan, position, group = self.schedule, self.position, self.state.group
-        step = position.step
-        self._note_failures(batch)
-        portion = Portion(len(batch.rows), plan.batch_size, lambda *rows: self._micro(batch, *rows))
-        loss, norm = self.state.gradient(portion, step)
-        every = plan.params.snapshot_every
-        due = every.unit == "minute" and pace.minutes_since_snapshot() >= every.number
-        flags = loss.new_tensor([group.is_main and due, asked])
-        told = group.all_reduce(torch.cat([torch.stack([loss, norm / group.world.size]), flags]))
-        value, length, snapshot, stop = told.tolist()
-        if math.isfinite(value) and math.isfinite(length):
-            position.add_step(
-                value, length, self.state.update(norm, plan.fraction_of_peak(step), step)
-            )
-        else:
-            self.state.skip()
-            if not (math.isfinite(value) and self.state.overflows()):
-                self._log_nonfinite_step(batch, value)
-        position.step += 1
-        pace.step(plan.batch_size)
-        if pace.minute_passed():
-            line = pace.summary(plan.steps - position.step)
-            _log.info(f"step {step + 1:,}/{plan.steps:,}  loss {value:.2f}  {line}")
-        return bool(snapshot), bool(stop)
-
-    def _micro(self, batch: Batch, start: int, end: int) -> tuple[Tensor, Tensor]:
-        """Return inputs and targets of some pictures of a batch on the device, augmented."""
-        some = batch._replace(pixels=batch.pixels[start:end], targets=batch.targets[start:end])
-        inputs, targets = loader.to_device(some, self.state.group.device, self.preprocess)
-        rank = self.state.group.world.rank
-        return self.augment(inputs, targets, self.position.step, rank, start)
-
-    def _note_failures(self, batch: Batch) -> None:
-        failures = self.position.failures
-        failures |= batch.failures
-        if batch.failures and len(failures) > self.schedule.params.max_unreadable * len(self.split):
-            row, reason = next(iter(failures.items()))
-            raise TaggerError(
-                f"{len(failures):,} of {len(self.split):,} training pictures cannot be read, "
-                f"{self.split.locations[row].path} first: {reason}. Run prepare again, or raise "
-                "train.max_unreadable."
-            )
-
-    def _log_nonfinite_step(self, batch: Batch, loss: float) -> None:
-        position, most = self.position, self.schedule.params.max_nonfinite_steps
-        position.nonfinite_steps += 1
-        shown = ", ".join(self.split.locations[row].path for row in batch.rows[:_TOLD])
-        more = f" and {len(batch.rows) - _TOLD} more" if len(batch.rows) > _TOLD else ""
-        _log.warning(
-            f"step {position.step + 1:,}: the loss is {loss:g}, or its gradient no number; nothing "
-            f"is learned from it. Pictures: {shown}{more}"
-        )
-        if position.nonfinite_steps > most:
-            self._save()
-            self.snapshots.wait()
-            raise TaggerError(
-                f"In {position.nonfinite_steps} steps the loss or its gradient was no number, in more "
-                f"than train.max_nonfinite_steps ({most}). Lower the preset's learning_rate, or set "
-                f"train.precision: fp32, and go on with train.resume_from: {self.snapshots.newest}"
-            )
-
-    def _validate(self, pace: Throughput) -> Validation:
-        plan, position = self.schedule, self.position
-        for others in self.state.group.all_gather(position.failures):
-            position.failures |= others
-        measured, rest = pace.metrics(), pace.summary(plan.steps - position.step)
-        figures, predictions = self.validator(self.state.eval_model)
-        highest = max((past["macro_ap"] for past in position.history), default=0.0)
-        told = position.add_validation(figures)
-        best, last = not plan.validations_since_best(position), plan.is_over(position)
-        keep = plan.keeps_after(position.step)
-        return Validation(
-            told,
-            measured,
-            f"epoch {told['epoch']:g}/{plan.params.epochs}  loss {told['loss']:.2f}  "
-            f"macro AP {told['macro_ap']:.3f} ({told['macro_ap'] - highest:+.3f})  {rest}",
-            predictions,
-            self._weights() if last or keep or best else {},
-            best=best,
-            last=last,
-            keep=keep,
-        )
-
-    def _weights(self) -> Weights:
-        """Return the weights of the whole model, of which perhaps the head alone learns.
-
-        The leading process keeps them. The others help to put them together, and get none.
-        """
-        leads = self.state.group.is_main
-        learned: Weights = distributed.full_state_dict(
-            self.state.eval_model.state_dict(), needed=leads
-        )
-        if not leads:
-            return {}
-        if self.state.model is self.model:
-            return learned
-        (path,) = (n for n, module in self.model.named_modules() if module is self.state.model)
-        rest: Weights = distributed.full_state_dict(self.model.state_dict())
-        return rest | {f"{path}.{name}": value for name, value in learned.items()}
-
-    def _save(self) -> None:
-        self.snapshots.wait()  # for what the next copy overwrites
-        content = {"learner": self.state.state_dict(), "position": asdict(self.position)}
-        if self.state.group.is_main:
-            self.snapshots.save(self.position.step, content)
+        """The number of training images found unreadable so far."""
+        return self.unreadable_at_start + len(self.position.failures)
