@@ -34,7 +34,9 @@ def main(p: params.Params) -> None:
     tags, splits = dataset.read_splits(POSTS, TAGS, MODEL / "vocabulary.csv", SPLIT)
     run, metrics = files.read_json(MODEL / "run.json"), files.read_json(METRICS)
     fitted = thresholds.read(THRESHOLDS)
-    export_tags = ExportTags(tags, thresholds.per_tag(fitted, tags, p.evaluate.threshold), fitted)
+    threshold = p.evaluate.threshold
+    thresholds.check_objective(fitted, threshold.objective, threshold.target)
+    export_tags = ExportTags(tags, thresholds.per_tag(fitted, tags, threshold.kind), fitted)
     with files.atomic_write(EXPORT) as folder:
         package.write(folder, MODEL, CALIBRATION, export_tags, p.export.opset)
         trials = quantize_weights(folder, splits, run, p)

@@ -48,7 +48,7 @@ def allot(found: Posts, labels: Labels, p: params.SplitParams, seed: int) -> Spl
             dates = found.table["created_at"]
             return deterministic.by_time(dates, found.ids, shares, groups=groups)
         case "given":
-            return deterministic.from_table(p.given, p.id_column, p.split_column, found.ids, SPLITS)
+            return deterministic.from_table(p.table, p.id_column, p.split_column, found.ids, SPLITS)
 
 
 def report(

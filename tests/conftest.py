@@ -137,7 +137,7 @@ def export_folder(model_folder: Path, tags: list[Tag]) -> Path:
     from tagger.export import package
 
     fitted = [
-        Threshold(name, "", 0.5, 1, 0.5, 0.5, 0.5, "best_f1")
+        Threshold(name, "", 0.5, "global" if name == ALL else "category")
         for name in (ALL, *CATEGORIES.values())
     ]
     limits = np.linspace(0.3, 0.7, len(tags))

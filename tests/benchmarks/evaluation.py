@@ -24,7 +24,6 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "stages"))
 
 from tagger.core.colours import WHITE
 from tagger.core.location import Location
-from tagger.core.thresholds import Aim
 from tagger.core.vocabulary import Tag
 from tagger.evaluation import (
     bootstrap,
@@ -99,7 +98,7 @@ def _drawn(labels: csr_array) -> Iterator[tuple[range, None]]:
 
 
 def judge(part: PredictionStore, tags: list[Tag], took: dict[str, float]) -> dict[str, Any]:
-    rows = timed(took, "thresholds", lambda: fit_thresholds.fit(part, tags, Aim()))
+    rows = timed(took, "thresholds", lambda: fit_thresholds.fit(part, tags))
     limits = np.array([row.threshold for row in rows if row.name])
     pools, marks = tag_metrics.pool_numbers(tags), score_counts.evaluation_thresholds(limits)
     counted = timed(took, "metrics", lambda: score_counts.count(part, pools, thresholds=marks))
@@ -118,7 +117,7 @@ def judge(part: PredictionStore, tags: list[Tag], took: dict[str, float]) -> dic
         background=WHITE,
     )
     timed(took, "mistakes", lambda: look.mistakes)
-    timed(took, "tags confused", lambda: look.confused)
+    timed(took, "tags confused", lambda: look.confusions)
     timed(took, "labels in doubt", lambda: look.label_issues)
     return {"seconds": took, "macro_ap": summed["macro_ap"], "micro_f1": summed["micro_f1"]}
 

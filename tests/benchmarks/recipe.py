@@ -16,7 +16,6 @@ import yaml
 
 from tagger import params
 from tagger.core import thresholds
-from tagger.core.thresholds import Aim
 from tagger.evaluation import fit_thresholds, result
 from tagger.evaluation.prediction_store import PredictionStore
 from tagger.evaluation.predictions import SplitPredictor
@@ -86,7 +85,7 @@ def train(p: Params) -> dict[str, float]:
             return found.store
 
         limits = thresholds.per_tag(
-            fit_thresholds.fit(predicted("validation"), tags, Aim()), tags, "global"
+            fit_thresholds.fit(predicted("validation"), tags), tags, "global"
         )
         return result.evaluate(predicted("test"), tags, limits, seed=0).metrics
 

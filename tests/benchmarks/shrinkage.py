@@ -24,7 +24,6 @@ from tagger.core import vocabulary
 from tagger.core.arrays import Floats, Truth
 from tagger.core.location import Location
 from tagger.core.logits import finite_logit, logit
-from tagger.core.thresholds import Aim
 from tagger.core.vocabulary import Tag
 from tagger.demo import draw
 from tagger.evaluation import fit_thresholds, prediction_store
@@ -179,7 +178,7 @@ def ours(judged: Judged, tags: list[Tag], seed: int) -> Floats:
         truth = prediction_store.StoreLabels(csr_array(judged.truth))
         everything = [(range(len(judged.logits)), judged.logits)]
         with prediction_store.write(Path(folder) / "logits", truth, everything) as part:
-            rows = fit_thresholds.fit(part, tags, Aim(), seed)
+            rows = fit_thresholds.fit(part, tags, seed=seed)
     return logit([row.threshold for row in rows if row.name])
 
 

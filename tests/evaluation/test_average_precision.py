@@ -26,7 +26,7 @@ def predictions(draw: st.DrawFn) -> Judged:
 @given(predictions())
 def test_average_precision_is_scikit_learns(judged: Judged) -> None:
     scores, truth = judged
-    ours = dense.average_precision(scores, truth)
+    ours = dense.tag_average_precision(scores, truth)
     assert ours.shape == (truth.shape[1],)
     for tag, value in enumerate(ours):
         if truth[:, tag].any():
@@ -58,9 +58,9 @@ def test_what_is_unknown_counts_for_nothing(judged: Judged, share: float, seed: 
     known = random.random(truth.shape) < share
     others = np.where(known, scores, random.random(scores.shape)).astype(np.float32)
     other_truth = np.where(known, truth, random.random(truth.shape) < 0.5)
-    for tag, value in enumerate(dense.average_precision(scores, truth, known)):
+    for tag, value in enumerate(dense.tag_average_precision(scores, truth, known)):
         told = known[:, tag]
-        (alone,) = dense.average_precision(scores[told][:, [tag]], truth[told][:, [tag]])
+        (alone,) = dense.tag_average_precision(scores[told][:, [tag]], truth[told][:, [tag]])
         assert value == alone or (np.isnan(value) and np.isnan(alone))
     for figure in (dense.macro_ap, dense.micro_ap, dense.cross_entropy):
         assert figure(scores, truth, known) == figure(others, other_truth, known)

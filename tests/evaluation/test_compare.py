@@ -1,8 +1,10 @@
 """A comparison finds what differs, whatever the other tagger calls its tags and colours."""
 
+import io
 import logging
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,14 +15,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-import evaluate
+import compare
 from support import third_party_layouts
 from support.evaluations import (
     error_line,
     inside_project,
     project_with_model,
     read_splits,
-    run_evaluate,
 )
 from support.trainings import TWO_PROCESSES, Project
 from tagger import params
@@ -36,7 +37,7 @@ from tagger.params import Params, Preset
 
 pytestmark = pytest.mark.timeout(300)
 
-Found = Mapping[str, Any]  # what against.json holds
+Found = Mapping[str, Any]  # the content of compare.json
 
 
 @pytest.fixture(scope="module")
@@ -76,10 +77,11 @@ def made(
 
 
 def compared(made: Project, other: Path) -> tuple[str, Found]:
-    """Return what is printed, and what is written."""
-    printed = run_evaluate(made, other)
-    found: Found = files.read_json(made.folder / evaluate.AGAINST)
-    return printed, found
+    """Return what the comparison prints, and what it writes."""
+    with inside_project(made), redirect_stdout(io.StringIO()) as printed:
+        compare.main(params.load(), other)
+    found: Found = files.read_json(made.folder / compare.METRICS)
+    return printed.getvalue(), found
 
 
 def close(one: object, other: object) -> bool:
@@ -141,7 +143,7 @@ def test_a_tagger_without_a_tag_in_common_is_told(
     names = [tag._replace(name=f"no_{tag.name}") for tag in tags]
     other = third_party_layouts.write_timm_layout(taught, names, tmp_path / "other")
     expected = f"{other}: none of its {len(tags)} tags, such as 'no_general', is among those of "
-    assert error_line(lambda: run_evaluate(made, other), capsys).startswith(expected)
+    assert error_line(lambda: compared(made, other), capsys).startswith(expected)
 
 
 def test_a_model_that_has_some_tags_wrong_is_worse_beyond_doubt(
@@ -199,29 +201,27 @@ def test_the_order_of_colours_is_found_out_and_told(
     other = third_party_layouts.write_timm_layout(taught, tags, tmp_path / "other", bgr=bgr)
     with caplog.at_level(logging.WARNING):
         _, found = compared(made, other)
-    (message,) = (message for message in caplog.messages if "colours" in message)
-    assert "on 9 validation pictures" in message
-    assert message.endswith("BGR it is." if bgr else "RGB it is.")
+    (message,) = (message for message in caplog.messages if "channels" in message)
+    assert "on 9 validation images" in message
+    assert message.endswith("Using BGR." if bgr else "Using RGB.")
     for differences in found["differences"].values():
         assert np.ravel(list(differences.values())) == pytest.approx(0, abs=1e-3)
 
 
-def test_a_tagger_is_judged_by_its_own_preprocessing(
+def test_each_tagger_is_evaluated_with_its_own_preprocessing(
     made: Project, export_folder: Path, tags: list[Tag], tmp_path: Path
 ) -> None:
-    """imgutils' layout, whose stages are not ours; of another model, which knows nothing."""
+    """Here imgutils' layout, with steps that are not ours, of an untrained model."""
     folder = third_party_layouts.write_imgutils_layout(export_folder, tags, tmp_path / "imgutils")
-    part = read_splits(made)[1]["test"]
-    _, found = compared(made, folder)
+    test = read_splits(made)[1]["test"]
+    images = [decode.open_rgb(location) for location in test.locations]
     tagger = load_tagger(folder, Device("cpu", threads=1))
-    scores = tagger.probabilities([decode.open_rgb(place) for place in part.locations])
-    expected = dense.macro_ap(scores, part.labels.toarray())
-    assert found["theirs"]["macro_ap"] == pytest.approx(expected, abs=1e-4)
-    plain = replace(tagger, preprocess=preprocess.read(export_folder / "preprocess.json"))
-    other = dense.macro_ap(
-        plain.probabilities([decode.open_rgb(place) for place in part.locations]),
-        part.labels.toarray(),
+    padded = replace(tagger, preprocess=preprocess.read(export_folder / "preprocess.json"))
+    _, content = compared(made, folder)
+    expected, other = (
+        dense.macro_ap(one.probabilities(images), test.labels.toarray()) for one in (tagger, padded)
     )
+    assert content["theirs"]["macro_ap"] == pytest.approx(expected, abs=1e-4)
     assert other != pytest.approx(expected, abs=1e-4)
 
 
@@ -236,17 +236,17 @@ def test_two_processes_compare_as_one_does(
     Path(test).write_bytes(whole[:40])
     try:
         printed, one = compared(made, other)
-        (made.folder / evaluate.AGAINST).unlink()
-        said = made.run_stage("--against", other, stage="evaluate", by=TWO_PROCESSES).success_output
+        (made.folder / compare.METRICS).unlink()
+        said = made.run_stage(other, stage="compare", by=TWO_PROCESSES).success_output
     finally:
         Path(test).write_bytes(whole)
-    two = files.read_json(made.folder / evaluate.AGAINST)
+    two = files.read_json(made.folder / compare.METRICS)
     assert one["ours"]["images"] == two["ours"]["images"] == 10
     assert two["differences"].keys() == one["differences"].keys()
     for place, differences in one["differences"].items():
         for measure, row in differences.items():
             assert two["differences"][place][measure] == pytest.approx(row, abs=1e-6)
-    assert said.count("in which order it takes colours") == said.count("tags that both know") == 1
+    assert said.count("the order of channels") == said.count("shared tags") == 1
     assert printed.splitlines()[0] in said
 
 
@@ -260,7 +260,7 @@ def test_without_validation_pictures_colours_are_taken_for_rgb(
         taught, read_splits(project)[0], tmp_path / "other"
     )
     with inside_project(project):
-        evaluate.main(params.load(), other)
-    found = files.read_json(project.folder / evaluate.AGAINST)
+        compare.main(params.load(), other)
+    found = files.read_json(project.folder / compare.METRICS)
     assert found["ours"]["images"] == 9
     assert close(found["ours"], found["theirs"])

@@ -120,7 +120,7 @@ def test_tags_on_every_picture_and_on_none_have_a_threshold_and_a_row(odd: Proje
     fitted, tested = rows(odd, evaluate.THRESHOLDS), rows(odd, evaluate.TABLES[0])
     assert len(fitted) == len(tested) == len(read_splits(odd)[0])
     without = fitted[NOT_JUDGED]
-    assert (without["support"], without["method"]) == ("0", "f1, of its category")
+    assert (without["support"], without["objective"]) == ("0", "f1")
     assert tested[NOT_JUDGED]["ap"] != ""
     assert (tested[NOT_TESTED]["support"], tested[NOT_TESTED]["ap"]) == ("0", "")
     everywhere = tested[EVERYWHERE]
@@ -142,7 +142,7 @@ def test_a_split_without_test_pictures_is_told_and_without_validation_halves_dec
         tmp_path / "a", default_params, demo, preset, model_folder, (15, 9, 0)
     )
     assert error_line(lambda: run_evaluate(untested), capsys) == (
-        "The split has no test pictures to judge the model by. Raise split.test."
+        "The test split is empty. Raise split.test."
     )
     assert not (untested.folder / "metrics").exists()
     unjudged = project_with_model(
@@ -158,7 +158,7 @@ def test_export_takes_thresholds_by_the_policy_they_were_fitted_by_and_no_other(
     copied: Project, capsys: pytest.CaptureFixture[str]
 ) -> None:
     copied.edit_params(
-        evaluate={"threshold": {"kind": "category", "by": "precision", "target": 0.9}}
+        evaluate={"threshold": {"kind": "category", "objective": "precision", "target": 0.9}}
     )
     run_evaluate(copied)
     with inside_project(copied):
@@ -166,15 +166,22 @@ def test_export_takes_thresholds_by_the_policy_they_were_fitted_by_and_no_other(
         export.main(p)
         tagger = load_tagger(export.EXPORT, Device("cpu"))
         fitted = thresholds.read(export.THRESHOLDS)
-        limits = thresholds.per_tag(fitted, tagger.tags, p.evaluate.threshold)
+        limits = thresholds.per_tag(fitted, tagger.tags, p.evaluate.threshold.kind)
         assert tagger.thresholds.tolist() == limits.tolist()
         capsys.readouterr()
-        for other in ({"target": 0.8}, {"by": "f1", "target": None}, {"by": "recall"}):
+        for other in (
+            {"target": 0.8},
+            {"objective": "f1", "target": None},
+            {"objective": "recall"},
+        ):
             changed = p.evaluate.threshold.model_copy(update=other)
             evaluation = p.evaluate.model_copy(update={"threshold": changed})
             refused = p.model_copy(update={"evaluate": evaluation})
             line = error_line(lambda refused=refused: export.main(refused), capsys)  # type: ignore[misc]
-            assert "The thresholds are fitted by 'precision 0.9', not by " in line
+            assert (
+                "The thresholds are fitted for precision 0.9, and evaluate.threshold asks for "
+                in line
+            )
 
 
 def test_one_evaluation_at_a_time_and_a_stopped_one_leaves_nothing(

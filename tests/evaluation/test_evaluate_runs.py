@@ -9,6 +9,7 @@ import pytest
 from mlflow import MlflowClient
 
 import evaluate
+import register
 from support.evaluations import (
     error_line,
     inside_project,
@@ -19,7 +20,6 @@ from support.evaluations import (
 )
 from support.trainings import Project
 from tagger.core import files
-from tagger.core.errors import TaggerError
 from tagger.models import backbone
 from tagger.params import Params, Preset
 from tagger.tracking import runs
@@ -90,25 +90,16 @@ def test_the_best_run_on_the_same_data_is_registered(
     tracked: Project, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with inside_project(tracked):
-        refused = error_line(lambda: evaluate.register("tagger", "best"), capsys)
-        assert refused == "MLflow has no run that was judged on this data. Run `dvc repro`."
+        refused = error_line(lambda: register.main("tagger", "best"), capsys)
+        assert refused == "MLflow has no run that was evaluated on this data. Run `dvc repro`."
         own = runs.data_digest(files.read_json(evaluate.MODEL / "run.json")["data"])
         for name, figure, data in (("fair", 0.5, own), ("good", 0.75, own), ("other", 0.9, "x")):
             with runs.start(name, data=data) as run:
                 run.log_checkpoint("best", evaluate.MODEL / backbone.WEIGHTS, {"macro_ap": 0.1}, 3)
                 run.log_metrics({"test": {"macro_ap": figure}})
-        evaluate.register("tagger", "champion")
+        register.main("tagger", "champion")
     printed = capsys.readouterr().out
     assert printed.startswith("good, test.macro_ap 0.750: version 1 of tagger, alias champion")
     here = client(tracked)
     version = here.get_model_version_by_alias("tagger", "champion")
     assert here.get_run(str(version.run_id)).info.run_name == "good"
-
-
-def test_comparing_and_registering_are_asked_for_one_at_a_time() -> None:
-    asked = evaluate.parse_args(["--register", "tagger"])
-    assert (asked.register, asked.alias, asked.against) == ("tagger", "best", None)
-    with pytest.raises(TaggerError, match="not allowed with"):
-        evaluate.parse_args(["--register", "tagger", "--against", "other"])
-    with pytest.raises(TaggerError, match="--alias goes with --register"):
-        evaluate.parse_args(["--alias", "best"])

@@ -22,7 +22,7 @@ from support.trainings import ROOT, TWO_PROCESSES, Project
 from tagger import params
 from tagger.core import vocabulary
 from tagger.core.logits import finite_logit
-from tagger.core.thresholds import Aim, Objective
+from tagger.core.thresholds import Objective
 from tagger.evaluation import quantized_logits
 from tagger.images import preprocess
 from tagger.models import backbone
@@ -98,17 +98,20 @@ def test_the_same_comes_out_again_and_of_two_processes(copied: Project) -> None:
 
 
 @pytest.mark.parametrize("kind", ["global", "category", "tag"])
-@pytest.mark.parametrize(("by", "target"), [("precision_recall", None), ("precision", 0.8)])
+@pytest.mark.parametrize(("objective", "target"), [("precision_recall", None), ("precision", 0.8)])
 def test_thresholds_follow_the_policy(
-    copied: Project, kind: str, by: Objective, target: float | None
+    copied: Project, kind: str, objective: Objective, target: float | None
 ) -> None:
-    copied.edit_params(evaluate={"threshold": {"kind": kind, "by": by, "target": target}})
+    copied.edit_params(
+        evaluate={"threshold": {"kind": kind, "objective": objective, "target": target}}
+    )
     run_evaluate(copied)
     with (copied.folder / evaluate.TABLES[0]).open(encoding="utf-8") as file:
         given = {row["name"]: float(row["threshold"]) for row in csv.DictReader(file)}
     with (copied.folder / evaluate.THRESHOLDS).open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    assert {row["method"].partition(",")[0] for row in rows} == {str(Aim(by, target))}
+    expected = objective, "" if target is None else str(target)
+    assert {(row["objective"], row["target"]) for row in rows} == {expected}
     own = {row["name"]: float(row["threshold"]) for row in rows if row["name"]}
     assert (given == own) == (kind == "tag")
     assert (len(set(given.values())) == 1) == (kind == "global")
@@ -125,9 +128,9 @@ def test_a_picture_that_cannot_be_read_is_left_out_counted_and_told(copied: Proj
         Path(part.locations[0].path).write_bytes(original)
     assert read_metrics(copied)["test"]["images"] == before - 1
     assert read_metrics(copied)["test"]["unreadable"] == 1
-    assert f"left out of test: {part.locations[0].path}: " in printed
+    assert f"skipped in test: {part.locations[0].path}: " in printed
     page = (copied.folder / evaluate.REPORT).read_text(encoding="utf-8")
-    assert "Unreadable pictures" in page
+    assert "Unreadable images" in page
 
 
 def test_a_model_without_numbers_is_told_and_nothing_is_overwritten(
@@ -142,5 +145,5 @@ def test_a_model_without_numbers_is_told_and_nothing_is_overwritten(
                 weights[name] = value * np.nan
         backbone.save_weights(weights, evaluate.MODEL / backbone.WEIGHTS)
         line = error_line(lambda: evaluate.main(params.load()), capsys)
-    assert line.startswith("The model says nan of picture")
+    assert line.startswith("The model predicts the non-finite logit nan for image")
     assert contents(copied) == before

@@ -9,7 +9,6 @@ from sklearn.metrics import f1_score, precision_score, recall_score
 from support.predictions import (
     RandomPredictions,
     TemporaryStore,
-    compile_always,
     make_tags,
     random_predictions,
     small_predictions,
@@ -17,33 +16,35 @@ from support.predictions import (
 from tagger.core import thresholds
 from tagger.core.arrays import Floats, Scores
 from tagger.core.logits import logit, sigmoid
-from tagger.core.thresholds import ALL, Aim, Threshold
+from tagger.core.thresholds import ALL, Objective, Threshold
 from tagger.core.vocabulary import CATEGORIES
 from tagger.evaluation import (
     fit_thresholds,
     objectives,
     quantized_logits,
     score_counts,
-    shrinkage,
     tag_metrics,
 )
 from tagger.evaluation.objectives import DecisionCurves
 
-BY_F1 = Aim()
+
+def fit(predictions: RandomPredictions, objective: Objective = "f1") -> list[Threshold]:
+    with TemporaryStore(predictions) as store:
+        return fit_thresholds.fit(store, make_tags(predictions.truth.shape[1]), objective)
 
 
-def fit(predictions: RandomPredictions, aim: Aim = BY_F1) -> list[Threshold]:
-    with TemporaryStore(predictions) as scored:
-        return fit_thresholds.fit(scored, make_tags(predictions.truth.shape[1]), aim)
-
-
-def best(predictions: RandomPredictions, aim: Aim) -> tuple[Floats, float]:
+def best(
+    predictions: RandomPredictions, objective: Objective = "f1", target: float | None = None
+) -> tuple[Floats, float]:
     """Return the best threshold of each tag and of all pairs, as probabilities."""
-    with TemporaryStore(predictions) as scored:
-        counted = score_counts.count(scored, np.zeros(scored.tag_count, np.int64))
-    own = objectives.best_thresholds(DecisionCurves.of_tags(counted), aim)
-    (pooled,) = objectives.best_thresholds(DecisionCurves.of_pool(counted.pools[0]), aim)
-    return sigmoid(own), float(sigmoid(pooled))
+    with TemporaryStore(predictions) as store:
+        counts = score_counts.count(store, np.zeros(store.tag_count, np.int64))
+    everything = counts.pooled(np.ones(len(counts), np.bool_))
+    tags, (pooled,) = (
+        sigmoid(objectives.best_thresholds(curves, objective, target))
+        for curves in (DecisionCurves.of_tags(counts), DecisionCurves.of_pool(everything))
+    )
+    return tags, float(pooled)
 
 
 def every(scores: Scores) -> Floats:
@@ -58,26 +59,27 @@ def test_there_is_no_better_threshold(predictions: RandomPredictions, target: fl
     logits, truth = predictions
     columns = [(logits[:, tag], truth[:, tag]) for tag in range(truth.shape[1])]
     columns.append((logits.ravel(), truth.ravel()))
-    for aim in (
-        Aim("f1"),
-        Aim("precision_recall"),
-        Aim("precision", target),
-        Aim("recall", target),
-    ):
-        own, pooled = best(predictions, aim)
+    goals: list[tuple[Objective, float | None]] = [
+        ("f1", None),
+        ("precision_recall", None),
+        ("precision", target),
+        ("recall", target),
+    ]
+    for objective, goal in goals:
+        own, pooled = best(predictions, objective, goal)
         for threshold, (scores, wanted) in zip([*own, pooled], columns, strict=True):
             if not wanted.any():
                 assert np.isnan(threshold)
                 continue
             chosen = sigmoid(scores) >= threshold
             others = [scores >= other for other in every(scores)]
-            if aim.by == "f1":
+            if objective == "f1":
                 most = max(f1_score(wanted, other, zero_division=0) for other in others)
                 assert f1_score(wanted, chosen) == pytest.approx(most)
-            elif aim.by == "precision_recall":
+            elif objective == "precision_recall":
                 fits = [other.sum() for other in others if other.sum() <= wanted.sum()]
                 assert chosen.sum() == max(fits)
-            elif aim.by == "recall":
+            elif objective == "recall":
                 enough = [o.sum() for o in others if recall_score(wanted, o) >= target - 1e-12]
                 assert chosen.sum() == min(enough)
             else:
@@ -94,13 +96,13 @@ def test_there_is_no_better_threshold(predictions: RandomPredictions, target: fl
 
 def test_a_threshold_lies_in_the_middle_of_its_gap() -> None:
     logits = np.array([[3.0], [1.0], [-1.0], [-2.0]], np.float32)
-    own, pooled = best(RandomPredictions(logits, logits > 0), Aim())
+    own, pooled = best(RandomPredictions(logits, logits > 0))
     assert own.tolist() == [pooled] == [0.5]
 
 
 def test_a_tag_on_every_picture_is_given_from_a_half_on_at_the_latest() -> None:
     logits = np.array([[3.0, -3.0], [5.0, -2.0]], np.float32)
-    own, _ = best(RandomPredictions(logits, np.ones((2, 2), np.bool_)), Aim())
+    own, _ = best(RandomPredictions(logits, np.ones((2, 2), np.bool_)))
     assert own[0] == 0.5
     assert own[1] < sigmoid(np.array(-3.0))
 
@@ -124,8 +126,9 @@ def test_the_table_has_a_row_for_all_for_each_category_and_for_each_tag() -> Non
         assert row.f1 == pytest.approx(f1_score(truth, chosen), abs=1e-6)
         assert row.precision == pytest.approx(precision_score(truth, chosen), abs=1e-6)
         assert row.recall == pytest.approx(recall_score(truth, chosen), abs=1e-6)
-    assert {row.method for row in rows[:3]} == {"f1"}
-    assert all(row.method.startswith("f1, k ") for row in rows[3:])
+    assert [row.kind for row in rows] == ["global", "category", "category", *["tag"] * 10]
+    assert {(row.objective, row.target) for row in rows} == {("f1", None)}
+    assert [row.strength is None for row in rows] == [row.kind != "tag" for row in rows]
     limits = thresholds.per_tag(rows, listed, "tag")
     assert limits.tolist() == [row.threshold for row in rows[3:]]
 
@@ -134,9 +137,9 @@ def test_a_tag_that_no_picture_shows_has_the_threshold_of_its_category() -> None
     predictions = random_predictions(200, 6)
     predictions.truth[:, 1] = False
     predictions.truth[:, 3:] = False
-    rows = {(row.category, row.name): row for row in fit(predictions, Aim("precision_recall"))}
+    rows = {(row.category, row.name): row for row in fit(predictions, "precision_recall")}
     assert rows["general", "tag_1"].threshold == rows["general", ""].threshold
-    assert rows["general", "tag_1"].method == "precision_recall, of its category"
+    assert rows["general", "tag_1"].objective == "precision_recall"
     assert rows["character", ""].threshold == rows[ALL, ""].threshold
     assert rows["character", "tag_4"].threshold == rows[ALL, ""].threshold
 
@@ -152,9 +155,9 @@ def test_shrinking_goes_from_the_tags_own_to_its_categorys() -> None:
     predictions = random_predictions(300, 6)
     listed = make_tags(6)
     with TemporaryStore(predictions) as scored:
-        counted = shrinkage.count(scored, listed)
-        limits = shrinkage.shrunk_thresholds(counted, listed, Aim(), np.array([0, 30, np.inf]))
-    own = objectives.best_thresholds(DecisionCurves.of_tags(counted), Aim())
+        counted = fit_thresholds.count(scored, listed)
+        limits = fit_thresholds.shrunk_thresholds(counted, listed, np.array([0, 30, np.inf]), "f1")
+    own = objectives.best_thresholds(DecisionCurves.of_tags(counted), "f1")
     assert limits[:, 0] == pytest.approx(own)
     assert np.ptp(limits[:3, 2]) == np.ptp(limits[3:, 2]) == 0
     weight = counted.support / (counted.support + 30)
@@ -165,9 +168,9 @@ def test_rare_tags_gain_by_leaning_on_their_category_and_differing_ones_are_let_
     alike, differing = random_predictions(600, 40, 3, density=0.02), random_predictions(600, 4, 3)
     differing.logits[:] += np.array([-6, -2, 2, 6])
     with TemporaryStore(alike) as scored:
-        assert shrinkage.strength(scored, make_tags(40), Aim(), 0) >= 8
+        assert fit_thresholds.best_strength(scored, make_tags(40), "f1") >= 8
     with TemporaryStore(differing) as scored:
-        assert shrinkage.strength(scored, make_tags(4, [0]), Aim(), 0) <= 4
+        assert fit_thresholds.best_strength(scored, make_tags(4, [0]), "f1") <= 4
 
 
 def test_shrinking_gains_on_pictures_not_seen() -> None:
@@ -179,7 +182,7 @@ def test_shrinking_gains_on_pictures_not_seen() -> None:
         limits = thresholds.per_tag(rows, make_tags(60), "tag")
         with TemporaryStore(seen) as scored:
             own = objectives.best_thresholds(
-                DecisionCurves.of_tags(shrinkage.count(scored, make_tags(60))), Aim()
+                DecisionCurves.of_tags(fit_thresholds.count(scored, make_tags(60))), "f1"
             )
         scores = [
             mean_f1(new, sigmoid(logit(limits))),
@@ -194,13 +197,6 @@ def mean_f1(predictions: RandomPredictions, limits: Floats) -> float:
     return float(f1_score(predictions.truth, chosen, average="macro", zero_division=0))
 
 
-def test_compiled_and_not_thresholds_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    predictions = random_predictions(200, 8)
-    plain = fit(predictions)
-    compile_always(monkeypatch)
-    assert fit(predictions) == plain
-
-
 def test_figures_at_the_thresholds_are_those_that_the_table_tells() -> None:
     predictions = random_predictions(250, 8)
     rows = fit(predictions)
@@ -210,5 +206,5 @@ def test_figures_at_the_thresholds_are_those_that_the_table_tells() -> None:
         counted = score_counts.count(
             scored, tag_metrics.pool_numbers(make_tags(8)), thresholds=marks
         )
-    f1 = tag_metrics.decision_metrics(*counted.decisions(0))["f1"]
+    f1 = tag_metrics.decision_metrics(counted.decisions(0))["f1"]
     assert f1 == pytest.approx([row.f1 for row in rows if row.name], abs=1e-6)

@@ -1,5 +1,6 @@
 """Labels in doubt are cleanlab's for each tag; planted errors are the first of them."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,10 +17,9 @@ from support.predictions import (
     random_predictions,
     small_predictions,
 )
-from tagger.core.arrays import Truth
+from tagger.core.arrays import Ints, Truth
 from tagger.core.logits import sigmoid
-from tagger.evaluation import columns, label_issues
-from tagger.evaluation.counting import Ints
+from tagger.evaluation import label_issues
 from tagger.evaluation.label_issues import LabelIssue, LabelIssues
 
 ALL = 1_000_000
@@ -64,7 +64,7 @@ def clear(pictures: int, count: int, apart: float = 9.0) -> RandomPredictions:
 @settings(max_examples=150)
 @given(small_predictions())
 def test_labels_in_doubt_are_cleanlabs(predictions: RandomPredictions) -> None:
-    found = find(predictions, most=ALL, least=1)
+    found = find(predictions, limit=ALL, min_support=1)
     doubted = marked(found, predictions.truth.shape)
     for tag, (logits, labels) in enumerate(zip(*(a.T for a in predictions), strict=True)):
         both = 0 < labels.sum() < len(labels)
@@ -77,7 +77,7 @@ def test_labels_in_doubt_are_cleanlabs(predictions: RandomPredictions) -> None:
 @pytest.mark.parametrize("apart", [-2.0, 0.0, 3.0, 12.0])
 def test_labels_of_many_pictures_in_doubt_are_cleanlabs(apart: float) -> None:
     predictions, _ = flipped(clear(3000, 8, apart), 0.05)
-    doubted = marked(find(predictions, most=ALL), predictions.truth.shape)
+    doubted = marked(find(predictions, limit=ALL), predictions.truth.shape)
     assert doubted.any()
     for tag, (logits, labels) in enumerate(zip(*(a.T for a in predictions), strict=True)):
         assert np.array_equal(doubted[:, tag], by_cleanlab(logits, labels))
@@ -97,7 +97,7 @@ def test_who_is_as_sure_as_usual_but_for_rounding_is_in_doubt(missing: bool) -> 
 
 def test_a_doubt_says_what_the_label_says_not() -> None:
     predictions, _ = flipped(clear(500, 6), 0.05)
-    found = find(predictions, most=ALL)
+    found = find(predictions, limit=ALL)
     assert len(found.most_certain) == found.missing.sum() + found.wrong.sum()
     for picture, tag, missing, confidence, _ in found.most_certain:
         assert missing == (not predictions.truth[picture, tag])
@@ -129,7 +129,7 @@ def test_tags_that_the_model_does_not_know_are_doubted_last() -> None:
     both = RandomPredictions(
         *(np.hstack(pair) for pair in zip(known, (noise, labels), strict=True))
     )
-    found = find(both, most=ALL)
+    found = find(both, limit=ALL)
     doubted = int(found.missing[:10].sum() + found.wrong[:10].sum())
     assert found.wrong[10:].sum() > 150
     assert {one.tag < 10 for one in found.most_certain[:doubted]} == {True}
@@ -147,17 +147,16 @@ def test_of_errors_as_confident_that_of_the_tag_known_better_comes_first() -> No
     assert (second.tag, second.image) == (1, 50)
 
 
-def test_the_surest_are_the_first_of_all_however_the_tags_are_read(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_the_most_certain_issues_do_not_depend_on_how_tags_are_read() -> None:
     predictions, _ = flipped(random_predictions(400, 9, steps=5), 0.1)
-    everything = find(predictions, most=ALL).most_certain
+    everything = find(predictions, limit=ALL).most_certain
     assert len(everything) > 100
-    for block in (1, 1 << 20):
-        monkeypatch.setattr(columns, "_BLOCK", block)
-        assert find(predictions, most=ALL).most_certain == everything
-        for most in (0, 1, 50):
-            assert find(predictions, most=most).most_certain == everything[:most]
+    with TemporaryStore(predictions) as store:
+        for block_bytes in (1, 1 << 20):
+            blocks = replace(store, block_bytes=block_bytes)
+            for limit in (0, 1, 50, ALL):
+                found = label_issues.find(blocks, limit=limit).most_certain
+                assert found == everything[:limit]
 
 
 def test_doubts_that_are_as_sure_are_in_the_order_of_tags_and_pictures() -> None:
@@ -200,7 +199,7 @@ def test_tags_on_or_off_too_few_pictures_are_not_judged(few: bool) -> None:
 @pytest.mark.parametrize("density", [0.0, 1.0])
 @pytest.mark.parametrize("pictures", [0, 20])
 def test_a_tag_on_no_picture_or_on_all_is_in_doubt_nowhere(pictures: int, density: float) -> None:
-    found = find(random_predictions(pictures, 3, density=density), least=0)
+    found = find(random_predictions(pictures, 3, density=density), min_support=0)
     assert (found.missing.tolist(), found.wrong.tolist()) == ([0] * 3, [0] * 3)
     assert found.most_certain == []
 
@@ -219,11 +218,11 @@ def test_rows_name_the_picture_the_tag_and_the_issue() -> None:
     listed = label_issues.rows("test", found, ["7", "9"], ["a.png", "b.png"], make_tags(4))
     assert [dict(zip(label_issues.HEADER, row, strict=True)) for row in listed] == [
         {
-            **{"part": "test", "id": "9", "file": "b.png", "category": "general"},
+            **{"split": "test", "id": "9", "file": "b.png", "category": "general"},
             **{"tag": "tag_0", "issue": "missing", "confidence": 0.987654},
         },
         {
-            **{"part": "test", "id": "7", "file": "a.png", "category": "character"},
+            **{"split": "test", "id": "7", "file": "a.png", "category": "character"},
             **{"tag": "tag_3", "issue": "wrong", "confidence": 0.01},
         },
     ]

@@ -1,8 +1,8 @@
 """Right, wrong and missed are what the thresholds say; the worst tags show why they are."""
 
+from collections.abc import Iterator
 from dataclasses import replace
 from random import Random
-from typing import Any
 
 import numpy as np
 import pytest
@@ -17,16 +17,14 @@ from support.predictions import (
     random_predictions,
     small_predictions,
 )
-from tagger.core.arrays import Floats
+from tagger.core.arrays import Floats, Ints
 from tagger.core.logits import sigmoid
 from tagger.evaluation import (
     mistakes,
-    prediction_store,
     quantized_logits,
     score_counts,
     tag_metrics,
 )
-from tagger.evaluation.counting import Ints
 from tagger.evaluation.mistakes import (
     HardTag,
     ImageConfidence,
@@ -34,15 +32,11 @@ from tagger.evaluation.mistakes import (
     Mistakes,
     TagConfidence,
 )
+from tagger.evaluation.prediction_store import PredictionStore
 from tagger.evaluation.quantized_logits import QuantizedLogits
 
 LIMIT = 0.4
-
-
-@pytest.fixture(autouse=True)
-def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(prediction_store, "_TILE", 1)
-    monkeypatch.setattr(prediction_store, "_LEAST", 10)
+TILE = 10  # images
 
 
 def shares(predictions: RandomPredictions) -> Floats:
@@ -55,19 +49,19 @@ def judge(
     unlabelled: list[Ints] | None = None,
 ) -> Mistakes:
     limits = np.full(predictions.truth.shape[1], LIMIT) if limits is None else limits
-    with TemporaryStore(predictions, unlabelled=unlabelled or []) as part:
+    with TemporaryStore(predictions, unlabelled=unlabelled or [], tile_size=TILE) as part:
         return mistakes.find(part, limits)
 
 
 def look(predictions: RandomPredictions, pictures: list[int]) -> list[ImageMistakes]:
-    with TemporaryStore(predictions) as part:
+    with TemporaryStore(predictions, tile_size=TILE) as part:
         found = mistakes.find(part, np.full(part.tag_count, LIMIT))
         return mistakes.image_mistakes(part, found, pictures)
 
 
 def worst(predictions: RandomPredictions, **most: int) -> list[HardTag]:
     listed = make_tags(predictions.truth.shape[1])
-    with TemporaryStore(predictions) as part:
+    with TemporaryStore(predictions, tile_size=TILE) as part:
         return mistakes.hard_tags(
             part, score_counts.count(part, tag_metrics.pool_numbers(listed)), **most
         )
@@ -91,11 +85,10 @@ def test_mistakes_are_those_that_figures_are_worked_out_from() -> None:
     predictions, listed = random_predictions(300, 8), make_tags(8)
     limits: Floats = np.linspace(0.2, 0.8, 8)
     found = judge(predictions, limits)
-    with TemporaryStore(predictions) as part:
+    with TemporaryStore(predictions, tile_size=TILE) as part:
         marks = quantized_logits.quantize_thresholds(limits)[:, None]
-        true, given_, support, _ = score_counts.count(
-            part, tag_metrics.pool_numbers(listed), thresholds=marks
-        ).decisions(0)
+        counts = score_counts.count(part, tag_metrics.pool_numbers(listed), thresholds=marks)
+    true, given_, support, _ = counts.decisions(0)
     right, wrong, missed = (kind.sum(axis=0) for kind in vars(found).values())
     assert right.tolist() == true.tolist()
     assert (right + wrong).tolist() == given_.tolist()
@@ -139,19 +132,19 @@ def test_pictures_are_looked_at_in_the_order_asked_for(
             assert said == [TagConfidence(tag, float(p[tag])) for tag in expected]
 
 
-def test_no_more_is_read_than_holds_the_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_the_tiles_of_the_images_are_read() -> None:
+    class CountingStore(PredictionStore):
+        def tiles(self) -> Iterator[tuple[slice, QuantizedLogits]]:
+            for tile in super().tiles():
+                read.append(tile[0])
+                yield tile
+
     predictions = random_predictions(95, 3)
-    read: list[QuantizedLogits] = []
-    original = prediction_store._read
-
-    def noted(*place: Any) -> QuantizedLogits:
-        read.append(original(*place))
-        return read[-1]
-
-    with TemporaryStore(predictions) as part:
+    with TemporaryStore(predictions, tile_size=TILE) as part:
         found = mistakes.find(part, np.full(3, LIMIT))
-        monkeypatch.setattr(prediction_store, "_read", noted)
-        mistakes.image_mistakes(part, found, [12, 3])
+        read: list[slice] = []
+        store = CountingStore(**vars(part))
+        mistakes.image_mistakes(store, found, [12, 3])
     assert len(read) == 2
 
 
@@ -161,7 +154,7 @@ def test_the_worst_tags_are_those_of_lowest_average_precision(
     predictions: RandomPredictions,
 ) -> None:
     listed = make_tags(predictions.truth.shape[1])
-    with TemporaryStore(predictions) as part:
+    with TemporaryStore(predictions, tile_size=TILE) as part:
         counted = score_counts.count(part, tag_metrics.pool_numbers(listed))
         found = mistakes.hard_tags(part, counted, tags=3, images=4, min_support=2)
     enough = np.flatnonzero(predictions.truth.sum(axis=0) >= 2).tolist()

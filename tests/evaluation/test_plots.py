@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
-from tagger.evaluation.report import charts, plots, svg
+from tagger.evaluation.report import plots, svg, tables
 
 PR = [(0.1, 1.0), (0.5, 0.9), (1.0, 0.4)]
 F1 = [(0.1, 0.3, 0.2, 0.2, 0.9), (0.5, 0.7, 0.4, 0.7, 0.7), (0.9, 0.5, 0.5, 0.9, 0.3)]
@@ -32,7 +32,7 @@ DRAWINGS: dict[str, tuple[Callable[[Any], Figure], Any, Any]] = {
 
 
 def tag_row(name: str, category: str, count: int, support: int, f1: float) -> tuple[Any, ...]:
-    known: dict[str, Any] = dict.fromkeys(charts.TAG_HEADER, 0.5)
+    known: dict[str, Any] = dict.fromkeys(tables.TAG_HEADER, 0.5)
     known |= {"name": name, "category": category, "count": count, "support": support, "f1": f1}
     return tuple(known.values())
 

@@ -140,7 +140,7 @@ def test_one_picture_is_enough(run: Run, split: Split, tmp_path: Path) -> None:
 
 
 def test_none_that_can_be_read_is_told(run: Run, split: Split, tmp_path: Path) -> None:
-    with pytest.raises(TaggerError, match=f"None of {len(split)} pictures can be read"):
+    with pytest.raises(TaggerError, match=f"None of {len(split)} images can be read"):
         run(with_unreadable(split, tmp_path, *range(len(split))))
 
 
@@ -156,7 +156,10 @@ def test_a_model_without_numbers_leaves_nothing_on_disk(
             logits: torch.Tensor = self.whole(pixels)
             return logits.index_fill(1, torch.tensor([3]), torch.nan)
 
-    with pytest.raises(TaggerError, match=r"\AThe model says nan of picture 0 and tag 3, [^\n]*\Z"):
+    with pytest.raises(
+        TaggerError,
+        match=r"\AThe model predicts the non-finite logit nan for image 0 and tag 3\. [^\n]*\Z",
+    ):
         run(split, network=Broken())
     assert list((tmp_path / "kept").iterdir()) == []
 

@@ -17,7 +17,7 @@ from support import browser
 from support.browser import contrasts, open_page
 from support.predictions import TemporaryStore, make_tags, random_predictions
 from tagger.evaluation import result
-from tagger.evaluation.report import charts, html_page
+from tagger.evaluation.report import html_page, tables
 from tagger.evaluation.report.html_page import Gallery, GalleryImage, ReportContent, ReportTable
 from tagger.images import decode
 from tagger.images.dataset import Split
@@ -82,10 +82,10 @@ def content(split: Split, tmp_path_factory: pytest.TempPathFactory) -> ReportCon
         "small tagger",
         {"Backbone": "test_efficientnet", "MLflow run": "0" * 32},
         figures,
-        list(charts.tag_rows(found.counts, listed, LIMITS)),
-        charts.pr_rows(found.counts),
-        list(charts.f1_rows(found.counts)),
-        list(charts.reliability_rows(found.counts)),
+        tables.tag_rows(found.counts, listed, LIMITS),
+        tables.pr_rows(found.counts),
+        tables.f1_rows(found.counts),
+        tables.reliability_rows(found.counts),
         [ReportTable("Confused tags", "For one another.", ("tag", "share"), [("tag_1", 0.25)])],
         [
             Gallery("Predictions", "The first.", pictures),
@@ -106,11 +106,11 @@ def hostile(content: ReportContent) -> ReportContent:
     rows = [[name, *row[1:]] for name, row in zip(names, content.tags, strict=True)]
     said = [(name, 0.5) for name in HOSTILE]
     shown = [GalleryImage(None, name, said, said, said, name) for name in HOSTILE]
-    tables = [ReportTable(name, name, (name,), [(name,), (None,)]) for name in HOSTILE]
+    report_tables = [ReportTable(name, name, (name,), [(name,), (None,)]) for name in HOSTILE]
     galleries = [Gallery(name, name, shown) for name in HOSTILE]
     facts = {name: name for name in HOSTILE}
     changed = content._replace(title=HOSTILE[0], facts=facts, tags=rows)
-    return changed._replace(tables=tables, galleries=galleries)
+    return changed._replace(tables=report_tables, galleries=galleries)
 
 
 def test_the_page_says_what_was_measured(content: ReportContent, file: Path) -> None:
@@ -139,11 +139,11 @@ def test_each_tag_has_a_row_with_all_its_figures(content: ReportContent, file: P
 
 def test_what_is_said_of_a_tag_is_marked_by_sign_and_in_words(file: Path) -> None:
     seen = Seen(file.read_text())
-    assert seen.texts.count("given and true:") == 12 * 20
-    assert seen.texts.count("given, not true:") == 12 * 2
-    assert seen.texts.count("true, not given:") == 12
+    assert seen.texts.count("predicted and true:") == 12 * 20
+    assert seen.texts.count("predicted, not true:") == 12 * 2
+    assert seen.texts.count("true, not predicted:") == 12
     assert [seen.texts.count(sign) for sign in "✓✗○"] == [12 * 20, 12 * 2, 12]
-    assert seen.texts.count("8 more given and true") == 12
+    assert seen.texts.count("8 more predicted and true") == 12
 
 
 def test_the_page_is_the_same_each_time(content: ReportContent, file: Path) -> None:
@@ -216,10 +216,8 @@ def test_pictures_need_not_be_in_memory_together(content: ReportContent) -> None
 @pytest.mark.parametrize("figures", [{}, {"test": {}}, NOTHING.metrics])
 def test_without_pictures_and_tags_the_page_says_so(figures: dict[str, object]) -> None:
     texts = Seen(html_page.render(NOTHING._replace(metrics=figures))).texts
-    assert "Nothing could be judged: no picture of the test part has a tag of the vocabulary." in (
-        texts
-    )
-    assert {"There are no tags.", "There are none.", "no picture has a tag"} <= set(texts)
+    assert "Nothing to evaluate: no test image has a tag of the vocabulary." in texts
+    assert {"There are no tags.", "There are none.", "no image has a tag"} <= set(texts)
 
 
 @pytest.mark.parametrize(
@@ -253,7 +251,7 @@ def chromium() -> Iterator[Browser]:
 def test_the_page_opens_without_errors_and_asks_for_nothing(chromium: Browser, file: Path) -> None:
     with open_page(chromium, file.as_uri()) as (page, errors, requests):
         assert page.title() == "small tagger: evaluation"
-        pictures = page.locator(".pictures img")
+        pictures = page.locator(".images img")
         assert pictures.evaluate_all("all => all.map(one => one.naturalWidth)") == [64] * 12
         assert not errors
         assert requests == [file.as_uri()]
@@ -267,7 +265,7 @@ def test_tags_are_sorted_by_a_column(chromium: Browser, content: ReportContent, 
     with open_page(chromium, file.as_uri()) as (page, _, _):
         assert names(page) == [row[0] for row in content.tags]
         head = page.locator("#tag-table th", has_text="F1")
-        f1 = charts.TAG_HEADER.index("f1")
+        f1 = tables.TAG_HEADER.index("f1")
         for direction, sign in (("descending", -1), ("ascending", 1)):
             head.get_by_role("button").click()
             assert head.get_attribute("aria-sort") == direction
@@ -319,7 +317,7 @@ def test_of_ten_thousand_tags_rows_come_as_one_scrolls(
     html_page.write(tmp_path / "many.html", content._replace(tags=rows))
     with open_page(chromium, (tmp_path / "many.html").as_uri()) as (page, errors, _):
         assert len(names(page)) == 200
-        assert "3,000 of 10,000 are drawn" in page.content()
+        assert "3,000 of 10,000 are plotted" in page.content()
         page.locator("#tag-table").evaluate("box => box.scrollTop = box.scrollHeight")
         page.wait_for_function("document.querySelectorAll('#tag-table tbody tr').length === 400")
         page.get_by_label("Find a tag").fill("tag_9999")

@@ -1,4 +1,4 @@
-"""Figures are those of scikit-learn and torchmetrics, ties included, compiled and not."""
+"""Metrics from counted scores equal those of scikit-learn and torchmetrics, ties included."""
 
 import numpy as np
 import pytest
@@ -24,218 +24,169 @@ from torchmetrics.functional.classification import (
 from support.predictions import (
     RandomPredictions,
     TemporaryStore,
-    compile_always,
     make_tags,
     random_predictions,
     small_predictions,
 )
-from tagger.core.arrays import Floats, Scores
+from tagger.core.arrays import Ints
 from tagger.core.logits import sigmoid
-from tagger.evaluation import counting, quantized_logits, ranking, score_counts, tag_metrics
-from tagger.evaluation.counting import Ints
+from tagger.evaluation import quantized_logits, ranking, result, score_counts, tag_metrics
 from tagger.evaluation.ranking import Ranking
-from tagger.evaluation.report import charts
+from tagger.evaluation.report import tables
 from tagger.evaluation.score_counts import ScoreCounts
 from tagger.evaluation.tag_metrics import MetricTree
 
 
 def measure(
-    predictions: RandomPredictions, limit: float = 0.4, unlabelled: list[Ints] | None = None
+    predictions: RandomPredictions, threshold: float = 0.4, unlabelled: list[Ints] | None = None
 ) -> tuple[ScoreCounts, Ranking, MetricTree]:
-    listed = make_tags(predictions.truth.shape[1])
-    limits = np.full(len(listed), limit)
-    with TemporaryStore(predictions, unlabelled=unlabelled or []) as scored:
-        counted = score_counts.count(
-            scored,
-            tag_metrics.pool_numbers(listed),
-            thresholds=score_counts.evaluation_thresholds(limits),
-        )
-        ranked = ranking.rank_labels(scored)
-    return counted, ranked, tag_metrics.summarize(counted, listed, ranked)
+    tags = make_tags(predictions.truth.shape[1])
+    with TemporaryStore(predictions, unlabelled=unlabelled or []) as store:
+        return result.measure(store, tags, np.full(len(tags), threshold))
 
 
-def shares(logits: Scores) -> Floats:
-    return sigmoid(logits)
-
-
-@pytest.fixture(params=["plain", "compiled"])
-def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    if request.param == "compiled":
-        compile_always(monkeypatch)
-
-
-@pytest.mark.usefixtures("way")
 @pytest.mark.parametrize(("density", "steps"), [(0.3, 0), (0.02, 0), (0.5, 4), (0.98, 0)])
-def test_figures_of_tags_are_scikit_learns(density: float, steps: int) -> None:
+def test_metrics_of_each_tag_equal_scikit_learn(density: float, steps: int) -> None:
     predictions = random_predictions(400, 7, density=density, steps=steps)
-    counted, *_ = measure(predictions)
-    given_ = shares(predictions.logits) >= 0.4
-    each = tag_metrics.decision_metrics(*counted.decisions(0))
+    counts, *_ = measure(predictions)
+    p = sigmoid(predictions.logits)
+    each = tag_metrics.decision_metrics(counts.decisions(0))
     for tag, truth in enumerate(predictions.truth.T):
         if not truth.any():
-            assert np.isnan(counted.average_precision[tag])
+            assert np.isnan(counts.average_precision[tag])
             continue
-        logits, chosen = predictions.logits[:, tag], given_[:, tag]
-        p = shares(logits)
-        assert counted.average_precision[tag] == pytest.approx(
-            average_precision_score(truth, logits), abs=1e-9
+        predicted = p[:, tag] >= 0.4
+        assert counts.average_precision[tag] == pytest.approx(
+            average_precision_score(truth, predictions.logits[:, tag]), abs=1e-9
         )
-        theirs = precision_recall_fscore_support(truth, chosen, average="binary", zero_division=0)
-        ours = [each[name][tag] for name in ("precision", "recall", "f1")]
-        assert ours == pytest.approx(theirs[:3], abs=1e-9)
-        assert each["mcc"][tag] == pytest.approx(matthews_corrcoef(truth, chosen), abs=1e-9)
-        squares, loss = counted.error_sums[tag] / len(truth)
-        assert squares == pytest.approx(brier_score_loss(truth, p, pos_label=True), abs=1e-9)
-        assert loss == pytest.approx(log_loss(truth, p, labels=[False, True]), abs=1e-6)
+        expected = precision_recall_fscore_support(
+            truth, predicted, average="binary", zero_division=0
+        )
+        actual = [each[name][tag] for name in ("precision", "recall", "f1")]
+        assert actual == pytest.approx(expected[:3], abs=1e-9)
+        assert each["mcc"][tag] == pytest.approx(matthews_corrcoef(truth, predicted), abs=1e-9)
+        brier, loss = (
+            values[tag] / len(truth) for values in (counts.squared_error, counts.cross_entropy)
+        )
+        assert brier == pytest.approx(brier_score_loss(truth, p[:, tag], pos_label=True), abs=1e-9)
+        assert loss == pytest.approx(log_loss(truth, p[:, tag], labels=[False, True]), abs=1e-6)
 
 
-@pytest.mark.usefixtures("way")
 @pytest.mark.parametrize("seed", range(3))
-def test_figures_over_all_tags_are_scikit_learns_and_torchmetrics(seed: int) -> None:
+def test_metrics_over_all_tags_equal_scikit_learn_and_torchmetrics(seed: int) -> None:
     predictions = random_predictions(300, 9, seed, steps=[0, 0, 6][seed])
-    counted, ranked, summary = measure(predictions)
+    counts, image_ranking, metrics = measure(predictions)
     truth, logits = predictions.truth, predictions.logits
-    p, y = torch.tensor(shares(logits)), torch.tensor(truth, dtype=torch.long)
+    p, y = torch.tensor(sigmoid(logits)), torch.tensor(truth, dtype=torch.long)
     for average in ("macro", "micro"):
         f1 = multilabel_f1_score(p, y, num_labels=9, average=average, threshold=0.4)
-        assert summary[f"{average}_f1"] == pytest.approx(float(f1), abs=2e-6)
+        assert metrics[f"{average}_f1"] == pytest.approx(float(f1), abs=2e-6)
         ap = multilabel_average_precision(p, y, num_labels=9, average=average)
-        assert summary[f"{average}_ap"] == pytest.approx(float(ap), abs=2e-6)
-        theirs = average_precision_score(truth, logits, average=average)
-        assert summary[f"{average}_ap"] == pytest.approx(theirs, abs=1e-6)
+        assert metrics[f"{average}_ap"] == pytest.approx(float(ap), abs=2e-6)
+        expected = average_precision_score(truth, logits, average=average)
+        assert metrics[f"{average}_ap"] == pytest.approx(expected, abs=1e-6)
     error = binary_calibration_error(p.flatten(), y.flatten(), n_bins=15, norm="l1")
-    assert summary["ece"] == pytest.approx(float(error), abs=1e-6)
+    assert metrics["ece"] == pytest.approx(float(error), abs=1e-6)
     mcc = multilabel_matthews_corrcoef(p, y, num_labels=9, threshold=0.4)
-    assert summary["micro_mcc"] == pytest.approx(float(mcc), abs=2e-6)
-    assert summary["brier"] == pytest.approx(((shares(logits) - truth) ** 2).mean(), abs=1e-6)
+    assert metrics["micro_mcc"] == pytest.approx(float(mcc), abs=2e-6)
+    assert metrics["brier"] == pytest.approx(((sigmoid(logits) - truth) ** 2).mean(), abs=1e-6)
     nats = torch.nn.functional.binary_cross_entropy(p, y.double(), reduction="sum") / 300
-    assert summary["loss"] == pytest.approx(float(nats), abs=1e-5)
-    assert ranked.loss.sum() == pytest.approx(counted.error_sums[:, 1].sum())
-    assert summary["coverage"] == pytest.approx(coverage_error(truth, logits), abs=1e-6)
-    precision = label_ranking_average_precision_score(truth, logits)
-    assert summary["label_ranking_ap"] == pytest.approx(precision, abs=1e-6)
-    if seed < 2:  # where scores tie, torchmetrics ranks as they come
+    assert metrics["loss"] == pytest.approx(float(nats), abs=1e-5)
+    assert image_ranking.loss.sum() == pytest.approx(counts.cross_entropy.sum())
+    assert metrics["coverage"] == pytest.approx(coverage_error(truth, logits), abs=1e-6)
+    expected = label_ranking_average_precision_score(truth, logits)
+    assert metrics["label_ranking_ap"] == pytest.approx(expected, abs=1e-6)
+    if seed < 2:  # torchmetrics ranks ties in their order
         ranks = multilabel_ranking_average_precision(p, y, num_labels=9)
-        assert summary["label_ranking_ap"] == pytest.approx(float(ranks), abs=2e-6)
+        assert metrics["label_ranking_ap"] == pytest.approx(float(ranks), abs=2e-6)
 
 
 @settings(max_examples=60)
 @given(small_predictions())
-def test_ranking_is_scikit_learns_for_each_picture(predictions: RandomPredictions) -> None:
-    if predictions.truth.shape[1] == 1:  # which scikit-learn takes for two classes
+def test_ranking_of_each_image_equals_scikit_learn(predictions: RandomPredictions) -> None:
+    if predictions.truth.shape[1] == 1:  # two classes to scikit-learn
         return
-    for limit in (-1, 600_000):
-        with pytest.MonkeyPatch.context() as patch, TemporaryStore(predictions) as scored:
-            patch.setattr(ranking, "_INTERPRETED", limit)
-            ranked = ranking.rank_labels(scored)
-        for row, (logits, truth) in enumerate(zip(*predictions, strict=True)):
-            assert ranked.coverage[row] == coverage_error(truth[None], logits[None])
-            precision = label_ranking_average_precision_score(truth[None], logits[None])
-            assert ranked.label_ranking_ap[row] == pytest.approx(precision)
-
-
-@settings(max_examples=60)
-@given(small_predictions())
-def test_the_compiled_loop_counts_as_numpy_does(predictions: RandomPredictions) -> None:
-    plain, ranked, _ = measure(predictions)
-    with pytest.MonkeyPatch.context() as patch:
-        compile_always(patch)
-        compiled, also, _ = measure(predictions)
-    for name in score_counts.ScoreCounts.__dataclass_fields__:
-        assert np.allclose(getattr(compiled, name), getattr(plain, name)), name
-    for one, other in zip(ranked, also, strict=True):
-        assert one == pytest.approx(other)
+    with TemporaryStore(predictions) as store:
+        image_ranking = ranking.rank_labels(store)
+    for row, (logits, truth) in enumerate(zip(*predictions, strict=True)):
+        assert image_ranking.coverage[row] == coverage_error(truth[None], logits[None])
+        expected = label_ranking_average_precision_score(truth[None], logits[None])
+        assert image_ranking.label_ranking_ap[row] == pytest.approx(expected)
 
 
 @settings(max_examples=40)
 @given(small_predictions())
-def test_marks_count_what_is_at_least_as_high(predictions: RandomPredictions) -> None:
-    coded = quantized_logits.quantize(predictions.logits)
+def test_decisions_count_scores_that_reach_the_threshold(predictions: RandomPredictions) -> None:
+    scores = quantized_logits.quantize(predictions.logits)
     random = np.random.default_rng(0)
-    marks = np.stack([random.choice(column, 4) for column in coded.T]).astype(np.uint16)
-    with TemporaryStore(predictions) as scored:
-        counted = score_counts.count(
-            scored, tag_metrics.pool_numbers(make_tags(len(marks))), thresholds=marks
-        )
-    for mark in range(4):
-        high = coded >= marks[:, mark]
-        true, given_, *_ = counted.decisions(mark)
-        assert given_.tolist() == high.sum(axis=0).tolist()
-        assert true.tolist() == (high & predictions.truth).sum(axis=0).tolist()
+    thresholds = np.stack([random.choice(column, 4) for column in scores.T]).astype(np.uint16)
+    pools = tag_metrics.pool_numbers(make_tags(len(thresholds)))
+    with TemporaryStore(predictions) as store:
+        counts = score_counts.count(store, pools, thresholds=thresholds)
+    for index in range(4):
+        reached = scores >= thresholds[:, index]
+        decisions = counts.decisions(index)
+        assert decisions.predicted.tolist() == reached.sum(axis=0).tolist()
+        true = (reached & predictions.truth).sum(axis=0)
+        assert decisions.true_positives.tolist() == true.tolist()
 
 
-@pytest.mark.usefixtures("way")
-def test_what_is_unknown_counts_for_nothing() -> None:
+def test_unknown_labels_do_not_count() -> None:
     predictions = random_predictions(120, 6)
     predictions.truth[::3, :2] = False
     known = predictions.truth[:, :2].any(axis=1)
-    counted, ranked, summary = measure(predictions, unlabelled=[np.array([0, 1])])
+    counts, image_ranking, metrics = measure(predictions, unlabelled=[np.array([0, 1])])
     alone, *_ = measure(RandomPredictions(predictions.logits[known], predictions.truth[known]))
-    assert counted.labelled.tolist() == [known.sum()] * 2 + [120] * 4
-    assert counted.average_precision[:2] == pytest.approx(alone.average_precision[:2])
-    assert counted.at_thresholds[:2] == pytest.approx(alone.at_thresholds[:2])
-    assert summary["unknown"] == 2 * (~known).sum()
+    assert counts.labelled.tolist() == [known.sum()] * 2 + [120] * 4
+    assert counts.average_precision[:2] == pytest.approx(alone.average_precision[:2])
+    for actual, expected in zip(counts.decisions(0), alone.decisions(0), strict=True):
+        assert actual[:2].tolist() == expected[:2].tolist()
+    assert metrics["unknown"] == 2 * (~known).sum()
     rest, labels = predictions.logits[~known][:, 2:], predictions.truth[~known][:, 2:]
-    assert ranked.coverage[~known].mean() == pytest.approx(coverage_error(labels, rest))
-    precision = label_ranking_average_precision_score(labels, rest)
-    assert ranked.label_ranking_ap[~known].mean() == pytest.approx(precision)
+    assert image_ranking.coverage[~known].mean() == pytest.approx(coverage_error(labels, rest))
+    expected_ap = label_ranking_average_precision_score(labels, rest)
+    assert image_ranking.label_ranking_ap[~known].mean() == pytest.approx(expected_ap)
 
 
-@pytest.mark.usefixtures("way")
-def test_tags_without_a_positive_are_left_out_and_counted() -> None:
+def test_tags_without_a_positive_do_not_count_in_macro_metrics() -> None:
     predictions = random_predictions(80, 5)
     predictions.truth[:, 3] = False
-    _, _, summary = measure(predictions)
-    has = predictions.truth.any(axis=0)
-    assert (summary["tags"], summary["unsupported"], summary["images"]) == (4, 1, 80)
-    theirs = average_precision_score(predictions.truth[:, has], predictions.logits[:, has])
-    assert summary["macro_ap"] == pytest.approx(theirs, abs=1e-6)
+    _, _, metrics = measure(predictions)
+    supported = predictions.truth.any(axis=0)
+    assert (metrics["tags"], metrics["unsupported"], metrics["images"]) == (4, 1, 80)
+    expected = average_precision_score(
+        predictions.truth[:, supported], predictions.logits[:, supported]
+    )
+    assert metrics["macro_ap"] == pytest.approx(expected, abs=1e-6)
 
 
-@pytest.mark.usefixtures("way")
-def test_a_tag_on_every_picture_is_perfect_and_correlates_with_nothing() -> None:
+def test_a_tag_on_every_image_is_perfect_and_has_no_correlation() -> None:
     predictions = random_predictions(80, 3)
     predictions.truth[:, 1] = True
-    counted, *_ = measure(predictions, limit=1e-4)
-    assert counted.average_precision[1] == 1
-    each = tag_metrics.decision_metrics(*counted.decisions(0))
+    counts, *_ = measure(predictions, threshold=1e-4)
+    assert counts.average_precision[1] == 1
+    each = tag_metrics.decision_metrics(counts.decisions(0))
     assert (each["f1"][1], each["mcc"][1]) == (1, 0)
 
 
-@pytest.mark.usefixtures("way")
-@pytest.mark.parametrize("pictures", [0, 3])
-def test_where_no_picture_has_a_tag_figures_are_zero(pictures: int) -> None:
-    predictions = random_predictions(pictures, 3, density=0)
-    counted, _, summary = measure(predictions)
-    assert {summary[name] for name in ("macro_ap", "micro_ap", "macro_f1", "micro_f1")} == {0}
-    assert (summary["images"], summary["unsupported"]) == (pictures, 3)
-    assert charts.pr_rows(counted) == []
-    assert len(list(charts.f1_rows(counted))) == len(score_counts.CURVE_THRESHOLDS)
+@pytest.mark.parametrize("images", [0, 3])
+def test_metrics_without_a_positive_are_zero(images: int) -> None:
+    counts, _, metrics = measure(random_predictions(images, 3, density=0))
+    assert {metrics[name] for name in ("macro_ap", "micro_ap", "macro_f1", "micro_f1")} == {0}
+    assert (metrics["images"], metrics["unsupported"]) == (images, 3)
+    assert tables.pr_rows(counts) == []
+    assert len(tables.f1_rows(counts)) == len(score_counts.CURVE_THRESHOLDS)
 
 
-def test_pictures_may_be_left_out() -> None:
+def test_excluded_images_do_not_count() -> None:
     predictions = random_predictions(90, 4)
-    left_out = np.arange(90) % 3 == 0
+    excluded = np.arange(90) % 3 == 0
     pools = tag_metrics.pool_numbers(make_tags(4))
-    with TemporaryStore(predictions) as scored:
-        counted = score_counts.count(scored, pools, excluded=left_out)
-    with TemporaryStore(
-        RandomPredictions(predictions.logits[~left_out], predictions.truth[~left_out])
-    ) as rest:
-        alone = score_counts.count(rest, pools)
-    assert counted.average_precision == pytest.approx(alone.average_precision)
-    assert np.array_equal(counted.pools, alone.pools)
-
-
-def test_many_predictions_are_counted_by_compiled_code(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert counting._INTERPRETED < 20_000 * 2_000
-    called = []
-    monkeypatch.setattr(counting, "always", lambda _: lambda *arguments: called.append(arguments))
-    starts = np.zeros(2, np.int64)
-    rows = np.empty(0, np.int64)
-    pool = np.zeros(1, np.int64)
-    marks = np.empty((1, 0), np.uint16)
-    counting.count(np.zeros((1, 600_000), np.uint16), starts, rows, marks, pool, 1)
-    assert not called
-    counting.count(np.zeros((1, 600_001), np.uint16), starts, rows, marks, pool, 1)
-    assert called
+    with TemporaryStore(predictions) as store:
+        counts = score_counts.count(store, pools, excluded=excluded)
+    rest = RandomPredictions(predictions.logits[~excluded], predictions.truth[~excluded])
+    with TemporaryStore(rest) as store:
+        alone = score_counts.count(store, pools)
+    assert counts.average_precision == pytest.approx(alone.average_precision)
+    for actual, expected in zip(counts.pools, alone.pools, strict=True):
+        assert np.array_equal(actual, expected)

@@ -17,7 +17,7 @@ from support.predictions import (
 from tagger.core.logits import sigmoid
 from tagger.core.vocabulary import CATEGORIES
 from tagger.evaluation import result, tag_metrics
-from tagger.evaluation.report import charts
+from tagger.evaluation.report import tables
 from tagger.evaluation.result import EvaluationResult
 from tagger.evaluation.tag_metrics import BANDS
 
@@ -65,9 +65,9 @@ def test_every_tag_has_a_row_and_no_precision_without_support() -> None:
     predictions = random_predictions(150, 12)
     predictions.truth[:, 5] = False
     listed = make_tags(12, (9, 0, 4))
-    rows = list(charts.tag_rows(judge(predictions).counts, listed, LIMITS))
+    rows = tables.tag_rows(judge(predictions).counts, listed, LIMITS)
     for number, (tag, row) in enumerate(zip(listed, rows, strict=True)):
-        named = dict(zip(charts.TAG_HEADER, row, strict=True))
+        named = dict(zip(tables.TAG_HEADER, row, strict=True))
         truth = predictions.truth[:, number]
         chosen = sigmoid(predictions.logits[:, number]) >= LIMITS[number]
         assert (named["name"], named["category"]) == (tag.name, CATEGORIES[tag.category])
@@ -77,7 +77,7 @@ def test_every_tag_has_a_row_and_no_precision_without_support() -> None:
         error = binary_calibration_error(p, torch.tensor(truth, dtype=torch.long), n_bins=15)
         assert named["ece"] == pytest.approx(float(error), abs=1e-6)
         assert named["brier"] == pytest.approx(((p.numpy() - truth) ** 2).mean(), abs=1e-6)
-    assert rows[5][charts.TAG_HEADER.index("ap")] == ""
+    assert rows[5][tables.TAG_HEADER.index("ap")] == ""
 
 
 @settings(max_examples=40)
@@ -85,7 +85,7 @@ def test_every_tag_has_a_row_and_no_precision_without_support() -> None:
 def test_every_point_of_the_curve_can_be_had_with_a_threshold(
     predictions: RandomPredictions,
 ) -> None:
-    points = charts.pr_rows(judge(predictions).counts)
+    points = tables.pr_rows(judge(predictions).counts)
     if not predictions.truth.any():
         assert points == []
         return
@@ -102,9 +102,9 @@ def test_every_point_of_the_curve_can_be_had_with_a_threshold(
 
 def test_f1_by_threshold_is_scikit_learns() -> None:
     predictions = random_predictions(120, 6)
-    rows = list(charts.f1_rows(judge(predictions).counts))
+    rows = tables.f1_rows(judge(predictions).counts)
     for row in rows[::14]:
-        named = dict(zip(charts.F1_HEADER, row, strict=True))
+        named = dict(zip(tables.F1_HEADER, row, strict=True))
         chosen = sigmoid(predictions.logits) >= named["threshold"]
         for average in ("macro", "micro"):
             theirs = f1_score(predictions.truth, chosen, average=average, zero_division=0)
@@ -114,7 +114,7 @@ def test_f1_by_threshold_is_scikit_learns() -> None:
 def test_reliability_says_how_often_tags_are_there_by_confidence() -> None:
     predictions = random_predictions(300, 4)
     confidences = sigmoid(predictions.logits).ravel()
-    rows = list(charts.reliability_rows(judge(predictions).counts))
+    rows = tables.reliability_rows(judge(predictions).counts)
     assert sum(pairs for *_, pairs in rows) == 1200
     bins = np.minimum((confidences * 15).astype(int), 14)
     for (confidence, true, pairs), number in zip(rows, np.unique(bins), strict=True):

@@ -41,7 +41,7 @@ def odd_export(tmp_path: Path, model_folder: Path) -> Path:
     nn.init.normal_(model.get_classifier().weight, std=0.5)  # type: ignore[operator]
     backbone.save_config(model, preprocess.read(source / "preprocess.json"), source)
     backbone.save_weights(model.state_dict(), source / backbone.WEIGHTS)
-    fitted = [Threshold(name, "", 0.5, 1, 0.5, 0.5, 0.5, "f1") for name in CATEGORIES.values()]
+    fitted = [Threshold(name, "", 0.5, "category") for name in CATEGORIES.values()]
     files.write_json(tmp_path / "calibration.json", {})
     export_tags = package.ExportTags(ODD, np.full(len(ODD), 0.5), fitted)
     files.write_csv(source / "vocabulary.csv", Tag._fields, ODD)

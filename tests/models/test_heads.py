@@ -355,7 +355,7 @@ def test_the_export_has_no_files_for_timm_and_all_for_the_other_tools(
     saved(model, preset, source)
     backbone.build_preprocess(model, preset).write(source / "preprocess.json")
     vocabulary.write(tags, source / "vocabulary.csv")
-    fitted = [Threshold(name, "", 0.5, 1, 0.5, 0.5, 0.5, "f1") for name in CATEGORIES.values()]
+    fitted = [Threshold(name, "", 0.5, "category") for name in CATEGORIES.values()]
     calibration.write({thresholds.ALL: 1.0}, tmp_path / "calibration.json")
     names = package.ExportTags(tags, np.full(len(tags), 0.5), fitted)
     package.write(target, source, tmp_path / "calibration.json", names, 17)

@@ -235,11 +235,11 @@ def test_thresholds_of_a_training_folder_lie_beside_it(
     folder = copy("training")
     path = folder.parent / "thresholds.csv"
     assert set(load_tagger(folder, CPU).thresholds) == {layouts.DEFAULT_THRESHOLD}
-    row = thresholds.Threshold("all", "", 0.61, 1, 0.5, 0.5, 0.5, "best_f1")
+    row = thresholds.Threshold("all", "", 0.61, "global")
     thresholds.write([row], path)
     assert set(load_tagger(folder, CPU).thresholds) == {0.61}
     per_tag = [
-        row._replace(category=CATEGORIES[tag.category], name=tag.name, threshold=threshold)
+        thresholds.Threshold(CATEGORIES[tag.category], tag.name, threshold, "tag")
         for tag, threshold in zip(tags, np.linspace(0.2, 0.8, len(tags)).tolist(), strict=True)
     ]
     thresholds.write([row, *per_tag], path)

@@ -80,10 +80,10 @@ def inside_project(made: Project) -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-def run_evaluate(made: Project, other: Path | None = None) -> str:
-    """Return what the stage printed, which ended well; or a comparison with another tagger."""
+def run_evaluate(made: Project) -> str:
+    """Return what the stage printed."""
     with inside_project(made), redirect_stdout(io.StringIO()) as printed:
-        evaluate.main(params.load(), other)
+        evaluate.main(params.load())
     return printed.getvalue()
 
 

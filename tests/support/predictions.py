@@ -7,15 +7,13 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-import pytest
 from hypothesis import strategies as st
 from scipy.sparse import csr_array
 from torch import nn
 
-from tagger.core.arrays import Scores, Truth
+from tagger.core.arrays import Ints, Scores, Truth
 from tagger.core.vocabulary import Tag
-from tagger.evaluation import counting, prediction_store, ranking
-from tagger.evaluation.counting import Ints
+from tagger.evaluation import prediction_store
 from tagger.evaluation.prediction_store import PredictionStore
 from tagger.images import loader
 from tagger.images.dataset import ImageDataset, Split
@@ -77,8 +75,9 @@ def write_store(
     folder: Path,
     groups: Ints | None = None,
     unlabelled: Sequence[Ints] = (),
+    tile_size: int | None = None,
 ) -> PredictionStore:
-    """Write predictions as a model's, some pictures at a time."""
+    """Write predictions as a model's, some images at a time."""
 
     def blocks() -> Iterator[prediction_store.LogitBlock]:
         for start in range(0, len(predictions.logits), 50):
@@ -86,7 +85,7 @@ def write_store(
             yield range(start, start + len(some)), some
 
     truth = prediction_store.StoreLabels(csr_array(predictions.truth), groups, unlabelled)
-    return prediction_store.write(folder / "part.logits", truth, blocks())
+    return prediction_store.write(folder / "test.logits", truth, blocks(), tile_size)
 
 
 class TemporaryStore:
@@ -97,18 +96,14 @@ class TemporaryStore:
         predictions: RandomPredictions,
         groups: Ints | None = None,
         unlabelled: Sequence[Ints] = (),
+        tile_size: int | None = None,
     ) -> None:
         self._folder = TemporaryDirectory()
-        self._scored = write_store(predictions, Path(self._folder.name), groups, unlabelled)
+        folder = Path(self._folder.name)
+        self._store = write_store(predictions, folder, groups, unlabelled, tile_size)
 
     def __enter__(self) -> PredictionStore:
-        return self._scored
+        return self._store
 
     def __exit__(self, *_: object) -> None:
         self._folder.cleanup()
-
-
-def compile_always(patch: pytest.MonkeyPatch) -> None:
-    """Let few predictions take the compiled way."""
-    patch.setattr(counting, "_INTERPRETED", -1)
-    patch.setattr(ranking, "_INTERPRETED", -1)

@@ -4,6 +4,7 @@ import numpy as np
 import numpy.typing as npt
 
 Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
 Scores = npt.NDArray[np.float32]  # (pictures, tags), probabilities
 Truth = npt.NDArray[np.bool_]  # (pictures, tags)
 Mask = npt.NDArray[np.bool_]  # (posts,)

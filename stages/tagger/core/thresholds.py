@@ -1,8 +1,8 @@
-"""The confidence from which on a tag is given: fitted on validation, used everywhere after."""
+"""Thresholds: the confidence from which a tag is given. Fitted on validation, used everywhere."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple, cast
 
 import numpy as np
 
@@ -11,89 +11,71 @@ from tagger.core.arrays import Floats
 from tagger.core.errors import TaggerError
 from tagger.core.vocabulary import CATEGORIES, Tag
 
-ALL = "all"  # in the column `category`: the threshold over every tag
+ALL = "all"  # in the column `category`: one threshold for all tags
 
-Kind = Literal["global", "category", "tag"]  # whose threshold each tag has
-Key = tuple[str, str]  # category and name
+Kind = Literal["global", "category", "tag"]
 Objective = Literal["f1", "precision_recall", "precision", "recall"]
 
 
-class Aim(NamedTuple):
-    """What thresholds are chosen by.
-
-    f1: the best there is; precision_recall: where the two are equal, which is where as many are
-    given as there are; precision, recall: the target, and with it as much as can be of the other
-    """
-
-    by: Objective = "f1"
-    target: float | None = None
-
-    def __str__(self) -> str:
-        wanted = self.by in ("precision", "recall") and self.target is not None
-        return f"{self.by} {self.target:g}" if wanted else self.by
-
-
-class Policy(Protocol):
-    """Which thresholds are wanted, as `params.yaml` says it."""
-
-    @property
-    def kind(self) -> Kind: ...
-    @property
-    def by(self) -> Objective: ...
-    @property
-    def target(self) -> float | None: ...
-
-
 class Threshold(NamedTuple):
-    """A row of thresholds.csv. `name` is empty where it stands for more than one tag."""
+    """A row of thresholds.csv."""
 
-    category: str
-    name: str
+    category: str  # ALL if the kind is global
+    name: str  # of the tag; empty unless the kind is tag
     threshold: float
-    support: int  # positive pairs of picture and tag in validation
-    f1: float
-    precision: float
-    recall: float
-    method: str
+    kind: Kind
+    objective: Objective = "f1"
+    target: float | None = None  # the precision or recall to reach
+    strength: float | None = None  # of a tag's shrinkage toward its category's threshold
+    support: int = 0  # positive pairs of image and tag in validation
+    f1: float = 0.0
+    precision: float = 0.0
+    recall: float = 0.0
 
 
-def per_tag(rows: Sequence[Threshold], tags: Sequence[Tag], policy: Policy | Kind) -> Floats:
-    """Return the threshold of each tag, (tags,), by a policy, or by its kind whatever the aim.
+def per_tag(rows: Sequence[Threshold], tags: Sequence[Tag], kind: Kind) -> Floats:
+    """Return the threshold of each tag, (tags,).
 
-    Raises TaggerError where the thresholds are of other tags, or were fitted by another aim.
+    Raises TaggerError if the thresholds were fitted for another vocabulary.
     """
-    kind = policy if isinstance(policy, str) else policy.kind
-    keys: list[Key]
-    if kind == "tag":
-        keys = [(CATEGORIES[tag.category], tag.name) for tag in tags]
-    else:
-        keys = [(ALL if kind == "global" else CATEGORIES[tag.category], "") for tag in tags]
-    own = {(row.category, row.name): row for row in rows}
-    _check(own, keys)
-    if not isinstance(policy, str):
-        aim = str(Aim(policy.by, policy.target))
-        other = [own[key].method for key in keys if own[key].method.partition(",")[0] != aim]
-        if other:
+    values = {(row.category, row.name): row.threshold for row in rows if row.kind == kind}
+    keys = [_key(tag, kind) for tag in tags]
+    for category, name in keys:
+        if (category, name) not in values:
+            subject = f"tag {name!r} ({category})" if name else f"category {category!r}"
             raise TaggerError(
-                f"The thresholds are fitted by {other[0]!r}, not by {aim!r}. Evaluate again."
+                f"The thresholds are of another vocabulary: {subject} has none. Evaluate again."
             )
-    return np.array([own[key].threshold for key in keys])
-
-
-def _check(own: Mapping[Key, Threshold], keys: Sequence[Key]) -> None:
-    """Raise TaggerError where the thresholds are not those of the tags looked for."""
-    missing = [key for key in keys if key not in own]
-    if missing and not missing[0][1]:
-        raise TaggerError(f"The thresholds name no category {missing[0][0]!r}. Evaluate again.")
-    foreign = own.keys() - set(keys) if keys and keys[0][1] else set()
-    odd = [*missing, *sorted(key for key in foreign if key[1])]
-    if odd:
-        category, name = odd[0]
-        told = f"have none for {name!r} ({category})" if missing else f"have one for {name!r}"
+    surplus = sorted(values.keys() - set(keys)) if kind == "tag" else []
+    if surplus:
+        category, name = surplus[0]
         raise TaggerError(
-            f"The thresholds are of another vocabulary: they {told}"
-            f"{'' if missing else f' ({category}), which the model lacks'}. Evaluate again."
+            f"The thresholds are of another vocabulary: the model has no tag {name!r} "
+            f"({category}). Evaluate again."
         )
+    return np.array([values[key] for key in keys])
+
+
+def _key(tag: Tag, kind: Kind) -> tuple[str, str]:
+    category = ALL if kind == "global" else CATEGORIES[tag.category]
+    return category, tag.name if kind == "tag" else ""
+
+
+def check_objective(rows: Sequence[Threshold], objective: Objective, target: float | None) -> None:
+    """Raise TaggerError if the thresholds were fitted for another objective."""
+    for row in rows:
+        if (row.objective, row.target) != (objective, target):
+            fitted, wanted = describe(row.objective, row.target), describe(objective, target)
+            raise TaggerError(
+                f"The thresholds are fitted for {fitted}, and evaluate.threshold asks for {wanted}. "
+                "Evaluate again."
+            )
+
+
+def describe(objective: Objective, target: float | None) -> str:
+    """Return an objective in words, such as `precision 0.9`."""
+    words = objective.replace("f1", "best F1").replace("precision_recall", "precision = recall")
+    return words if target is None else f"{words} {target:g}"
 
 
 def read_category_thresholds(path: Path) -> dict[str, float]:
@@ -104,7 +86,7 @@ def read_category_thresholds(path: Path) -> dict[str, float]:
             return {row["name"]: float(row["threshold"]) for row in rows}
         return {row["category"]: float(row["threshold"]) for row in rows if not row["name"]}
     except (KeyError, ValueError) as error:
-        raise TaggerError(f"{path} is no table of thresholds ({error}). Evaluate again.") from None
+        raise _unreadable(path, error) from None
 
 
 def write(rows: Sequence[Threshold], path: Path) -> None:
@@ -112,20 +94,31 @@ def write(rows: Sequence[Threshold], path: Path) -> None:
 
 
 def read(path: Path) -> list[Threshold]:
-    """Return the rows that `write` left. Raises TaggerError for a file of another form."""
+    """Return the rows of thresholds.csv. Raises TaggerError for a file of another form."""
     try:
         return [
             Threshold(
                 category=row["category"],
                 name=row["name"],
                 threshold=float(row["threshold"]),
+                kind=cast(Kind, row["kind"]),
+                objective=cast(Objective, row["objective"]),
+                target=_optional_float(row["target"]),
+                strength=_optional_float(row["strength"]),
                 support=int(row["support"]),
                 f1=float(row["f1"]),
                 precision=float(row["precision"]),
                 recall=float(row["recall"]),
-                method=row["method"],
             )
             for row in files.read_csv(files.require(path))
         ]
     except (KeyError, ValueError) as error:
-        raise TaggerError(f"{path} is no table of thresholds ({error}). Evaluate again.") from None
+        raise _unreadable(path, error) from None
+
+
+def _optional_float(text: str) -> float | None:
+    return float(text) if text else None
+
+
+def _unreadable(path: Path, error: Exception) -> TaggerError:
+    return TaggerError(f"{path} is not a table of thresholds ({error}). Evaluate again.")

@@ -1,8 +1,9 @@
-"""Intervals in which figures would fall on other pictures: groups of posts drawn anew, by chance.
+"""95 % intervals of metrics: the range in which they would fall on other images.
 
-Each group is drawn as often as a number of Poisson's law with mean 1 says. What comes out lies
-around its own mean, which for tags on few pictures is above the figure (those drawn twice tie with
-themselves): it is moved onto the figure before the interval is read off.
+Groups of images are resampled: each counts as often as a Poisson number with mean 1 says. The
+resampled metrics lie around their own mean, which for tags on few images is above the metric
+(images drawn twice tie with themselves): they are moved onto the metric before the interval is
+read off.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,127 +13,135 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tagger.core.arrays import Floats
-from tagger.evaluation.counting import ImageCounts, Ints
+from tagger.core.arrays import Floats, Ints
 from tagger.evaluation.jackknife import Jackknife, RareTag
+from tagger.evaluation.metrics.average_precision import average_precision
+from tagger.evaluation.score_counts import ImageCounts
 
 METRICS = ("macro_ap", "micro_ap", "macro_f1", "micro_f1")
 OVERALL = "all"
-Intervals = dict[str, dict[str, list[float]]]  # from a category, or OVERALL, to measure to ends
+Intervals = dict[str, dict[str, list[float]]]  # from a category, or OVERALL, to metric to ends
 
-_TIMES = 1000  # that groups are drawn
-_LEAST = 100
+_MAX_RESAMPLES, _MIN_RESAMPLES = 1000, 100
 _MEMORY = 1 << 28  # bytes of weights
-_AT_ONCE = 4096  # groups
-_SHARES = (0.025, 0.975)
+_CHUNK = 4096  # groups
+_QUANTILES = (0.025, 0.975)
 
-Weights = npt.NDArray[np.uint8]  # (groups, times)
+ResampleWeights = npt.NDArray[np.uint8]  # (groups, resamples)
 
 
-def intervals(influence: Jackknife, seed: int) -> Intervals:
-    """Return the 95 % interval of each measure, over all tags and in each category."""
-    drawn = _drawn(influence, _weights(influence.micro_ap.shape[1], seed))
-    return _each(influence, lambda place, name: influence.metrics[place][name], drawn, (0.0, 1.0))
+def intervals(jackknife: Jackknife, seed: int) -> Intervals:
+    """Return the 95 % interval of each metric, over all tags and in each category."""
+    resampled = _resampled_metrics(jackknife, draw_weights(jackknife.groups, seed))
+
+    def metric(place: int, name: str) -> float:
+        return float(jackknife.metrics[place][name])
+
+    return _intervals(jackknife.categories, metric, resampled, (0.0, 1.0))
 
 
 def differences(one: Jackknife, other: Jackknife, seed: int) -> Intervals:
     """Return how much better one model is than another, with the 95 % interval of the difference.
 
-    Both must be of the same pictures and tags, which are drawn alike for both. Each entry holds the
+    Both must be of the same images and tags; both are resampled alike. Each entry holds the
     difference and the ends of its interval.
     """
-    if one.categories != other.categories or one.micro_ap.shape != other.micro_ap.shape:
-        raise ValueError("the models are judged on different pictures or tags")
-    weights = _weights(one.micro_ap.shape[1], seed)
-    drawn = _drawn(one, weights) - _drawn(other, weights)
+    if one.categories != other.categories or one.groups != other.groups:
+        raise ValueError("the models are evaluated on different images or tags")
+    weights = draw_weights(one.groups, seed)
+    resampled = _resampled_metrics(one, weights) - _resampled_metrics(other, weights)
 
     def difference(place: int, name: str) -> float:
         return float(one.metrics[place][name] - other.metrics[place][name])
 
-    found = _each(one, difference, drawn, (-1.0, 1.0))
+    ends = _intervals(one.categories, difference, resampled, (-1.0, 1.0))
     for place, name in enumerate((*one.categories, OVERALL)):
-        for measure in METRICS:
-            found[name][measure].insert(0, round(difference(place, measure), 6))
-    return found
+        for metric in METRICS:
+            ends[name][metric].insert(0, round(difference(place, metric), 6))
+    return ends
 
 
-def _weights(groups: int, seed: int) -> Weights:
-    """Return how often each group is drawn each time, by Poisson's law."""
-    times = max(_LEAST, min(_TIMES, _MEMORY // max(1, groups)))
+def draw_weights(groups: int, seed: int) -> ResampleWeights:
+    """Return how often each group counts in each resample, by Poisson's law with mean 1."""
+    resamples = max(_MIN_RESAMPLES, min(_MAX_RESAMPLES, _MEMORY // max(1, groups)))
     random = np.random.default_rng(seed)
-    shares = np.cumsum(np.exp(-1) / np.cumprod([1, *range(1, 10)]))
-    table = np.searchsorted(shares, (np.arange(1 << 16) + 0.5) / (1 << 16)).astype(np.uint8)
-    return table[random.integers(0, 1 << 16, (groups, times), dtype=np.uint16)]
+    cumulative = np.cumsum(np.exp(-1) / np.cumprod([1, *range(1, 10)]))
+    table = np.searchsorted(cumulative, (np.arange(1 << 16) + 0.5) / (1 << 16)).astype(np.uint8)
+    return table[random.integers(0, 1 << 16, (groups, resamples), dtype=np.uint16)]
 
 
-def _drawn(one: Jackknife, weights: Weights) -> Floats:
-    """Return the measures of each draw, (measures, categories + 1, times)."""
-    sums = _weighed(
-        [one.macro_ap, one.macro_f1, one.true_positives, one.decisions, one.micro_ap], weights
-    )
-    precision, macro_f1, true, decided = (_with_total(values) for values in sums[:-1])
-    rare, present = _reweighed(one, weights)
-    tags = _with_total(one.frequent[:, None]) + present
-    precision += _with_total(one.frequent_ap[:, None]) + rare
+def _resampled_metrics(jackknife: Jackknife, weights: ResampleWeights) -> Floats:
+    """Return METRICS of each resample, (metrics, categories + 1, resamples)."""
+    *sums, micro_ap = _weighted_sums(jackknife.contributions, weights)
+    macro_ap, macro_f1, true_positives, decisions = map(_with_total, sums)
+    rare_ap, rare_tags = _rare_precision(jackknife, weights)
+    tags = _with_total(jackknife.frequent_tags[:, None]) + rare_tags
+    macro_ap += _with_total(jackknife.frequent_ap[:, None]) + rare_ap
     return np.stack(
         [
-            precision / np.maximum(1, tags),
-            sums[-1],
-            macro_f1 / np.maximum(1, _with_total(one.supported[:, None])),
-            2 * true / np.maximum(1, decided),
+            macro_ap / np.maximum(1, tags),
+            micro_ap,
+            macro_f1 / np.maximum(1, _with_total(jackknife.supported[:, None])),
+            2 * true_positives / np.maximum(1, decisions),
         ]
     )
 
 
 def _with_total(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Return rows of categories with a further row, their sum."""
     return np.concatenate([values, values.sum(axis=0, keepdims=True)])
 
 
-def _weighed(parts: Sequence[Floats], weights: Weights) -> list[Floats]:
-    """Return the weighted sums over groups of the rows of each part, (rows, times)."""
-    rows = np.concatenate(parts)
+def _weighted_sums(tables: Sequence[Floats], weights: ResampleWeights) -> list[Floats]:
+    """Return the weighted sum over groups of the rows of each table, (rows, resamples)."""
+    rows = np.concatenate(tables)
     sums = np.zeros((len(rows), weights.shape[1]))
-    for start in range(0, len(weights), _AT_ONCE):
-        some = slice(start, start + _AT_ONCE)
-        sums += rows[:, some] @ weights[some].astype(np.float64)
-    return np.split(sums, np.cumsum([len(part) for part in parts])[:-1])
+    for start in range(0, len(weights), _CHUNK):
+        chunk = slice(start, start + _CHUNK)
+        sums += rows[:, chunk] @ weights[chunk].astype(np.float64)
+    return np.split(sums, np.cumsum([len(table) for table in tables])[:-1])
 
 
-def _reweighed(one: Jackknife, weights: Weights) -> tuple[Floats, Ints]:
-    """Return the sum of AP over rare tags, and of how many, (categories + 1, times) each."""
-    precisions = np.zeros((len(one.categories), weights.shape[1]))
-    present = np.zeros(precisions.shape, np.int64)
+def _rare_precision(jackknife: Jackknife, weights: ResampleWeights) -> tuple[Floats, Ints]:
+    """Return the sum of AP over rare tags with a positive in a resample, and their number.
 
-    def precision(rare: RareTag) -> tuple[Floats, npt.NDArray[np.bool_]]:
-        true = _cumulated(weights[rare.own])[rare.last + 1]
-        false = _cumulated(weights[rare.false])[rare.above] + rare.more[:, None]
-        gained = np.diff(true, axis=0, prepend=0)
-        shares = gained * true / np.maximum(1, true + false)
-        return shares.sum(axis=0) / np.maximum(1, true[-1]), true[-1] > 0
+    (categories + 1, resamples) each
+    """
+    precision = np.zeros((len(jackknife.categories), weights.shape[1]))
+    tags = np.zeros(precision.shape, np.int64)
+
+    def resample(tag: RareTag) -> Floats:
+        true = _cumulative(weights[tag.positive_groups])[tag.last + 1]
+        false = _cumulative(weights[tag.negative_groups])[tag.above] + tag.unweighed[:, None]
+        return average_precision(true, true + false)
 
     with ThreadPoolExecutor() as pool:
-        for rare, (found, there) in zip(one.rare, pool.map(precision, one.rare), strict=True):
-            precisions[rare.category] += found
-            present[rare.category] += there
-    return _with_total(precisions), _with_total(present)
+        resampled = pool.map(resample, jackknife.rare)
+        for tag, tag_precision in zip(jackknife.rare, resampled, strict=True):
+            precision[tag.category] += np.nan_to_num(tag_precision)
+            tags[tag.category] += ~np.isnan(tag_precision)
+    return _with_total(precision), _with_total(tags)
 
 
-def _cumulated(weights: Weights) -> ImageCounts:
+def _cumulative(weights: ResampleWeights) -> ImageCounts:
     """Return the sums of the first 0, 1, 2 ... rows."""
     sums = np.zeros((len(weights) + 1, weights.shape[1]), np.int32)
     np.cumsum(weights, axis=0, out=sums[1:])
     return sums
 
 
-def _each(
-    one: Jackknife, figure: Callable[[int, str], float], drawn: Floats, limits: tuple[float, float]
+def _intervals(
+    categories: Sequence[str],
+    metric: Callable[[int, str], float],
+    resampled: Floats,
+    bounds: tuple[float, float],
 ) -> Intervals:
-    """Return the ends of each interval, moved by how far the draws' mean is from the figure."""
-    ends = np.quantile(drawn, _SHARES, axis=-1) - drawn.mean(axis=-1)
-    found: Intervals = {}
-    for place, name in enumerate((*one.categories, OVERALL)):
-        found[name] = {}
-        for row, measure in enumerate(METRICS):
-            moved = np.clip(figure(place, measure) + ends[:, row, place], *limits)
-            found[name][measure] = [round(float(end), 6) for end in moved]
-    return found
+    """Return the ends of each interval, moved by how far the resamples' mean is from the metric."""
+    ends = np.quantile(resampled, _QUANTILES, axis=-1) - resampled.mean(axis=-1)
+    intervals: Intervals = {}
+    for place, category in enumerate((*categories, OVERALL)):
+        intervals[category] = {}
+        for row, name in enumerate(METRICS):
+            moved = np.clip(metric(place, name) + ends[:, row, place], *bounds)
+            intervals[category][name] = [round(float(end), 6) for end in moved]
+    return intervals

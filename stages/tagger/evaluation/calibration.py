@@ -1,7 +1,7 @@
-"""Temperatures: by what to divide logits, so that probabilities say how often a tag is there.
+"""Fit temperatures, which divide logits so that a probability says how often its tag is there.
 
-Guo et al. 2017, https://arxiv.org/abs/1706.04599, section 4.2. Fitted on the validation part, by
-the least binary cross-entropy; the order of scores stays, and so does every figure but calibration.
+Guo et al. 2017, https://arxiv.org/abs/1706.04599, section 4.2. The validation split decides, by
+the least binary cross-entropy. The order of scores stays, and every metric but those of calibration.
 """
 
 from collections.abc import Sequence
@@ -14,43 +14,40 @@ from tagger.core.logits import sigmoid
 from tagger.core.thresholds import ALL
 from tagger.core.vocabulary import Tag
 from tagger.evaluation import quantized_logits, tag_metrics
-from tagger.evaluation.counting import Ints
-from tagger.evaluation.score_counts import ScoreCounts
+from tagger.evaluation.score_counts import Histogram, ScoreCounts
 
-_LIMITS = (0.2, 5.0)  # where scores part all tags rightly, ever lower ones would do better
+_MIN, _MAX = 0.2, 5.0  # if scores separate all tags perfectly, no temperature is low enough
 _DIGITS = 6
 
 
-def fit(tally: ScoreCounts, tags: Sequence[Tag]) -> Temperatures:
+def fit(counts: ScoreCounts, tags: Sequence[Tag]) -> Temperatures:
     """Return the temperature over all tags and of each category.
 
-    A category whose pairs of picture and tag are all true, or all false, has that over all.
+    A category whose pairs of image and tag are all true, or all false, has that over all tags.
     """
-    everything = np.ones(len(tags), np.bool_)
-    overall = _best(tally.pooled(everything)) or 1.0
-    found = {ALL: overall}
+    overall = _best(counts.pooled(np.ones(len(tags), np.bool_))) or 1.0
+    temperatures = {ALL: overall}
     for name, inside in tag_metrics.by_category(tags):
-        found[name] = _best(tally.pooled(inside)) or overall
-    return {name: round(value, _DIGITS) for name, value in found.items()}
+        temperatures[name] = _best(counts.pooled(inside)) or overall
+    return {name: round(value, _DIGITS) for name, value in temperatures.items()}
 
 
-def _best(pooled: Ints) -> float | None:
-    """Return the best temperature for counts by score, (2, codes.COUNT), None where any would do.
+def _best(pooled: Histogram) -> float | None:
+    """Return the best temperature for a histogram, (LEVELS,), None if any temperature would do.
 
-    The slope of the loss by the inverse of the temperature rises: its root is looked for.
+    The slope of the loss by the inverse of the temperature rises: the best is at its root.
     """
-    seen = np.flatnonzero(pooled[0])
-    times, positives = pooled[:, seen]
+    seen = np.flatnonzero(pooled.pairs)
+    pairs, positives = pooled.pairs[seen], pooled.positives[seen]
     logits = quantized_logits.logit_table()[seen]
-    if not 0 < positives.sum() < times.sum():
+    if not 0 < positives.sum() < pairs.sum():
         return None
 
     def slope(inverse: float) -> float:
-        return float((logits * (times * sigmoid(inverse * logits) - positives)).sum())
+        return float((logits * (pairs * sigmoid(inverse * logits) - positives)).sum())
 
-    coldest, hottest = _LIMITS
-    if slope(1 / coldest) <= 0:
-        return coldest
-    if slope(1 / hottest) >= 0:
-        return hottest
-    return 1 / float(brentq(slope, 1 / hottest, 1 / coldest, xtol=1e-9))
+    if slope(1 / _MIN) <= 0:
+        return _MIN
+    if slope(1 / _MAX) >= 0:
+        return _MAX
+    return 1 / float(brentq(slope, 1 / _MAX, 1 / _MIN, xtol=1e-9))

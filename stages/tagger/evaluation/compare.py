@@ -1,4 +1,4 @@
-"""Two taggers on the same pictures, over the tags that both know."""
+"""Compare two taggers on the same images, over the tags that both have."""
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
@@ -8,9 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from tagger.core import thresholds as fitted
+from tagger.core import thresholds
 from tagger.core.errors import TaggerError
-from tagger.core.thresholds import Aim, Policy
 from tagger.core.vocabulary import Tag
 from tagger.data.tags import match
 from tagger.evaluation import bootstrap, fit_thresholds, predictions, result, tag_metrics
@@ -26,15 +25,16 @@ from tagger.models import layouts, load_tagger
 from tagger.models.predict import predict
 from tagger.models.runtimes import Device, Runtime
 from tagger.models.tagger import Tagger
+from tagger.params import ThresholdParams
 
-_TRIED = 256  # pictures by which the order of channels is found out
+_CHANNEL_SAMPLE = 256  # images to detect the order of channels
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class ComparedTagger:
-    """One of the two: what it computes, of which only the shared tags count."""
+    """One of the two taggers; only the shared tags count."""
 
     name: str
     runtime: Runtime
@@ -44,67 +44,69 @@ class ComparedTagger:
 
 @dataclass(frozen=True)
 class ComparisonData:
-    """What both are judged on."""
+    """The images and tags to evaluate both taggers on."""
 
-    tags: Sequence[Tag]  # the shared ones
-    splits: Mapping[str, Split]  # with these tags alone
+    tags: Sequence[Tag]
+    splits: Mapping[str, Split]  # labelled with these tags
     predictor: SplitPredictor
-    policy: Policy
+    thresholds: ThresholdParams
     seed: int
 
-    def evaluate(self, side: ComparedTagger) -> EvaluationResult | None:
-        """Return how good one is on the test part, by thresholds fitted on validation."""
-        found = [
+    def evaluate(self, tagger: ComparedTagger) -> EvaluationResult | None:
+        """Return the metrics on test, at thresholds fitted on validation, on the main process."""
+        validation, test = (
             self.predictor(
-                f"{side.name}-{name}",
+                f"{tagger.name}-{name}",
                 self.splits[name],
                 self.tags,
-                side.runtime,
-                side.preprocess,
-                side.columns,
+                tagger.runtime,
+                tagger.preprocess,
+                tagger.columns,
             )
             for name in predictions.EVALUATED_SPLITS
-        ]
-        validation, test = found
+        )
         if validation is None or test is None:
             return None
-        aim = Aim(self.policy.by, self.policy.target)
-        rows = fit_thresholds.fit(validation.store, self.tags, aim, self.seed)
-        limits = fitted.per_tag(rows, self.tags, self.policy)
-        return result.evaluate(test.store, self.tags, limits, self.seed)
+        objective, target = self.thresholds.objective, self.thresholds.target
+        rows = fit_thresholds.fit(validation.store, self.tags, objective, target, self.seed)
+        values = thresholds.per_tag(rows, self.tags, self.thresholds.kind)
+        return result.evaluate(test.store, self.tags, values, self.seed)
 
 
 @dataclass(frozen=True)
 class Comparison:
     other: Path
-    tags: int  # that both know
+    tags: int  # that both have
     ours: EvaluationResult
     theirs: EvaluationResult
-    differences: Intervals  # ours less theirs
+    differences: Intervals  # ours minus theirs
 
     def summary_lines(self) -> Iterator[str]:
-        """Yield what is to be told: figures, differences, and how sure they are."""
+        """Yield what to print: metrics, differences, and how certain they are."""
         yield (
-            f"{self.tags} tags that both know, on {self.ours.metrics['images']:,} test pictures; "
-            "thresholds of both fitted on validation."
+            f"{self.tags} shared tags, {self.ours.metrics['images']:,} test images; thresholds of "
+            "both fitted on validation."
         )
         yield f"{'':24}{'ours':>8}{'theirs':>8}   difference, 95 % interval"
-        for name in (OVERALL, *(name for name in self.differences if name != OVERALL)):
-            for measure in METRICS:
-                yield self._line(name, measure)
-        yield f"If {self.other} was trained on some of these pictures, it does worse elsewhere."
+        for category in (OVERALL, *(name for name in self.differences if name != OVERALL)):
+            for metric in METRICS:
+                yield self._line(category, metric)
+        yield f"If {self.other} was trained on some of these images, it is worse on other images."
 
-    def _line(self, name: str, measure: str) -> str:
-        mine, other = (_of(one.metrics, name)[measure] for one in (self.ours, self.theirs))
-        difference, low, high = self.differences[name][measure]
+    def _line(self, category: str, metric: str) -> str:
+        ours, theirs = (
+            (side.metrics if category == OVERALL else side.metrics["categories"][category])[metric]
+            for side in (self.ours, self.theirs)
+        )
+        difference, low, high = self.differences[category][metric]
         verdict = "ours is better" if low > 0 else "theirs is better" if high < 0 else "undecided"
-        label = f"{name} {tag_metrics.display_name(measure)}"
+        label = f"{category} {tag_metrics.display_name(metric)}"
         return (
-            f"{label:24}{mine:8.3f}{other:8.3f}   "
+            f"{label:24}{ours:8.3f}{theirs:8.3f}   "
             f"{difference:+.3f} ({low:+.3f} to {high:+.3f}) {verdict}"
         )
 
-    def content(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Any]:
         return {
             "tags": self.tags,
             "ours": self.ours.metrics,
@@ -113,72 +115,70 @@ class Comparison:
         }
 
 
-def _of(figures: Mapping[str, Any], name: str) -> Mapping[str, float]:
-    found: Mapping[str, float] = figures if name == OVERALL else figures["categories"][name]
-    return found
-
-
 def compare(
     runtime: Runtime,
     preprocess: Preprocess,
     folder: Path,
-    ground: ComparisonData,
+    data: ComparisonData,
     aliases: Mapping[str, str],
 ) -> Comparison | None:
-    """Return whether a model is better than a tagger, on the leading process.
+    """Compare a model with another tagger. Return the result on the main process.
 
-    runtime, preprocess: the model's, with the tags of the ground
+    runtime, preprocess: of the model, which has the tags of the data
     folder: of the other tagger, in any layout
-    Raises TaggerError where the two know no tag in common.
+    Raises TaggerError if the two share no tag.
     """
-    world = ground.predictor.group.world
+    world = data.predictor.group.world
     tagger = load_tagger(folder, Device("auto", world.local_rank, world.cores))
-    found = match.match_tags(ground.tags, layouts.read_tags(folder), aliases)
-    if not found:
+    matches = match.match_tags(data.tags, layouts.read_tags(folder), aliases)
+    if not matches:
         raise TaggerError(
             f"{folder}: none of its {len(tagger.tags):,} tags, such as {tagger.tags[0].name!r}, is "
             "among those of this model. There is nothing to compare."
         )
-    own = np.array(sorted(found))
+    our_columns = sorted(matches)
+    their_columns = [matches[column][0] for column in our_columns]
     shared = replace(
-        ground,
-        tags=[ground.tags[row] for row in own.tolist()],
-        splits={n: replace(p, labels=p.labels[:, own]) for n, p in ground.splits.items()},
+        data,
+        tags=[data.tags[column] for column in our_columns],
+        splits={
+            name: replace(split, labels=split.labels[:, our_columns])
+            for name, split in data.splits.items()
+        },
     )
-    columns = [found[row][0] for row in own.tolist()]
-    theirs = ComparedTagger("theirs", tagger, tagger.preprocess, columns)
+    other = ComparedTagger("theirs", tagger, tagger.preprocess, their_columns)
     if not tagger.states_channel_order:
-        theirs = _with_channels(theirs, tagger, shared)
-    ours = ComparedTagger("ours", runtime, preprocess, own.tolist())
-    mine, other = shared.evaluate(ours), shared.evaluate(theirs)
-    if mine is None or other is None:
+        other = _with_best_channels(other, tagger, shared)
+    ours = shared.evaluate(ComparedTagger("ours", runtime, preprocess, our_columns))
+    theirs = shared.evaluate(other)
+    if ours is None or theirs is None:
         return None
-    differences = bootstrap.differences(mine.jackknife, other.jackknife, ground.seed)
-    return Comparison(folder, len(own), mine, other, differences)
+    differences = bootstrap.differences(ours.jackknife, theirs.jackknife, data.seed)
+    return Comparison(folder, len(our_columns), ours, theirs, differences)
 
 
-def _with_channels(side: ComparedTagger, tagger: Tagger, ground: ComparisonData) -> ComparedTagger:
-    """Return the side given BGR, if that is what it is better at."""
-    part = ground.splits["validation"].evenly_spaced(_TRIED)
-    order, pictures = (
-        ResumableBatchSampler(len(part), ground.predictor.batch_size),
-        ImageDataset(part, side.preprocess),
-    )
-    batches = list(loader.build_loader(pictures, order, workers=ground.predictor.workers))
-    reverse = replace(side, runtime=replace(tagger, takes_bgr=True))
-    rgb, bgr = (_macro_ap(one, batches) for one in (side, reverse))
-    if ground.predictor.group.is_main:
+def _with_best_channels(
+    compared: ComparedTagger, tagger: Tagger, data: ComparisonData
+) -> ComparedTagger:
+    """Return the tagger with channels in the order, RGB or BGR, in which it does better."""
+    split = data.splits["validation"].evenly_spaced(_CHANNEL_SAMPLE)
+    sampler = ResumableBatchSampler(len(split), data.predictor.batch_size)
+    dataset = ImageDataset(split, compared.preprocess)
+    batches = list(loader.build_loader(dataset, sampler, workers=data.predictor.workers))
+    reversed_channels = replace(compared, runtime=replace(tagger, takes_bgr=True))
+    rgb, bgr = (_macro_ap(one, batches) for one in (compared, reversed_channels))
+    if data.predictor.group.is_main:
         _log.warning(
-            "Its files do not say in which order it takes colours: macro AP %.3f as RGB, %.3f as "
-            "BGR, on %d validation pictures. %s it is.",
-            *(rgb, bgr, len(part), "BGR" if bgr > rgb else "RGB"),
+            "Its files do not name the order of channels: macro AP %.3f as RGB, %.3f as BGR, on "
+            "%d validation images. Using %s.",
+            *(rgb, bgr, len(split), "BGR" if bgr > rgb else "RGB"),
         )
-    return reverse if bgr > rgb else side
+    return reversed_channels if bgr > rgb else compared
 
 
-def _macro_ap(side: ComparedTagger, batches: Sequence[Batch]) -> float:
-    logits, truth = [], []
-    for batch, (values,) in predict(side.runtime, batches, "logits"):
-        logits.append(values[:, side.columns])
-        truth.append(batch.targets.numpy() > 0)
-    return dense.macro_ap(np.concatenate(logits), np.concatenate(truth)) if logits else 0.0
+def _macro_ap(tagger: ComparedTagger, batches: Sequence[Batch]) -> float:
+    logits, labels = [], []
+    for batch, (outputs,) in predict(tagger.runtime, batches, "logits"):
+        logits.append(outputs[:, tagger.columns])
+        labels.append(batch.targets.numpy() > 0)
+    return dense.macro_ap(np.concatenate(logits), np.concatenate(labels)) if logits else 0.0

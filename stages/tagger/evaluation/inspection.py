@@ -1,4 +1,4 @@
-"""What a person should look at after an evaluation: pictures, tags and labels."""
+"""What a person should look at after an evaluation: images, tags and labels."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -21,18 +21,18 @@ from tagger.evaluation.result import EvaluationResult
 from tagger.images import contact_sheet, decode
 from tagger.images.dataset import Split
 
-SHOWN = 12  # pictures of a gallery
+SHOWN = 12  # images of a gallery
 
 
 @dataclass(frozen=True)
 class SplitInspection:
-    """The predictions of a part, and where to find what they are of."""
+    """The predictions of a split, with its images and labels."""
 
-    name: str  # of the part
+    name: str  # of the split
     store: PredictionStore
     split: Split
     tags: Sequence[Tag]
-    thresholds: Floats  # (tags,), the thresholds
+    thresholds: Floats  # (tags,)
     result: EvaluationResult
     background: Colour
 
@@ -41,7 +41,7 @@ class SplitInspection:
         return mistakes.find(self.store, self.thresholds)
 
     @cached_property
-    def confused(self) -> list[Confusion]:
+    def confusions(self) -> list[Confusion]:
         return confusions.find(self.mistakes, self.tags, self.result.counts.support)
 
     @cached_property
@@ -49,82 +49,77 @@ class SplitInspection:
         return label_issues.find(self.store)
 
     def label_issue_rows(self) -> Iterator[tuple[Any, ...]]:
-        """Yield the surest labels in doubt, as `doubts.HEADER` names them."""
-        everything = range(len(self.store))
+        """Yield the most certain label issues, under `label_issues.HEADER`."""
         files = [self.split.locations[row].path for row in self.store.rows.tolist()]
-        ids = self.ids(everything)
+        ids = self.ids(range(len(self.store)))
         return label_issues.rows(self.name, self.label_issues.most_certain, ids, files, self.tags)
 
     def sheet(self) -> Image.Image:
-        """Return the first pictures with what is said of each, drawn on one sheet."""
+        """Return a contact sheet of the first images with their predictions."""
         count = min(SHOWN, len(self.store))
-        rows = self.store.rows[:count]
         first = next((tile for _, tile in self.store.tiles()), np.empty((0, 0), np.uint16))
         scores = quantized_logits.probability_table()[first[:, :count].T].astype(np.float32)
-        truth = self.store.labels[:count].toarray()
-        pictures = [
-            decode.open_rgb_or_none(self.split.locations[row], self.background)
-            for row in rows.tolist()
-        ]
-        return contact_sheet.prediction_sheet(
-            pictures, scores, truth, [tag.name for tag in self.tags], self.thresholds
-        )
+        labels = self.store.labels[:count].toarray()
+        images = [self._open(image) for image in range(count)]
+        names = [tag.name for tag in self.tags]
+        return contact_sheet.prediction_sheet(images, scores, labels, names, self.thresholds)
 
     def galleries(self) -> Iterator[Gallery]:
-        loss = self.result.ranking.loss
+        """Yield the galleries of the report, whose images are opened one after the other."""
         first = list(range(min(SHOWN, len(self.store))))
-        yield Gallery("Predictions", "The first pictures of the part.", self._shown(first))
+        yield Gallery("Predictions", "The first images of the split.", self._gallery(first))
+        loss = self.result.ranking.loss
         hardest = np.argsort(-loss, kind="stable")[:SHOWN].tolist()
         yield Gallery(
             "Highest loss",
-            "Pictures by which the model is most surprised: hard ones, or labelled wrongly.",
-            self._shown(hardest, [f"loss {loss[picture]:.1f}" for picture in hardest]),
+            "The images that surprise the model most: they are hard, or their labels are wrong.",
+            self._gallery(hardest, [f"loss {loss[image]:.1f}" for image in hardest]),
         )
-        for worst in mistakes.hard_tags(self.store, self.result.counts):
-            yield self._of_tag(worst)
+        for hard_tag in mistakes.hard_tags(self.store, self.result.counts):
+            yield self._hard_tag_gallery(hard_tag)
 
-    def ids(self, pictures: Iterable[int]) -> list[str]:
-        """Return the ids of pictures, or where they lie if the part has no ids."""
-        rows = self.store.rows[np.fromiter(pictures, np.int64)]
+    def ids(self, images: Iterable[int]) -> list[str]:
+        """Return the ids of images, or their paths if the split has no ids."""
+        rows = self.store.rows[np.fromiter(images, np.int64)]
         if self.split.ids is None:
             return [self.split.locations[row].path for row in rows.tolist()]
         return [str(name) for name in self.split.ids.take(rows).to_pylist()]
 
-    def _shown(
-        self, pictures: Sequence[int], notes: Sequence[str] | None = None
+    def _gallery(
+        self, images: Sequence[int], notes: Sequence[str] | None = None
     ) -> list[GalleryImage]:
-        looked = mistakes.image_mistakes(self.store, self.mistakes, pictures)
-        captions = self.ids(pictures)
+        predictions = mistakes.image_mistakes(self.store, self.mistakes, images)
+        notes = notes or [""] * len(predictions)
         return [
             GalleryImage(
-                self._picture(one.image),
+                self._open(prediction.image),
                 caption,
-                right=self._said(one.right),
-                wrong=self._said(one.wrong),
-                missed=self._said(one.missed),
+                right=self._named(prediction.right),
+                wrong=self._named(prediction.wrong),
+                missed=self._named(prediction.missed),
                 note=note,
             )
-            for one, caption, note in zip(
-                looked, captions, notes or [""] * len(looked), strict=True
-            )
+            for prediction, caption, note in zip(predictions, self.ids(images), notes, strict=True)
         ]
 
-    def _said(self, said: Sequence[TagConfidence]) -> list[tuple[str, float]]:
-        return [(self.tags[one.tag].name, one.confidence) for one in said]
+    def _named(self, pairs: Sequence[TagConfidence]) -> list[tuple[str, float]]:
+        return [(self.tags[pair.tag].name, pair.confidence) for pair in pairs]
 
-    def _picture(self, picture: int) -> Image.Image | None:
-        place = self.split.locations[int(self.store.rows[picture])]
-        return decode.open_rgb_or_none(place, self.background)
+    def _open(self, image: int) -> Image.Image | None:
+        location = self.split.locations[int(self.store.rows[image])]
+        return decode.open_rgb_or_none(location, self.background)
 
-    def _of_tag(self, worst: HardTag) -> Gallery:
-        tally, name = self.result.counts, self.tags[worst.tag].name
-        support, precision = tally.support[worst.tag], tally.average_precision[worst.tag]
-        shown = [
-            GalleryImage(self._picture(seen.image), self.ids([seen.image])[0], [], wrong, missed)
-            for seen, wrong, missed in (
-                *((seen, [], [(name, seen.confidence)]) for seen in worst.missed),
-                *((seen, [(name, seen.confidence)], []) for seen in worst.wrong),
-            )
+    def _hard_tag_gallery(self, hard_tag: HardTag) -> Gallery:
+        counts, name = self.result.counts, self.tags[hard_tag.tag].name
+        support = counts.support[hard_tag.tag]
+        precision = counts.average_precision[hard_tag.tag]
+        confidences = (
+            *((pair, [], [(name, pair.confidence)]) for pair in hard_tag.missed),
+            *((pair, [(name, pair.confidence)], []) for pair in hard_tag.wrong),
+        )
+        images = [
+            GalleryImage(self._open(pair.image), self.ids([pair.image])[0], [], wrong, missed)
+            for pair, wrong, missed in confidences
         ]
-        told = f"On {support:,} of {len(self.store):,} pictures; AP {precision:.3f}."
-        return Gallery(f"Hard tag: {name}", told, shown)
+        explanation = f"On {support:,} of {len(self.store):,} images; AP {precision:.3f}."
+        return Gallery(f"Hard tag: {name}", explanation, images)

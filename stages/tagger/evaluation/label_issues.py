@@ -1,8 +1,8 @@
-"""Labels that are likely missing or likely wrong, by confident learning, for each tag by itself.
+"""Labels that are likely missing or wrong, by confident learning, for each tag by itself.
 
-Northcutt et al. 2021, https://arxiv.org/abs/1911.00068: a label is in doubt where the model is as
-confident of the opposite as it is on average of the pictures labelled so, and finds it the more
-probable. The pictures must not be those it was trained on.
+Northcutt et al. 2021, https://arxiv.org/abs/1911.00068: a label is an issue if the model is as
+confident of the opposite as it is, on average, on the images labelled so, and finds the opposite
+more probable. The model must not have been trained on the images.
 """
 
 from collections.abc import Iterator, Sequence
@@ -11,135 +11,129 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from tagger.core.arrays import Floats
+from tagger.core.arrays import Floats, Ints
 from tagger.core.logits import finite_logit
 from tagger.core.vocabulary import CATEGORIES, Tag
-from tagger.evaluation import columns, quantized_logits
-from tagger.evaluation.columns import TagBlock
-from tagger.evaluation.counting import Ints
-from tagger.evaluation.prediction_store import PredictionStore
-from tagger.evaluation.quantized_logits import QuantizedLogits
+from tagger.evaluation import quantized_logits
+from tagger.evaluation.prediction_store import PredictionStore, TagBlock
+from tagger.evaluation.quantized_logits import UNKNOWN, QuantizedLogits
 
-HEADER = ("part", "id", "file", "category", "tag", "issue", "confidence")
+HEADER = ("split", "id", "file", "category", "tag", "issue", "confidence")
 
-_SLACK = 1e-6  # by which cleanlab takes probabilities for equal
-_DOUBT = np.dtype(
+_SLACK = 1e-6  # within which cleanlab takes probabilities for equal
+_ISSUE = np.dtype(
     [
-        ("sureness", np.float64),
+        ("certainty", np.float64),
         ("tag", np.int32),
-        ("picture", np.int32),
-        ("code", np.uint16),
+        ("image", np.int32),
+        ("score", np.uint16),
         ("missing", np.bool_),
     ]
 )
-_Found = npt.NDArray[np.void]  # (doubts,), of _DOUBT
+_Issues = npt.NDArray[np.void]  # (issues,), of _ISSUE
 
 
 class LabelIssue(NamedTuple):
     image: int
     tag: int
-    missing: bool  # likely there, though not said; otherwise likely not there, though said
+    missing: bool  # the label is likely missing; otherwise it is likely wrong
     confidence: float  # of the tag, by the model
-    certainty: float  # nats, as `_sureness` weighs them
+    certainty: float  # in nats, see `_certainty`
 
 
 class LabelIssues(NamedTuple):
-    missing: Ints  # (tags,), labels of each that are likely missing
-    wrong: Ints  # (tags,), labels of each that are likely wrong
-    most_certain: list[LabelIssue]  # the surest first, by what `_sureness` says
+    missing: Ints  # (tags,), labels that are likely missing
+    wrong: Ints  # (tags,), labels that are likely wrong
+    most_certain: list[LabelIssue]  # by falling certainty
 
 
-def find(scored: PredictionStore, limit: int = 10_000, min_support: int = 5) -> LabelIssues:
-    """Return the labels in doubt, as cleanlab finds them by `confident_learning`.
+def find(store: PredictionStore, limit: int = 10_000, min_support: int = 5) -> LabelIssues:
+    """Return label issues, the same as cleanlab's `confident_learning`.
 
-    most: how many are returned one by one
-    least: pictures with a tag, and without it, fewer of which do not tell what is usual for it
+    limit: how many to return one by one
+    min_support: images with a tag, and without it; fewer do not tell what is usual for it
     """
 
-    def one(some: TagBlock) -> tuple[Ints, _Found]:
-        counts = np.zeros((len(some.scores), 2), np.int64)
-        surest = []
-        for place in range(len(some.scores)):
-            found = _of_tag(some.tags.start + place, *some[place], min_support)
-            missing = np.count_nonzero(found["missing"])
-            counts[place] = missing, len(found) - missing
-            surest.append(_surest(found, limit))
-        return counts, _surest(np.concatenate(surest), limit)
+    def find_in_block(block: TagBlock) -> tuple[list[tuple[int, int]], _Issues]:
+        counts, most_certain = [], [np.empty(0, _ISSUE)]
+        for place in range(len(block.scores)):
+            issues = _issues_of_tag(block.tags.start + place, *block[place], min_support)
+            missing = int(np.count_nonzero(issues["missing"]))
+            counts.append((missing, len(issues) - missing))
+            most_certain.append(_most_certain(issues, limit))
+        return counts, _most_certain(np.concatenate(most_certain), limit)
 
-    counts, surest = [np.empty((0, 2), np.int64)], np.empty(0, _DOUBT)
-    for counted, found in columns.map_tag_blocks(scored, one):
-        counts.append(counted)
-        surest = _surest(np.concatenate([surest, found]), limit)
-    missing, wrong = np.concatenate(counts).T
-    return LabelIssues(missing, wrong, list(_listed(surest)))
+    counts: list[tuple[int, int]] = []
+    most_certain = np.empty(0, _ISSUE)
+    for block_counts, issues in store.map_tag_blocks(find_in_block):
+        counts += block_counts
+        most_certain = _most_certain(np.concatenate([most_certain, issues]), limit)
+    missing, wrong = np.array(counts, np.int64).reshape(-1, 2).T
+    return LabelIssues(missing, wrong, list(_listed(most_certain)))
 
 
-def _of_tag(tag: int, scores: QuantizedLogits, rows: Ints, least: int) -> _Found:
-    """Return the labels of a tag that are in doubt.
+def _issues_of_tag(tag: int, scores: QuantizedLogits, rows: Ints, min_support: int) -> _Issues:
+    """Return the label issues of a tag.
 
-    scores: (pictures,), in which those of the positives are made unknown
-    rows: (positives,), pictures known to have it
+    scores: (images,); those of the positives are made UNKNOWN
+    rows: (positives,), images known to have it
     """
-    own = scores[rows]
-    scores[rows] = quantized_logits.UNKNOWN
-    without = int(np.count_nonzero(scores))
-    if min(len(rows), without) < max(1, least):
-        return np.empty(0, _DOUBT)
+    positives = scores[rows]
+    scores[rows] = UNKNOWN
+    negatives = int(np.count_nonzero(scores))
+    if min(len(rows), negatives) < max(1, min_support):
+        return np.empty(0, _ISSUE)
     likely = quantized_logits.probability_table()
-    usual = float(likely[own].mean()), float(likely[scores].sum() / without)  # with and without it
-    low = likely[own] <= min(usual[1] + _SLACK, 0.5 - _SLACK / 2)
-    high = np.flatnonzero(
-        scores >= quantized_logits.quantize_thresholds(max(usual[0] - _SLACK, 0.5 + _SLACK / 2))
-    )
-    found = np.empty(len(high) + np.count_nonzero(low), _DOUBT)
-    found["tag"] = tag
-    found["picture"] = np.concatenate([high, rows[low]])
-    found["code"] = np.concatenate([scores[high], own[low]])
-    found["missing"] = np.arange(len(found)) < len(high)
-    found["sureness"] = _sureness(found, *usual)
-    return found
+    positive_mean = float(likely[positives].mean())
+    negative_mean = float(likely[scores].sum() / negatives)
+    low = likely[positives] <= min(negative_mean + _SLACK, 0.5 - _SLACK / 2)
+    lowest = max(positive_mean - _SLACK, 0.5 + _SLACK / 2)
+    high = np.flatnonzero(scores >= quantized_logits.quantize_thresholds(lowest))
+    issues = np.empty(len(high) + np.count_nonzero(low), _ISSUE)
+    issues["tag"] = tag
+    issues["image"] = np.concatenate([high, rows[low]])
+    issues["score"] = np.concatenate([scores[high], positives[low]])
+    issues["missing"] = np.arange(len(issues)) < len(high)
+    issues["certainty"] = _certainty(issues, positive_mean, negative_mean)
+    return issues
 
 
-def _sureness(found: _Found, with_it: float, without: float) -> Floats:
-    """Return how many nats the model is away from what is usual for the label, (doubts,).
+def _certainty(issues: _Issues, positive_mean: float, negative_mean: float) -> Floats:
+    """Return how many nats the model is away from what is usual for the label, (issues,).
 
-    They count for less where it is unsure of the tag on pictures that have it, too. Of six models
-    taught with errors planted in proportion to the pictures of a tag, 96 % of the first 3,000
-    doubts are right so, the most of all orders tried, and 64 % by self-confidence or, for two
-    classes the same, cleanlab's margin. (If every label is as likely to be false, these do better.)
+    They count for less if the model is unsure of the tag on images that have it, too. For six
+    models trained with errors planted in proportion to the images of a tag, 96 % of the first
+    3,000 issues are right in this order, the most of all orders tried, and 64 % in the order of
+    self-confidence or, the same for two classes, cleanlab's margin. (If every label is as likely
+    to be false, these do better.)
 
-    with_it, without: mean probabilities of the tag on pictures labelled so
+    positive_mean, negative_mean: mean probability of the tag on images with and without it
     """
-    usual = finite_logit(np.array([with_it, without]))
-    logits = quantized_logits.logit_table()[found["code"]]
-    away: Floats = np.where(found["missing"], logits - usual[1], usual[0] - logits)
-    return away * with_it
+    usual_positive, usual_negative = finite_logit(np.array([positive_mean, negative_mean]))
+    logits = quantized_logits.logit_table()[issues["score"]]
+    away = np.where(issues["missing"], logits - usual_negative, usual_positive - logits)
+    return np.asarray(away * positive_mean)
 
 
-def _surest(found: _Found, most: int) -> _Found:
-    return found[np.argsort(-found["sureness"], kind="stable")[:most]]
+def _most_certain(issues: _Issues, limit: int) -> _Issues:
+    return issues[np.argsort(-issues["certainty"], kind="stable")[:limit]]
 
 
-def _listed(found: _Found) -> Iterator[LabelIssue]:
-    confidences = quantized_logits.probability_table()[found["code"]]
-    named = (found[name] for name in ("picture", "tag", "missing"))
-    fields = (*named, confidences, found["sureness"])
-    for row in zip(*(field.tolist() for field in fields), strict=True):
-        yield LabelIssue(*row)
+def _listed(issues: _Issues) -> Iterator[LabelIssue]:
+    confidences = quantized_logits.probability_table()[issues["score"]]
+    columns = issues["image"], issues["tag"], issues["missing"], confidences, issues["certainty"]
+    return map(LabelIssue, *(column.tolist() for column in columns))
 
 
 def rows(
-    part: str,
-    doubts: Sequence[LabelIssue],
+    split: str,
+    issues: Sequence[LabelIssue],
     ids: Sequence[str],
     files: Sequence[str],
     tags: Sequence[Tag],
 ) -> Iterator[tuple[Any, ...]]:
-    """Yield a row per doubt under HEADER.
-
-    ids, files: (pictures,), in the order of the predictions
-    """
-    for picture, number, missing, confidence, _ in doubts:
-        tag, issue = tags[number], "missing" if missing else "wrong"
-        about = CATEGORIES[tag.category], tag.name, issue, round(confidence, 6)
-        yield part, ids[picture], files[picture], *about
+    """Yield a row per issue under HEADER; ids, files: (images,), in the order of the store."""
+    for image, number, missing, confidence, _ in issues:
+        tag, kind = tags[number], "missing" if missing else "wrong"
+        names = CATEGORIES[tag.category], tag.name, kind
+        yield split, ids[image], files[image], *names, round(confidence, 6)

@@ -1,4 +1,4 @@
-"""What a model gets right and wrong at its thresholds: on each picture, and of its worst tags."""
+"""What a model gets right and wrong at its thresholds: on each image, and for its hardest tags."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -8,34 +8,33 @@ import numpy as np
 import numpy.typing as npt
 from scipy.sparse import csc_array, csr_array
 
-from tagger.core.arrays import Floats
+from tagger.core.arrays import Floats, Ints
 from tagger.evaluation import quantized_logits
-from tagger.evaluation.counting import Ints
 from tagger.evaluation.prediction_store import PredictionStore
-from tagger.evaluation.quantized_logits import QuantizedLogits
+from tagger.evaluation.quantized_logits import UNKNOWN, QuantizedLogits
 from tagger.evaluation.score_counts import ScoreCounts
 
-Pairs = npt.NDArray[np.int32]  # (2, pairs), pictures and tags
+_Pairs = npt.NDArray[np.int32]  # (2, pairs), images and tags
 
 
 @dataclass(frozen=True)
 class Mistakes:
-    """Pairs of picture and tag, each a boolean (pictures, tags). Unknown ones are in none."""
+    """Pairs of image and tag, each a boolean (images, tags). Unknown labels are in none."""
 
-    right: csr_array  # given and true
-    wrong: csr_array  # given and not true
-    missed: csr_array  # true and not given
+    right: csr_array  # predicted and true
+    wrong: csr_array  # predicted and not true
+    missed: csr_array  # true and not predicted
 
 
 class TagConfidence(NamedTuple):
-    """What a model says of a tag on a picture."""
+    """The confidence of a tag on an image."""
 
     tag: int
     confidence: float
 
 
 class ImageMistakes(NamedTuple):
-    """A picture, and what a model says of it, each by falling confidence."""
+    """An image with its predictions, each kind by falling confidence."""
 
     image: int
     right: list[TagConfidence]
@@ -44,136 +43,139 @@ class ImageMistakes(NamedTuple):
 
 
 class ImageConfidence(NamedTuple):
-    """What a model says of a picture for a tag."""
+    """The confidence of a tag on an image."""
 
     image: int
     confidence: float
 
 
 class HardTag(NamedTuple):
-    """A tag that a model knows badly, whatever its threshold."""
+    """A tag that a model ranks badly, whatever its threshold."""
 
     tag: int
-    missed: list[ImageConfidence]  # pictures that have it, by rising confidence
-    wrong: list[ImageConfidence]  # pictures that do not, by falling confidence
+    missed: list[ImageConfidence]  # images that have it, by rising confidence
+    wrong: list[ImageConfidence]  # images that do not, by falling confidence
 
 
-def find(scored: PredictionStore, limits: Floats) -> Mistakes:
-    """Return what is right and wrong in one pass. Memory: that of what is given or true.
+def find(store: PredictionStore, thresholds: Floats) -> Mistakes:
+    """Return what is right and wrong, in one pass. Memory grows with predicted and true tags.
 
-    limits: (tags,), the thresholds
+    thresholds: (tags,)
     """
-    lowest = quantized_logits.quantize_thresholds(limits)
-    decided = [
-        _decided(tile, scored.labels[pictures], lowest, pictures.start)
-        for pictures, tile in scored.tiles()
-    ]
-    shape = (len(scored), scored.tag_count)
-    return Mistakes(*(_joined((some[kind] for some in decided), shape) for kind in range(3)))
+    lowest = quantized_logits.quantize_thresholds(thresholds)
+    kinds: tuple[list[_Pairs], ...] = ([], [], [])
+    for images, tile in store.tiles():
+        decided = _decide(tile, store.labels[images], lowest, images.start)
+        for blocks, pairs in zip(kinds, decided, strict=True):
+            blocks.append(pairs)
+    shape = (len(store), store.tag_count)
+    return Mistakes(*(_sparse(blocks, shape) for blocks in kinds))
 
 
-def _decided(
+def _decide(
     tile: QuantizedLogits, labels: csr_array, lowest: QuantizedLogits, first: int
-) -> tuple[Pairs, Pairs, Pairs]:
-    """Return what is right, wrong and missed among all tags of some pictures.
+) -> tuple[_Pairs, _Pairs, _Pairs]:
+    """Return the pairs that are right, wrong and missed, (2, pairs) each: images and tags.
 
-    tile: (tags, pictures)
-    labels: boolean (pictures, tags)
-    first: the number of the first picture
+    tile: (tags, images); labels: boolean (images, tags); first: the number of the first image
     """
-    pictures, tags = labels.nonzero()
-    own = tile[tags, pictures]
-    high = own >= lowest[tags]
-    low = ~high & (own != quantized_logits.UNKNOWN)
-    given = tile >= lowest[:, None]
-    given[tags, pictures] = False
-    other, others = np.divmod(np.flatnonzero(given), tile.shape[1])
+    images, tags = labels.nonzero()
+    scores = tile[tags, images]
+    high = scores >= lowest[tags]
+    low = ~high & (scores != UNKNOWN)
+    predicted = tile >= lowest[:, None]
+    predicted[tags, images] = False
+    wrong_tags, wrong_images = np.divmod(np.flatnonzero(predicted), tile.shape[1])
     return (
-        np.array([pictures[high] + first, tags[high]], np.int32),
-        np.array([others + first, other], np.int32),
-        np.array([pictures[low] + first, tags[low]], np.int32),
+        np.array([images[high] + first, tags[high]], np.int32),
+        np.array([wrong_images + first, wrong_tags], np.int32),
+        np.array([images[low] + first, tags[low]], np.int32),
     )
 
 
-def _joined(parts: Iterable[Pairs], shape: tuple[int, int]) -> csr_array:
-    pictures, tags = np.concatenate([np.empty((2, 0), np.int32), *parts], axis=1)
-    return csr_array((np.ones(len(tags), np.bool_), (pictures, tags)), shape)
+def _sparse(blocks: Sequence[_Pairs], shape: tuple[int, int]) -> csr_array:
+    images, tags = np.concatenate([np.empty((2, 0), np.int32), *blocks], axis=1)
+    return csr_array((np.ones(len(tags), np.bool_), (images, tags)), shape)
 
 
 def image_mistakes(
-    scored: PredictionStore, found: Mistakes, pictures: Sequence[int]
+    store: PredictionStore, mistakes: Mistakes, images: Sequence[int]
 ) -> list[ImageMistakes]:
-    """Return what is said of a few pictures, in the order they are asked for."""
-    confidences = _confidences(scored, pictures)
+    """Return the predictions of a few images, in their order."""
+    confidences = _confidences(store, images)
+    kinds = mistakes.right, mistakes.wrong, mistakes.missed
     return [
         ImageMistakes(
-            picture,
+            image,
             *(
-                _said(kind.indices[slice(*kind.indptr[picture : picture + 2])], own)
-                for kind in (found.right, found.wrong, found.missed)
+                _by_confidence(kind.indices[slice(*kind.indptr[image : image + 2])], likely)
+                for kind in kinds
             ),
         )
-        for picture, own in zip(pictures, map(confidences.__getitem__, pictures), strict=True)
+        for image, likely in zip(images, map(confidences.__getitem__, images), strict=True)
     ]
 
 
-def _confidences(scored: PredictionStore, pictures: Iterable[int]) -> dict[int, Floats]:
-    """Return the confidence of every tag, (tags,), on each of some pictures."""
-    found: dict[int, Floats] = {}
-    left = sorted(set(pictures), reverse=True)
-    for some, tile in scored.tiles():
-        while left and left[-1] < some.stop:
-            picture = left.pop()
-            found[picture] = quantized_logits.probability_table()[tile[:, picture - some.start]]
-        if not left:
+def _confidences(store: PredictionStore, images: Iterable[int]) -> dict[int, Floats]:
+    """Return the confidence of every tag, (tags,), on each of some images."""
+    confidences: dict[int, Floats] = {}
+    remaining = sorted(set(images), reverse=True)
+    for tile_images, tile in store.tiles():
+        while remaining and remaining[-1] < tile_images.stop:
+            image = remaining.pop()
+            scores = tile[:, image - tile_images.start]
+            confidences[image] = quantized_logits.probability_table()[scores]
+        if not remaining:
             break
-    return found
+    return confidences
 
 
-def _said(tags: npt.NDArray[np.int32], confidences: Floats) -> list[TagConfidence]:
-    said = [TagConfidence(tag, float(confidences[tag])) for tag in tags.tolist()]
-    return sorted(said, key=lambda one: (-one.confidence, one.tag))
+def _by_confidence(tags: npt.NDArray[np.int32], confidences: Floats) -> list[TagConfidence]:
+    pairs = [TagConfidence(tag, float(confidences[tag])) for tag in tags.tolist()]
+    return sorted(pairs, key=lambda pair: (-pair.confidence, pair.tag))
 
 
 def hard_tags(
-    scored: PredictionStore,
-    tally: ScoreCounts,
+    store: PredictionStore,
+    counts: ScoreCounts,
     *,
     tags: int = 12,
     images: int = 4,
     min_support: int = 5,
 ) -> list[HardTag]:
-    """Return the tags of lowest average precision, the worst first, with pictures that show why.
+    """Return the tags of lowest average precision, the worst first, with images that show why.
 
-    tags, pictures: how many, of each kind, are returned at most
-    least: pictures with the tag, fewer of which do not tell how well it is known
+    tags, images: how many, of each kind, to return at most
+    min_support: images with the tag; fewer do not tell how well it is learned
     """
-    enough = np.flatnonzero(tally.support >= min_support)
-    order = np.argsort(tally.average_precision[enough], kind="stable")
-    chosen = enough[order[:tags]].tolist()
-    truth = csc_array(scored.labels[:, chosen])
+    eligible = np.flatnonzero(counts.support >= min_support)
+    order = np.argsort(counts.average_precision[eligible], kind="stable")
+    chosen = eligible[order[:tags]].tolist()
+    labels = csc_array(store.labels[:, chosen])
     return [
-        _worst(scored, tag, truth.indices[slice(*truth.indptr[place : place + 2])], images)
+        _hard_tag(store, tag, labels.indices[slice(*labels.indptr[place : place + 2])], images)
         for place, tag in enumerate(chosen)
     ]
 
 
-def _worst(
-    scored: PredictionStore, tag: int, rows: npt.NDArray[np.int32], pictures: int
+def _hard_tag(
+    store: PredictionStore, tag: int, rows: npt.NDArray[np.int32], images: int
 ) -> HardTag:
-    """rows: (positives,), pictures that have the tag"""
-    (scores,) = scored.read_tags(tag, tag + 1)
-    known = scores != quantized_logits.UNKNOWN
-    has = np.zeros(len(scores), np.bool_)
-    has[rows] = True
-    true, false = np.flatnonzero(has & known), np.flatnonzero(~has & known)
+    """rows: (positives,), images that have the tag"""
+    (scores,) = store.read_tags(tag, tag + 1)
+    known = scores != UNKNOWN
+    positive = np.zeros(len(scores), np.bool_)
+    positive[rows] = True
+    true, false = np.flatnonzero(positive & known), np.flatnonzero(~positive & known)
     rising = true[np.argsort(scores[true], kind="stable")]
     falling = false[np.argsort(~scores[false], kind="stable")]
-    return HardTag(tag, _seen(rising[:pictures], scores), _seen(falling[:pictures], scores))
+    return HardTag(
+        tag,
+        _image_confidences(rising[:images], scores),
+        _image_confidences(falling[:images], scores),
+    )
 
 
-def _seen(pictures: Ints, scores: QuantizedLogits) -> list[ImageConfidence]:
-    confidences = quantized_logits.probability_table()[scores[pictures]]
-    return [
-        ImageConfidence(*one) for one in zip(pictures.tolist(), confidences.tolist(), strict=True)
-    ]
+def _image_confidences(images: Ints, scores: QuantizedLogits) -> list[ImageConfidence]:
+    confidences = quantized_logits.probability_table()[scores[images]]
+    return list(map(ImageConfidence, images.tolist(), confidences.tolist()))

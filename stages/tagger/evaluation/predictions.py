@@ -1,7 +1,8 @@
-"""The predictions of a model for parts of the split, on disk, by as many processes as there are."""
+"""The predictions of a model for whole splits, on disk, computed by all processes together."""
 
 from collections import deque
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,90 +21,102 @@ from tagger.images.loader import ResumableBatchSampler
 from tagger.images.preprocess import Preprocess
 from tagger.models.predict import predict
 from tagger.models.runtimes import Runtime
-from tagger.system import progress
+from tagger.system import distributed, progress, scratch
 from tagger.system.distributed import ProcessGroup
 from tagger.system.world import read_world
 
-EVALUATED_SPLITS = ("validation", "test")  # of the split, which no model is trained on
+EVALUATED_SPLITS = ("validation", "test")  # no model is trained on them
 
 
 class SplitPredictions(NamedTuple):
     store: PredictionStore
-    failures: dict[int, str]  # row and reason of each picture that could not be read
+    failures: dict[int, str]  # row and reason of each unreadable image
 
 
 @dataclass(frozen=True)
 class SplitPredictor:
-    """Predicts parts onto the disk. Each process of the group computes its share."""
+    """Writes predictions to disk. Each process of the group computes its part of the images."""
 
     group: ProcessGroup
     folder: Path
-    unlabelled: Sequence[Category]  # whose tags are unknown where a picture has none of them
-    batch_size: int  # pictures at a time, over all processes
+    unlabelled: Sequence[Category]  # their tags are unknown if an image has none of them
+    batch_size: int  # images, over all processes
     workers: int  # for each process
 
     def __call__(
         self,
         name: str,
-        part: Split,
+        split: Split,
         tags: Sequence[Tag],
         runtime: Runtime,
         preprocess: Preprocess,
         columns: Sequence[int] | None = None,
     ) -> SplitPredictions | None:
-        """Return the predictions of a part, on the leading process; their file lies in the folder.
+        """Return the predictions of a split on the main process, None on the others.
 
         name: of the file
-        tags: the columns of the part's labels
-        columns: of the model's outputs, that of each tag; None: the model has these tags
-        Raises TaggerError where no picture can be read, or the model gives what is no number.
+        tags: the columns of the split's labels
+        columns: of the model's outputs, one per tag; None: the model has these tags
+        Raises TaggerError if no image can be read, or if a logit is non-finite.
         """
         failures: dict[int, str] = {}
-        blocks = self._blocks(part, runtime, preprocess, columns, failures)
+        blocks = self._blocks(split, runtime, preprocess, columns, failures)
         if not self.group.is_main:
             deque(blocks, maxlen=0)
             return None
         unknown = [vocabulary.category_columns(tags, category) for category in self.unlabelled]
-        truth = prediction_store.StoreLabels(part.labels, part.groups, unknown)
-        kept = prediction_store.write(self.folder / f"{name}.logits", truth, blocks)
-        if failures and not len(kept):
+        labels = prediction_store.StoreLabels(split.labels, split.groups, unknown)
+        store = prediction_store.write(self.folder / f"{name}.logits", labels, blocks)
+        if failures and not len(store):
             raise TaggerError(
-                f"None of {len(part):,} pictures can be read, such as {part.locations[0].path}: "
+                f"None of {len(split):,} images can be read, such as {split.locations[0].path}: "
                 f"{failures[0]}. Run prepare again."
             )
-        return SplitPredictions(kept, dict(sorted(failures.items())))
+        return SplitPredictions(store, dict(sorted(failures.items())))
 
     def _blocks(
         self,
-        part: Split,
+        split: Split,
         runtime: Runtime,
         preprocess: Preprocess,
         columns: Sequence[int] | None,
         failures: dict[int, str],
     ) -> Iterator[LogitBlock]:
-        order = ResumableBatchSampler(
-            len(part), self.batch_size, rank_and_size=self.group.rank_and_size
+        """Yield the logits of each batch, of all processes, on the main process."""
+        sampler = ResumableBatchSampler(
+            len(split), self.batch_size, rank_and_size=self.group.rank_and_size
         )
-        batches: Any = loader.build_loader(
-            ImageDataset(part, preprocess), order, workers=self.workers
-        )
+        dataset = ImageDataset(split, preprocess)
+        batches: Any = loader.build_loader(dataset, sampler, workers=self.workers)
         if self.group.is_main:
             batches = progress.track(batches, "predicting")
-        for batch, (found,) in predict(runtime, batches, "logits"):
-            mine = found if columns is None else found[:, columns]
-            every = self.group.gather_on_main((batch.rows, mine, batch.failures)) or []
-            together: dict[int, Any] = {}  # as a last batch may have a picture twice
-            for rows, logits, failed in every:
-                failures.update(failed)
-                together.update(zip(rows, logits, strict=True))
-            if together:
-                in_order = sorted(together)
-                yield in_order, np.stack([together[row] for row in in_order])
+        for batch, (outputs,) in predict(runtime, batches, "logits"):
+            logits = outputs if columns is None else outputs[:, columns]
+            gathered = self.group.gather_on_main((batch.rows, logits, batch.failures)) or []
+            by_row: dict[int, Any] = {}  # a last batch may contain an image twice
+            for rows, rank_logits, rank_failures in gathered:
+                failures.update(rank_failures)
+                by_row.update(zip(rows, rank_logits, strict=True))
+            if by_row:
+                in_order = sorted(by_row)
+                yield in_order, np.stack([by_row[row] for row in in_order])
+
+
+@contextmanager
+def open_predictor(
+    unlabelled: Sequence[Category], *, batch_size: int, workers: int
+) -> Iterator[SplitPredictor]:
+    """Open a predictor of all processes; its files are removed at the end."""
+    with (
+        distributed.process_group() as group,
+        scratch.temporary_folder("evaluate") if group.is_main else nullcontext(Path()) as folder,
+    ):
+        yield SplitPredictor(group, folder, unlabelled, batch_size, workers)
 
 
 def local_predictor(
     folder: Path, unlabelled: Sequence[Category], *, batch_size: int, workers: int
 ) -> SplitPredictor:
-    """Return what predicts in this process alone, for models that do not lie on a GPU."""
+    """Return a predictor for this process alone, for models that are not on a GPU."""
     group = ProcessGroup(read_world()._replace(rank=0, size=1), torch.device("cpu"))
     return SplitPredictor(group, folder, unlabelled, batch_size, workers)

@@ -1,4 +1,4 @@
-"""Judge predictions: all that is worked out from them, in a few passes over the disk."""
+"""Evaluate predictions: all metrics, with intervals, in a few passes over the disk."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,29 +15,33 @@ from tagger.evaluation.tag_metrics import MetricTree
 
 @dataclass(frozen=True)
 class EvaluationResult:
-    counts: ScoreCounts  # its marks are `tally.marks` of the thresholds
+    counts: ScoreCounts  # at `score_counts.evaluation_thresholds`
     ranking: Ranking
     jackknife: Jackknife
-    metrics: MetricTree  # as evaluate.json has them
+    metrics: MetricTree  # as in evaluate.json
 
 
 def evaluate(
     store: PredictionStore, tags: Sequence[Tag], thresholds: Floats, seed: int
 ) -> EvaluationResult:
-    """Return how good predictions are at some thresholds, with 95 % intervals.
+    """Return the metrics of predictions, with 95 % intervals.
 
-    limits: (tags,), the thresholds
-    seed: of the draws behind the intervals
+    thresholds: (tags,)
+    seed: of the resamples behind the intervals
     """
-    counted = score_counts.count(
-        store,
-        tag_metrics.pool_numbers(tags),
-        thresholds=score_counts.evaluation_thresholds(thresholds),
-    )
-    ranked = ranking.rank_labels(store)
-    moved = jackknife.compute(store, counted, tags, thresholds)
-    summed = tag_metrics.summarize(counted, tags, ranked)
-    within = bootstrap.intervals(moved, seed)
-    for name, inside in (*summed["categories"].items(), (bootstrap.OVERALL, summed)):
-        inside["intervals"] = within[name]
-    return EvaluationResult(counted, ranked, moved, summed)
+    counts, image_ranking, metrics = measure(store, tags, thresholds)
+    influences = jackknife.compute(store, counts, tags, thresholds)
+    intervals = bootstrap.intervals(influences, seed)
+    for name, tree in (*metrics["categories"].items(), (bootstrap.OVERALL, metrics)):
+        tree["intervals"] = intervals[name]
+    return EvaluationResult(counts, image_ranking, influences, metrics)
+
+
+def measure(
+    store: PredictionStore, tags: Sequence[Tag], thresholds: Floats
+) -> tuple[ScoreCounts, Ranking, MetricTree]:
+    """Return the metrics of predictions without intervals, and what they follow from."""
+    quantized = score_counts.evaluation_thresholds(thresholds)
+    counts = score_counts.count(store, tag_metrics.pool_numbers(tags), thresholds=quantized)
+    image_ranking = ranking.rank_labels(store)
+    return counts, image_ranking, tag_metrics.summarize(counts, tags, image_ranking)

@@ -1,40 +1,35 @@
-"""All that is said of a judged model, in tables and on a page."""
+"""The results of `evaluate`: its metrics, its tables and its report."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from heapq import merge
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any
 
 from tagger.core import thresholds
 from tagger.core.calibration import Temperatures
 from tagger.core.colours import Colour
-from tagger.core.thresholds import ALL, Aim, Policy, Threshold
+from tagger.core.thresholds import ALL, Threshold
 from tagger.core.vocabulary import Tag
 from tagger.evaluation import calibration, confusions, fit_thresholds, label_issues, result
 from tagger.evaluation.bootstrap import METRICS
 from tagger.evaluation.inspection import SplitInspection
 from tagger.evaluation.predictions import SplitPredictions
-from tagger.evaluation.report import charts
+from tagger.evaluation.report import tables
 from tagger.evaluation.report.html_page import ReportContent, ReportTable
+from tagger.evaluation.report.tables import CsvTable
 from tagger.images.dataset import Split
+from tagger.params import ThresholdParams
 
-Row: TypeAlias = Sequence[Any]
-
-_SHOWN = 30  # rows of a table on the page
-
-
-class Rows(NamedTuple):
-    header: Sequence[str]
-    rows: Sequence[Row]
+_SHOWN = 30  # rows of a table in the report
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What came out on each part; tables, drawings and galleries are of the test part."""
+    """The results for both splits; tables, plots and galleries are of the test split."""
 
     splits: Mapping[str, SplitInspection]  # validation, test
-    unreadable: Mapping[str, Mapping[str, str]]  # of each part, picture and reason
+    unreadable: Mapping[str, Mapping[str, str]]  # of each split, image and reason
     thresholds: Sequence[Threshold]
 
     @property
@@ -43,136 +38,156 @@ class Evaluation:
 
     @cached_property
     def metrics(self) -> dict[str, Any]:
-        """What evaluate.json holds."""
+        """The content of evaluate.json."""
         return {
             name: self.splits[name].result.metrics | {"unreadable": len(self.unreadable[name])}
             for name in ("test", "validation")
         }
 
     def summary_lines(self) -> Iterator[str]:
-        """Yield what is to be told: pictures left out, and the figures of the test part."""
-        for part, lost in self.unreadable.items():
-            for path, reason in lost.items():
-                yield f"left out of {part}: {path}: {reason}"
+        """Yield what to print: skipped images, and the metrics of the test split."""
+        for split, reasons in self.unreadable.items():
+            for path, reason in reasons.items():
+                yield f"skipped in {split}: {path}: {reason}"
         test = self.metrics["test"]
         yield (
             f"test: macro AP {test['macro_ap']:.3f} over {test['tags']} tags, micro AP "
             f"{test['micro_ap']:.3f}, macro F1 {test['macro_f1']:.3f}, micro F1 "
-            f"{test['micro_f1']:.3f} on {test['images']:,} pictures"
+            f"{test['micro_f1']:.3f} on {test['images']:,} images"
         )
 
     @property
     def logged_metrics(self) -> dict[str, Any]:
-        """The figures by which runs are compared: fewer, as each is a chart in MLflow."""
-        found = {}
-        for name, part in self.metrics.items():
+        """The metrics for MLflow, where each is a chart: fewer than in evaluate.json."""
+        logged = {}
+        for name, split in self.metrics.items():
             categories = {
-                category: {measure: inside[measure] for measure in METRICS}
-                for category, inside in part["categories"].items()
+                category: {metric: tree[metric] for metric in METRICS}
+                for category, tree in split["categories"].items()
             }
-            found[name] = part | {"categories": categories, "bands": {}}
-        return found
+            logged[name] = split | {"categories": categories, "bands": {}}
+        return logged
 
     @cached_property
-    def tables(self) -> dict[str, Rows]:
-        """The tables that are written, by name."""
-        test, tally = self.test, self.test.result.counts
-        by_part = [
-            zip(one.label_issues.most_certain, one.label_issue_rows(), strict=True)
-            for one in self.splits.values()
-        ]
-        doubted = [row for _, row in merge(*by_part, key=lambda pair: -pair[0].certainty)]
+    def tables(self) -> dict[str, CsvTable]:
+        """The tables to write, by name."""
+        test, counts = self.test, self.test.result.counts
+        tag_rows = tables.tag_rows(counts, test.tags, test.thresholds)
+        confusion_rows = list(confusions.rows(test.confusions, test.tags))
         return {
-            "tags": Rows(
-                charts.TAG_HEADER, list(charts.tag_rows(tally, test.tags, test.thresholds))
+            "tags": CsvTable(tables.TAG_HEADER, tag_rows),
+            "categories": CsvTable(
+                tables.CATEGORY_HEADER, tables.category_rows(test.result.metrics)
             ),
-            "categories": Rows(charts.CATEGORY_HEADER, charts.category_rows(test.result.metrics)),
-            "pr_curve": Rows(charts.PR_HEADER, charts.pr_rows(tally)),
-            "f1_by_threshold": Rows(charts.F1_HEADER, list(charts.f1_rows(tally))),
-            "reliability": Rows(charts.RELIABILITY_HEADER, list(charts.reliability_rows(tally))),
-            "confused_tags": Rows(
-                confusions.HEADER, list(confusions.rows(test.confused, test.tags))
-            ),
-            "label_issues": Rows(label_issues.HEADER, doubted),
+            "pr_curve": CsvTable(tables.PR_HEADER, tables.pr_rows(counts)),
+            "f1_by_threshold": CsvTable(tables.F1_HEADER, tables.f1_rows(counts)),
+            "reliability": CsvTable(tables.RELIABILITY_HEADER, tables.reliability_rows(counts)),
+            "confusions": CsvTable(confusions.HEADER, confusion_rows),
+            "label_issues": CsvTable(label_issues.HEADER, self._label_issue_rows()),
         }
+
+    def _label_issue_rows(self) -> list[tuple[Any, ...]]:
+        """Return the label issues of both splits, the most certain first."""
+        by_split = [
+            zip(split.label_issues.most_certain, split.label_issue_rows(), strict=True)
+            for split in self.splits.values()
+        ]
+        return [row for _, row in merge(*by_split, key=lambda pair: -pair[0].certainty)]
 
     @cached_property
     def temperatures(self) -> Temperatures:
-        """By what to divide logits, fitted on validation."""
+        """The temperatures, fitted on validation."""
         return calibration.fit(self.splits["validation"].result.counts, self.test.tags)
 
-    def report_content(self, trained: Mapping[str, Any]) -> ReportContent:
-        """Return what the page shows; trained: run.json of the model."""
-        asked = trained["params"]
+    def report_content(self, run: Mapping[str, Any]) -> ReportContent:
+        """Return what the report shows; run: run.json of the model."""
+        params = run["params"]
         rows = {name: table.rows for name, table in self.tables.items()}
         return ReportContent(
-            title=asked["model"],
+            title=params["model"],
             facts={
-                "Backbone": asked["preset"]["backbone"],
-                "Image size": f"{asked['preset']['image_size']} px",
-                "Run in MLflow": trained["run_id"] or "none",
+                "Backbone": params["preset"]["backbone"],
+                "Image size": f"{params['preset']['image_size']} px",
+                "Run in MLflow": run["run_id"] or "none",
             },
             metrics=self.metrics,
             tags=rows["tags"],
             pr=rows["pr_curve"],
             f1=rows["f1_by_threshold"],
             reliability=rows["reliability"],
-            tables=list(self._further()),
+            tables=list(self._report_tables()),
             galleries=list(self.test.galleries()),
         )
 
-    def _further(self) -> Iterator[ReportTable]:
-        """Yield the smaller tables of the page."""
-        common = [row for row in self.thresholds if not row.name]
-        yield ReportTable(
-            "Thresholds",
-            "Fitted on validation, with what they reach there; those of single tags are in "
-            "the table of tags.",
-            ("for", "threshold", "labels", "F1", "precision", "recall", "chosen by"),
-            [("all tags" if row.category == ALL else row.category, *row[2:]) for row in common],
+    def _report_tables(self) -> Iterator[ReportTable]:
+        """Yield the smaller tables of the report."""
+        yield self._threshold_table()
+        yield self._report_table(
+            "confusions",
+            "Confusions",
+            "The model misses the first tag and predicts the second instead.",
         )
-        yield self._table(
-            "confused_tags",
-            "Tags taken for one another",
-            "Where one is missed, the other is given.",
-        )
-        yield self._table(
+        yield self._report_table(
             "label_issues",
-            "Labels in doubt",
-            "Where the model, which has not seen these pictures, is sure of the opposite: labels "
-            "that are likely missing, or wrong.",
+            "Label issues",
+            "Labels that are likely missing or wrong: the model, which was not trained on these "
+            "images, is confident of the opposite.",
         )
-        lost = [(part, *one) for part, some in self.unreadable.items() for one in some.items()]
-        if lost:
-            title, told = "Unreadable pictures", "They count in no figure."
-            yield ReportTable(title, told, ("part", "picture", "reason"), lost)
+        unreadable = [
+            (split, *image) for split, images in self.unreadable.items() for image in images.items()
+        ]
+        if unreadable:
+            header = ("split", "image", "reason")
+            yield ReportTable(
+                "Unreadable images", "They do not count in any metric.", header, unreadable
+            )
 
-    def _table(self, name: str, title: str, told: str) -> ReportTable:
+    def _threshold_table(self) -> ReportTable:
+        return ReportTable(
+            "Thresholds",
+            "Fitted on validation, with the metrics they reach there. The table of tags has the "
+            "thresholds of single tags.",
+            ("for", "threshold", "objective", "labels", "F1", "precision", "recall"),
+            [
+                (
+                    "all tags" if row.category == ALL else row.category,
+                    row.threshold,
+                    thresholds.describe(row.objective, row.target),
+                    *(row.support, row.f1, row.precision, row.recall),
+                )
+                for row in self.thresholds
+                if row.kind != "tag"
+            ],
+        )
+
+    def _report_table(self, name: str, title: str, explanation: str) -> ReportTable:
         header, rows = self.tables[name]
-        shown = [word.replace("_", " ") for word in header]
         if len(rows) > _SHOWN:
-            told += f" The first {_SHOWN} of {len(rows):,}; the rest is in {name}.csv."
-        return ReportTable(title, told, shown, rows[:_SHOWN])
+            explanation += f" The first {_SHOWN} of {len(rows):,}; all are in {name}.csv."
+        titles = [column.replace("_", " ") for column in header]
+        return ReportTable(title, explanation, titles, rows[:_SHOWN])
 
 
 def evaluate(
-    found: Mapping[str, SplitPredictions],
-    parts: Mapping[str, Split],
+    predictions: Mapping[str, SplitPredictions],
+    splits: Mapping[str, Split],
     tags: Sequence[Tag],
-    policy: Policy,
+    params: ThresholdParams,
     seed: int,
     background: Colour,
 ) -> Evaluation:
-    """Return what comes out on both parts, at thresholds fitted on validation."""
-    aim = Aim(policy.by, policy.target)
-    fitted = fit_thresholds.fit(found["validation"].store, tags, aim, seed)
-    limits = thresholds.per_tag(fitted, tags, policy)
-    looked = {}
-    for name, (kept, _) in found.items():
-        figures = result.evaluate(kept, tags, limits, seed)
-        looked[name] = SplitInspection(name, kept, parts[name], tags, limits, figures, background)
+    """Return the results for both splits, at thresholds fitted on validation."""
+    validation = predictions["validation"].store
+    fitted = fit_thresholds.fit(validation, tags, params.objective, params.target, seed)
+    values = thresholds.per_tag(fitted, tags, params.kind)
+    inspections = {}
+    for name, (store, _) in predictions.items():
+        metrics = result.evaluate(store, tags, values, seed)
+        inspections[name] = SplitInspection(
+            name, store, splits[name], tags, values, metrics, background
+        )
     unreadable = {
-        name: {parts[name].locations[row].path: reason for row, reason in failures.items()}
-        for name, (_, failures) in found.items()
+        name: {splits[name].locations[row].path: reason for row, reason in failures.items()}
+        for name, (_, failures) in predictions.items()
     }
-    return Evaluation(looked, unreadable, fitted)
+    return Evaluation(inspections, unreadable, fitted)

@@ -8,13 +8,12 @@ from typing import Any, NamedTuple
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from tagger.core import files, thresholds
-from tagger.core.thresholds import Aim, Policy
 from tagger.export import checksums, formats, samples, trial
 from tagger.export.compatibility import Compatibility
 from tagger.export.trial import QuantizationTrial
 from tagger.images import preprocess
 from tagger.models import layouts
-from tagger.params import Params
+from tagger.params import Params, ThresholdParams
 from tagger.system.world import read_world
 
 _TEMPLATE = Path(__file__).with_name("model_card.md")
@@ -145,10 +144,10 @@ def training_summary(params: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
-def _describe_policy(policy: Policy) -> str:
+def _describe_policy(policy: ThresholdParams) -> str:
     scopes = {"global": "one for all tags", "category": "one for each category"}
-    aim = str(Aim(policy.by, policy.target)).replace("_", " = ").replace("f1", "best F1")
-    return f"{aim}, {scopes.get(policy.kind, 'one for each tag')}"
+    objective = thresholds.describe(policy.objective, policy.target)
+    return f"{objective}, {scopes.get(policy.kind, 'one for each tag')}"
 
 
 def _files(folder: Path) -> list[_File]:

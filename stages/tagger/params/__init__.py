@@ -63,11 +63,11 @@ class VocabularyParams(Frozen):
 
 class SplitParams(Frozen):
     method: Literal["stratified", "iterative", "random", "hash", "modulo", "time", "given"]
-    train: PositiveFloat  # share of the posts; the three sum to 1
+    train: PositiveFloat  # fractions of the posts, which sum to 1
     validation: PositiveFloat
     test: PositiveFloat
-    order: Literal[1, 2]  # stratified, iterative: single tags, or pairs of them, too
-    given: Path  # given: a table that names the part of each post
+    order: Literal[1, 2]  # stratified, iterative: 2 balances pairs of tags, too
+    table: Path  # given: a table with the split of each post
     id_column: str
     split_column: str
 
@@ -83,17 +83,17 @@ class SplitParams(Frozen):
 
 
 class ThresholdParams(Frozen):
-    """Which threshold each tag has, and what it is chosen by."""
+    """Which threshold each tag has, and what it is fitted for."""
 
     kind: Literal["global", "category", "tag"]
-    by: Literal["f1", "precision_recall", "precision", "recall"]
-    target: float | None = Field(gt=0, le=1)  # precision, recall: to be reached
+    objective: Literal["f1", "precision_recall", "precision", "recall"]
+    target: float | None = Field(gt=0, le=1)  # the precision or recall to reach
 
     @model_validator(mode="after")
     def _has_a_target(self) -> Self:
-        if (self.target is None) == (self.by in ("precision", "recall")):
+        if (self.target is None) == (self.objective in ("precision", "recall")):
             wants = "needs a target, such as 0.9" if self.target is None else "takes no target"
-            raise ValueError(f"threshold.by: {self.by} {wants}")
+            raise ValueError(f"threshold.objective: {self.objective} {wants}")
         return self
 
 

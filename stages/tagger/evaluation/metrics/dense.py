@@ -1,58 +1,53 @@
-"""How good a model in training is: of scores in memory, exact and without tables.
+"""Metrics of a model in training, from scores in memory.
 
-Each takes probabilities, (pictures, tags), the truth, (pictures, tags), and whether it is known,
-(pictures, tags), or None where it is everywhere: what is unknown counts for nothing.
+Each takes probabilities, (images, tags), labels, (images, tags), and whether a label is known,
+(images, tags), or None if all are. Unknown labels do not count.
 """
 
 import numpy as np
 
 from tagger.core.arrays import Floats, Scores, Truth
+from tagger.evaluation.metrics.average_precision import average_precision
 
-_AT_ONCE = 1 << 22  # pairs
+_CHUNK = 1 << 22  # pairs of image and tag
 
 
-def average_precision(scores: Scores, truth: Truth, known: Truth | None = None) -> Floats:
-    """Return the average precision of each tag, (tags,), NaN where no picture has it.
-
-    The sum of precision times the step in recall, over distinct scores, as scikit-learn does.
-    """
+def tag_average_precision(scores: Scores, truth: Truth, known: Truth | None = None) -> Floats:
+    """Return the average precision of each tag, (tags,), NaN if no image has it."""
     known = np.ones_like(truth) if known is None else known
     columns = zip(scores.T, truth.T, known.T, strict=True)
-    return np.array([_precision(some[told], true[told]) for some, true, told in columns])
+    return np.array([_average_precision(score[k], true[k]) for score, true, k in columns])
 
 
 def macro_ap(scores: Scores, truth: Truth, known: Truth | None = None) -> float:
-    """Return the mean average precision over the tags that some picture has, 0 without any."""
-    precisions = average_precision(scores, truth, known)
-    has = ~np.isnan(precisions)
-    return float(precisions[has].mean()) if has.any() else 0.0
+    """Return the mean average precision over the tags that an image has, 0 without any."""
+    precisions = tag_average_precision(scores, truth, known)
+    supported = ~np.isnan(precisions)
+    return float(precisions[supported].mean()) if supported.any() else 0.0
 
 
 def micro_ap(scores: Scores, truth: Truth, known: Truth | None = None) -> float:
-    """Return the average precision over all pairs of picture and tag, 0 without a positive."""
+    """Return the average precision over all pairs of image and tag, 0 without a positive."""
     known = np.ones_like(truth) if known is None else known
-    return _precision(scores[known], truth[known]) if (truth & known).any() else 0.0
+    return _average_precision(scores[known], truth[known]) if (truth & known).any() else 0.0
 
 
 def cross_entropy(scores: Scores, truth: Truth, known: Truth | None = None) -> float:
-    """Return the binary cross-entropy, summed over tags and averaged over pictures, in nats."""
+    """Return the binary cross-entropy, summed over tags and averaged over images, in nats."""
     likelihood = np.where(truth, scores, 1 - scores).clip(1e-7)
     if known is not None:
         likelihood[~known] = 1
     return float(-np.log(likelihood).sum(axis=1).mean()) if len(scores) else 0.0
 
 
-def _precision(scores: Scores, truth: Truth) -> float:
+def _average_precision(scores: Scores, truth: Truth) -> float:
     """Return the average precision of scores, (pairs,), NaN without a positive.
 
-    It needs no order of all pairs, only how many are at least as high as each positive.
+    Sorting the pairs in chunks bounds the memory.
     """
-    own = np.sort(scores[truth])
-    if not len(own):
-        return float("nan")
-    given = np.zeros(len(own), np.int64)
-    for start in range(0, len(scores), _AT_ONCE):
-        some = np.sort(scores[start : start + _AT_ONCE])
-        given += len(some) - np.searchsorted(some, own)
-    true = len(own) - np.searchsorted(own, own)
-    return float((true / given).mean())
+    steps, positives = np.unique(scores[truth], return_counts=True)
+    predicted = np.zeros(len(steps), np.int64)
+    for start in range(0, len(scores), _CHUNK):
+        chunk = np.sort(scores[start : start + _CHUNK])
+        predicted += len(chunk) - np.searchsorted(chunk, steps)
+    return float(average_precision(np.cumsum(positives[::-1]), predicted[::-1]))

@@ -1,4 +1,4 @@
-"""The page of an evaluation: one HTML file that needs nothing beside it."""
+"""The report of an evaluation: one HTML file that needs nothing beside it."""
 
 import base64
 import io
@@ -13,49 +13,50 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from tagger.core import files
-from tagger.evaluation.report import charts, plots, svg
+from tagger.evaluation.report import plots, svg, tables
+from tagger.evaluation.report.tables import Rows
 
 SIDE = 192  # pixels, the longer one of a thumbnail
 
 _TEMPLATE = Path(__file__).with_name("report.html")
 _HEADLINES = ("macro_ap", "micro_ap", "macro_f1", "micro_f1")
 _QUALITY = 78  # of a thumbnail
-_LIKELIEST = 12  # tags of a kind that are shown before the others are asked for
-_POINT = charts.TAG_HEADER.index
+_MOST_CONFIDENT = 12  # tags of a kind that are shown before one unfolds the others
+_COLUMN = tables.TAG_HEADER.index
 
 
 class GalleryImage(NamedTuple):
-    """A picture with what is said of it, each tag with its confidence."""
+    """An image with its predictions: names of tags and their confidences."""
 
-    image: Image.Image | None  # None where it can no longer be read
+    image: Image.Image | None  # None if it can no longer be read
     caption: str  # its path or id
-    right: Sequence[tuple[str, float]]  # given and true
-    wrong: Sequence[tuple[str, float]]  # given, not true
-    missed: Sequence[tuple[str, float]]  # true, not given
+    right: Sequence[tuple[str, float]]  # predicted and true
+    wrong: Sequence[tuple[str, float]]  # predicted, not true
+    missed: Sequence[tuple[str, float]]  # true, not predicted
     note: str = ""  # such as "loss 41.2"
 
 
 class Gallery(NamedTuple):
     title: str
     explanation: str
-    images: Iterable[GalleryImage]  # taken one by one: they need not be in memory together
+    images: Iterable[GalleryImage]  # read one by one: they need not fit into memory together
 
 
 class ReportTable(NamedTuple):
     title: str
     explanation: str
     header: Sequence[str]
-    rows: Sequence[Sequence[Any]]
+    rows: Rows
 
 
 class ReportContent(NamedTuple):
     title: str
-    facts: Mapping[str, str]  # what and how was judged; nothing that changes when it is repeated
-    metrics: Mapping[str, Any]  # of each part, as evaluate.json has them
-    tags: Sequence[Sequence[Any]]  # rows under charts.TAG_HEADER
-    pr: Sequence[Sequence[float]]  # rows under charts.PR_HEADER
-    f1: Sequence[Sequence[float]]  # rows under charts.F1_HEADER
-    reliability: Sequence[Sequence[float]]  # rows under charts.RELIABILITY_HEADER
+    facts: Mapping[str, str]  # about the model; the same whenever the evaluation is repeated
+    metrics: Mapping[str, Any]  # of each split, as in evaluate.json
+    tags: Rows  # under tables.TAG_HEADER
+    pr: Rows  # under tables.PR_HEADER
+    f1: Rows  # under tables.F1_HEADER
+    reliability: Rows  # under tables.RELIABILITY_HEADER
     tables: Sequence[ReportTable]
     galleries: Iterable[Gallery]
 
@@ -65,8 +66,8 @@ def write(path: Path, content: ReportContent) -> None:
 
 
 def render(content: ReportContent) -> str:
+    """Return the report as HTML."""
     test = content.metrics.get("test", {})
-    drawn = build_plots(content)
     environment = Environment(
         loader=FileSystemLoader(_TEMPLATE.parent),
         autoescape=True,
@@ -77,27 +78,27 @@ def render(content: ReportContent) -> str:
     environment.filters |= {"number": format_number}
     text = environment.get_template(_TEMPLATE.name).render(
         content=content,
-        parts={name: part for name, part in content.metrics.items() if part.get("tags")},
+        splits={name: split for name, split in content.metrics.items() if split.get("tags")},
         test=test,
         headlines=_HEADLINES,
-        header=charts.TAG_HEADER,
-        categories=list(dict.fromkeys(row[_POINT("category")] for row in content.tags)),
-        drawn={name: _svg(name, figure, content) for name, figure in drawn.items()},
-        shown=sum(map(len, plots.plotted_rows(content.tags).values())),
+        header=tables.TAG_HEADER,
+        categories=list(dict.fromkeys(row[_COLUMN("category")] for row in content.tags)),
+        plots={name: _svg(name, plot, content) for name, plot in build_plots(content).items()},
+        plotted=sum(map(len, plots.plotted_rows(content.tags).values())),
         tables=[_formatted(table) for table in content.tables],
         galleries=_galleries(content.galleries),
         colours=plots.COLOURS,
-        likeliest=_LIKELIEST,
+        most_confident=_MOST_CONFIDENT,
     )
     return text.encode(errors="backslashreplace").decode()  # paths need not be Unicode
 
 
 def build_plots(content: ReportContent) -> dict[str, Figure]:
-    """Return the plots of the page, by name."""
+    """Return the plots of the report, by name."""
     test = content.metrics.get("test", {})
-    in_use = (test["micro_recall"], test["micro_precision"]) if test.get("tags") else None
+    operating_point = (test["micro_recall"], test["micro_precision"]) if test.get("tags") else None
     return {
-        "precision_recall": plots.precision_recall(content.pr, in_use),
+        "precision_recall": plots.precision_recall(content.pr, operating_point),
         "f1_by_threshold": plots.f1_by_threshold(content.f1),
         "f1_by_frequency": plots.f1_by_frequency(content.tags),
         "reliability": plots.reliability(content.reliability),
@@ -105,20 +106,20 @@ def build_plots(content: ReportContent) -> dict[str, Figure]:
     }
 
 
-def _svg(name: str, figure: Figure, content: ReportContent) -> str:
+def _svg(name: str, plot: Figure, content: ReportContent) -> str:
     titles: dict[str, list[str]] = {}
     if name == "f1_by_frequency":
         for category, rows in plots.plotted_rows(content.tags).items():
             titles[category] = [
-                f"{row[_POINT('name')]}: F1 {format_number(row[_POINT('f1')])}, "
-                f"{format_number(row[_POINT('count')])} posts"
+                f"{row[_COLUMN('name')]}: F1 {format_number(row[_COLUMN('f1')])}, "
+                f"{format_number(row[_COLUMN('count')])} posts"
                 for row in rows
             ]
-    return svg.to_svg(figure, name, f"{name.replace('_', ' ')}, described below", titles)
+    return svg.to_svg(plot, name, f"{name.replace('_', ' ')}, described below", titles)
 
 
 def format_number(value: Any) -> str:
-    """Return a number as people read it: three decimals, or more where these are all 0."""
+    """Return a number for people: three decimals, or more if these are all 0."""
     if isinstance(value, bool) or not isinstance(value, Real):
         return "" if value is None else str(value)
     if isinstance(value, Integral):
@@ -132,7 +133,7 @@ def format_number(value: Any) -> str:
 
 
 def _formatted(table: ReportTable) -> dict[str, Any]:
-    """Return what the template shows of a table; `numeric` says which columns are of numbers."""
+    """Return a table for the template; `numeric` says which columns hold numbers."""
     columns = zip(*table.rows, strict=True) if table.rows else ([] for _ in table.header)
     numeric = [
         any(isinstance(value, Real) for value in column)
@@ -144,17 +145,15 @@ def _formatted(table: ReportTable) -> dict[str, Any]:
 
 def _galleries(galleries: Iterable[Gallery]) -> Iterator[dict[str, Any]]:
     for gallery in galleries:
-        pictures = [
-            {**shown._asdict(), "picture": _thumbnail(shown.image)} for shown in gallery.images
-        ]
-        yield {**gallery._asdict(), "pictures": pictures}
+        images = [{**image._asdict(), "image": _thumbnail(image.image)} for image in gallery.images]
+        yield {**gallery._asdict(), "images": images}
 
 
-def _thumbnail(picture: Image.Image | None) -> dict[str, Any] | None:
-    """Return the address of a small copy that holds the copy itself, and its size in pixels."""
-    if picture is None:
+def _thumbnail(image: Image.Image | None) -> dict[str, Any] | None:
+    """Return a small copy as a data URL, with its size in pixels."""
+    if image is None:
         return None
-    small = picture.convert("RGB")
+    small = image.convert("RGB")
     small.thumbnail((SIDE, SIDE))
     file = io.BytesIO()
     small.save(file, format="WEBP", quality=_QUALITY, method=4)

@@ -1,4 +1,4 @@
-"""Drawings of an evaluation, from the rows of its tables: for MLflow, and for its page."""
+"""Plots of an evaluation, from the rows of its tables: for MLflow and for the report."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
@@ -6,18 +6,17 @@ from typing import Any, TypeAlias
 
 import matplotlib as mpl
 import numpy as np
-import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from tagger.evaluation.report import charts
+from tagger.core.arrays import Floats
+from tagger.evaluation.report import tables
+from tagger.evaluation.report.tables import Rows
 
-Rows: TypeAlias = Sequence[Sequence[Any]]
-PlotStyle: TypeAlias = dict[str, Any]  # how something is drawn
-Numbers: TypeAlias = npt.NDArray[np.float64]
+PlotStyle: TypeAlias = dict[str, Any]  # arguments of matplotlib
 
-# Of lines and of categories, these near to Danbooru's own: on light and on dark.
+# Of lines, and of categories (close to Danbooru's own): on light and on dark.
 COLOURS = {
     "first": ("#00707b", "#4fc9d3"),
     "second": ("#b4520c", "#f2a35e"),
@@ -40,20 +39,20 @@ _STYLE: dict[Any, Any] = {
     **{"axes.axisbelow": True, "figure.dpi": 160, "figure.figsize": (5, 3.6)},
     **{"figure.constrained_layout.use": True, "savefig.dpi": "figure"},
 }
-_POINTS = 3000  # tags that are drawn one by one
+_MAX_POINTS = 3000  # tags
 
 _styled = partial(mpl.rc_context, _STYLE)
 
 
 @_styled()
 def precision_recall(rows: Rows, at: tuple[float, float] | None = None) -> Figure:
-    """Draw rows under PR_HEADER, and lines of equal F1.
+    """Plot rows under PR_HEADER, and lines of equal F1.
 
     at: recall and precision at the thresholds in use
     """
     figure, axes = _unit("recall", "precision")
     if not len(rows):
-        return _nothing(figure, axes, "no picture has a tag")
+        return _no_data(figure, axes, "no image has a tag")
     _lines_of_equal_f1(axes)
     recall, precision = _columns(rows)
     axes.plot(recall, precision, color=LIGHT["first"], linewidth=2, label="one threshold for all")
@@ -73,11 +72,11 @@ def _lines_of_equal_f1(axes: Axes) -> None:
 
 @_styled()
 def f1_by_threshold(rows: Rows) -> Figure:
-    """Draw rows under F1_HEADER, with a dot where each F1 is best."""
+    """Plot rows under F1_HEADER, with a dot at the best of each F1."""
     figure, axes = _unit("one threshold for all tags", "")
-    table = np.array(rows, np.float64).reshape(-1, len(charts.F1_HEADER))
+    table = np.array(rows, np.float64).reshape(-1, len(tables.F1_HEADER))
     if not table[:, 1:].any():
-        return _nothing(figure, axes, "no tag is given rightly")
+        return _no_data(figure, axes, "no predicted tag is true")
     threshold, micro, macro, precision, recall = table.T
     thin: PlotStyle = {"color": LIGHT["third"], "linewidth": 1.2}
     for values, colour, label in ((micro, "first", "micro F1"), (macro, "second", "macro F1")):
@@ -97,20 +96,27 @@ def f1_by_threshold(rows: Rows) -> Figure:
 
 @_styled()
 def f1_by_frequency(rows: Rows) -> Figure:
-    """Draw the F1 of each tag, rows under TAG_HEADER, by its posts in training, and the median."""
+    """Plot the F1 of each tag, rows under TAG_HEADER, by its posts in training, and the median."""
     figure, axes = _unit("posts with the tag in training", "F1")
-    drawn = plotted_rows(rows)
-    if not drawn:
-        return _nothing(figure, axes, "no picture has a tag")
-    for name, some in drawn.items():
+    by_name = plotted_rows(rows)
+    if not by_name:
+        return _no_data(figure, axes, "no image has a tag")
+    for name, category_rows in by_name.items():
         look: PlotStyle = {
             "marker": _MARKERS[name],
             "markersize": 4,
             "markeredgewidth": 0,
             "alpha": 0.75,
         }
-        axes.plot(*_places(some), **look, linestyle="", color=LIGHT[name], label=name, gid=name)
-    counts, scores = _places([row for row in rows if row[_SUPPORT]])
+        axes.plot(
+            *_counts_and_f1(category_rows),
+            **look,
+            linestyle="",
+            color=LIGHT[name],
+            label=name,
+            gid=name,
+        )
+    counts, scores = _counts_and_f1([row for row in rows if row[_SUPPORT]])
     edges = np.geomspace(counts.min(), counts.max() * 1.001, 9)
     number = np.digitize(counts, edges)
     medians = [
@@ -128,36 +134,37 @@ def f1_by_frequency(rows: Rows) -> Figure:
 
 
 _CATEGORY, _COUNT, _SUPPORT, _F1 = map(
-    charts.TAG_HEADER.index, ("category", "count", "support", "f1")
+    tables.TAG_HEADER.index, ("category", "count", "support", "f1")
 )
 
 
 def plotted_rows(rows: Rows) -> dict[str, list[Sequence[Any]]]:
-    """Return the rows under TAG_HEADER that are drawn, by category: with many tags, not all."""
-    judged = [row for row in rows if row[_SUPPORT]]
-    spread = np.linspace(0, len(judged) - 1, min(len(judged), _POINTS)).astype(int)
-    found: dict[str, list[Sequence[Any]]] = {}
-    for place in spread.tolist():
-        found.setdefault(judged[place][_CATEGORY], []).append(judged[place])
-    return found
+    """Return the rows under TAG_HEADER to plot, by category: not all if there are many tags."""
+    supported = [row for row in rows if row[_SUPPORT]]
+    places = np.linspace(0, len(supported) - 1, min(len(supported), _MAX_POINTS)).astype(int)
+    by_category: dict[str, list[Sequence[Any]]] = {}
+    for place in places.tolist():
+        row = supported[place]
+        by_category.setdefault(row[_CATEGORY], []).append(row)
+    return by_category
 
 
-def _places(rows: Rows) -> tuple[Numbers, Numbers]:
+def _counts_and_f1(rows: Rows) -> tuple[Floats, Floats]:
     counts = np.array([max(1, row[_COUNT]) for row in rows], np.float64)
     return counts, np.array([row[_F1] for row in rows], np.float64)
 
 
 @_styled()
 def reliability(rows: Rows) -> Figure:
-    """Draw rows under RELIABILITY_HEADER: shares above, numbers of pairs below."""
+    """Plot rows under RELIABILITY_HEADER: fractions above, numbers of pairs below."""
     figure = Figure()
     axes, below = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))
-    _make_unit(axes, "", "share that is true")
+    _make_unit(axes, "", "fraction that is true")
     below.set(xlabel="confidence", ylabel="pairs", yscale="log")
     below.yaxis.set_major_formatter("{x:,.0f}")
     if not len(rows):
         below.set_axis_off()
-        return _nothing(figure, axes, "no picture was judged")
+        return _no_data(figure, axes, "no image was evaluated")
     confidence, true, pairs = _columns(rows)
     axes.plot([0, 1], [0, 1], color=INK, alpha=0.5, linewidth=0.8, label="perfectly calibrated")
     axes.plot(confidence, true, "-o", color=LIGHT["first"], markersize=4, label="this model")
@@ -168,17 +175,17 @@ def reliability(rows: Rows) -> Figure:
 
 
 @_styled()
-def by_category(figures: Mapping[str, Any]) -> Figure:
-    """Draw macro AP and F1 of a part's categories, from its `figures.summary`, with intervals."""
+def by_category(metrics: Mapping[str, Any]) -> Figure:
+    """Plot macro AP and F1 of each category, with intervals; metrics: of a split."""
     figure, axes = _unit("", "")
-    categories = figures.get("categories", {})
+    categories = metrics.get("categories", {})
     if not categories:
-        return _nothing(figure, axes, "there are no tags")
-    for place, (name, found) in enumerate(categories.items()):
-        for shift, measure, alpha in ((-0.2, "macro_ap", 0.65), (0.2, "macro_f1", 0.3)):
+        return _no_data(figure, axes, "there are no tags")
+    for place, (name, tree) in enumerate(categories.items()):
+        for shift, metric, alpha in ((-0.2, "macro_ap", 0.65), (0.2, "macro_f1", 0.3)):
             look: PlotStyle = {"height": 0.36, "color": LIGHT[name], "alpha": alpha}
-            axes.barh(place + shift, found[measure], **look)
-            ends = found.get("intervals", {}).get(measure)
+            axes.barh(place + shift, tree[metric], **look)
+            ends = tree.get("intervals", {}).get(metric)
             if ends:
                 axes.plot(ends, [place + shift] * 2, "-|", color=INK, linewidth=1, markersize=5)
     axes.set_yticks(range(len(categories)), list(categories))
@@ -198,11 +205,11 @@ def _unit(x: str, y: str) -> tuple[Figure, Axes]:
 
 
 def _make_unit(axes: Axes, x: str, y: str) -> None:
-    """Make both axes go from 0 to 1, with room for what lies on the edge."""
+    """Make both axes go from 0 to 1, with room for points on the edge."""
     axes.set(xlabel=x, ylabel=y, xlim=(-0.01, 1.01), ylim=(-0.01, 1.01))
 
 
-def _columns(rows: Rows) -> Iterator[Numbers]:
+def _columns(rows: Rows) -> Iterator[Floats]:
     return iter(np.array(rows, np.float64).T)
 
 
@@ -214,7 +221,7 @@ def _legend(axes: Axes, *entries: Sequence[Any]) -> None:
     )
 
 
-def _nothing(figure: Figure, axes: Axes, reason: str) -> Figure:
+def _no_data(figure: Figure, axes: Axes, reason: str) -> Figure:
     axes.set(xticks=[], yticks=[])
     axes.text(0.5, 0.5, reason, ha="center", va="center", transform=axes.transAxes)
     return figure

@@ -1,4 +1,4 @@
-"""Figures as SVG elements of a page, in the colours of its theme and in its typeface."""
+"""Plots as SVG elements of a page, in the colours of its theme and in its typeface."""
 
 import io
 import re
@@ -24,32 +24,31 @@ _FOR_A_PAGE = (
 def to_svg(
     figure: Figure, name: str, label: str, titles: Mapping[str, Sequence[str]] | None = None
 ) -> str:
-    """Return a figure as an SVG element; `plots.COLOURS` are variables of the page, `--general`.
+    """Return a plot as an SVG element; `plots.COLOURS` are variables of the page, such as `--meta`.
 
-    name: unlike that of any other figure of the page; label: what it shows, for who cannot see it
-    titles: what to say of each point of a line, by the gid of the line
+    name: unique on the page; label: a description for screen readers
+    titles: the tooltip of each point of a line, by the gid of the line
     """
     file = io.StringIO()
-    nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+    no_metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
     with mpl.rc_context({"svg.hashsalt": name, "svg.fonttype": "none"}):
-        figure.savefig(file, format="svg", transparent=True, metadata=nothing)
-    drawn = file.getvalue().partition("<svg ")[2]
-    head, _, body = drawn.partition("</defs>")  # whose style would be that of the whole page
+        figure.savefig(file, format="svg", transparent=True, metadata=no_metadata)
+    head, _, body = file.getvalue().partition("<svg ")[2].partition("</defs>")  # drops <style>
     for pattern, replacement in _FOR_A_PAGE:
         body = re.sub(pattern, replacement, body)
     body = re.sub(r'( id="|href="#|url\(#)', rf"\1{name}-", body)
     for gid, texts in (titles or {}).items():
-        body = _titled(body, f"{name}-{gid}", texts)
+        body = _with_titles(body, f"{name}-{gid}", texts)
     box = re.findall(r'viewBox="[^"]*"', head)[0]
     return f'<svg {box} role="img" aria-label="{escape(label)}">{body}'
 
 
-def _titled(drawn: str, gid: str, texts: Sequence[str]) -> str:
-    """Give each point of a line a title, which browsers show beside the pointer."""
-    before, found, after = drawn.partition(f'<g id="{gid}">')
-    each = iter(texts)
+def _with_titles(svg: str, gid: str, texts: Sequence[str]) -> str:
+    """Give each point of a line a title, which browsers show as a tooltip."""
+    before, group, after = svg.partition(f'<g id="{gid}">')
+    titles = iter(texts)
 
-    def titled(use: re.Match[str]) -> str:
-        return f"{use[1]}><title>{escape(next(each))}</title></use>"
+    def with_title(use: re.Match[str]) -> str:
+        return f"{use[1]}><title>{escape(next(titles))}</title></use>"
 
-    return before + found + re.sub(r"(<use [^>]*)/>", titled, after, count=len(texts))
+    return before + group + re.sub(r"(<use [^>]*)/>", with_title, after, count=len(texts))
