@@ -1,4 +1,4 @@
-"""Draw the demonstration set, a folder of tagged pictures as a user would bring."""
+"""Draw the demonstration set: a folder of images with tags, like a user's own."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ FOLDER = Path("data/demo")
 
 def main(p: params.Params) -> None:
     counts = draw.draw_images(FOLDER, images=p.demo.images, size=p.demo.size, seed=p.seed)
-    print(f"drew {p.demo.images:,} pictures of {p.demo.size} px, {len(counts):,} tags -> {FOLDER}")
+    print(f"drew {p.demo.images:,} images of {p.demo.size} px, {len(counts):,} tags -> {FOLDER}")
 
 
 if __name__ == "__main__":

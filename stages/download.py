@@ -1,4 +1,4 @@
-"""Get Danbooru's metadata and tables of tags from the hub."""
+"""Download Danbooru's metadata and tag tables from the hub."""
 
 from pathlib import Path, PurePosixPath
 
@@ -12,40 +12,42 @@ METADATA = Path("data/danbooru/metadata.parquet")
 TAGS = Path("data/danbooru/tags.csv")
 ALIASES = Path("data/danbooru/tag_aliases.csv")
 
-TABLES = "danbooru.donmai.us"  # folder of deepghs/site_tags
+TABLES_FOLDER = "danbooru.donmai.us"  # of deepghs/site_tags
 
 
 def main(p: params.DownloadParams) -> None:
     if not p.repo:
         raise TaggerError(
-            "prepare.download.repo is empty, so there is no metadata to fetch. "
+            "prepare.download.repo is empty, so there is no metadata to download. "
             f"Name a data set of the hub, or put its metadata.parquet at {METADATA}."
         )
-    get(p.repo, p.revision, p.connections, METADATA)
+    download_tables(p.repo, p.revision, p.connections, METADATA)
     if p.tag_tables:
-        get(p.tag_tables, "main", p.connections, TAGS, ALIASES, below=TABLES)
+        targets = (TAGS, ALIASES)
+        download_tables(p.tag_tables, "main", p.connections, *targets, folder=TABLES_FOLDER)
     else:
         files.write_csv(TAGS, ("name", "category"), [])
         files.write_csv(ALIASES, ("alias", "tag"), [])
     print(f"{p.repo} -> {METADATA}")
 
 
-def get(repo: str, revision: str, connections: int, *targets: Path, below: str = "") -> None:
-    """Download the files of a data set that have the names of the targets.
+def download_tables(
+    repo: str, revision: str, connections: int, *targets: Path, folder: str = ""
+) -> None:
+    """Download files of a data set to paths with the same names.
 
-    below: the folder of the data set that holds them
+    folder: the folder of the data set that holds the files
     """
     listing = client.list_files(repo, revision)
-    folder = METADATA.parent
     for target in targets:
-        path = (PurePosixPath(below) / target.name).as_posix()
+        path = (PurePosixPath(folder) / target.name).as_posix()
         if path not in listing.files:
             raise TaggerError(f"{repo} holds no {path}.")
-        piece = RemoteFile(*listing.files[path])
-        failed = download.download_files(repo, [piece], folder, listing.commit, connections)
+        file = RemoteFile(*listing.files[path])
+        failed = download.download_files(repo, [file], target.parent, listing.commit, connections)
         if failed:
-            raise TaggerError(f"{path} of {repo} could not be had: {failed[path]}.")
-        (folder / path).replace(target)
+            raise TaggerError(f"{path} of {repo} cannot be downloaded: {failed[path]}.")
+        (target.parent / path).replace(target)
 
 
 if __name__ == "__main__":

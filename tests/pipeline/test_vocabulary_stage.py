@@ -1,4 +1,4 @@
-"""The stage as a whole, on four posts: what it writes, what it says, and what it refuses."""
+"""The vocabulary stage on four posts: what it writes and prints, and its errors."""
 
 import csv
 import json
@@ -35,7 +35,7 @@ CATEGORY_OF = {"general": 9, "sensitive": 9, "hatsune_miku": 4, 'don\'t_say_"laz
 
 @pytest.fixture(autouse=True)
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty folder with the manifest of POSTS, and a tag that none of them has."""
+    """A folder with the manifest of POSTS, and a tag on none of them."""
     monkeypatch.chdir(tmp_path)
     counts = Counter(tag for post in POSTS for tag in post)
     names = [*counts, "gone"]
@@ -52,11 +52,11 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def run(default_params: Params, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Run the stage as shipped but for what is named; return what it prints."""
+    """Run the stage with changed parameters; return what it prints."""
 
-    def run(**wanted: Any) -> str:
-        changed = default_params.vocabulary.model_dump() | {"min_count": 1} | wanted
-        stage.main(type(default_params.vocabulary).model_validate(changed))
+    def run(**changes: Any) -> str:
+        values = default_params.vocabulary.model_dump() | {"min_count": 1} | changes
+        stage.main(type(default_params.vocabulary).model_validate(values))
         return capsys.readouterr().out
 
     return run
@@ -77,7 +77,7 @@ def files_in(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
 
 
-def test_the_vocabulary_is_written_in_its_order_and_quoted(run: Run) -> None:
+def test_vocabulary_is_written_in_order_and_quoted(run: Run) -> None:
     printed = run()
     assert stage.VOCABULARY.read_bytes().decode() == (
         "tag_id,name,category,count\n"
@@ -93,9 +93,9 @@ def test_the_vocabulary_is_written_in_its_order_and_quoted(run: Run) -> None:
     assert printed == "kept 8 of 8 tags, 100.0% of all labels -> data/vocabulary.csv\n"
 
 
-def test_what_is_left_is_told_and_what_is_dropped_is_listed(run: Run) -> None:
+def test_summary_is_printed_and_dropped_tags_are_listed(run: Run) -> None:
     assert run(min_count=2) == (
-        "kept 3 of 8 tags, 58.3% of all labels -> data/vocabulary.csv\nposts left with no tag: 1\n"
+        "kept 3 of 8 tags, 58.3% of all labels -> data/vocabulary.csv\nposts without a tag: 1\n"
     )
     assert rows_of(stage.DROPPED)[1] == {
         **{"tag_id": "16", "name": "a,b", "category": "0", "count": "1"},
@@ -104,22 +104,22 @@ def test_what_is_left_is_told_and_what_is_dropped_is_listed(run: Run) -> None:
     assert '14,"don\'t_say_""lazy""",3,1,too rare\n' in stage.DROPPED.read_text(encoding="utf-8")
     left = {(row["tags"], row["posts"]) for row in rows_of(stage.PER_POST)}
     assert left == {("0", "1"), ("1", "0"), ("2", "2"), ("3", "1")}
-    outcome = [tuple(row.values()) for row in rows_of(stage.OUTCOME) if row["outcome"] == "kept"]
+    outcome = [tuple(row.values()) for row in rows_of(stage.OUTCOMES) if row["outcome"] == "kept"]
     assert outcome == [("rating", "kept", "1", "2"), ("general", "kept", "2", "5")]
     report = json.loads(stage.REPORT.read_text(encoding="utf-8"))
     assert report["posts_without_tag"] == 1
     assert report["categories"]["rating"] == {"seen": 2, "kept": 1, "post_coverage": 0.5}
 
 
-def test_the_files_written_are_those_of_the_graph(run: Run, project: Path) -> None:
+def test_written_files_are_the_outputs_in_dvc_yaml(run: Run, project: Path) -> None:
     before = files_in(project)
     run()
     described = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
     outs = [out for key in ("outs", "metrics", "plots") for out in described["vocabulary"][key]]
-    wanted = {out if isinstance(out, str) else next(iter(out)) for out in outs}
-    assert files_in(project).keys() - before.keys() == wanted
-    with Image.open(stage.DRAWING) as drawing:
-        assert drawing.size == (1300, 400)
+    expected = {out if isinstance(out, str) else next(iter(out)) for out in outs}
+    assert files_in(project).keys() - before.keys() == expected
+    with Image.open(stage.PLOT) as image:
+        assert image.size == (1300, 400)
 
 
 def test_the_same_input_gives_the_same_bytes(run: Run, project: Path) -> None:
@@ -129,7 +129,7 @@ def test_the_same_input_gives_the_same_bytes(run: Run, project: Path) -> None:
     assert files_in(project) == first
 
 
-def test_unknown_names_and_idle_globs_are_told(run: Run, write_file: Write) -> None:
+def test_unseen_names_and_unmatched_globs_are_printed(run: Run, write_file: Write) -> None:
     listed = ["1girl", "miku", "gone", "teto", "luka", "null"]
     write_file("mine.csv", "\n".join(["name", *listed]))
     exclude = ["*_(cosplay)", "null"]
@@ -137,7 +137,7 @@ def test_unknown_names_and_idle_globs_are_told(run: Run, write_file: Write) -> N
         "kept 2 of 8 tags, 33.3% of all labels -> data/vocabulary.csv\n"
         "tags of mine.csv on no post: 4 (miku, gone, teto), see metrics/vocabulary.json\n"
         "globs that match no tag: rin*, *_(cosplay)\n"
-        "posts left with no tag: 1\n"
+        "posts without a tag: 1\n"
     )
     report = json.loads(stage.REPORT.read_text(encoding="utf-8"))
     assert report["without_post"] == ["miku", "gone", "teto", "luka"]
@@ -160,15 +160,15 @@ LISTS = [
 ]
 
 
-@pytest.mark.parametrize(("text", "wanted", "kept"), LISTS)
-def test_only_what_a_list_names_is_learnt(
-    run: Run, write_file: Write, text: str, wanted: dict[str, Any], kept: list[str]
+@pytest.mark.parametrize(("text", "changes", "kept"), LISTS)
+def test_only_listed_tags_are_learnt(
+    run: Run, write_file: Write, text: str, changes: dict[str, Any], kept: list[str]
 ) -> None:
-    run(source=write_file("mine.csv", text), **wanted)
+    run(source=write_file("mine.csv", text), **changes)
     assert names() == kept
 
 
-def test_ids_and_categories_of_a_list_win_but_counts_are_those_seen(
+def test_ids_and_categories_of_a_list_replace_seen_ones_but_not_counts(
     run: Run, write_file: Write
 ) -> None:
     rows = "tag_id,name,category,count\n77,1girl,4,900\n,null,,\n78,long_hair,,5\n"
@@ -180,7 +180,7 @@ def test_ids_and_categories_of_a_list_win_but_counts_are_those_seen(
     ]
 
 
-def test_a_list_can_be_the_vocabulary_of_before(run: Run) -> None:
+def test_list_can_be_an_earlier_vocabulary(run: Run) -> None:
     run(min_count=2)
     before = stage.VOCABULARY.read_bytes()
     Path("mine.csv").write_bytes(before)
@@ -188,15 +188,15 @@ def test_a_list_can_be_the_vocabulary_of_before(run: Run) -> None:
     assert stage.VOCABULARY.read_bytes() == before
 
 
-def mistake(run: Run, capsys: pytest.CaptureFixture[str], **wanted: Any) -> str:
-    """Return the one line said of a mistake that leaves every file as it was."""
+def mistake(run: Run, capsys: pytest.CaptureFixture[str], **changes: Any) -> str:
+    """Return the one line of an error that changes no file."""
     before = files_in(Path())
     with pytest.raises(SystemExit) as ended, errors.exit_on_error():
-        run(**wanted)
-    said = capsys.readouterr()
-    assert (ended.value.code, said.out) == (2, "")
+        run(**changes)
+    output = capsys.readouterr()
+    assert (ended.value.code, output.out) == (2, "")
     assert files_in(Path()) == before
-    (line,) = said.err.splitlines()
+    (line,) = output.err.splitlines()
     return line
 
 
@@ -206,20 +206,20 @@ WRONG: list[tuple[str | bytes, str]] = [
     ("tag,count\n1girl,5\n", "mine.csv: line 2 has no 'name'"),
     ("name,category\n1girl,7\n", "mine.csv: line 2 has the unknown category '7'"),
     (b"name\n\xff\n", "mine.csv cannot be read: "),
-    ("name\nmiku\n", "No tag is left of 8 (8 not in the list)"),
+    ("name\nmiku\n", "No tag remains of 8 (8 not in the list)"),
 ]
 
 
-@pytest.mark.parametrize(("text", "told"), WRONG)
-def test_a_list_that_cannot_be_used_is_refused_in_one_line(
-    run: Run, capsys: pytest.CaptureFixture[str], text: str | bytes, told: str
+@pytest.mark.parametrize(("text", "message"), WRONG)
+def test_invalid_lists_are_errors_of_one_line(
+    run: Run, capsys: pytest.CaptureFixture[str], text: str | bytes, message: str
 ) -> None:
     run()
     Path("mine.csv").write_bytes(text.encode() if isinstance(text, str) else text)
-    assert mistake(run, capsys, source="mine.csv").startswith(f"error: {told}")
+    assert mistake(run, capsys, source="mine.csv").startswith(f"error: {message}")
 
 
-def test_posts_that_cannot_be_used_leave_the_last_vocabulary_as_it_was(
+def test_invalid_posts_leave_the_last_vocabulary_unchanged(
     run: Run, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run()
@@ -230,22 +230,24 @@ def test_posts_that_cannot_be_used_leave_the_last_vocabulary_as_it_was(
 
 
 ENDS: list[tuple[dict[str, Any], str]] = [
-    ({"min_count": 99}, "No tag is left of 8 (8 too rare); the most common one is on 3 posts."),
+    ({"min_count": 99}, "No tag remains of 8 (8 too rare). The most frequent one is on 3 posts."),
     ({"source": "none.csv"}, "vocabulary.source: there is no file none.csv."),
     ({"categories": ["generals"]}, "params.yaml: vocabulary.categories.0 is 'generals'"),
     ({"max_tags": 0}, "params.yaml: vocabulary.max_tags is 0."),
 ]
 
 
-@pytest.mark.parametrize(("wanted", "told"), ENDS)
-def test_the_program_ends_with_one_line(project: Path, wanted: dict[str, Any], told: str) -> None:
+@pytest.mark.parametrize(("changes", "message"), ENDS)
+def test_program_ends_with_one_line_for_a_mistake(
+    project: Path, changes: dict[str, Any], message: str
+) -> None:
     content = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
-    content["vocabulary"] |= wanted
+    content["vocabulary"] |= changes
     Path("params.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
     before = files_in(project)
     command = [sys.executable, str(ROOT / "stages/vocabulary.py")]
     ended = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (ended.returncode, ended.stdout) == (2, "")
     (line,) = ended.stderr.splitlines()
-    assert line.startswith(f"error: {told}")
+    assert line.startswith(f"error: {message}")
     assert files_in(project) == before

@@ -71,7 +71,7 @@ def test_counts_and_deviations_are_those_by_hand(case: Case) -> None:
 def test_counted_by_a_few_posts_at_a_time_it_is_the_same(case: Case, at_a_time: int) -> None:
     whole = case.measured()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(manifest, "_AT_A_TIME", at_a_time)
+        patch.setattr(manifest, "BLOCK_POSTS", at_a_time)
         blocks = case.measured()
     assert np.array_equal(blocks.counts, whole.counts)
     assert np.array_equal(blocks.sizes, whole.sizes)

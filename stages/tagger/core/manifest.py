@@ -43,7 +43,7 @@ Integers = npt.NDArray[np.integer[Any]]
 SPLITS = ("train", "validation", "test")
 
 _ROWS = 100_000  # of a row group
-_BLOCK_POSTS = 1_000_000
+BLOCK_POSTS = 1_000_000
 _STORED: dict[str, Any] = {"compression": "zstd", "compression_level": 1}
 # Byte streams store tag numbers faster and smaller than a dictionary.
 _POSTS_STORED = _STORED | {
@@ -159,9 +159,9 @@ def starts_from_lengths(lengths: npt.NDArray[Any]) -> Integers:
 
 def label_blocks(labels: csr_array) -> Iterator[tuple[slice, Integers, Integers]]:
     """Yield blocks of posts: the slice, and row in the block and column of each label."""
-    for start in range(0, labels.shape[0], _BLOCK_POSTS):
-        block = slice(start, start + _BLOCK_POSTS)
-        starts = labels.indptr[start : start + _BLOCK_POSTS + 1]
+    for start in range(0, labels.shape[0], BLOCK_POSTS):
+        block = slice(start, start + BLOCK_POSTS)
+        starts = labels.indptr[start : start + BLOCK_POSTS + 1]
         rows = np.repeat(np.arange(len(starts) - 1), np.diff(starts))
         yield block, rows, labels.indices[starts[0] : starts[-1]]
 

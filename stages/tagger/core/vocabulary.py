@@ -1,4 +1,4 @@
-"""The tags that a model learns, in the order of its outputs."""
+"""The vocabulary: the tags that a model learns, in the order of its outputs."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -26,7 +26,7 @@ CATEGORIES: dict[int, Category] = {
 RATING = 9
 RATINGS = ("general", "sensitive", "questionable", "explicit")
 
-UNKNOWN = -1  # id, category or count of a tag in a list
+UNKNOWN = -1  # an unknown id, category or count
 _CODES = {text: code for code, name in CATEGORIES.items() for text in (name, str(code))}
 _RANK = {category: rank for rank, category in enumerate(CATEGORIES)}
 
@@ -35,7 +35,7 @@ class Tag(NamedTuple):
     tag_id: int
     name: str
     category: int
-    count: int  # type: ignore[assignment]  # posts; hides tuple.count, which nobody needs
+    count: int  # type: ignore[assignment]  # posts; hides tuple.count
 
 
 def normalize_name(name: str) -> str:
@@ -48,13 +48,13 @@ def matches_glob(name: str, glob: str) -> bool:
 
 
 def parse_category(value: object) -> int | None:
-    """Return the code of a category that a table gives as a name or a number."""
+    """Return the code of a category, given as a name or a number, None if there is no such one."""
     code = _CODES.get(str(value).strip().lower(), parse_integer(value))
     return code if code in CATEGORIES else None
 
 
 def parse_integer(value: object) -> int | None:
-    """Return a whole number however it is written: a column with gaps may have become floats."""
+    """Return an integer, also from a float of an integral value: columns with gaps become floats."""
     try:
         number = float(str(value))
     except ValueError:
@@ -63,18 +63,18 @@ def parse_integer(value: object) -> int | None:
 
 
 def sort_tags(tags: Iterable[Tag]) -> list[Tag]:
-    """Return the tags by category, within a category by falling count, then by name."""
+    """Return tags in vocabulary order: by category, then by falling count, then by name."""
     return sorted(tags, key=lambda tag: (_RANK[tag.category], -tag.count, tag.name))
 
 
 def count_categories(tags: Iterable[Tag]) -> dict[str, int]:
-    """Return the number of tags in each category that has any, by its name."""
+    """Return the number of tags by name of the category, without empty categories."""
     counts = Counter(tag.category for tag in tags)
     return {name: counts[code] for code, name in CATEGORIES.items() if counts[code]}
 
 
 def category_columns(tags: Sequence[Tag], category: Category) -> npt.NDArray[np.int64]:
-    """Return the places of the tags of a category."""
+    """Return the columns of the tags of a category."""
     return np.flatnonzero([CATEGORIES[tag.category] == category for tag in tags])
 
 
@@ -83,7 +83,7 @@ def write(tags: Sequence[Tag], path: Path) -> None:
 
 
 def read(path: Path) -> list[Tag]:
-    """Return a vocabulary as `write` left it."""
+    """Return a vocabulary that `write` wrote."""
     return [
         _parse(row, place)
         for place, row in records.read_rows(files.check_size(files.require(path)))
@@ -93,15 +93,15 @@ def read(path: Path) -> list[Tag]:
 def read_selected(path: Path) -> dict[str, Tag]:
     """Return the tags of a selected_tags.csv by name, in lower_snake_case.
 
-    Only the column `name` is required. An id, category or count that is not given is below 0.
-    Raises TaggerError for a missing file or column, a value that is no number, a tag given twice.
+    Only the column `name` is required. An unknown id, category or count is -1.
+    Raises TaggerError for a missing file or column, a value that is no number, a repeated tag.
     """
     if not path.is_file():
         raise TaggerError(f"vocabulary.source: there is no file {path}.")
     tags: dict[str, Tag] = {}
-    nothing = dict.fromkeys(("tag_id", "category", "count"), UNKNOWN)
+    unknown = dict.fromkeys(("tag_id", "category", "count"), UNKNOWN)
     for place, row in records.read_rows(path):
-        tag = _parse(nothing | {k: v for k, v in row.items() if v not in ("", None)}, place)
+        tag = _parse(unknown | {k: v for k, v in row.items() if v not in ("", None)}, place)
         name = normalize_name(tag.name)
         if not name:
             raise TaggerError(f"{place} has no 'name'.")
@@ -117,12 +117,12 @@ def _parse(row: Mapping[str, Any], place: str) -> Tag:
     for column in Tag._fields:
         if column not in row:
             raise TaggerError(f"{place} has no {column!r}.")
-    given = row["category"]
-    category = UNKNOWN if given == UNKNOWN else parse_category(given)
+    value = row["category"]
+    category = UNKNOWN if value == UNKNOWN else parse_category(value)
     if category is None:
-        raise TaggerError(f"{place} has the unknown category {str(given)!r}.")
+        raise TaggerError(f"{place} has the unknown category {str(value)!r}.")
     tag_id, count = parse_integer(row["tag_id"]), parse_integer(row["count"])
     if tag_id is None or count is None:
-        wrong = "tag_id" if tag_id is None else "count"
-        raise TaggerError(f"{place}: {wrong} is {str(row[wrong])!r}, no whole number.")
+        column = "tag_id" if tag_id is None else "count"
+        raise TaggerError(f"{place}: {column} is {str(row[column])!r}, not an integer.")
     return Tag(tag_id, str(row["name"]), category, count)

@@ -1,4 +1,4 @@
-"""What a vocabulary covers, counted again post by post, and drawn whatever the data."""
+"""Coverage equals counting post by post, and any selection has a plot."""
 
 import io
 import json
@@ -24,8 +24,8 @@ from tagger.data.tags.select import COUNT, EXCLUDED, Selection
 Case = tuple[Selection, list[Tag], npt.NDArray[np.bool_]]
 
 
-def chosen(seen: list[Tag], kept: set[str]) -> Selection:
-    """Return a selection of these names; the other tags on a post are dropped."""
+def select(seen: list[Tag], kept: set[str]) -> Selection:
+    """Return a selection that keeps these names, and drops other tags on a post."""
     present = sort_tags(tag for tag in seen if tag.count)
     return Selection(
         kept=[tag for tag in present if tag.name in kept],
@@ -37,7 +37,7 @@ def chosen(seen: list[Tag], kept: set[str]) -> Selection:
 
 @st.composite
 def cases(draw: st.DrawFn) -> Case:
-    """Draw labels, (posts, tags), and which of the tags, in any order, are kept."""
+    """Draw labels, (posts, tags), and which of the tags are kept."""
     shape = draw(st.integers(1, 25)), draw(st.integers(1, 9))
     random = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     labels = random.random(shape) < draw(st.floats(0.05, 0.9))
@@ -46,44 +46,46 @@ def cases(draw: st.DrawFn) -> Case:
     counts = labels.sum(axis=0).tolist()
     seen = [Tag(-1, f"tag_{i}", codes[i], counts[i]) for i in range(shape[1])]
     names = {tag.name for tag in seen[1:] if draw(st.booleans())}
-    return chosen(seen, names | {"tag_0"}), seen, labels
+    return select(seen, names | {"tag_0"}), seen, labels
 
 
-def tags_left(found: Selection, seen: list[Tag], labels: npt.NDArray[np.bool_]) -> list[list[Tag]]:
-    """Return the tags kept of each post."""
-    return [[seen[i] for i in np.flatnonzero(post) if seen[i] in found.kept] for post in labels]
+def tags_left(
+    selection: Selection, seen: list[Tag], labels: npt.NDArray[np.bool_]
+) -> list[list[Tag]]:
+    """Return the kept tags of each post."""
+    return [[seen[i] for i in np.flatnonzero(post) if seen[i] in selection.kept] for post in labels]
 
 
-def measured(case: Case) -> Coverage:
-    found, seen, labels = case
-    return coverage.measure_coverage(found, seen, csr_array(labels))
+def measure(case: Case) -> Coverage:
+    selection, seen, labels = case
+    return coverage.measure_coverage(selection, seen, csr_array(labels))
 
 
-@settings(max_examples=100)
+@settings(max_examples=60)
 @given(cases())
-def test_what_is_left_is_what_counting_by_hand_says(case: Case) -> None:
+def test_coverage_equals_counting_by_hand(case: Case) -> None:
     left = tags_left(*case)
-    covered = measured(case)
+    covered = measure(case)
     per_post = Counter(map(len, left))
     assert covered.posts_by_tag_count.tolist() == [
         per_post[size] for size in range(max(per_post) + 1)
     ]
     assert covered.posts_by_tag_count.sum() == len(case[2])
-    of_category = Counter(code for post in left for code in {tag.category for tag in post})
-    assert covered.posts_by_category == {CATEGORIES[code]: n for code, n in of_category.items()}
+    by_category = Counter(code for post in left for code in {tag.category for tag in post})
+    assert covered.posts_by_category == {CATEGORIES[code]: n for code, n in by_category.items()}
 
 
-@settings(max_examples=100)
+@settings(max_examples=60)
 @given(cases())
-def test_the_report_says_what_counting_by_hand_says(case: Case) -> None:
-    found, seen, labels = case
+def test_report_equals_counting_by_hand(case: Case) -> None:
+    selection, seen, labels = case
     left = tags_left(*case)
-    told = json.loads(json.dumps(coverage.summarize(found, measured(case))))
-    kept = {code: [tag for tag in found.kept if tag.category == code] for code in CATEGORIES}
-    assert told == {
+    report = json.loads(json.dumps(coverage.summarize(selection, measure(case))))
+    kept = {code: [tag for tag in selection.kept if tag.category == code] for code in CATEGORIES}
+    assert report == {
         "seen": int(labels.any(axis=0).sum()),
-        "kept": len(found.kept),
-        "dropped": {EXCLUDED: len(found.dropped)} if found.dropped else {},
+        "kept": len(selection.kept),
+        "dropped": {EXCLUDED: len(selection.dropped)} if selection.dropped else {},
         "label_coverage": round(sum(map(len, left)) / int(labels.sum()), 6),
         "posts_without_tag": left.count([]),
         "categories": {
@@ -104,40 +106,40 @@ def test_the_report_says_what_counting_by_hand_says(case: Case) -> None:
 
 @settings(max_examples=50)
 @given(cases(), st.integers(1, 30))
-def test_some_posts_at_a_time_give_the_same(case: Case, posts_at_a_time: int) -> None:
-    whole = measured(case)
+def test_coverage_does_not_depend_on_the_block_size(case: Case, block_posts: int) -> None:
+    whole = measure(case)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(manifest, "_AT_A_TIME", posts_at_a_time)
-        parts = measured(case)
-    assert parts.posts_by_tag_count.tolist() == whole.posts_by_tag_count.tolist()
-    assert parts.posts_by_category == whole.posts_by_category
+        patch.setattr(manifest, "BLOCK_POSTS", block_posts)
+        blocks = measure(case)
+    assert blocks.posts_by_tag_count.tolist() == whole.posts_by_tag_count.tolist()
+    assert blocks.posts_by_category == whole.posts_by_category
 
 
-def test_a_category_that_a_list_gives_is_the_one_that_counts() -> None:
+def test_listed_categories_count() -> None:
     seen = [Tag(1, "miku", 0, 2), Tag(2, "hair", 0, 1)]
-    found = Selection([seen[1], Tag(1, "miku", 4, 2)], [], [], [])
+    selection = Selection([seen[1], Tag(1, "miku", 4, 2)], [], [], [])
     covered = coverage.measure_coverage(
-        found, seen, csr_array(np.array([[1, 1], [1, 0]], dtype=bool))
+        selection, seen, csr_array(np.array([[1, 1], [1, 0]], dtype=bool))
     )
     assert covered.posts_by_category == {"general": 1, "character": 2}
     assert covered.posts_by_tag_count.tolist() == [0, 1, 1]
 
 
-def test_what_is_unknown_or_idle_is_reported() -> None:
+def test_report_lists_unseen_names_and_unmatched_globs() -> None:
     seen = [Tag(1, "a", 0, 3), Tag(2, "b", 0, 1), Tag(3, "c", 4, 1), Tag(4, "d", 4, 1)]
     dropped = [(seen[1], COUNT), (seen[2], EXCLUDED), (seen[3], EXCLUDED)]
-    found = Selection(seen[:1], dropped, ["miku"], ["*_(cosplay)"])
-    told = coverage.summarize(found, Coverage(np.array([2, 3]), {"general": 3}))
-    assert list(told["dropped"].items()) == [(EXCLUDED, 2), (COUNT, 1)]
-    assert told["without_post"] == ["miku"]
-    assert told["globs_without_tag"] == ["*_(cosplay)"]
-    assert told["posts_without_tag"] == 2
-    assert told["categories"] == {"general": {"seen": 2, "kept": 1, "post_coverage": 0.6}}
+    selection = Selection(seen[:1], dropped, ["miku"], ["*_(cosplay)"])
+    report = coverage.summarize(selection, Coverage(np.array([2, 3]), {"general": 3}))
+    assert list(report["dropped"].items()) == [(EXCLUDED, 2), (COUNT, 1)]
+    assert report["without_post"] == ["miku"]
+    assert report["globs_without_tag"] == ["*_(cosplay)"]
+    assert report["posts_without_tag"] == 2
+    assert report["categories"] == {"general": {"seen": 2, "kept": 1, "post_coverage": 0.6}}
 
 
-@settings(max_examples=100)
+@settings(max_examples=60)
 @given(st.lists(st.integers(0, 10**12), min_size=1, max_size=600).filter(any))
-def test_the_labels_of_the_most_frequent_tags_rise_to_all(counts: list[int]) -> None:
+def test_coverage_by_size_rises_to_all_labels(counts: list[int]) -> None:
     rows = coverage.coverage_by_size([Tag(-1, str(i), 0, count) for i, count in enumerate(counts)])
     assert rows[0][0] == 1
     assert rows[-1] == (len(counts), 1.0)
@@ -146,17 +148,17 @@ def test_the_labels_of_the_most_frequent_tags_rise_to_all(counts: list[int]) -> 
     assert rows == [(size, round(sum(falling[:size]) / sum(counts), 6)) for size, _ in rows]
 
 
-def test_few_tags_each_have_a_row_and_many_some_two_hundred() -> None:
+def test_coverage_by_size_has_at_most_200_rows() -> None:
     few, many = ([Tag(-1, "a", 0, 1)] * tags for tags in (20, 50_000))
     assert [size for size, _ in coverage.coverage_by_size(few)] == list(range(1, 21))
     assert 100 < len(coverage.coverage_by_size(many)) <= 200
 
 
 def odd(*tags: tuple[int, int], kept: int, per_post: list[int]) -> tuple[Selection, Coverage]:
-    """Return a selection of the first of some tags, by category and count, and what it covers."""
+    """Return a selection of the first tags, given by category and count, and its coverage."""
     seen = [Tag(i, f"tag_{i}", *tag) for i, tag in enumerate(tags)]
-    found = chosen(seen, {tag.name for tag in seen[:kept]})
-    return found, Coverage(np.array(per_post, dtype=np.int64), {})
+    selection = select(seen, {tag.name for tag in seen[:kept]})
+    return selection, Coverage(np.array(per_post, dtype=np.int64), {})
 
 
 ODD: dict[str, tuple[Selection, Coverage]] = {
@@ -172,22 +174,22 @@ ODD: dict[str, tuple[Selection, Coverage]] = {
 
 
 @pytest.mark.parametrize("name", ODD)
-def test_any_outcome_is_drawn_with_every_tag_in_it(name: str) -> None:
-    found, covered = ODD[name]
-    drawing = coverage.plot(found, covered)
+def test_any_selection_has_a_plot_with_every_tag(name: str) -> None:
+    selection, covered = ODD[name]
+    figure = coverage.plot(selection, covered)
     file = io.BytesIO()
-    drawing.savefig(file, format="png")
+    figure.savefig(file, format="png")
     assert Image.open(file).size == (1300, 400)
-    outcome, frequency, *_ = drawing.axes
+    outcome, frequency, *_ = figure.axes
     bars = [bar for bar in outcome.patches if isinstance(bar, Rectangle)]
-    tags = len(found.kept) + len(found.dropped)
+    tags = len(selection.kept) + len(selection.dropped)
     assert sum(bar.get_width() for bar in bars) == tags
     points: list[Any] = [group.get_offsets() for group in frequency.collections]
-    assert sorted(map(len, points)) == sorted([len(found.kept), len(found.dropped)])
+    assert sorted(map(len, points)) == sorted([len(selection.kept), len(selection.dropped)])
 
 
-def test_the_bars_of_a_category_lie_side_by_side() -> None:
-    found, covered = ODD["one category"]
-    outcome = coverage.plot(found, covered).axes[0]
+def test_bars_of_a_category_are_stacked() -> None:
+    selection, covered = ODD["one category"]
+    outcome = coverage.plot(selection, covered).axes[0]
     bars = [bar for bar in outcome.patches if isinstance(bar, Rectangle)]
     assert [(bar.get_x(), bar.get_width()) for bar in bars] == [(0, 20), (20, 20)]

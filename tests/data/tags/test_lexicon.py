@@ -1,4 +1,4 @@
-"""Labels are put right as by hand: name, alias, deprecated, implications, renames, post by post."""
+"""Labels follow the rules as if applied by hand: aliases, deprecations, implications, renames."""
 
 import itertools
 from collections import Counter
@@ -17,22 +17,21 @@ from tagger.core import vocabulary
 from tagger.data.tags import rules
 from tagger.data.tags.lexicon import Lexicon, TagChange
 from tagger.data.tags.rules import Rules
-from tagger.system import jit
 
-Texts = list[str | None] | None  # of a post, as they are written
+Texts = list[str | None] | None  # tags of a post as written
 Batch = Mapping[int | None, Sequence[Texts]]  # by category
 
 NAMES = ["a", "b", "c", "d", "e", "long_hair", "x_(y)", "null", "^_^"]
-WRITTEN = [*NAMES, "A", " a ", "Long  Hair", "x \\(y\\)", "X_(Y)", "", " ", None]
-ONE = st.sampled_from(NAMES)
-PAIRS = st.lists(st.tuples(ONE, ONE), max_size=6)
+SPELLINGS = [*NAMES, "A", " a ", "Long  Hair", "x \\(y\\)", "X_(Y)", "", " ", None]
+NAME = st.sampled_from(NAMES)
+PAIRS = st.lists(st.tuples(NAME, NAME), max_size=6)
 
 
-class ByHand:
-    """The reference: sets of strings."""
+class ReferenceLexicon:
+    """Applies the rules to sets of strings."""
 
-    def __init__(self, known: Rules) -> None:
-        self.rules = known
+    def __init__(self, rules_: Rules) -> None:
+        self.rules = rules_
         self.changes: Counter[TagChange] = Counter()
         self.categories: dict[str, int] = {}
 
@@ -41,9 +40,9 @@ class ByHand:
         written: list[list[str]] = [[] for _ in range(posts)]
         for category, lists in batch.items():
             for post, texts in enumerate(lists):
-                found = self.names(texts or [])
-                written[post] += found
-                for name in found if category is not None else ():
+                names = self.names(texts or [])
+                written[post] += names
+                for name in names if category is not None else ():
                     self.categories.setdefault(name, category or 0)
         for before, after in self.rules.renames.items():
             if after and before in self.categories:
@@ -51,16 +50,16 @@ class ByHand:
         return [self.rename(self.imply(names)) for names in written]
 
     def names(self, texts: Sequence[str | None]) -> list[str]:
-        found = []
+        names = []
         for name in (vocabulary.normalize_name(text or "") for text in texts):
-            meant = self.rules.aliases.get(name, name)
-            if meant in self.rules.deprecated:
-                self.changes["deprecated", meant, ""] += 1
-            elif meant:
-                found.append(meant)
-                if meant != name:
-                    self.changes["alias", name, meant] += 1
-        return found
+            target = self.rules.aliases.get(name, name)
+            if target in self.rules.deprecated:
+                self.changes["deprecated", target, ""] += 1
+            elif target:
+                names.append(target)
+                if target != name:
+                    self.changes["alias", name, target] += 1
+        return names
 
     def imply(self, names: list[str]) -> set[str]:
         written = set(names)
@@ -82,12 +81,14 @@ class ByHand:
 
 @st.composite
 def all_rules(draw: st.DrawFn) -> Rules:
-    """Draw tables and read them: chains and cycles among them."""
-    known = draw(st.dictionaries(ONE, st.tuples(st.sampled_from([0, 3, 4]), st.booleans())))
-    renames = draw(st.lists(st.tuples(ONE, st.sampled_from([*NAMES, "new", "初", ""])), max_size=4))
+    """Draw rules with chains and cycles, and read them from tables."""
+    rules_ = draw(st.dictionaries(NAME, st.tuples(st.sampled_from([0, 3, 4]), st.booleans())))
+    renames = draw(
+        st.lists(st.tuples(NAME, st.sampled_from([*NAMES, "new", "初", ""])), max_size=4)
+    )
     with TemporaryDirectory() as folder:
         for name, header, rows in (
-            ("tags", "name,category,is_deprecated", [(n, *tag) for n, tag in known.items()]),
+            ("tags", "name,category,is_deprecated", [(n, *tag) for n, tag in rules_.items()]),
             ("tag_aliases", "alias,tag", draw(PAIRS)),
             ("tag_implications", "alias,tag", draw(PAIRS)),
             ("renames", "from,to", renames),
@@ -99,7 +100,7 @@ def all_rules(draw: st.DrawFn) -> Rules:
 
 @st.composite
 def batches(draw: st.DrawFn) -> list[Batch]:
-    texts = st.none() | st.lists(st.sampled_from(WRITTEN), max_size=6)
+    texts = st.none() | st.lists(st.sampled_from(SPELLINGS), max_size=6)
     drawn: list[Batch] = []
     for _ in range(draw(st.integers(1, 4))):
         size = draw(st.integers(0, 4))
@@ -110,7 +111,7 @@ def batches(draw: st.DrawFn) -> list[Batch]:
 
 
 def arrow(batch: Batch) -> dict[int | None, pa.Array]:
-    """Return the lists in Arrow, as a slice of more, which is how sources give them."""
+    """Return the lists as slices of longer Arrow arrays, as sources do."""
     kind = pa.list_(pa.string())
     around: list[Texts] = [["before"], None]
     return {
@@ -120,45 +121,45 @@ def arrow(batch: Batch) -> dict[int | None, pa.Array]:
 
 
 def sets(lexicon: Lexicon, labels: csr_array) -> list[set[str]]:
-    """Return the names on each post; each may be there once only."""
-    found = []
+    """Return the names on each post, and check that no label is repeated."""
+    names = []
     for row in range(labels.shape[0]):
         numbers = labels.indices[labels.indptr[row] : labels.indptr[row + 1]].tolist()
         assert len(set(numbers)) == len(numbers)
-        found.append({lexicon.names[number] for number in numbers})
+        names.append({lexicon.names[number] for number in numbers})
     assert labels.data.all()
-    return found
+    return names
 
 
-def put_right(lexicon: Lexicon, *posts: Texts, category: int | None = None) -> list[set[str]]:
+def normalize(lexicon: Lexicon, *posts: Texts, category: int | None = None) -> list[set[str]]:
     return sets(lexicon, lexicon.labels(arrow({category: posts})))
 
 
 @settings(max_examples=150)
 @given(all_rules(), batches())
-def test_labels_are_those_put_right_by_hand(known: Rules, drawn: list[Batch]) -> None:
-    lexicon, by_hand = Lexicon(known), ByHand(known)
+def test_labels_equal_the_rules_applied_by_hand(rules_: Rules, drawn: list[Batch]) -> None:
+    lexicon, reference = Lexicon(rules_), ReferenceLexicon(rules_)
     for batch in drawn:
-        assert sets(lexicon, lexicon.labels(arrow(batch))) == by_hand.batch(batch)
-    assert lexicon.changes == by_hand.changes
+        assert sets(lexicon, lexicon.labels(arrow(batch))) == reference.batch(batch)
+    assert lexicon.changes == reference.changes
     assert len(set(lexicon.names)) == len(lexicon) == len(lexicon.names)
     for number, name in enumerate(lexicon.names):
-        assert lexicon.category(number) == by_hand.category(name)
+        assert lexicon.category(number) == reference.category(name)
 
 
 @settings(max_examples=50)
 @given(all_rules(), batches())
-def test_labels_do_not_hang_on_how_posts_are_batched(known: Rules, drawn: list[Batch]) -> None:
+def test_labels_do_not_depend_on_the_batches(rules_: Rules, drawn: list[Batch]) -> None:
     posts = [list(lists) for batch in drawn for lists in batch.values()]
-    whole, parted = Lexicon(known), Lexicon(known)
-    together = put_right(whole, *(texts for part in posts for texts in part))
-    assert together == [names for part in posts for names in put_right(parted, *part)]
+    whole, parted = Lexicon(rules_), Lexicon(rules_)
+    together = normalize(whole, *(texts for part in posts for texts in part))
+    assert together == [names for part in posts for names in normalize(parted, *part)]
     assert whole.changes == parted.changes
 
 
-def test_texts_that_mean_one_tag_are_one_tag() -> None:
+def test_spellings_of_a_tag_are_one_tag() -> None:
     lexicon = Lexicon(Rules(known_tags={}, aliases={"lh": "long_hair"}))
-    assert put_right(lexicon, ["Long Hair", "long_hair", "lh"], [" long  hair "]) == [
+    assert normalize(lexicon, ["Long Hair", "long_hair", "lh"], [" long  hair "]) == [
         {"long_hair"},
         {"long_hair"},
     ]
@@ -168,12 +169,12 @@ def test_texts_that_mean_one_tag_are_one_tag() -> None:
 
 def test_escaped_parentheses_are_parentheses() -> None:
     lexicon = Lexicon(Rules(known_tags={}))
-    assert put_right(lexicon, ["miku \\(a\\)", "miku_(a)"]) == [{"miku_(a)"}]
+    assert normalize(lexicon, ["miku \\(a\\)", "miku_(a)"]) == [{"miku_(a)"}]
 
 
-def test_nothing_is_no_tag() -> None:
+def test_empty_texts_are_no_tags() -> None:
     lexicon = Lexicon(Rules(known_tags={}))
-    assert put_right(lexicon, None, [], ["", "  ", None], ["null", "nan"]) == [
+    assert normalize(lexicon, None, [], ["", "  ", None], ["null", "nan"]) == [
         set(),
         set(),
         set(),
@@ -182,26 +183,26 @@ def test_nothing_is_no_tag() -> None:
     assert +lexicon.changes == {}
 
 
-def test_a_deprecated_tag_implies_nothing_and_no_alias_saves_it() -> None:
-    known = Rules(
+def test_deprecated_tags_and_their_aliases_are_dropped_and_imply_nothing() -> None:
+    rules_ = Rules(
         known_tags={},
         aliases={"older": "old"},
         implications={"old": ("new",), "a": ("new",)},
         deprecated=frozenset({"old"}),
     )
-    lexicon = Lexicon(known)
-    assert put_right(lexicon, ["old", "older"], ["a"]) == [set(), {"a", "new"}]
+    lexicon = Lexicon(rules_)
+    assert normalize(lexicon, ["old", "older"], ["a"]) == [set(), {"a", "new"}]
     assert +lexicon.changes == {("deprecated", "old", ""): 2, ("implication", "", "new"): 1}
 
 
-def test_renames_come_last_and_are_not_followed() -> None:
-    known = Rules(
+def test_renames_apply_last_and_only_once() -> None:
+    rules_ = Rules(
         known_tags={},
         implications={"cat": ("animal",), "beast": ("wild",)},
         renames={"cat": "animal", "animal": "beast", "wild": ""},
     )
-    lexicon = Lexicon(known)
-    assert put_right(lexicon, ["cat"], ["beast"], ["animal"]) == [
+    lexicon = Lexicon(rules_)
+    assert normalize(lexicon, ["cat"], ["beast"], ["animal"]) == [
         {"animal", "beast"},
         {"beast"},
         {"beast"},
@@ -215,14 +216,14 @@ def test_renames_come_last_and_are_not_followed() -> None:
     }
 
 
-def test_a_category_is_that_of_the_table_else_of_the_source_else_general() -> None:
-    known = Rules(
+def test_category_is_that_of_the_rules_else_of_the_source_else_general() -> None:
+    rules_ = Rules(
         known_tags={"a": (3, -1)}, implications={"b": ("implied",)}, renames={"d": "named"}
     )
-    lexicon = Lexicon(known)
-    put_right(lexicon, ["a", "b", "c"])
-    put_right(lexicon, ["a", "b", "d"], category=4)
-    put_right(lexicon, ["b"], category=1)  # what was said first counts
+    lexicon = Lexicon(rules_)
+    normalize(lexicon, ["a", "b", "c"])
+    normalize(lexicon, ["a", "b", "d"], category=4)
+    normalize(lexicon, ["b"], category=1)  # what was said first counts
     assert {name: lexicon.category(number) for number, name in enumerate(lexicon.names)} == {
         "a": 3,
         "b": 4,
@@ -234,33 +235,37 @@ def test_a_category_is_that_of_the_table_else_of_the_source_else_general() -> No
 
 
 @pytest.mark.parametrize("kind", ["implications", "renames"])
-def test_a_chain_of_thousands_is_followed(kind: str) -> None:
+def test_chains_of_thousands_of_rules_are_followed(kind: str) -> None:
     names = [f"t{number:04d}" for number in range(3_000)]
     if kind == "renames":
-        known = Rules(known_tags={}, renames=dict(itertools.pairwise(names)))
+        rules_ = Rules(known_tags={}, renames=dict(itertools.pairwise(names)))
         expected = {"t0001"}
     else:
         chain = {name: (following,) for name, following in itertools.pairwise(names)}
-        known = Rules(known_tags={}, implications=chain | {"t0000": tuple(names[1:])})
+        rules_ = Rules(known_tags={}, implications=chain | {"t0000": tuple(names[1:])})
         expected = set(names)
-    assert put_right(Lexicon(known), ["t0000"]) == [expected]
+    assert normalize(Lexicon(rules_), ["t0000"]) == [expected]
 
 
-def test_compiled_for_very_many_labels_they_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(jit, "_INTERPRETED", 0)
+def test_compiled_code_for_many_labels_gives_the_same_labels() -> None:
     random = np.random.default_rng(0)
-    known = Rules(
+    rules_ = Rules(
         known_tags={},
         aliases={"t1": "t2"},
         implications={"t3": ("t4", "t9", "unwritten"), "t5": ("t6",)},
         deprecated=frozenset({"t7"}),
         renames={"t8": "t3", "t9": "", "t6": "new"},
     )
-    lexicon, by_hand = Lexicon(known), ByHand(known)
-    for size in (40, 0, 1, 25):
-        batch: Batch = {
-            category: [[f"t{tag}" for tag in random.integers(0, 30, 9)] for _ in range(size)]
-            for category in (None, 0, 4)
-        }
-        assert sets(lexicon, lexicon.labels(arrow(batch))) == by_hand.batch(batch)
-    assert lexicon.changes == by_hand.changes
+    lexicon, reference = Lexicon(rules_), ReferenceLexicon(rules_)
+    batch: Batch = {
+        category: [[f"t{tag}" for tag in random.integers(0, 30, 9)] for _ in range(40)]
+        for category in (None, 0, 4)
+    }
+    few = lexicon.labels(arrow(batch))
+    assert sets(lexicon, few) == reference.batch(batch)
+    before = Counter(lexicon.changes)
+    times = 700  # so many labels that the compiled code is used
+    many = lexicon.labels(arrow({category: [*lists] * times for category, lists in batch.items()}))
+    assert (many.indices.reshape(times, -1) == few.indices).all()
+    assert (np.diff(many.indptr).reshape(times, -1) == np.diff(few.indptr)).all()
+    assert lexicon.changes == {change: n * (times + 1) for change, n in before.items()}

@@ -1,4 +1,4 @@
-"""What is known of tags is read from any table that people have, and every chain is followed."""
+"""Rules are read from the tables that people have, and all chains of rules are followed."""
 
 import csv
 import io
@@ -34,7 +34,7 @@ PAIRS = st.lists(st.tuples(LETTERS, LETTERS), max_size=14)
 
 
 def content(rows: Rows, suffix: str) -> bytes:
-    """Return a table as a file of the kind."""
+    """Return the bytes of a table in the format of the suffix."""
     if suffix == ".parquet":
         sink = io.BytesIO()
         pq.write_table(pa.Table.from_pylist([dict(row) for row in rows]), sink)
@@ -54,8 +54,8 @@ def table(names: Sequence[str], rows: Iterable[Sequence[Any]]) -> Rows:
     return [dict(zip(names, row, strict=True)) for row in rows]
 
 
-def known(read: rules.Rules) -> dict[str, tuple[int, int]]:
-    """Return what is known beside the ratings."""
+def known_tags(read: rules.Rules) -> dict[str, tuple[int, int]]:
+    """Return the known tags except ratings."""
     return {name: tag for name, tag in read.known_tags.items() if name not in RATINGS}
 
 
@@ -63,20 +63,20 @@ def known(read: rules.Rules) -> dict[str, tuple[int, int]]:
 def test_tags_are_read_with_category_and_id(tmp_path: Path, write_file: Write, suffix: str) -> None:
     rows = table(["tag_id", "name", "category"], [(7 + n, name, 4) for n, name in enumerate(NAMES)])
     write_file(f"tags{suffix}", content(rows, suffix))
-    read = known(rules.read(tmp_path))
+    read = known_tags(rules.read(tmp_path))
     assert read == {vocabulary.normalize_name(name): (4, 7 + n) for n, name in enumerate(NAMES)}
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
-def test_the_tags_of_site_tags_are_read_deprecated_ones_too(
+def test_tags_of_site_tags_are_read_with_deprecations(
     tmp_path: Path, write_file: Write, suffix: str
 ) -> None:
     names = ["id", "name", "post_count", "category", "is_deprecated"]
     rows = table(names, [(1, "1girl", 9, 0, False), (2, "old", 3, 5, True), (3, "miku", 1, 4, 0)])
     write_file(f"tags{suffix}", content(rows if suffix != ".parquet" else rows[:2], suffix))
     read = rules.read(tmp_path)
-    assert known(read)["1girl"] == (0, 1)
-    assert known(read)["old"] == (5, 2)
+    assert known_tags(read)["1girl"] == (0, 1)
+    assert known_tags(read)["old"] == (5, 2)
     assert read.deprecated == {"old"}
 
 
@@ -97,7 +97,7 @@ def test_the_tags_of_site_tags_are_read_deprecated_ones_too(
         ),
     ],
 )
-def test_active_pairs_are_read(
+def test_active_aliases_and_implications_are_read(
     tmp_path: Path,
     write_file: Write,
     suffix: str,
@@ -111,7 +111,7 @@ def test_active_pairs_are_read(
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
-def test_renames_are_read_and_an_empty_one_drops(
+def test_renames_are_read_and_empty_targets_drop_tags(
     tmp_path: Path, write_file: Write, suffix: str
 ) -> None:
     nothing = "" if suffix == ".csv" else None
@@ -120,17 +120,17 @@ def test_renames_are_read_and_an_empty_one_drops(
     assert rules.read(tmp_path).renames == {"a_b": "c", "bad_id": "", "nan": "null"}
 
 
-def test_lines_of_json_are_read_under_the_name_of_json(tmp_path: Path, write_file: Write) -> None:
+def test_json_lines_are_read_from_json_files(tmp_path: Path, write_file: Write) -> None:
     write_file("tags.json", '\ufeff{"name": "a", "category": 0}\n\n{"name": "b", "category": 4}\n')
-    assert known(rules.read(tmp_path)) == {"a": (0, -1), "b": (4, -1)}
+    assert known_tags(rules.read(tmp_path)) == {"a": (0, -1), "b": (4, -1)}
 
 
-def test_without_tables_only_the_ratings_have_a_category(tmp_path: Path) -> None:
+def test_without_tables_only_ratings_are_known(tmp_path: Path) -> None:
     read = rules.read(tmp_path, tmp_path / "none")
     assert read == rules.Rules(known_tags=RATINGS)
 
 
-def test_a_rating_keeps_the_id_that_a_table_gives_it(tmp_path: Path, write_file: Write) -> None:
+def test_ratings_keep_the_id_of_a_table(tmp_path: Path, write_file: Write) -> None:
     write_file("tags.csv", "name,category,tag_id\ngeneral,9,5\nexplicit,9,\nsensitive,0,\n")
     read = rules.read(tmp_path)
     assert {name: read.known_tags[name] for name in RATINGS} == RATINGS | {
@@ -141,54 +141,54 @@ def test_a_rating_keeps_the_id_that_a_table_gives_it(tmp_path: Path, write_file:
 
 def test_tags_csv_gives_categories_and_ids(tmp_path: Path, write_file: Write) -> None:
     write_file("tags.csv", '\ufeffname,category,tag_id\r\nmiku,4,42\r\n"a,""b""",3,\r\nnan,0,7\r\n')
-    assert known(rules.read(tmp_path)) == {"miku": (4, 42), 'a,"b"': (3, -1), "nan": (0, 7)}
+    assert known_tags(rules.read(tmp_path)) == {"miku": (4, 42), 'a,"b"': (3, -1), "nan": (0, 7)}
 
 
 @pytest.mark.parametrize(
     ("written", "category"),
     [("4", 4), (" 4", 4), ("4.0", 4), ("character", 4), ("Character", 4), ("general", 0), ("9", 9)],
 )
-def test_a_category_is_a_number_or_a_name(
+def test_categories_are_numbers_or_names(
     tmp_path: Path, write_file: Write, written: str, category: int
 ) -> None:
     write_file("tags.csv", f"name,category\nx,{written}\n")
-    assert known(rules.read(tmp_path)) == {"x": (category, -1)}
+    assert known_tags(rules.read(tmp_path)) == {"x": (category, -1)}
 
 
 @pytest.mark.parametrize(("written", "tag_id"), [("42", 42), ("42.0", 42), ("", -1), ("-7", -1)])
-def test_an_id_is_a_number_or_none(
+def test_ids_are_numbers_or_unknown(
     tmp_path: Path, write_file: Write, written: str, tag_id: int
 ) -> None:
     write_file("tags.csv", f"name,category,id\nx,0,{written}\n")
-    assert known(rules.read(tmp_path)) == {"x": (0, tag_id)}
+    assert known_tags(rules.read(tmp_path)) == {"x": (0, tag_id)}
 
 
-def test_an_id_may_be_missing_from_some_rows(tmp_path: Path, write_file: Write) -> None:
+def test_ids_may_be_missing_from_some_rows(tmp_path: Path, write_file: Write) -> None:
     floats = pa.table({"name": ["a", "b"], "category": [0, 4], "id": [3.0, float("nan")]})
     pq.write_table(floats, tmp_path / "tags.parquet")
-    assert known(rules.read(tmp_path)) == {"a": (0, 3), "b": (4, -1)}
+    assert known_tags(rules.read(tmp_path)) == {"a": (0, 3), "b": (4, -1)}
     (tmp_path / "tags.parquet").unlink()
     write_file(
         "tags.jsonl", '{"name": "a", "category": 0, "id": 3}\n{"name": "b", "category": 4}\n'
     )
-    assert known(rules.read(tmp_path)) == {"a": (0, 3), "b": (4, -1)}
+    assert known_tags(rules.read(tmp_path)) == {"a": (0, 3), "b": (4, -1)}
 
 
-def test_names_are_brought_into_the_form_of_the_sidecars(tmp_path: Path, write_file: Write) -> None:
+def test_names_of_rules_are_normalized(tmp_path: Path, write_file: Write) -> None:
     write_file("tags.csv", "name,category,is_deprecated\nHatsune Miku,4,f\nOld  One,0,t\n")
     write_file("tag_aliases.csv", "alias,tag\nMiku H,Hatsune Miku\n")
     write_file(
         "tag_implications.csv", "antecedent_name,consequent_name\nMiku \\(a\\),Some Series\n"
     )
     read = rules.read(tmp_path)
-    assert known(read)["hatsune_miku"] == (4, -1)
+    assert known_tags(read)["hatsune_miku"] == (4, -1)
     assert read.deprecated == {"old_one"}
     assert read.aliases == {"miku_h": "hatsune_miku"}
     assert read.implications == {"miku_(a)": ("some_series",)}
 
 
 @given(st.text())
-def test_a_normal_name_has_no_spaces_or_capitals_and_stays_as_it_is(text: str) -> None:
+def test_normalized_names_have_no_spaces_or_capitals(text: str) -> None:
     name = vocabulary.normalize_name(text.replace("\\", ""))
     assert name == "".join(name.split()).lower()
     assert vocabulary.normalize_name(name) == name
@@ -205,7 +205,7 @@ def test_a_normal_name_has_no_spaces_or_capitals_and_stays_as_it_is(text: str) -
         ("miku,4,5", "3 columns, 2 expected"),
     ],
 )
-def test_mistakes_in_tags_csv_are_told_with_their_line(
+def test_mistakes_in_tags_csv_are_errors_with_the_line(
     tmp_path: Path, write_file: Write, row: str, reason: str
 ) -> None:
     write_file("tags.csv", f'name,category\n\n"o\nk",0\n{row}\n')  # lines, not rows
@@ -214,11 +214,11 @@ def test_mistakes_in_tags_csv_are_told_with_their_line(
 
 
 @pytest.mark.parametrize("tag_id", ["x", "4.5", "inf", "9" * 20])
-def test_what_is_no_id_is_told_with_its_line(
+def test_invalid_ids_are_errors_with_the_line(
     tmp_path: Path, write_file: Write, tag_id: str
 ) -> None:
     write_file("tags.csv", f"name,category,id\na,0,{tag_id}\n")
-    with pytest.raises(TaggerError, match=rf"tags\.csv: line 2: '{tag_id}' is no id"):
+    with pytest.raises(TaggerError, match=rf"tags\.csv: line 2: '{tag_id}' is not an id"):
         rules.read(tmp_path)
 
 
@@ -229,9 +229,13 @@ def test_what_is_no_id_is_told_with_its_line(
         ("tags.jsonl", "", "cannot be read: it is empty"),
         ("tags.parquet", "", "cannot be read: it is empty"),
         ("tags.parquet", "no Parquet, this", "cannot be read: Parquet"),
-        ("tags.csv", "nom,category\na,0\n", "line 2: there is no column 'name', but nom, category"),
+        (
+            "tags.csv",
+            "nom,category\na,0\n",
+            "line 2: there is no column 'name'; the columns are nom, category",
+        ),
         ("tags.csv", "name;category\na;0\n", "line 2: there is no column 'name'"),
-        ("tags.csv", "name\na\n", "line 2: there is no column 'category', but name"),
+        ("tags.csv", "name\na\n", "line 2: there is no column 'category'; the columns are name"),
         ("tags.csv", b"name,category\ncaf\xe9,0\n", "cannot be read: 'utf-8' codec"),
         ("tags.csv", 'name,category\na,0\n"b,0\nc,0\n', "cannot be read after 1 rows: unexpected"),
         ("tags.json", "[{]", "cannot be read: "),
@@ -243,12 +247,16 @@ def test_what_is_no_id_is_told_with_its_line(
         ("tag_aliases.csv", "a,b\nx,y\n", "line 2: needs the columns .*alias,tag.*but has a, b"),
         ("tag_aliases.csv", "alias,tag\na,b\nc,\n", "line 3: tag is empty"),
         ("tag_aliases.csv", "alias,tag\n,b\n", "line 2: alias is empty"),
-        ("tag_aliases.json", '[{"alias": "a"}]', "item 1: there is no column 'tag', but alias"),
+        (
+            "tag_aliases.json",
+            '[{"alias": "a"}]',
+            "item 1: there is no column 'tag'; the columns are alias",
+        ),
         ("tag_implications.json", '[{"alias": "a", "tag": null}]', "item 1: tag is empty"),
-        ("renames.csv", "from\na\n", "line 2: there is no column 'to', but from"),
+        ("renames.csv", "from\na\n", "line 2: there is no column 'to'; the columns are from"),
     ],
 )
-def test_a_table_that_cannot_be_used_is_told_in_one_line(
+def test_invalid_tables_are_errors_of_one_line(
     tmp_path: Path, write_file: Write, name: str, text: str | bytes, reason: str
 ) -> None:
     write_file(name, text)
@@ -257,7 +265,7 @@ def test_a_table_that_cannot_be_used_is_told_in_one_line(
     assert "\n" not in str(raised.value)
 
 
-def test_a_folder_in_place_of_a_table_is_told_in_one_line(tmp_path: Path) -> None:
+def test_folders_in_place_of_tables_are_errors(tmp_path: Path) -> None:
     (tmp_path / "tags.csv").mkdir()
     with pytest.raises(TaggerError, match=r"tags\.csv cannot be read: .*directory"):
         rules.read(tmp_path)
@@ -267,14 +275,14 @@ def test_a_folder_in_place_of_a_table_is_told_in_one_line(tmp_path: Path) -> Non
     ("name", "text"),
     [("tags.csv", "name,category\n"), ("tags.json", "[]"), ("tag_aliases.csv", "alias,tag\r\n")],
 )
-def test_a_table_without_rows_says_nothing(
+def test_tables_without_rows_have_no_rules(
     tmp_path: Path, write_file: Write, name: str, text: str
 ) -> None:
     write_file(name, text)
     assert rules.read(tmp_path) == rules.Rules(known_tags=RATINGS)
 
 
-def test_of_several_folders_the_first_counts(tmp_path: Path, write_file: Write) -> None:
+def test_rules_of_the_first_folder_count(tmp_path: Path, write_file: Write) -> None:
     write_file("1/tags.csv", "name,category,is_deprecated\na,4,false\nb,0,\n")
     write_file("2/tags.csv", "name,category,is_deprecated\na,0,true\nb,5,true\nc,3,true\n")
     write_file("1/tag_aliases.csv", "alias,tag\nx,first\n")
@@ -284,7 +292,7 @@ def test_of_several_folders_the_first_counts(tmp_path: Path, write_file: Write) 
     write_file("1/tag_implications.csv", "antecedent_name,consequent_name\ni,one\n")
     write_file("2/tag_implications.csv", "antecedent_name,consequent_name\ni,two\n")
     read = rules.read(tmp_path / "1", tmp_path / "2")
-    assert known(read) == {"a": (4, -1), "b": (0, -1), "c": (3, -1)}
+    assert known_tags(read) == {"a": (4, -1), "b": (0, -1), "c": (3, -1)}
     assert "a" not in read.deprecated
     assert "c" in read.deprecated
     assert read.aliases == {"x": "first", "y": "second"}
@@ -292,19 +300,19 @@ def test_of_several_folders_the_first_counts(tmp_path: Path, write_file: Write) 
     assert read.implications == {"i": ("one", "two")}  # both hold: a tag may imply several
 
 
-def test_within_a_table_the_first_row_counts(tmp_path: Path, write_file: Write) -> None:
+def test_rules_of_the_first_row_count(tmp_path: Path, write_file: Write) -> None:
     write_file("tags.csv", "name,category\na,4\nA,0\n")
     write_file("tag_aliases.csv", "alias,tag\nx,first\nx,second\n")
     read = rules.read(tmp_path)
-    assert (known(read), read.aliases) == ({"a": (4, -1)}, {"x": "first"})
+    assert (known_tags(read), read.aliases) == ({"a": (4, -1)}, {"x": "first"})
 
 
-def test_a_new_name_has_the_category_of_the_old_unless_it_has_its_own(
+def test_renamed_tags_keep_their_category_unless_the_new_name_has_one(
     tmp_path: Path, write_file: Write
 ) -> None:
     write_file("tags.csv", "name,category,id\nhatsune_miku,4,7\nold,0,8\nmeta,5,9\nbad,0,1\n")
     write_file("renames.csv", "from,to\nhatsune_miku,初音ミク\nold,meta\nunknown,new\nbad,\n")
-    read = known(rules.read(tmp_path))
+    read = known_tags(rules.read(tmp_path))
     assert read["初音ミク"] == (4, 7)
     assert read["meta"] == (5, 9)
     assert not {"new", ""} & read.keys()
@@ -317,7 +325,7 @@ def test_alias_chains_are_followed_to_their_end(tmp_path: Path, write_file: Writ
     assert not read.cycles
 
 
-def test_aliases_that_end_nowhere_are_reported_and_left_out(
+def test_aliases_that_lead_to_a_cycle_are_reported_and_dropped(
     tmp_path: Path, write_file: Write
 ) -> None:
     write_file("tag_aliases.csv", "alias,tag\na,b\nb,a\ninto,a\nx,y\n")
@@ -326,9 +334,7 @@ def test_aliases_that_end_nowhere_are_reported_and_left_out(
     assert sorted(read.cycles) == ["alias a -> b", "alias b -> a", "alias into -> a"]
 
 
-def test_implications_that_lead_back_are_reported_and_closed(
-    tmp_path: Path, write_file: Write
-) -> None:
+def test_cycles_of_implications_are_reported_and_closed(tmp_path: Path, write_file: Write) -> None:
     write_file("tag_implications.csv", "alias,tag\na,b\nb,c\nc,a\nx,a\n")
     read = rules.read(tmp_path)
     assert read.implications == {
@@ -340,9 +346,7 @@ def test_implications_that_lead_back_are_reported_and_closed(
     assert sorted(read.cycles) == [f"implication {tag} -> {tag}" for tag in "abc"]
 
 
-def test_implications_hold_under_the_names_that_aliases_lead_to(
-    tmp_path: Path, write_file: Write
-) -> None:
+def test_implications_apply_to_the_targets_of_aliases(tmp_path: Path, write_file: Write) -> None:
     write_file("tag_aliases.csv", "alias,tag\nold_cat,cat\nbeast,animal\nkitty,cat\n")
     write_file(
         "tag_implications.csv",
@@ -353,7 +357,7 @@ def test_implications_hold_under_the_names_that_aliases_lead_to(
     assert not read.cycles  # kitty, another name of cat, implies nothing
 
 
-def test_deprecated_tags_are_not_implied_but_what_they_imply_is(
+def test_deprecated_tags_are_not_implied_but_their_implications_are(
     tmp_path: Path, write_file: Write
 ) -> None:
     write_file("tags.csv", "name,category,is_deprecated\nb,0,True\n")
@@ -362,7 +366,7 @@ def test_deprecated_tags_are_not_implied_but_what_they_imply_is(
 
 
 def closure(pairs: Iterable[tuple[str, str]]) -> set[tuple[str, str]]:
-    """Add pairs until every two that meet have made a third."""
+    """Return the transitive closure of pairs."""
     closed = set(pairs)
     while more := {(a, d) for a, b in closed for c, d in closed if b == c} - closed:
         closed |= more
@@ -371,7 +375,7 @@ def closure(pairs: Iterable[tuple[str, str]]) -> set[tuple[str, str]]:
 
 @settings(max_examples=80)
 @given(PAIRS)
-def test_implications_are_closed(pairs: list[tuple[str, str]]) -> None:
+def test_implications_are_the_transitive_closure(pairs: list[tuple[str, str]]) -> None:
     rows = [(a, b) for a, b in pairs if a != b]
     reached = closure(rows)
     with TemporaryDirectory() as folder:
@@ -385,7 +389,7 @@ def test_implications_are_closed(pairs: list[tuple[str, str]]) -> None:
 
 @settings(max_examples=80)
 @given(PAIRS)
-def test_aliases_lead_where_step_by_step_they_lead(pairs: list[tuple[str, str]]) -> None:
+def test_aliases_lead_to_the_end_of_their_chain(pairs: list[tuple[str, str]]) -> None:
     step: dict[str, str] = {}
     for alias, tag in pairs:
         if alias != tag:

@@ -1,4 +1,4 @@
-"""Which of a tagger's old tags each new one is, and what those start as that are none."""
+"""Match the tags of a new model to those of an old one, and find starts for the others."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -10,81 +10,84 @@ from tagger.core.vocabulary import CATEGORIES, RATING, UNKNOWN, Tag, normalize_n
 NewTagStart: TypeAlias = Literal["related", "mean", "fresh"]
 MatchOutcome: TypeAlias = Literal["carried", "carried_by_alias"]
 
-_NAMED = 3  # of the tags that a new one starts as
+_EXAMPLES = 3  # tags named in a description
 
 
 class StartGroup(NamedTuple):
-    """What rows of the head start as: the mean of some that were carried."""
+    """New tags whose rows of the head start as the mean of matched rows."""
 
     description: str
-    matched_rows: list[int]  # rows
-    new_rows: list[int]  # rows
+    matched_rows: list[int]
+    new_rows: list[int]
 
 
 def match_tags(
     tags: Sequence[Tag], old_tags: Sequence[Tag], aliases: Mapping[str, str]
 ) -> dict[int, tuple[int, MatchOutcome]]:
-    """Return the old tag of each that has one, by number. No old tag is that of two.
+    """Return the number of the old tag and the outcome, by number of the tag, if there is a match.
 
-    A name counts more than an alias, and the same category more than another. Ratings are ratings
-    alone: there is a tag `general` beside the rating.
+    No old tag matches twice. Equal names count more than aliases, and equal categories more than
+    different ones. Ratings match ratings only: `general` is a rating and a tag.
     """
-    found: dict[int, tuple[int, MatchOutcome]] = {}
+    matches: dict[int, tuple[int, MatchOutcome]] = {}
     used: set[int] = set()
-    own = [old.name for old in old_tags]
-    meant = [aliases.get(name, name) for name in own]
-    ways: list[tuple[MatchOutcome, list[str]]] = [("carried", own), ("carried_by_alias", meant)]
-    for (outcome, names), strict in product(ways, (True, False)):
+    names = [old.name for old in old_tags]
+    current = [aliases.get(name, name) for name in names]
+    ways: list[tuple[MatchOutcome, list[str]]] = [("carried", names), ("carried_by_alias", current)]
+    for (outcome, old_names), strict in product(ways, (True, False)):
         numbers: dict[str, list[int]] = {}
-        for number, name in enumerate(names):
+        for number, name in enumerate(old_names):
             numbers.setdefault(name, []).append(number)
         for row, tag in enumerate(tags):
-            there = numbers.get(normalize_name(tag.name), ()) if row not in found else ()
-            free = (number for number in there if number not in used)
-            fit = (n for n in free if _alike(old_tags[n].category, tag.category, strict))
-            if (old := next(fit, None)) is not None:
-                found[row] = old, outcome
+            same_name = numbers.get(normalize_name(tag.name), ()) if row not in matches else ()
+            candidates = (
+                number
+                for number in same_name
+                if number not in used and _fits(old_tags[number].category, tag.category, strict)
+            )
+            if (old := next(candidates, None)) is not None:
+                matches[row] = old, outcome
                 used.add(old)
-    return found
+    return matches
 
 
-def _alike(old: int, now: int, strict: bool) -> bool:
-    """Return whether tags of these categories may be the same."""
+def _fits(old: int, new: int, strict: bool) -> bool:
+    """Return whether tags of these categories can match."""
     if strict:
-        return old == now
-    return UNKNOWN in (old, now) or (old == RATING) == (now == RATING)
+        return old == new
+    return UNKNOWN in (old, new) or (old == RATING) == (new == RATING)
 
 
 def group_new_tags(
     tags: Sequence[Tag], matched_rows: Sequence[int], new: NewTagStart
 ) -> list[StartGroup]:
-    """Return what the tags without an old one start as; nothing for `fresh`."""
+    """Return the starts of the tags without a match, none for `fresh`."""
     groups: dict[tuple[int, str], list[int]] = {}
     for row in matched_rows:
-        for key in _keys(tags[row], "related"):
+        for key in _group_keys(tags[row], "related"):
             groups.setdefault(key, []).append(row)
-    found: dict[tuple[int, str], StartGroup] = {}
-    missing = sorted(set(range(len(tags))) - set(matched_rows))
-    for row in missing if new != "fresh" else ():
-        key = next(key for key in _keys(tags[row], new) if key in groups)
-        if key not in found:
-            found[key] = StartGroup(_in_words(tags, key, groups[key]), groups[key], [])
-        found[key].new_rows.append(row)
-    return list(found.values())
+    starts: dict[tuple[int, str], StartGroup] = {}
+    unmatched_rows = sorted(set(range(len(tags))) - set(matched_rows))
+    for row in unmatched_rows if new != "fresh" else ():
+        key = next(key for key in _group_keys(tags[row], new) if key in groups)
+        if key not in starts:
+            starts[key] = StartGroup(_describe(tags, key, groups[key]), groups[key], [])
+        starts[key].new_rows.append(row)
+    return list(starts.values())
 
 
-def _keys(tag: Tag, new: NewTagStart) -> list[tuple[int, str]]:
-    """Return the groups of tags that one is in, the narrowest first."""
-    everything = (UNKNOWN, "")
+def _group_keys(tag: Tag, new: NewTagStart) -> list[tuple[int, str]]:
+    """Return category and last word of the groups that a tag is in, the narrowest first."""
+    all_tags = (UNKNOWN, "")
     if new == "mean":
-        return [everything]
-    bare = re.sub(r"(_\([^()]*\))+$", "", tag.name)  # hair_(qualifier)
-    return [(tag.category, bare.rpartition("_")[2]), (tag.category, ""), everything]
+        return [all_tags]
+    unqualified = re.sub(r"(_\([^()]*\))+$", "", tag.name)  # hair_(qualifier)
+    return [(tag.category, unqualified.rpartition("_")[2]), (tag.category, ""), all_tags]
 
 
-def _in_words(tags: Sequence[Tag], key: tuple[int, str], rows: Sequence[int]) -> str:
-    category, ending = key
-    if not ending:
+def _describe(tags: Sequence[Tag], key: tuple[int, str], rows: Sequence[int]) -> str:
+    category, last_word = key
+    if not last_word:
         return " ".join(f"mean of all {len(rows):,} {CATEGORIES.get(category, '')}".split())
-    some = ", ".join(tags[row].name for row in rows[:_NAMED])
-    return f"mean of {len(rows):,} related: {some}" + (", ..." if len(rows) > _NAMED else "")
+    examples = ", ".join(tags[row].name for row in rows[:_EXAMPLES])
+    return f"mean of {len(rows):,} related: {examples}" + (", ..." if len(rows) > _EXAMPLES else "")

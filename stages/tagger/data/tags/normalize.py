@@ -1,4 +1,4 @@
-"""Settle the tags of posts: each once, with all that it implies, under its last name."""
+"""Normalize the tags of posts: without repetitions, with implied tags, and renamed."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -15,53 +15,54 @@ DROPPED = -1
 
 
 class NormalizedTags(NamedTuple):
-    starts: Int32Array  # (posts + 1,), of each post's tags
+    starts: Int32Array  # (posts + 1,), of the tags of each post
     tags: Int32Array  # (labels,)
-    repeated: int  # labels that were written more than once
-    implied: Int64Array  # (tags,), labels that each tag got by implication
-    renamed: Int64Array  # (tags,), labels that each tag lost to another name
+    repeated: int  # labels dropped as repetitions
+    implied: Int64Array  # (tags,), labels that each tag gained by implication
+    renamed: Int64Array  # (tags,), labels that each tag lost to another tag
 
 
 def normalize_tags(
-    written: Sequence[tuple[Int64Array, Int32Array]],
+    columns: Sequence[tuple[Int64Array, Int32Array]],
     implied_starts: Int64Array,
     implied: Int32Array,
-    names: Int32Array,
+    final_tags: Int32Array,
 ) -> NormalizedTags:
     """Return the tags of each post.
 
-    written: where the labels of each post start, (posts + 1,), and the labels, some DROPPED, for
-        each column that they come from
-    implied_starts, implied: all that each tag implies, (tags + 1,) and flat
-    names: (tags,), the tag whose name each is given last, or DROPPED
+    columns: for each source column, the starts of the labels of each post, (posts + 1,), and the
+        labels, tags or DROPPED
+    implied_starts, implied: the tags that each tag implies, (tags + 1,) and flat
+    final_tags: (tags,), the tag that each tag is renamed to, or DROPPED
     """
-    lengths = np.array([len(labels) for _, labels in written])
+    lengths = np.array([len(labels) for _, labels in columns])
     offsets = np.cumsum(lengths) - lengths
-    starts = np.stack([starts for starts, _ in written]) + offsets[:, None]
-    labels = np.concatenate([labels for _, labels in written])
+    starts = np.stack([starts for starts, _ in columns]) + offsets[:, None]
+    labels = np.concatenate([labels for _, labels in columns])
     kept = labels[labels != DROPPED]
-    room = len(kept) + int(np.diff(implied_starts)[kept].sum())
-    ends, tags = np.zeros(starts.shape[1], np.int32), np.empty(room, np.int32)
-    added, renamed = np.zeros(len(names), np.int64), np.zeros(len(names), np.int64)
-    last = np.full(len(names), -1, np.int32)
-    any_renamed = bool((names != np.arange(len(names))).any())
-    repeated = fast(_settle, room)(
-        *(starts, labels, implied_starts, implied, names, any_renamed),
-        *(last, added, renamed, ends, tags),
+    capacity = len(kept) + int(np.diff(implied_starts)[kept].sum())
+    ends, tags = np.zeros(starts.shape[1], np.int32), np.empty(capacity, np.int32)
+    tag_count = len(final_tags)
+    gained, lost = np.zeros(tag_count, np.int64), np.zeros(tag_count, np.int64)
+    last = np.full(tag_count, -1, np.int32)
+    has_renames = bool((final_tags != np.arange(tag_count)).any())
+    repeated = fast(_normalize, capacity)(
+        *(starts, labels, implied_starts, implied, final_tags, has_renames),
+        *(last, gained, lost, ends, tags),
     )
-    return NormalizedTags(ends, tags[: ends[-1]].copy(), int(repeated), added, renamed)
+    return NormalizedTags(ends, tags[: ends[-1]].copy(), int(repeated), gained, lost)
 
 
-def _settle(
+def _normalize(
     starts: Int64Array,  # (columns, posts + 1)
     labels: Int32Array,
     implied_starts: Int64Array,
     implied: Int32Array,
-    names: Int32Array,
-    any_renamed: bool,
-    last: Int32Array,  # (tags,), twice the post that had a tag last, one more under its last name
-    added: Int64Array,
-    renamed: Int64Array,
+    final_tags: Int32Array,
+    has_renames: bool,
+    last: Int32Array,  # (tags,), 2 x the last post with the tag, + 1 after renames
+    gained: Int64Array,
+    lost: Int64Array,
     ends: Int32Array,
     tags: Int32Array,
 ) -> int:
@@ -70,8 +71,8 @@ def _settle(
     for post in range(starts.shape[1] - 1):
         first = size
         for column in range(starts.shape[0]):
-            for place in range(starts[column, post], starts[column, post + 1]):
-                tag = labels[place]
+            for position in range(starts[column, post], starts[column, post + 1]):
+                tag = labels[position]
                 if tag == DROPPED:
                     continue
                 if last[tag] == 2 * post:
@@ -80,22 +81,24 @@ def _settle(
                 last[tag] = 2 * post
                 tags[size] = tag
                 size += 1
-        written = size
-        for own in range(first, written):
-            for place in range(implied_starts[tags[own]], implied_starts[tags[own] + 1]):
-                tag = implied[place]
+        end = size
+        for implying in range(first, end):
+            for position in range(
+                implied_starts[tags[implying]], implied_starts[tags[implying] + 1]
+            ):
+                tag = implied[position]
                 if last[tag] != 2 * post:
                     last[tag] = 2 * post
-                    added[tag] += 1
+                    gained[tag] += 1
                     tags[size] = tag
                     size += 1
-        if any_renamed:
+        if has_renames:
             end = size
             size = first
-            for place in range(first, end):
-                tag = names[tags[place]]
-                if tag != tags[place]:
-                    renamed[tags[place]] += 1
+            for position in range(first, end):
+                tag = final_tags[tags[position]]
+                if tag != tags[position]:
+                    lost[tags[position]] += 1
                 if tag != DROPPED and last[tag] != 2 * post + 1:
                     last[tag] = 2 * post + 1
                     tags[size] = tag

@@ -1,6 +1,6 @@
-"""What is known of tags beside the pictures: categories, aliases, implications, renames.
+"""Rules for tags: categories, aliases, implications and renames.
 
-A folder of rules holds any of these, as CSV, Parquet, JSON or JSON lines:
+A folder of rules may hold these tables, as CSV, Parquet, JSON or JSON lines:
 
 - `tags`: `name`, `category`, and optionally `tag_id` or `id`, and `is_deprecated`
 - `tag_aliases`: `alias,tag`, or Danbooru's `antecedent_name,consequent_name,status`
@@ -25,48 +25,49 @@ _RATING_IDS = {name: 9_999_999 - number for number, name in enumerate(RATINGS)}
 
 @dataclass(frozen=True)
 class Rules:
-    """What to make of a tag as it is written, all names normal and all chains followed."""
+    """All names are normalized, and all chains of rules are followed."""
 
-    known_tags: Mapping[str, tuple[int, int]]  # category and tag id by name; -1: no id
+    known_tags: Mapping[str, tuple[int, int]]  # category and id by name; -1: no id
     aliases: Mapping[str, str] = field(default_factory=dict)
     implications: Mapping[str, Sequence[str]] = field(default_factory=dict)
     deprecated: frozenset[str] = frozenset()
-    renames: Mapping[str, str] = field(default_factory=dict)  # to "": dropped
-    cycles: Sequence[str] = ()  # aliases and implications that lead back to where they start
+    renames: Mapping[str, str] = field(default_factory=dict)  # to "": drop the tag
+    cycles: Sequence[str] = ()  # aliases and implications that lead back to their start
 
     @property
     def current_names(self) -> dict[str, str]:
-        """The tag that is meant, by the name of one that is no more."""
+        """The current name of a tag, by an old name."""
         return {**self.aliases, **{old: new for old, new in self.renames.items() if new}}
 
 
 def read(*folders: Path) -> Rules:
-    """Return the rules of some folders; of what is said twice, the first counts.
+    """Return the rules of folders. The first rule for a name counts.
 
     Raises TaggerError for a file that cannot be read, lacks a column or has an unknown category.
     """
-    known: dict[str, tuple[int, int]] = {}
+    known_tags: dict[str, tuple[int, int]] = {}
     deprecated: dict[str, bool] = {}
     pairs: dict[str, dict[tuple[str, str], None]] = {
         name: {} for name in ("tag_aliases", "tag_implications", "renames")
     }
     for folder in folders:
-        _add_known(folder, known, deprecated)
-        for name, found in pairs.items():
-            found.update(dict.fromkeys(_pairs(folder, name)))
+        _add_known_tags(folder, known_tags, deprecated)
+        for name, rules in pairs.items():
+            rules.update(dict.fromkeys(_read_pairs(folder, name)))
     for name in RATINGS:
-        category, tag_id = known.get(name, (RATING, -1))
-        known[name] = category, _RATING_IDS[name] if tag_id < 0 and category == RATING else tag_id
-    aliases, alias_cycles = _follow(dict(reversed(pairs["tag_aliases"])))
+        category, tag_id = known_tags.get(name, (RATING, -1))
+        has_id = tag_id >= 0 or category != RATING
+        known_tags[name] = category, tag_id if has_id else _RATING_IDS[name]
+    aliases, alias_cycles = _follow_aliases(dict(reversed(pairs["tag_aliases"])))
     implied = [(aliases.get(a, a), aliases.get(b, b)) for a, b in pairs["tag_implications"]]
     renames = dict(reversed(pairs["renames"]))
     for before, after in pairs["renames"]:
-        if after and before in known:
-            known.setdefault(after, known[before])
+        if after and before in known_tags:
+            known_tags.setdefault(after, known_tags[before])
     dropped = {name for name, is_deprecated in deprecated.items() if is_deprecated}
-    implications, cycles = _close(implied, dropped)
+    implications, cycles = _close_implications(implied, dropped)
     return Rules(
-        known_tags=known,
+        known_tags=known_tags,
         aliases=aliases,
         implications=implications,
         deprecated=frozenset(dropped),
@@ -75,13 +76,13 @@ def read(*folders: Path) -> Rules:
     )
 
 
-def _add_known(
-    folder: Path, known: dict[str, tuple[int, int]], deprecated: dict[str, bool]
+def _add_known_tags(
+    folder: Path, known_tags: dict[str, tuple[int, int]], deprecated: dict[str, bool]
 ) -> None:
     for where, row in records.read_table(folder, "tags"):
         try:
             name = _name(row, "name")
-            known.setdefault(name, (_category(_value(row, "category")), _id(row)))
+            known_tags.setdefault(name, (_category(_value(row, "category")), _id(row)))
         except ValueError as error:
             raise TaggerError(f"{where}: {error}. See data/README.md.") from None
         if row.get("is_deprecated") is not None:
@@ -91,7 +92,9 @@ def _add_known(
 
 def _value(row: Record, column: str) -> Any:
     if column not in row:
-        raise ValueError(f"there is no column {column!r}, but {', '.join(row) or 'none'}")
+        raise ValueError(
+            f"there is no column {column!r}; the columns are {', '.join(row) or 'none'}"
+        )
     return row[column]
 
 
@@ -110,23 +113,23 @@ def _category(value: Any) -> int:
 
 
 def _id(row: Record) -> int:
-    """Return the id of a tag, -1 where none is given."""
+    """Return the id of a tag, -1 if it has none."""
     value = row.get("tag_id", row.get("id"))
     number = parse_integer(value)
     if number is None and value not in (None, "") and value == value:
-        raise ValueError(f"{str(value)!r} is no id")
+        raise ValueError(f"{str(value)!r} is not an id")
     return -1 if number is None else max(-1, number)
 
 
-def _pairs(folder: Path, name: str) -> Iterator[tuple[str, str]]:
-    """Yield what stands for what; a tag that stands for itself says nothing."""
+def _read_pairs(folder: Path, name: str) -> Iterator[tuple[str, str]]:
+    """Yield the pairs of names of a table of rules, except pairs of equal names."""
     for where, row in records.read_table(folder, name):
         if (row.get("status") or "active") != "active":
             continue
         columns = next((pair for pair in _PAIRS if pair[0] in row), None)
         if not columns:
-            wanted = " or ".join(",".join(pair) for pair in _PAIRS)
-            raise TaggerError(f"{where}: needs the columns {wanted}, but has {', '.join(row)}.")
+            pairs = " or ".join(",".join(pair) for pair in _PAIRS)
+            raise TaggerError(f"{where}: needs the columns {pairs}, but has {', '.join(row)}.")
         try:
             before = _name(row, columns[0])
             after = "" if row.get(columns[1], "") is None else _name(row, columns[1])
@@ -138,9 +141,9 @@ def _pairs(folder: Path, name: str) -> Iterator[tuple[str, str]]:
             yield before, after
 
 
-def _follow(aliases: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:
-    """Return where each alias ends, and those that end nowhere; the latter are left out."""
-    ends: dict[str, str] = {}
+def _follow_aliases(aliases: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:
+    """Return the final tag of each alias, without cycles, and the aliases that lead to a cycle."""
+    targets: dict[str, str] = {}
     cycles = []
     for start in aliases:
         path, name = {start}, aliases[start]
@@ -150,17 +153,17 @@ def _follow(aliases: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:
         if name in path:
             cycles.append(f"alias {start} -> {aliases[start]}")
         else:
-            ends[start] = name
-    return ends, cycles
+            targets[start] = name
+    return targets, cycles
 
 
-def _close(
+def _close_implications(
     pairs: Sequence[tuple[str, str]], dropped: set[str]
 ) -> tuple[dict[str, tuple[str, ...]], list[str]]:
-    """Return all that each tag implies, over any number of steps, and the tags on a cycle."""
+    """Return all tags that each tag implies over any number of steps, and the tags on a cycle."""
     direct: dict[str, dict[str, None]] = {}
     for before, after in pairs:
-        if before != after:  # as aliases may have made them
+        if before != after:  # aliases can make them equal
             direct.setdefault(before, {})[after] = None
     closed = {}
     cycles = []

@@ -1,4 +1,4 @@
-"""Which tags a model learns: those seen that pass the limits; each of the others has its reason."""
+"""Selection of the tags that a model learns. Every dropped tag has its reason."""
 
 import math
 from collections import Counter
@@ -10,7 +10,7 @@ from tagger import params
 from tagger.core.errors import TaggerError
 from tagger.core.vocabulary import CATEGORIES, Tag, matches_glob, normalize_name, sort_tags
 
-# Why a tag is not learnt, in the order of asking.
+# Reasons to drop a tag. The first that applies counts.
 NOT_LISTED = "not in the list"
 CATEGORY = "category"
 EXCLUDED = "excluded"
@@ -24,60 +24,61 @@ DROPPED_COLUMNS = (*Tag._fields, "reason")
 
 @dataclass(frozen=True)
 class Selection:
-    kept: list[Tag]  # in the order of a vocabulary
-    dropped: list[tuple[Tag, str]]  # with the reason, in the same order
-    unseen_names: list[str]  # names listed that no post has
-    unmatched_globs: list[str]  # globs that match no tag
+    kept: list[Tag]  # in vocabulary order
+    dropped: list[tuple[Tag, str]]  # with the reason, in vocabulary order
+    unseen_names: list[str]  # listed, but on no post
+    unmatched_globs: list[str]
 
 
 def select_tags(
-    seen: Sequence[Tag], p: params.VocabularyParams, listed: Mapping[str, Tag] | None = None
+    seen_tags: Sequence[Tag],
+    p: params.VocabularyParams,
+    listed_tags: Mapping[str, Tag] | None = None,
 ) -> Selection:
-    """Return which of the seen tags to learn.
+    """Return which of the seen tags to learn. Raises TaggerError if none remains.
 
-    listed: by name, the tags that alone are wanted; where its id and category are known, they win
-        over those seen, and its count is the one held against the minimum
-    Raises TaggerError where no tag is left.
+    listed_tags: by name, the only tags to learn. A known id or category of a listed tag replaces
+        that of the seen one, and its count is compared with the minimum.
     """
-    present = {tag.name: tag for tag in seen if tag.count}
-    tags = [_merged(tag, (listed or {}).get(tag.name)) for tag in present.values()]
-    included, excluded = _matching(p.include, present), _matching(p.exclude, present)
+    present = {tag.name: tag for tag in seen_tags if tag.count}
+    tags = [_merge(tag, (listed_tags or {}).get(tag.name)) for tag in present.values()]
+    included, excluded = _match_globs(p.include, present), _match_globs(p.exclude, present)
     reasons = {
-        tag.name: "" if tag.name in included else _reason(tag, p, listed, excluded) for tag in tags
+        tag.name: "" if tag.name in included else _reason(tag, p, listed_tags, excluded)
+        for tag in tags
     }
     passed = [tag for tag in tags if not reasons[tag.name]]
     passed.sort(key=lambda tag: (tag.name not in included, -tag.count, tag.name))
-    reasons |= {tag.name: MAXIMUM for tag in _beyond(passed, p, included)}
+    reasons |= {tag.name: MAXIMUM for tag in _over_maximum(passed, p, included)}
     kept = [tag for tag in passed if not reasons[tag.name]]
     if not kept:
-        raise TaggerError(_nothing_left(tags, Counter(reasons.values())))
+        raise TaggerError(_no_tag_message(tags, Counter(reasons.values())))
+    globs = (*p.include, *p.exclude)
     return Selection(
         kept=sort_tags(kept),
         dropped=[(tag, reasons[tag.name]) for tag in sort_tags(tags) if reasons[tag.name]],
-        unseen_names=[name for name in listed or {} if name not in present],
-        unmatched_globs=[
-            glob for glob in (*p.include, *p.exclude) if not _matching([glob], present)
-        ],
+        unseen_names=[name for name in listed_tags or {} if name not in present],
+        unmatched_globs=[glob for glob in globs if not _match_globs([glob], present)],
     )
 
 
-def count_outcomes(found: Selection) -> list[tuple[Any, ...]]:
-    """Return rows under OUTCOME: what became of the tags of each category."""
+def count_outcomes(selection: Selection) -> list[tuple[Any, ...]]:
+    """Return rows under OUTCOME_COLUMNS: tags and labels by category and outcome."""
     tags: Counter[tuple[int, str]] = Counter()
     labels: Counter[tuple[int, str]] = Counter()
-    for tag, reason in (*((tag, KEPT) for tag in found.kept), *found.dropped):
-        tags[tag.category, reason] += 1
-        labels[tag.category, reason] += tag.count
-    reasons = (KEPT, NOT_LISTED, CATEGORY, EXCLUDED, COUNT, MAXIMUM)
+    for tag, outcome in (*((tag, KEPT) for tag in selection.kept), *selection.dropped):
+        tags[tag.category, outcome] += 1
+        labels[tag.category, outcome] += tag.count
+    outcomes = (KEPT, NOT_LISTED, CATEGORY, EXCLUDED, COUNT, MAXIMUM)
     return [
-        (name, reason, tags[code, reason], labels[code, reason])
+        (name, outcome, tags[code, outcome], labels[code, outcome])
         for code, name in CATEGORIES.items()
-        for reason in reasons
-        if tags[code, reason]
+        for outcome in outcomes
+        if tags[code, outcome]
     ]
 
 
-def _merged(seen: Tag, listed: Tag | None) -> Tag:
+def _merge(seen: Tag, listed: Tag | None) -> Tag:
     if listed is None:
         return seen
     tag_id = seen.tag_id if listed.tag_id < 0 else listed.tag_id
@@ -86,45 +87,48 @@ def _merged(seen: Tag, listed: Tag | None) -> Tag:
 
 
 def _reason(
-    tag: Tag, p: params.VocabularyParams, listed: Mapping[str, Tag] | None, excluded: Container[str]
+    tag: Tag,
+    p: params.VocabularyParams,
+    listed_tags: Mapping[str, Tag] | None,
+    excluded: Container[str],
 ) -> str:
-    """Return why a tag is not learnt, or nothing."""
-    if listed is not None and tag.name not in listed:
+    """Return the reason to drop a tag, empty if there is none."""
+    if listed_tags is not None and tag.name not in listed_tags:
         return NOT_LISTED
     category = CATEGORIES[tag.category]
     if category not in p.categories:
         return CATEGORY
     if tag.name in excluded:
         return EXCLUDED
-    count = tag.count if listed is None else listed[tag.name].count
+    count = tag.count if listed_tags is None else listed_tags[tag.name].count
     return COUNT if 0 <= count < p.min_counts.get(category, p.min_count) else ""
 
 
-def _matching(globs: Sequence[str], names: Mapping[str, Tag]) -> set[str]:
+def _match_globs(globs: Sequence[str], names: Iterable[str]) -> set[str]:
     patterns = [normalize_name(glob) for glob in globs]
-    return {name for name in names if any(matches_glob(name, one) for one in patterns)}
+    return {name for name in names if any(matches_glob(name, pattern) for pattern in patterns)}
 
 
-def _beyond(
+def _over_maximum(
     tags: Iterable[Tag], p: params.VocabularyParams, included: Container[str]
 ) -> Iterator[Tag]:
-    """Yield the tags that are beyond what there may be, of their category or overall."""
+    """Yield the tags over the maximum of their category or of all. Included tags count, too."""
     taken: Counter[int] = Counter()
+    max_tags = math.inf if p.max_tags is None else p.max_tags
     for tag in tags:
-        of_category = p.max_tags_of.get(CATEGORIES[tag.category], math.inf)
-        overall = math.inf if p.max_tags is None else p.max_tags
-        full = taken[tag.category] >= of_category or taken.total() >= overall
+        max_of_category = p.max_tags_of.get(CATEGORIES[tag.category], math.inf)
+        full = taken[tag.category] >= max_of_category or taken.total() >= max_tags
         if full and tag.name not in included:
             yield tag
         else:
             taken[tag.category] += 1
 
 
-def _nothing_left(tags: Sequence[Tag], reasons: Counter[str]) -> str:
+def _no_tag_message(tags: Sequence[Tag], reasons: Counter[str]) -> str:
     ranked = sorted(reasons.items(), key=lambda item: (-item[1], item[0]))
-    told = ", ".join(f"{count:,} {why}" for why, count in ranked)
-    most = max((tag.count for tag in tags), default=0)
+    counts = ", ".join(f"{count:,} {reason}" for reason, count in ranked)
+    maximum = max((tag.count for tag in tags), default=0)
     return (
-        f"No tag is left of {len(tags):,} ({told or 'there was none'}); the most common one is on "
-        f"{most:,} posts. Loosen the limits under vocabulary, or bring more pictures."
+        f"No tag remains of {len(tags):,} ({counts or 'there was none'}). The most frequent one is "
+        f"on {maximum:,} posts. Loosen the limits under vocabulary, or add images."
     )
