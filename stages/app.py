@@ -48,11 +48,11 @@ def parse_args(arguments: Sequence[str], p: "InferParams") -> argparse.Namespace
     add("--model", type=Path, default=ROOT / p.model, help="as for infer.py")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="runs the model")
     add("--host", default="127.0.0.1", help="0.0.0.0: everyone who reaches this machine may come")
-    add("--port", type=argument_types.whole(0), default=7860, help="0: any that is free")
-    add("--max-upload", type=argument_types.whole(1), default=64, metavar="MB", help="of a file")
+    add("--port", type=argument_types.integer(0), default=7860, help="0: any that is free")
+    add("--max-upload", type=argument_types.integer(1), default=64, metavar="MB", help="of a file")
     add(
         "--max-pixels",
-        type=argument_types.whole(1),
+        type=argument_types.integer(1),
         default=100,
         metavar="MILLIONS",
         help="of an image",

@@ -1,4 +1,4 @@
-"""Tag pictures with a trained model. Needs neither DVC nor MLflow, and an export not even torch."""
+"""Tag images with a trained model. This needs neither DVC nor MLflow, nor torch for an export."""
 
 import logging
 import os
@@ -20,38 +20,41 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Tag what the arguments name; return 0, 1 where pictures failed, 130 where it was stopped."""
+    """Tag the images that the arguments name.
+
+    Return the exit code: 0, 1 if images failed, 130 if it was stopped.
+    """
     from tagger.system import processes
 
     processes.prestart("tagger.inference.decoders")  # while this process loads the rest
     from tagger import params
     from tagger.inference import cli, inputs, outputs
-    from tagger.system import world
+    from tagger.system.world import read_world
 
-    here = world.read_world()
-    asked = cli.parse_args(arguments, params.load(ROOT / params.PATH).infer, ROOT, here.cores)
-    stdin = sys.stdin.buffer if inputs.STDIN in asked.inputs else None
-    found = inputs.find_inputs(
-        asked.inputs, recursive=asked.recursive, skip=asked.skip, stdin=stdin
+    world = read_world()
+    options = cli.parse_args(arguments, params.load(ROOT / params.PATH).infer, ROOT, world.cores)
+    stdin = sys.stdin.buffer if inputs.STDIN in options.inputs else None
+    images = inputs.find_inputs(
+        options.inputs, recursive=options.recursive, skip=options.skip, stdin=stdin
     )
-    plan = outputs.plan_outputs(asked, found, here)
-    tally = outputs.RunStatus()
+    plan = outputs.plan_outputs(options, images, world)
+    status = outputs.RunStatus()
     try:
-        stopped = run(asked, plan, here, tally) if plan.todo else False
+        stopped = run(options, plan, world, status) if plan.todo else False
     except BaseException:
-        with suppress(OSError):  # what ended the run is told, and may be a full disk
-            outputs.write_failures(tally, asked, here, whole=False)
+        with suppress(OSError):  # the error of the run is reported, and may be a full disk
+            outputs.write_failures(status, options, world, whole=False)
         raise
-    listed = outputs.write_failures(tally, asked, here, whole=not stopped)
-    for line in outputs.summary(tally, plan, listed, asked.lang, stopped=stopped):
+    failures = outputs.write_failures(status, options, world, whole=not stopped)
+    for line in outputs.summary(status, plan, failures, options.lang, stopped=stopped):
         print(line, file=sys.stderr)
     if stopped:
         return 130
-    return 1 if tally.failures else 0
+    return 1 if status.failures else 0
 
 
-def run(asked: "Options", plan: "OutputPlan", here: "World", tally: "RunStatus") -> bool:
-    """Tag what is planned; return whether it was stopped before its end."""
+def run(options: "Options", plan: "OutputPlan", world: "World", status: "RunStatus") -> bool:
+    """Tag the images of the plan; return whether it was stopped before its end."""
     from tagger.images import decode
     from tagger.inference import outputs, pipeline
     from tagger.models import load_tagger
@@ -59,20 +62,20 @@ def run(asked: "Options", plan: "OutputPlan", here: "World", tally: "RunStatus")
     from tagger.system import progress, signals
 
     decode.init_process()
-    decoding = asked.pipeline.workers > 0
-    use = Device(asked.device, here.local_rank, here.cores, cores_are_shared=decoding)
-    tagger = load_tagger(asked.model, use, calibrated=asked.calibrated)
-    choose = outputs.build_captioner(asked, tagger)
-    begun = time.monotonic()
+    is_shared = options.pipeline.workers > 0
+    device = Device(options.device, world.local_rank, world.cores, cores_are_shared=is_shared)
+    tagger = load_tagger(options.model, device, calibrated=options.calibrated)
+    captioner = outputs.build_captioner(options, tagger)
+    start = time.monotonic()
     with signals.stop_on_signal() as stop:
-        blocks = pipeline.tag_images(
-            tagger, plan.todo, asked.pipeline, embed=bool(plan.embeddings), stop=stop
+        batches = pipeline.tag_images(
+            tagger, plan.todo, options.pipeline, embed=bool(plan.embeddings), stop=stop
         )
-        if asked.output != "text":
-            blocks = progress.track_rows(blocks, len(plan.todo), "tagging")
-        outputs.write_outputs(blocks, choose, asked, plan, tally)
-        tally.seconds = time.monotonic() - begun
-        return stop.is_set() and tally.seen < len(plan.todo)
+        if options.output != "text":
+            batches = progress.track_rows(batches, len(plan.todo), "tagging")
+        outputs.write_outputs(batches, captioner, options, plan, status)
+        status.seconds = time.monotonic() - start
+        return stop.is_set() and status.seen < len(plan.todo)
 
 
 if __name__ == "__main__":

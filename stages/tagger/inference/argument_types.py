@@ -1,4 +1,4 @@
-"""What a person may write after an option, read or refused with the reason."""
+"""Types of command-line arguments: each reads a text, or refuses it with the reason."""
 
 from argparse import ArgumentTypeError
 from collections.abc import Callable
@@ -11,30 +11,30 @@ from tagger.inference import embeddings, threshold_choice
 T = TypeVar("T")
 
 
-def explained(read: Callable[[str], T]) -> Callable[[str], T]:
-    """Return the same reader, whose reason for a ValueError is told to the user."""
+def with_reason(parse: Callable[[str], T]) -> Callable[[str], T]:
+    """Return the same type, whose ValueError is shown to the user."""
 
-    def tell(text: str) -> T:
+    def parse_argument(text: str) -> T:
         try:
-            return read(text)
+            return parse(text)
         except ValueError as error:
             raise ArgumentTypeError(str(error)) from None
 
-    return tell
+    return parse_argument
 
 
-def whole(least: int) -> Callable[[str], int]:
-    def read(text: str) -> int:
-        if not text.strip().isdecimal() or int(text) < least:
-            raise ArgumentTypeError(f"{text} is not {least} or more")
+def integer(minimum: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        if not text.strip().isdecimal() or int(text) < minimum:
+            raise ArgumentTypeError(f"{text} is not {minimum} or more")
         return int(text)
 
-    return read
+    return parse
 
 
-def whole_or_auto(least: int) -> Callable[[str], int | None]:
-    """Return a reader of numbers that takes `auto` for None."""
-    return lambda text: None if text == "auto" else whole(least)(text)
+def integer_or_auto(minimum: int) -> Callable[[str], int | None]:
+    """Return a type of integers that takes `auto` for None."""
+    return lambda text: None if text == "auto" else integer(minimum)(text)
 
 
 def seconds(text: str) -> float:
@@ -48,18 +48,18 @@ def seconds(text: str) -> float:
 
 
 def categories(text: str) -> tuple[str, ...]:
-    wanted = {threshold_choice.parse_category(name) for name in text.split(",")}
-    return tuple(name for name in CATEGORIES.values() if name in wanted)
+    names = {threshold_choice.parse_category(name) for name in text.split(",")}
+    return tuple(name for name in CATEGORIES.values() if name in names)
 
 
-def vectors_file(text: str) -> Path:
+def embeddings_file(text: str) -> Path:
     if Path(text).suffix not in embeddings.SUFFIXES:
         raise ArgumentTypeError(f"{text} must end in {' or '.join(embeddings.SUFFIXES)}")
     return Path(text)
 
 
 def replacement(text: str) -> tuple[str, str]:
-    """Return a tag and what is written for it; the tag itself may hold an =, as =_= does."""
+    """Return a tag and its replacement; the tag itself may hold an =, as =_= does."""
     old, equals, new = text.rpartition("=")
     if not equals or not old:
         raise ArgumentTypeError(f"{text!r} is not of the form old=new")

@@ -1,4 +1,4 @@
-"""The command line of infer.py: its options, their words, and what they mean together."""
+"""The command line of infer.py: its options, their help, and which of them exclude others."""
 
 import argparse
 from collections.abc import Sequence
@@ -14,28 +14,28 @@ from tagger.inference.tag_format import TagFormat
 from tagger.inference.threshold_choice import ThresholdChoice
 
 OUTPUTS = ("text", "txt", "json", "jsonl", "csv", "parquet")
-_EPILOG = """exit code 0: all tagged. 1: some pictures failed, see infer_failures.csv.
-2: nothing was done, the reason is told. 130: stopped, what was tagged so far is kept."""
+_EPILOG = """exit code 0: all tagged. 1: some images failed, see infer_failures.csv.
+2: nothing was done, and the reason is printed. 130: stopped, and the results so far are kept."""
 
 
 @dataclass(frozen=True)
 class Options:
     inputs: Sequence[str]
     recursive: bool
-    skip: Sequence[str]  # globs of pictures
+    skip: Sequence[str]  # globs of images
     model: Path
     device: str  # auto, cpu, cuda
     pipeline: PipelineOptions
     calibrated: bool
     thresholds: ThresholdChoice
-    top: int | None  # tags of a picture at most
+    top: int | None  # tags of an image at most
     categories: Sequence[str]  # to write, in the order of CATEGORIES
     exclude: Sequence[str]  # globs of tags that are not written
     implications: str | None  # remove, add
     rules: Path
     output: str  # one of OUTPUTS
     output_dir: Path | None
-    existing: str  # refuse, append, overwrite or skip: what becomes of earlier results
+    existing: str  # refuse, append, overwrite or skip: what to do with earlier results
     embeddings: Path | None
     tag_format: TagFormat
     lang: str
@@ -46,14 +46,14 @@ class Options:
 
 
 def parse_args(arguments: Sequence[str], p: params.InferParams, root: Path, cores: int) -> Options:
-    """Return what the arguments ask for. Raises TaggerError where they make no sense.
+    """Return the options of the arguments. Raises TaggerError if they make no sense.
 
-    root: the folder on which the model and the rules of `p` hang
-    cores: how many processes decode where no number is given
+    root: the folder of the model of `p`, and of the rules
+    cores: processes that decode if no number is given
     """
     parser = ArgumentParser(
         prog="infer.py",
-        description="Tag pictures, or those of folders.",
+        description="Tag images, or the images of folders.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -63,15 +63,15 @@ def parse_args(arguments: Sequence[str], p: params.InferParams, root: Path, core
     _add_choice(parser, root)
     _add_output(parser, p)
     _add_naming(parser)
-    given = parser.parse_args(arguments)
-    if problem := _contradiction(given):
+    args = parser.parse_args(arguments)
+    if problem := _contradiction(args):
         parser.error(problem)
-    return _options(given, cores)
+    return _options(args, cores)
 
 
 def _add_inputs(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("what to tag").add_argument
-    add("input", nargs="+", help="a picture, a folder, a glob, or - for a list of paths on stdin")
+    add("input", nargs="+", help="an image, a folder, a glob, or - for a list of paths on stdin")
     add("--recursive", action="store_true", help="enter subfolders")
     add("--skip", action="append", default=[], metavar="GLOB", help="not these; repeatable")
 
@@ -82,24 +82,25 @@ def _add_work(parser: argparse.ArgumentParser, p: params.InferParams, root: Path
         "--model",
         type=Path,
         default=root / p.model,
-        help="an export folder, its .onnx file, or a training folder (%(default)s)",
+        help="an export folder, its .onnx file, a training folder, or a folder of WD14, imgutils "
+        "or timm (%(default)s)",
     )
     add("--device", choices=("auto", "cpu", "cuda"), default="auto")
     add(
         "--calibrated",
         action=argparse.BooleanOptionalAction,
         default=p.calibrated,
-        help="confidences that say how often a tag is there; the same tags (%(default)s)",
+        help="confidences that say how often a tag is right; the same tags (%(default)s)",
     )
     add(
         "--batch-size",
-        type=argument_types.whole_or_auto(1),
+        type=argument_types.integer_or_auto(1),
         default=_or_auto(p.batch_size),
-        help="pictures, or auto (%(default)s)",
+        help="images, or auto (%(default)s)",
     )
     add(
         "--workers",
-        type=argument_types.whole_or_auto(0),
+        type=argument_types.integer_or_auto(0),
         default=_or_auto(p.workers),
         help="processes that decode; 0: none, auto: one per core (%(default)s)",
     )
@@ -108,7 +109,7 @@ def _add_work(parser: argparse.ArgumentParser, p: params.InferParams, root: Path
         type=argument_types.seconds,
         default=p.timeout,
         metavar="SECONDS",
-        help="how long a picture may take to decode (%(default)g)",
+        help="how long an image may take to decode (%(default)g)",
     )
 
 
@@ -120,15 +121,15 @@ def _add_choice(parser: argparse.ArgumentParser, root: Path) -> None:
     add = parser.add_argument_group("which tags").add_argument
     add(
         "--threshold",
-        type=argument_types.explained(threshold_choice.parse_thresholds),
+        type=argument_types.with_reason(threshold_choice.parse_thresholds),
         default=ThresholdChoice(),
         help="a confidence from 0 to 1; best: of each tag; category: of its category; "
         "or general=0.3,character=0.8, the others best (best)",
     )
-    add("--top", type=argument_types.whole(1), metavar="N", help="the N surest at most")
+    add("--top", type=argument_types.integer(1), metavar="N", help="the N surest at most")
     add(
         "--categories",
-        type=argument_types.explained(argument_types.categories),
+        type=argument_types.with_reason(argument_types.categories),
         default=tuple(CATEGORIES.values()),
         help="to write, such as general,character (all)",
     )
@@ -150,17 +151,21 @@ def _add_output(parser: argparse.ArgumentParser, p: params.InferParams) -> None:
         default="text",
         help="text on the terminal, .txt sidecars, or a table tags.json, ... (%(default)s)",
     )
-    add("--output-dir", type=Path, help="where to write (sidecars: beside the pictures, else .)")
-    vectors = "write them, too: .npz or .parquet"
-    add("--embeddings", type=argument_types.vectors_file, metavar="FILE", help=vectors)
+    add("--output-dir", type=Path, help="where to write (sidecars: beside the images, else .)")
+    add(
+        "--embeddings",
+        type=argument_types.embeddings_file,
+        metavar="FILE",
+        help="write embeddings, too: .npz or .parquet",
+    )
     add("--lang", choices=("en", "zh"), default=p.lang, help="of the text (%(default)s)")
-    one = group.add_mutually_exclusive_group()
+    existing = group.add_mutually_exclusive_group()
     for name, help_text in (
         ("append", "add to sidecars that exist"),
         ("overwrite", "replace sidecars that exist"),
-        ("skip-existing", "go on: leave out pictures that have a sidecar, or are in the table"),
+        ("skip-existing", "resume: skip images that have a sidecar, or are in the table"),
     ):
-        one.add_argument(
+        existing.add_argument(
             f"--{name}",
             dest="existing",
             action="store_const",
@@ -185,7 +190,7 @@ def _add_naming(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="TAG",
-        help="txt: before the others where given; a word that is no tag of the model, always; "
+        help="txt: before the others if predicted; a word that is no tag of the model, always; "
         "repeatable",
     )
     add(
@@ -194,49 +199,49 @@ def _add_naming(parser: argparse.ArgumentParser) -> None:
         type=argument_types.replacement,
         default=[],
         metavar="OLD=NEW",
-        help="write another name, everywhere; nothing: leave it out; repeatable",
+        help="write another name, everywhere; nothing: drop the tag; repeatable",
     )
 
 
-def _contradiction(given: argparse.Namespace) -> str | None:
-    if given.output == "text" and given.existing != "refuse":
-        return f"--output text has nothing to {given.existing}: name another --output"
-    if given.existing == "append" and given.output != "txt":
-        return "--append is for --output txt: a table is gone on with by --skip-existing"
-    if given.confidence and given.output != "txt":
-        return "--confidence is for --output txt: the others hold confidences anyway"
+def _contradiction(args: argparse.Namespace) -> str | None:
+    if args.output == "text" and args.existing != "refuse":
+        return f"--output text has nothing to {args.existing}: name another --output"
+    if args.existing == "append" and args.output != "txt":
+        return "--append is for --output txt: a table is resumed by --skip-existing"
+    if args.confidence and args.output != "txt":
+        return "--confidence is for --output txt: the others have confidences anyway"
     return None
 
 
-def _options(given: argparse.Namespace, cores: int) -> Options:
+def _options(args: argparse.Namespace, cores: int) -> Options:
     return Options(
-        inputs=given.input,
-        recursive=given.recursive,
-        skip=given.skip,
-        exclude=given.exclude,
-        model=given.model,
-        device=given.device,
+        inputs=args.input,
+        recursive=args.recursive,
+        skip=args.skip,
+        exclude=args.exclude,
+        model=args.model,
+        device=args.device,
         pipeline=PipelineOptions(
-            batch_size=given.batch_size,
-            workers=cores if given.workers is None else given.workers,
-            timeout=given.timeout,
+            batch_size=args.batch_size,
+            workers=cores if args.workers is None else args.workers,
+            timeout=args.timeout,
         ),
-        calibrated=given.calibrated,
-        thresholds=given.threshold,
-        top=given.top,
-        categories=given.categories,
-        implications=given.implications,
-        rules=given.rules,
-        output=given.output,
-        output_dir=given.output_dir,
-        existing=given.existing,
-        embeddings=given.embeddings,
+        calibrated=args.calibrated,
+        thresholds=args.threshold,
+        top=args.top,
+        categories=args.categories,
+        implications=args.implications,
+        rules=args.rules,
+        output=args.output,
+        output_dir=args.output_dir,
+        existing=args.existing,
+        embeddings=args.embeddings,
         tag_format=TagFormat(
-            spaces=given.spaces,
-            escape=given.escape_parentheses,
-            confidence=given.confidence,
-            first=given.always_first,
-            replacements=dict(given.replace),
+            spaces=args.spaces,
+            escape=args.escape_parentheses,
+            confidence=args.confidence,
+            first=args.always_first,
+            replacements=dict(args.replace),
         ),
-        lang=given.lang,
+        lang=args.lang,
     )
