@@ -1,4 +1,4 @@
-"""A run keeps its export once, as a model that is registered and served."""
+"""A run logs its export once, as a model that is registered and served."""
 
 import base64
 import json
@@ -29,16 +29,16 @@ __all__ = ["image_files", "project"]
 
 
 @contextmanager
-def served(uri: str, folder: Path) -> Iterator[str]:
+def serve(uri: str, folder: Path) -> Iterator[str]:
     """Yield the address of `mlflow models serve`, once it answers."""
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         port = unused.getsockname()[1]
-    words = ["models", "serve", "-m", uri, "-p", str(port), "-h", "127.0.0.1"]
+    command = ["models", "serve", "-m", uri, "-p", str(port), "-h", "127.0.0.1"]
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     with (folder / "serve.log").open("w") as log:
         server = subprocess.Popen(
-            [sys.executable, "-m", "mlflow", *words, "--env-manager", "local"],
+            [sys.executable, "-m", "mlflow", *command, "--env-manager", "local"],
             env=os.environ | {"PATH": path, "MLFLOW_TRACKING_URI": mlflow.get_tracking_uri()},
             cwd=folder,
             stdout=log,
@@ -59,17 +59,17 @@ def served(uri: str, folder: Path) -> Iterator[str]:
         server.wait()
 
 
-def posted(address: str, **content: Any) -> Any:
+def post(address: str, **content: Any) -> Any:
     headers = {"Content-Type": "application/json"}
     with urlopen(Request(address, json.dumps(content).encode(), headers)) as answer:
         return json.load(answer)["predictions"]
 
 
 @pytest.mark.timeout(90)
-def test_a_registered_run_is_served(
+def test_registered_run_is_served(
     project: Path, export_folder: Path, image_files: list[Path], run_infer: Callable[..., int]
 ) -> None:
-    wanted = infer_tags(run_infer, *image_files)
+    expected = infer_tags(run_infer, *image_files)
     with runs.start("vit", data="abc") as trained:
         trained.log_checkpoint("best", Path("models/tagger/model.safetensors"), {"ap": 0.5}, 3)
     with runs.add_to(trained.id) as again:
@@ -78,23 +78,24 @@ def test_a_registered_run_is_served(
     best = registry.best_run("test.macro_ap", "abc")
     assert registry.register(best, "illustration-tagger", "best").file == ""
     uri = "models:/illustration-tagger@best"
-    assert_same_tags(predict(load_model(uri), path=list(map(str, image_files))), wanted)
-    pictures = [[base64.b64encode(path.read_bytes()).decode()] for path in image_files]
-    pictures.append(["bm8gcGljdHVyZQ=="])
-    with served(uri, project) as address:
-        *told, lost = posted(address, dataframe_split={"columns": ["image"], "data": pictures})
-        assert_same_tags(told, wanted)
-        assert lost == {"rating": None, "tags": {}, "error": "is no picture of a known kind"}
-        rows = [{"path": str(path)} for path in image_files]
-        assert_same_tags(posted(address, dataframe_records=rows), wanted)
-        with pytest.raises(HTTPError) as refused:
-            posted(address, dataframe_records=rows, params={"threshold": "1.5"})
-        with refused.value as answer:
+    assert_same_tags(predict(load_model(uri), path=list(map(str, image_files))), expected)
+    images = [[base64.b64encode(path.read_bytes()).decode()] for path in image_files]
+    images.append(["bm8gcGljdHVyZQ=="])
+    with serve(uri, project) as address:
+        *rows, failed = post(address, dataframe_split={"columns": ["image"], "data": images})
+        assert_same_tags(rows, expected)
+        assert (failed["tags"], failed["rating"]) == ({}, None)
+        assert "of a known kind" in failed["error"]
+        paths = [{"path": str(path)} for path in image_files]
+        assert_same_tags(post(address, dataframe_records=paths), expected)
+        with pytest.raises(HTTPError) as error:
+            post(address, dataframe_records=paths, params={"threshold": "1.5"})
+        with error.value as answer:
             assert answer.code == 400
             assert "threshold: 1.5 is not between 0 and 1" in json.load(answer)["message"]
 
 
-def test_an_export_is_logged_once_and_its_run_stays_as_it_was(
+def test_export_is_logged_once_and_its_run_does_not_change(
     project: Path, export_folder: Path, write_file: Callable[[str, bytes], Path]
 ) -> None:
     with runs.start("vit") as trained:
@@ -108,9 +109,7 @@ def test_an_export_is_logged_once_and_its_run_stays_as_it_was(
     assert len(here.get_metric_history(str(trained.id), "test.macro_ap")) == 1
     (first,) = here.search_logged_models([after.info.experiment_id])
     assert (first.name, first.status) == (log_model.MODEL_NAME, LoggedModelStatus.READY)
-    assert first.metrics and [(one.key, one.value) for one in first.metrics] == [
-        ("test.macro_ap", 0.5)
-    ]
+    assert [(m.key, m.value) for m in first.metrics or []] == [("test.macro_ap", 0.5)]
     for name in log_model.FILES:
         write_file(f"other/{name}", (export_folder / name).read_bytes())
     (project / "other" / "calibration.json").unlink()
@@ -121,19 +120,18 @@ def test_an_export_is_logged_once_and_its_run_stays_as_it_was(
 
 
 @pytest.mark.timeout(30)
-def test_a_broken_store_is_told_once(
+def test_broken_store_is_warned_of_once(
     project: Path, export_folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with runs.start("vit") as run:
         (project / "mlflow.db").write_bytes(b"this is no database, and never was one\n" * 40)
         log_model.log_export(run, export_folder)
         log_model.log_export(run, export_folder)
-    told = [one.getMessage() for one in caplog.records if one.levelno >= logging.WARNING]
-    assert len(told) == 1
-    assert "going on without it" in told[0]
+    (record,) = (each for each in caplog.records if each.levelno >= logging.WARNING)
+    assert "going on without it" in record.getMessage()
 
 
-def test_logging_says_nothing(
+def test_logging_prints_nothing(
     project: Path, export_folder: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     with runs.start("vit") as run:

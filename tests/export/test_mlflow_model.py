@@ -1,4 +1,4 @@
-"""What MLflow loads tags as infer does, wherever it is, and without torch."""
+"""The served model tags as infer does, in any folder, and without torch."""
 
 import json
 import os
@@ -29,17 +29,17 @@ ELSEWHERE = """
 import builtins, json, sys
 sys.modules["torch"] = None  # importing it fails
 imported, load = set(), builtins.__import__
-def noted(name, space=None, *rest, **named):
+def record(name, space=None, *rest, **named):
     if (space or {}).get("__name__", "").startswith(("tagger", "code_model_")):
         imported.add(name.partition(".")[0])
     return load(name, space, *rest, **named)
-builtins.__import__ = noted
+builtins.__import__ = record
 import mlflow, pandas
 model = mlflow.pyfunc.load_model(sys.argv[1])
-said = model.predict(pandas.DataFrame({"path": sys.argv[2:]}), {"threshold": "category"})
+output = model.predict(pandas.DataFrame({"path": sys.argv[2:]}), {"threshold": "category"})
 import tagger
-third = sorted(imported - sys.stdlib_module_names - {"tagger"})
-print(json.dumps([said.to_dict("records"), third, tagger.__file__]))
+packages = sorted(imported - sys.stdlib_module_names - {"tagger"})
+print(json.dumps([output.to_dict("records"), packages, tagger.__file__]))
 """
 
 
@@ -47,33 +47,27 @@ print(json.dumps([said.to_dict("records"), third, tagger.__file__]))
 def test_paths_and_bytes_are_tagged_as_by_infer(
     mlflow_model: Any, image_files: list[Path], run_infer: Callable[..., int], threshold: str
 ) -> None:
-    wanted = infer_tags(run_infer, *image_files, "--threshold", threshold)
-    assert len({str(tags) for _, tags in wanted}) == len(image_files)
-    assert_same_tags(predict(mlflow_model, threshold, path=list(map(str, image_files))), wanted)
-    assert_same_tags(
-        predict(mlflow_model, threshold, image=[path.read_bytes() for path in image_files]), wanted
-    )
-
-
-def test_without_a_threshold_each_tag_has_its_own(
-    mlflow_model: Any, image_files: list[Path]
-) -> None:
+    expected = infer_tags(run_infer, *image_files, "--threshold", threshold)
+    assert len({str(tags) for _, tags in expected}) == len(image_files)
     paths = list(map(str, image_files))
-    assert predict(mlflow_model, path=paths) == predict(mlflow_model, "best", path=paths)
+    of_paths = predict(mlflow_model, threshold, path=paths)
+    assert_same_tags(of_paths, expected)
+    contents = [path.read_bytes() for path in image_files]
+    assert_same_tags(predict(mlflow_model, threshold, image=contents), expected)
+    assert (predict(mlflow_model, path=paths) == of_paths) == (threshold == "best")
 
 
-def test_a_picture_that_cannot_be_read_costs_no_other(
-    mlflow_model: Any, image_files: list[Path]
-) -> None:
+def test_unreadable_image_costs_no_other(mlflow_model: Any, image_files: list[Path]) -> None:
     good, other = (path.read_bytes() for path in image_files[:2])
-    told = predict(mlflow_model, image=[good, b"no picture", good[:500], other])
+    rows = predict(mlflow_model, image=[good, b"no image", good[:500], other])
     (first,), (last,) = predict(mlflow_model, image=[good]), predict(mlflow_model, image=[other])
-    for found, alone in ((told[0], first), (told[3], last)):
-        assert found["tags"] == pytest.approx(alone["tags"], abs=1e-5)
-    assert told[1] == {"rating": None, "tags": {}, "error": "is no picture of a known kind"}
-    assert told[2]["error"]
-    (lost,) = predict(mlflow_model, path=[str(image_files[0].with_name("none.png"))])
-    assert lost["error"] == "No such file or directory"
+    for row, alone in ((rows[0], first), (rows[3], last)):
+        assert row["tags"] == pytest.approx(alone["tags"], abs=1e-5)
+    assert (rows[1]["rating"], rows[1]["tags"]) == (None, {})
+    assert "of a known kind" in rows[1]["error"]
+    assert rows[2]["error"]
+    (missing,) = predict(mlflow_model, path=[str(image_files[0].with_name("none.png"))])
+    assert missing["error"] == "No such file or directory"
 
 
 def test_each_row_has_an_image_or_a_path(mlflow_model: Any, image_files: list[Path]) -> None:
@@ -82,9 +76,9 @@ def test_each_row_has_an_image_or_a_path(mlflow_model: Any, image_files: list[Pa
         "image": [data, None, data, None, b"", "text", None],
         "path": [None, path, path, None, "", None, ["x"]],
     }
-    told = predict(mlflow_model, **table)
-    assert told[0]["tags"] == pytest.approx(told[1]["tags"], abs=1e-5)
-    assert [one["error"] for one in told] == [
+    rows = predict(mlflow_model, **table)
+    assert rows[0]["tags"] == pytest.approx(rows[1]["tags"], abs=1e-5)
+    assert [row["error"] for row in rows] == [
         None,
         None,
         "has both image and path: give one of them",
@@ -102,56 +96,49 @@ def test_rows_keep_their_index(mlflow_model: Any, image_files: list[Path]) -> No
 
 
 @pytest.mark.parametrize("threshold", ["1.5", "high", "genral=0.5"])
-def test_a_wrong_threshold_is_an_error_of_the_request(
-    mlflow_model: Any, image_files: list[Path], threshold: str
-) -> None:
+def test_invalid_threshold_is_an_error_of_the_request(mlflow_model: Any, threshold: str) -> None:
     with pytest.raises(MlflowException, match=r"^threshold: [^\n]+$"):
-        predict(mlflow_model, threshold, path=[str(image_files[0])])
+        predict(mlflow_model, threshold, path=["a.png"])
 
 
-def test_a_table_without_the_columns_is_an_error_of_the_request(mlflow_model: Any) -> None:
+def test_table_without_the_columns_is_an_error_of_the_request(mlflow_model: Any) -> None:
     with pytest.raises(MlflowException, match="neither a column 'image' nor 'path'"):
         predict(mlflow_model, picture=["a.png"])
 
 
-def test_a_model_without_ratings_gives_none(
+def test_model_without_ratings_gives_no_rating(
     mlflow_model: Any, image_files: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     program = mlflow_model.unwrap_python_model()
-    tags = [tag._replace(category=0) for tag in program._tagger.tags]
-    monkeypatch.setattr(program, "_tagger", replace(program._tagger, tags=tags))
-    (told,) = predict(mlflow_model, "0", path=[str(image_files[0])])
-    assert told["rating"] is None
-    assert len(told["tags"]) == len(tags)
+    tags = [tag._replace(category=0) for tag in program.tagger.tags]
+    monkeypatch.setattr(program, "tagger", replace(program.tagger, tags=tags))
+    (row,) = predict(mlflow_model, "0", path=[str(image_files[0])])
+    assert row["rating"] is None
+    assert len(row["tags"]) == len(tags)
 
 
-def test_the_example_is_tagged(mlflow_model: Any) -> None:
-    (told,) = mlflow_model.predict(mlflow_model.input_example).to_dict("records")
-    assert told["error"] is None
+def test_input_example_is_tagged(mlflow_model: Any) -> None:
+    (row,) = mlflow_model.predict(mlflow_model.input_example).to_dict("records")
+    assert row["error"] is None
 
 
-def test_only_what_tagging_needs_is_kept(mlflow_folder: Path, export_folder: Path) -> None:
-    names = {path.name for path in (mlflow_folder / "artifacts").iterdir()}
-    assert names == {*log_model.FILES}
-    assert not {path.suffix for path in mlflow_folder.rglob("*.*")} & {
-        ".pkl",
-        ".pyc",
-        ".safetensors",
-    }
-    for name in names:
-        assert (mlflow_folder / "artifacts" / name).read_bytes() == (
-            export_folder / name
-        ).read_bytes()
+def test_model_holds_only_what_tagging_needs(mlflow_folder: Path, export_folder: Path) -> None:
+    artifacts = mlflow_folder / "artifacts"
+    assert {path.name for path in artifacts.iterdir()} == {*log_model.FILES}
+    suffixes = {path.suffix for path in mlflow_folder.rglob("*.*")}
+    assert not suffixes & {".pkl", ".pyc", ".safetensors"}
+    for name in log_model.FILES:
+        assert (artifacts / name).read_bytes() == (export_folder / name).read_bytes()
 
 
-def test_it_needs_neither_torch_nor_the_project_nor_other_packages(
+def test_model_needs_neither_torch_nor_the_project_nor_other_packages(
     mlflow_folder: Path,
     image_files: list[Path],
     run_infer: Callable[..., int],
     tmp_path: Path,
     root: Path,
 ) -> None:
-    wanted = infer_tags(run_infer, *image_files, "--threshold", "category")
+    expected = infer_tags(run_infer, *image_files, "--threshold", "category")
     environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "DVC_ROOT")}
     ended = subprocess.run(
         [sys.executable, "-c", ELSEWHERE, str(mlflow_folder), *map(str, image_files)],
@@ -162,8 +149,8 @@ def test_it_needs_neither_torch_nor_the_project_nor_other_packages(
         check=False,
     )
     assert ended.returncode == 0, ended.stderr
-    told, imported, code = json.loads(ended.stdout.splitlines()[-1])
-    assert_same_tags(told, wanted)
+    rows, imported, code = json.loads(ended.stdout.splitlines()[-1])
+    assert_same_tags(rows, expected)
     assert Path(code) == mlflow_folder / "code" / "tagger" / "__init__.py"
     pinned = (mlflow_folder / "requirements.txt").read_text().splitlines()
     assert [line.partition("==")[0] for line in pinned] == sorted(

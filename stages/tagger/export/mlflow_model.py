@@ -52,7 +52,7 @@ class ServedTagger(PythonModel):
 
     def load_context(self, context: PythonModelContext) -> None:
         decode.init_process()
-        self._tagger = load_tagger(Path(context.artifacts[layouts.ONNX]).parent)
+        self.tagger = load_tagger(Path(context.artifacts[layouts.ONNX]).parent)
 
     def predict(
         self,
@@ -68,9 +68,9 @@ class ServedTagger(PythonModel):
             raise MlflowException.invalid_parameter_value(
                 f"The table has neither a column {IMAGE!r} nor {PATH!r}."
             )
-        captioner = _captioner(self._tagger, (params or {}).get(THRESHOLD, threshold_choice.BEST))
-        squares = _squares(model_input, self._tagger.preprocess)
-        rows = list(_output_rows(self._tagger, captioner, squares))
+        captioner = _captioner(self.tagger, (params or {}).get(THRESHOLD, threshold_choice.BEST))
+        squares = _squares(model_input, self.tagger.preprocess)
+        rows = list(_output_rows(self.tagger, captioner, squares))
         return pd.DataFrame(rows, index=model_input.index, columns=OUTPUT_COLUMNS, dtype=object)
 
 
