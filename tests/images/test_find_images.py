@@ -21,8 +21,8 @@ from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 from tagger.images import find_images
 os.setuid(int(sys.argv[2]))
-for directory in find_images.directories(Path(".")):
-    print(directory.path, [entry.name for entry in directory.pictures], directory.unread)
+for directory in find_images.scan_folders(Path(".")):
+    print(directory.path, [entry.name for entry in directory.images], directory.unreadable)
 """
 
 
