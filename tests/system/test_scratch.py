@@ -251,7 +251,7 @@ def test_a_disk_without_locks_is_told_once_and_keeps_nobody_out(
         with scratch.locked(tmp_path / "held"):
             pass
     (told,) = [record.message for record in caplog.records]
-    assert told.startswith(f"{tmp_path} knows no locks (")
+    assert told.startswith(f"{tmp_path} has no locks (")
 
 
 @pytest.mark.parametrize("number", [errno.EAGAIN, errno.EACCES])

@@ -12,7 +12,7 @@ from tagger.core.vocabulary import CATEGORIES
 from tagger.data import rejected
 from tagger.data.rejected import Rejection
 from tagger.data.tags.lexicon import Lexicon
-from tagger.system.jit import fast
+from tagger.system.jit import compiled_if_long
 
 
 def cap_posts_per_tag(
@@ -58,7 +58,7 @@ def over_cap(labels: csr_array, order: npt.NDArray[np.int64], cap: int) -> Mask:
     """
     mask = np.zeros(labels.shape[0], dtype=np.bool_)
     counts = np.zeros(labels.shape[1], np.int64)
-    mark = fast(_mark_over_cap, 10 * len(order))
+    mark = compiled_if_long(_mark_over_cap, 10 * len(order))
     mark(order, labels.indptr, labels.indices, counts, cap, mask)
     return mask
 

@@ -16,6 +16,7 @@ from tagger.images.dataset import ReadFailure, Sample, SampleKey, Split
 from tagger.images.decode import Pixels
 from tagger.images.preprocess import Preprocess
 from tagger.system import processes
+from tagger.system.signals import block_stop_signals
 
 _AHEAD = 4  # batches that each worker prepares
 
@@ -119,7 +120,7 @@ class _Loader(DataLoader[Any]):
     """Starts processes that hear no signal to stop until they know which to follow."""
 
     def __iter__(self) -> Any:
-        with processes.deaf():
+        with block_stop_signals():
             return super().__iter__()
 
 

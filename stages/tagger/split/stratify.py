@@ -15,7 +15,7 @@ from numba.extending import register_jitable
 from scipy.sparse import csr_array
 
 from tagger.split.refine import Floats, Ints, refine
-from tagger.system.jit import fast
+from tagger.system.jit import compiled_if_long
 
 _STEPS = 60  # that a post takes, about
 
@@ -48,7 +48,7 @@ def assign(
         np.full(len(sizes), -1, np.int8),
         random.integers(1, 1 << 31, 1),
     )
-    deal = fast(_deal, max(len(labels.indices), _STEPS * len(groups)))
+    deal = compiled_if_long(_deal, max(len(labels.indices), _STEPS * len(groups)))
     parts = np.empty(len(sizes), np.int8)
     parts[order] = deal(*(t.tolist() for t in tables) if deal is _deal else tables)
     return parts

@@ -1,4 +1,4 @@
-"""Loops over labels, compiled where there are many."""
+"""Loops compiled by numba, unless they are short."""
 
 import os
 import sys
@@ -12,20 +12,20 @@ from tagger.system import signals
 
 F = TypeVar("F", bound=Callable[..., object])
 
-# Compiling takes seconds, the first time on a machine; interpreting takes one for so many steps.
-_INTERPRETED = 600_000
+# Python runs so many steps in a second; loading numba takes as long, and compiling several.
+_MAX_INTERPRETED = 600_000
 
 
-def fast(function: F, steps: int) -> F:
-    """Return a function that does the same, compiled for many steps: it must suit numba."""
-    return function if steps <= _INTERPRETED else compiled(function)
+def compiled_if_long(function: F, steps: int) -> F:
+    """Return the function, compiled if it takes many steps."""
+    return function if steps <= _MAX_INTERPRETED else compiled(function)
 
 
 @cache
 def compiled(function: F) -> F:
-    """Return a function that does the same, compiled at its first call on this machine.
+    """Return the function compiled at its first call on this machine.
 
-    Where no file may be kept, at its first call in this process.
+    If no file can be written, it is compiled at the first call in each process.
     """
     from numba import config, njit  # takes a while to load
 
@@ -35,23 +35,23 @@ def compiled(function: F) -> F:
             folder / f"compiled-{_digest(function)}"
         )
     try:
-        compiled: Any = njit(cache=True, nogil=True)(function)
-    except RuntimeError:  # nothing may be written here, nor at home
-        compiled = njit(nogil=True)(function)
-    compile_for = compiled.compile
+        kernel: Any = njit(cache=True, nogil=True)(function)
+    except RuntimeError:  # neither this folder nor the home folder can be written
+        kernel = njit(nogil=True)(function)
+    compile_for = kernel.compile
 
-    def uninterrupted(kinds: object) -> object:
-        with signals.delay_interrupt():  # LLVM's callbacks swallow what is raised in them
-            return compile_for(kinds)
+    def uninterrupted(types: object) -> object:
+        with signals.delay_interrupt():  # LLVM's callbacks swallow exceptions
+            return compile_for(types)
 
-    compiled.compile = uninterrupted  # which it calls for arguments of new kinds
-    return cast(F, compiled)
+    kernel.compile = uninterrupted  # which the kernel calls for arguments of new types
+    return cast(F, kernel)
 
 
 def _digest(function: F) -> str:
-    """Return a digest of the sources of a function and of those it calls.
+    """Return a digest of the sources of a function and of the functions that it calls.
 
-    numba's own cache looks at the first alone: it would not see a change of the others.
+    numba's own cache does not see a change of the called functions.
     """
     used = [getattr(value, "__module__", None) or "" for value in function.__globals__.values()]
     ours = {name for name in (function.__module__, *used) if name.startswith("tagger.")}

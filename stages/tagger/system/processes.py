@@ -1,7 +1,7 @@
-"""Child processes: started so that signals to the whole group spare them, ended with their parent.
+"""Child processes: they end with their parent, and by no signal of others.
 
-Ctrl-C and the end of a job come to all processes of a group. The parent alone heeds them, stops
-when its work is whole, for which it needs its children, and ends them.
+Ctrl-C and the end of a job come to all processes of a group. The parent alone heeds them: it stops
+when its work is whole, for which it needs its children, and then ends them.
 """
 
 import multiprocessing
@@ -10,64 +10,62 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from multiprocessing.process import BaseProcess
 from typing import Any
 
-from tagger.system import signals
+from tagger.system.signals import block_stop_signals
 
 
 def context() -> Any:
     """Return multiprocessing's way to start a process without the threads of this one."""
-    methods = multiprocessing.get_all_start_methods()
-    return multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
+    return multiprocessing.get_context("forkserver" if _has_fork_server() else "spawn")
+
+
+def _has_fork_server() -> bool:
+    return "forkserver" in multiprocessing.get_all_start_methods()
 
 
 def prestart(*modules: str) -> None:
-    """Start the process from which others are forked, once it has imported some modules.
+    """Start the process that forks the others, and return while it imports some modules.
 
-    It imports them while this process goes on.
+    Does nothing if it runs already.
     """
-    if "forkserver" in multiprocessing.get_all_start_methods():
+    if _has_fork_server():
         from multiprocessing import forkserver
 
-        context().set_forkserver_preload(list(modules))
-        with deaf(), _path_in_environment():
+        forkserver.set_forkserver_preload(list(modules))
+        with block_stop_signals(), _module_path_in_environment():
             forkserver.ensure_running()
 
 
 @contextmanager
-def _path_in_environment() -> Iterator[None]:
-    """Let Python programs started meanwhile find modules where this one does.
+def _module_path_in_environment() -> Iterator[None]:
+    """Let a Python program started meanwhile find modules where this one does.
 
-    The process that forks others learns it in no other way before Python 3.13.
+    The process that forks learns it in no other way before Python 3.13.
     """
-    before = os.environ.get("PYTHONPATH")
+    previous = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = os.pathsep.join(sys.path)
     try:
         yield
     finally:
-        if before is None:
+        if previous is None:
             del os.environ["PYTHONPATH"]
         else:
-            os.environ["PYTHONPATH"] = before
+            os.environ["PYTHONPATH"] = previous
 
 
 def start(target: Any, arguments: Sequence[Any]) -> BaseProcess:
     """Start a process that calls the target, which calls `settle` first."""
     process: BaseProcess = context().Process(target=target, args=arguments, daemon=True)
-    with deaf():
+    with block_stop_signals():
         process.start()
     return process
 
 
-def deaf() -> AbstractContextManager[None]:
-    """Start processes that hear no signal to stop until they call `settle`."""
-    return signals.blocked(*signals.STOP_SIGNALS)
-
-
 def settle() -> None:
-    """Let this process, which multiprocessing started, end with its parent, or by its signal."""
+    """Let this process, which multiprocessing started, end with its parent or by its SIGTERM."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     parent = multiprocessing.parent_process()

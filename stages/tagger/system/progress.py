@@ -1,4 +1,4 @@
-"""A progress bar where someone watches, silence elsewhere."""
+"""A progress bar on a terminal, silence elsewhere."""
 
 import sys
 from collections.abc import Iterable, Iterator
@@ -24,13 +24,13 @@ S = TypeVar("S", bound=Sized)
 
 
 def track(items: Iterable[T], description: str, total: float | None = None) -> Iterable[T]:
-    """Return the items, showing how many have been taken; total: where they have no length."""
+    """Return the items and show how many were taken. `total` is needed if they have no length."""
     hidden = not sys.stdout.isatty()
     return rich_track(items, description, total, transient=True, disable=hidden)
 
 
 def track_rows(blocks: Iterable[S], total: int, description: str) -> Iterator[S]:
-    """Yield the blocks, showing how many of `total` rows they held so far, rate and time left."""
+    """Yield the blocks and show how many of `total` rows they held, the rate and the time left."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),

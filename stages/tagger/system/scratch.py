@@ -1,4 +1,4 @@
-"""What a stage that is killed goes on from, out of sight of Git and DVC."""
+"""Folders that an interrupted stage continues from, hidden from Git and DVC, and their locks."""
 
 import fcntl
 import hashlib
@@ -16,42 +16,43 @@ _log = logging.getLogger(__name__)
 
 
 def project_root() -> Path:
-    """Return the root of the project, also where DVC runs a stage in a copy of it."""
+    """Return the root of the project, also if DVC runs a stage in a copy of it."""
     return Path(os.environ.get("DVC_ROOT", "."))
 
 
 def link_project_folders(*folders: Path) -> None:
-    """Link folders of the project, and what is in them, into the copy of it that DVC works in.
+    """Link folders of the project, and their content, into the copy of it that DVC works in.
 
-    They are neither Git's nor DVC's, so that a copy lacks them; it has only what it was brought.
+    Neither Git nor DVC knows them, so that a copy lacks them, or has but a part of them.
     """
+    root = project_root().resolve()
     for folder in folders:
-        there = project_root().resolve() / folder
-        if folder.is_absolute() or project_root().resolve() == Path.cwd() or not there.is_dir():
+        if folder.is_absolute() or root == Path.cwd() or not (root / folder).is_dir():
             continue
-        known = folder.is_dir() and not folder.is_symlink()
-        for here in [folder / path.name for path in there.iterdir()] if known else [folder]:
+        exists = folder.is_dir() and not folder.is_symlink()
+        missing = [folder / path.name for path in (root / folder).iterdir()] if exists else [folder]
+        for path in missing:
             with suppress(FileExistsError):
-                here.parent.mkdir(parents=True, exist_ok=True)
-                here.symlink_to(project_root().resolve() / here)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.symlink_to(root / path)
 
 
 def check_persistent(parameter: str, folder: Path) -> None:
-    """Raise TaggerError where DVC would throw away what a stage writes besides its outputs."""
+    """Raise TaggerError if DVC would throw a folder away, since it is no output of the stage."""
     if not (folder.is_absolute() or (project_root() / folder).resolve() == folder.resolve()):
         raise TaggerError(
-            f"{parameter} is {folder}, and this run is in a copy of the project that goes away. "
+            f"{parameter} is {folder}, and this run is in a temporary copy of the project. "
             "Give an absolute path, or run it without --temp and --queue."
         )
 
 
 def stage_folder(stage: str) -> Path:
-    """Return where a stage keeps what a later run can go on with."""
+    """Return the folder in which a stage keeps files for its next run."""
     return project_root() / ".scratch" / stage
 
 
 def remove_folder(folder: Path) -> None:
-    """Remove what was kept, as the stage is done: all at once, for one that is killed meanwhile."""
+    """Remove a folder at once: if this process is killed meanwhile, no part of it is found."""
     gone = folder.with_name(f".{folder.name}.gone")
     shutil.rmtree(gone, ignore_errors=True)
     with suppress(FileNotFoundError):
@@ -61,35 +62,35 @@ def remove_folder(folder: Path) -> None:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Keep other processes out of a folder. Raises TaggerError where one is in it already.
+    """Keep other processes out of a folder. Raises TaggerError if another one is in it.
 
-    A disk without locks, such as some of a network, is told once, and keeps nobody out.
+    A disk without locks, such as some network disks, is logged once and keeps nobody out.
     """
     lock = folder.with_suffix(".lock")
     lock.parent.mkdir(parents=True, exist_ok=True)
     with lock.open("w") as file:
         try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # which children do not inherit
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # not inherited by children
         except (BlockingIOError, PermissionError):
             raise TaggerError(
                 f"The same is under way in another process, which holds {lock}. Wait for its end."
             ) from None
         except OSError as error:
-            _tell_of_no_locks(lock.parent, one_line(error))
+            _warn_without_locks(lock.parent, one_line(error))
         yield
 
 
 @cache
-def _tell_of_no_locks(folder: Path, reason: str) -> None:
-    _log.warning(f"{folder} knows no locks ({reason}): do not run the same twice at once.")
+def _warn_without_locks(folder: Path, reason: str) -> None:
+    _log.warning(f"{folder} has no locks ({reason}): do not run the same twice at once.")
 
 
 @contextmanager
 def temporary_folder(stage: str) -> Iterator[Path]:
-    """Yield where a stage keeps what it needs until its end, for this working copy alone."""
-    folder = _own(stage)
+    """Yield a folder, not yet made, that is removed when the stage ends."""
+    folder = _working_copy_folder(stage)
     with locked(folder):
-        remove_folder(folder)  # what a process that was killed has left
+        remove_folder(folder)  # left by a killed process
         try:
             yield folder
         finally:
@@ -98,12 +99,13 @@ def temporary_folder(stage: str) -> Iterator[Path]:
 
 @contextmanager
 def resumable_folder(stage: str) -> Iterator[Path]:
-    """Yield where a stage keeps what its next run in this working copy goes on with if it fails."""
-    folder = _own(stage)
+    """Yield a folder that is removed when the stage succeeds: else the next run continues from it."""
+    folder = _working_copy_folder(stage)
     with locked(folder):
         yield folder
         remove_folder(folder)
 
 
-def _own(stage: str) -> Path:
+def _working_copy_folder(stage: str) -> Path:
+    """Return a folder of this working copy alone: DVC runs several at the same time."""
     return stage_folder(stage) / hashlib.sha256(os.fsencode(Path.cwd())).hexdigest()[:16]

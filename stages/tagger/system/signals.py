@@ -1,4 +1,4 @@
-"""Signals to stop: heeded at a moment when nothing is lost, and by the process that leads."""
+"""Signals that ask a program to stop: heeded at a moment when nothing is lost."""
 
 import signal
 import threading
@@ -6,59 +6,59 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)  # Ctrl-C; the end of a job's time, or of a neighbour
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)  # Ctrl-C; the end of a job's time
 
 
 @contextmanager
 def stop_on_signal() -> Iterator[threading.Event]:
     """Yield an event that Ctrl-C or SIGTERM sets, so that work ends where it is whole.
 
-    A second signal raises KeyboardInterrupt, a third does what it did before. Signals can be caught
-    in the main thread alone.
+    A second signal raises KeyboardInterrupt, a third does what it did before. Only the main thread
+    can catch signals.
     """
-    asked = threading.Event()
+    stop = threading.Event()
     if threading.current_thread() is not threading.main_thread():
-        yield asked
+        yield stop
         return
 
-    def note(number: int, frame: FrameType | None) -> None:
-        if asked.is_set():
+    def handle(number: int, frame: FrameType | None) -> None:
+        if stop.is_set():
             restore()
             raise KeyboardInterrupt
-        asked.set()
+        stop.set()
 
     def restore() -> None:
-        for number, handler in before.items():
+        for number, handler in previous.items():
             signal.signal(number, handler)
 
-    before = {number: signal.signal(number, note) for number in STOP_SIGNALS}
+    previous = {number: signal.signal(number, handle) for number in STOP_SIGNALS}
     try:
-        yield asked
+        yield stop
     finally:
         restore()
 
 
 @contextmanager
-def blocked(*numbers: signal.Signals) -> Iterator[None]:
-    """Start processes that do not hear some signals: they inherit what is blocked."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
+def block_stop_signals() -> Iterator[None]:
+    """Start processes that hear no signal to stop: they inherit which ones are blocked."""
+    previous = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        signal.pthread_sigmask(signal.SIG_SETMASK, previous)
 
 
 @contextmanager
 def delay_interrupt() -> Iterator[None]:
-    """Keep Ctrl-C until the end of what would swallow it."""
+    """Delay Ctrl-C until the end of code that would swallow it."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    kept: list[int] = []
-    before = signal.signal(signal.SIGINT, lambda number, _: kept.append(number))
+    delayed: list[int] = []
+    previous = signal.signal(signal.SIGINT, lambda number, _: delayed.append(number))
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
-        if kept:
+        signal.signal(signal.SIGINT, previous)
+        if delayed:
             signal.raise_signal(signal.SIGINT)

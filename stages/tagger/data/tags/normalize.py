@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from tagger.system.jit import fast
+from tagger.system.jit import compiled_if_long
 
 Int32Array = npt.NDArray[np.int32]
 Int64Array = npt.NDArray[np.int64]
@@ -46,7 +46,7 @@ def normalize_tags(
     gained, lost = np.zeros(tag_count, np.int64), np.zeros(tag_count, np.int64)
     last = np.full(tag_count, -1, np.int32)
     has_renames = bool((final_tags != np.arange(tag_count)).any())
-    repeated = fast(_normalize, capacity)(
+    repeated = compiled_if_long(_normalize, capacity)(
         *(starts, labels, implied_starts, implied, final_tags, has_renames),
         *(last, gained, lost, ends, tags),
     )
