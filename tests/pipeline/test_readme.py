@@ -16,7 +16,11 @@ import pytest
 import yaml
 
 import app
+import check_export
+import compare
 import infer
+import publish
+import register
 from tagger import params
 
 ROOT = Path(__file__).parents[2]
@@ -123,14 +127,27 @@ def test_options_table_lists_every_option(name: str, script: Any) -> None:
     (section,) = (s for s in re.split(r"^## ", read(name), flags=re.M) if s.startswith(heading))
     rows = [line for line in section.splitlines() if line.startswith("| `")]
     table = {option for row in rows for option in re.findall(r"--[a-z-]+", row)}
+    assert table == options_of(script) - {"--no-calibrated"}
+
+
+@pytest.mark.parametrize("name", ["stages/README.md", "stages/README.zh.md"])
+@pytest.mark.parametrize("script", [compare, register, check_export, publish])
+def test_row_of_a_tool_lists_every_option(name: str, script: Any) -> None:
+    row = re.search(rf"^\| `{script.__name__}\.py .*", read(name), flags=re.M)
+    assert row, name
+    assert set(re.findall(r"--[a-z-]+", row[0])) == options_of(script)
+
+
+def options_of(script: Any) -> set[str]:
     output = io.StringIO()
     with contextlib.redirect_stdout(output), pytest.raises(SystemExit):
         if script is infer:
             infer.main(["--help"])
+        elif script is app:
+            app.parse_args(["--help"], params.load(ROOT / params.PATH).infer)
         else:
-            script.parse_args(["--help"], params.load(ROOT / params.PATH).infer)
-    options = set(re.findall(r"(?<![\w-])--[a-z-]+", output.getvalue()))
-    assert table == options - {"--help", "--no-calibrated"}
+            script.parse_args(["--help"])
+    return set(re.findall(r"(?<![\w-])--[a-z-]+", output.getvalue())) - {"--help"}
 
 
 def test_commands_of_tools_can_be_parsed() -> None:
