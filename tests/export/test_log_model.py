@@ -104,10 +104,10 @@ def test_export_is_logged_once_and_its_run_does_not_change(
     for _ in range(2):
         with runs.add_to(trained.id) as again:
             log_model.log_export(again, export_folder)
-    after, here = read_run(project, trained.id), client(project)
+    after, store_client = read_run(project, trained.id), client(project)
     assert (dict(after.info), after.data.metrics) == (dict(before.info), before.data.metrics)
-    assert len(here.get_metric_history(str(trained.id), "test.macro_ap")) == 1
-    (first,) = here.search_logged_models([after.info.experiment_id])
+    assert len(store_client.get_metric_history(str(trained.id), "test.macro_ap")) == 1
+    (first,) = store_client.search_logged_models([after.info.experiment_id])
     assert (first.name, first.status) == (log_model.MODEL_NAME, LoggedModelStatus.READY)
     assert [(m.key, m.value) for m in first.metrics or []] == [("test.macro_ap", 0.5)]
     for name in log_model.FILES:
@@ -115,7 +115,7 @@ def test_export_is_logged_once_and_its_run_does_not_change(
     (project / "other" / "calibration.json").unlink()
     with runs.add_to(trained.id) as again:
         log_model.log_export(again, project / "other")
-    assert len(here.search_logged_models([after.info.experiment_id])) == 2
+    assert len(store_client.search_logged_models([after.info.experiment_id])) == 2
     assert store.logged_models(str(trained.id))[log_model.MODEL_NAME].model_id != first.model_id
 
 

@@ -1,4 +1,4 @@
-"""What infer and what MLflow serves say of the same pictures, for tests."""
+"""An export as a model of MLflow, and the tags of infer for the same images."""
 
 import json
 import sys
@@ -50,35 +50,35 @@ def load_model(uri: str) -> Any:
 
 @pytest.fixture
 def image_files(split: Split, tmp_path: Path) -> list[Path]:
-    """Pictures of three kinds, more than are tagged at a time."""
+    """Images of three formats, more than one batch."""
     paths = [tmp_path / f"{row:02}.{('png', 'jpg', 'webp')[row % 3]}" for row in range(10)]
-    for place, path in zip(split.locations, paths, strict=False):
-        with Image.open(place.path) as image:
+    for location, path in zip(split.locations, paths, strict=False):
+        with Image.open(location.path) as image:
             image.convert("RGB").save(path)
     return paths
 
 
-def flatten_categories(said: dict[str, dict[str, float]]) -> dict[str, float]:
+def flatten_categories(by_category: dict[str, dict[str, float]]) -> dict[str, float]:
     """Return the tags of all categories, by falling confidence."""
-    every = [pair for tags in said.values() for pair in tags.items()]
-    return dict(sorted(every, key=lambda pair: -pair[1]))
+    pairs = [pair for tags in by_category.values() for pair in tags.items()]
+    return dict(sorted(pairs, key=lambda pair: -pair[1]))
 
 
 def infer_tags(run: Callable[..., int], *arguments: object) -> list[tuple[str, dict[str, float]]]:
-    """Return rating and tags of each picture as infer writes them."""
-    assert run(*arguments, "--output", "json", "--output-dir", "said", "--device", "cpu") == 0
-    said = json.loads(Path("said/tags.json").read_text(encoding="utf-8"))
-    return [(one["rating"], flatten_categories(one["tags"])) for one in said]
+    """Return rating and tags of each image as infer writes them."""
+    assert run(*arguments, "--output", "json", "--output-dir", "inferred", "--device", "cpu") == 0
+    rows = json.loads(Path("inferred/tags.json").read_text(encoding="utf-8"))
+    return [(row["rating"], flatten_categories(row["tags"])) for row in rows]
 
 
 def assert_same_tags(
-    answers: list[dict[str, Any]], wanted: list[tuple[str, dict[str, float]]]
+    rows: list[dict[str, Any]], expected: list[tuple[str, dict[str, float]]]
 ) -> None:
-    assert [one["rating"] for one in answers] == [rating for rating, _ in wanted]
-    assert [one["error"] for one in answers] == [None] * len(wanted)
-    for answer, (_, tags) in zip(answers, wanted, strict=True):
-        assert list(answer["tags"]) == list(tags)
-        assert answer["tags"] == pytest.approx(tags, abs=2e-6)
+    assert [row["rating"] for row in rows] == [rating for rating, _ in expected]
+    assert [row["error"] for row in rows] == [None] * len(expected)
+    for row, (_, tags) in zip(rows, expected, strict=True):
+        assert list(row["tags"]) == list(tags)
+        assert row["tags"] == pytest.approx(tags, abs=2e-6)
 
 
 def predict(model: Any, threshold: str | None = None, **columns: list[Any]) -> list[dict[str, Any]]:

@@ -43,10 +43,12 @@ def read_run(project: Path, run_id: str | None) -> Run:
 
 def all_runs(project: Path) -> list[Run]:
     """Return all runs, the earliest first."""
-    here = client(project)
-    experiment = here.get_experiment_by_name(store.EXPERIMENT)
+    store_client = client(project)
+    experiment = store_client.get_experiment_by_name(store.EXPERIMENT)
     assert experiment is not None
-    return list(here.search_runs([experiment.experiment_id], order_by=["attributes.start_time"]))
+    return list(
+        store_client.search_runs([experiment.experiment_id], order_by=["attributes.start_time"])
+    )
 
 
 @contextmanager

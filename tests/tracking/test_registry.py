@@ -34,9 +34,11 @@ def track_training(
 
 def aliases_of(project: Path, name: str = "tagger") -> dict[str, list[str]]:
     """Return the aliases of each version."""
-    here: MlflowClient = client(project)
-    versions = [str(each.version) for each in here.search_model_versions(f"name = '{name}'")]
-    aliases = here.get_registered_model(name).aliases.items()
+    store_client: MlflowClient = client(project)
+    versions = [
+        str(each.version) for each in store_client.search_model_versions(f"name = '{name}'")
+    ]
+    aliases = store_client.get_registered_model(name).aliases.items()
     return {
         number: [alias for alias, version in aliases if str(version) == number]
         for number in versions
@@ -86,11 +88,11 @@ def test_model_version_names_its_run_and_file(project: Path) -> None:
 
 
 def test_loadable_model_is_registered_before_a_checkpoint(project: Path) -> None:
-    run, here = read_run(project, track_training("vit", 0.5)), client(project)
-    model = here.create_logged_model(run.info.experiment_id, "export", run.info.run_id)
-    here.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
+    run, store_client = read_run(project, track_training("vit", 0.5)), client(project)
+    model = store_client.create_logged_model(run.info.experiment_id, "export", run.info.run_id)
+    store_client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
     assert registry.register(run, "tagger", "champion").file == ""
-    version = here.get_model_version_by_alias("tagger", "champion")
+    version = store_client.get_model_version_by_alias("tagger", "champion")
     assert version.source == f"models:/{model.model_id}"
 
 

@@ -88,8 +88,8 @@ def site(
     root: Path, export_folder: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Site]:
     folder = tmp_path_factory.mktemp("site") / "tmp"
-    limits = ("--max-upload", 1, "--max-pixels", 1)
-    with serve_page(root, folder, "--model", export_folder, *limits) as site:
+    options = ("--max-upload", 1, "--max-pixels", 1)
+    with serve_page(root, folder, "--model", export_folder, *options) as site:
         yield site
 
 
@@ -116,8 +116,8 @@ def check_requests(opened: OpenedPage, site: Site) -> None:
     streams = [url for url in opened.requests if "/queue/data?" in url]
     assert len(streams) == 1  # of answers: a question asked while one closes is lost
     assert [error for error in opened.errors if error != GRADIO_ERROR] == []
-    here = (f"{site.address}/", f"blob:{site.address}/")
-    assert [url for url in opened.requests if not url.startswith(here)] == []
+    own_urls = (f"{site.address}/", f"blob:{site.address}/")
+    assert [url for url in opened.requests if not url.startswith(own_urls)] == []
     assert site.calls == []
 
 

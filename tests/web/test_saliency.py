@@ -87,16 +87,16 @@ def look_at(name: str, model: Any, row: int, column: int) -> None:
         model.head.global_pool = Pick(row, column, channels_last=name == "swin")
 
 
-@pytest.mark.parametrize("place", [(1, 4), (5, 0)])
+@pytest.mark.parametrize("cell", [(1, 4), (5, 0)])
 @pytest.mark.parametrize("name", LAPTOP)
 def test_map_has_its_maximum_where_the_logit_depends_on_the_image(
-    build: Callable[..., nn.Module], name: str, place: tuple[int, int]
+    build: Callable[..., nn.Module], name: str, cell: tuple[int, int]
 ) -> None:
     size = {"vit": 96, "eva02": 84}.get(name, 192)  # six cells at the deepest map
     model = build(name, size)
-    look_at(name, model, *place)
+    look_at(name, model, *cell)
     heat = first_map(model, noise(size))
-    assert heat[place] == heat.max()
+    assert heat[cell] == heat.max()
     assert (heat > 0).sum() == 1
 
 
@@ -131,7 +131,7 @@ def centre_of(heat: Heatmap) -> tuple[float, float]:
 
 
 @pytest.mark.parametrize(
-    ("fitting", "place", "expected"),
+    ("fitting", "cell", "expected"),
     [
         ("pad", (2, 4), (33, 150)),  # rows 32 to 48 of the square, of which 24 to 72 are image
         ("pad", (3, 1), (67, 50)),
@@ -141,10 +141,10 @@ def centre_of(heat: Heatmap) -> tuple[float, float]:
     ],
 )
 def test_map_is_drawn_where_the_image_lay_in_the_square(
-    fitting: str, place: tuple[int, int], expected: tuple[float, float]
+    fitting: str, cell: tuple[int, int], expected: tuple[float, float]
 ) -> None:
     preprocess = Preprocess(96, (0.5,) * 3, (0.5,) * 3, fitting=fitting)
-    heat = saliency.to_image(one_cell(*place), preprocess, 200, 100)
+    heat = saliency.to_image(one_cell(*cell), preprocess, 200, 100)
     assert heat.shape == (100, 200)
     assert heat.min() == 0
     assert centre_of(heat) == pytest.approx(expected, abs=3)

@@ -95,10 +95,11 @@ def compare(
     padded = replace(model, preprocess=replace(model.preprocess, fitting="pad"))
     count = 0
     for batch in _batches(iter(images)):
-        pictures = [image for _, image in batch]
-        expected = model.probabilities(pictures)
-        is_padded = model.preprocess == padded.preprocess
-        expected_padded = expected if is_padded else padded.probabilities(pictures)
+        batch_images = [image for _, image in batch]
+        expected = model.probabilities(batch_images)
+        expected_padded = expected
+        if model.preprocess != padded.preprocess:
+            expected_padded = padded.probabilities(batch_images)
         for comparison in comparisons:
             resizes = comparison.tool.resizes
             comparison.add(batch, expected_padded if resizes else expected, is_first=not count)
@@ -127,7 +128,7 @@ class _Comparison:
         self._unknown = np.setdiff1d(np.arange(len(tool.tags)), self._outputs)
         self._thresholds = thresholds[self._columns]
         self._largest = self._sum = 0.0
-        self._pairs = self._either = self._both = 0
+        self._pairs = self._sum_of_tags = self._both = 0
 
     def _check_tags(self, model_tags: Iterable[tools.TagKey]) -> None:
         """Raise TaggerError if the tool lacks a tag that it could give."""
@@ -170,14 +171,14 @@ class _Comparison:
         self._largest = max(self._largest, float(difference.max(initial=0)))
         self._sum += float(difference.sum(dtype=np.float64))
         self._pairs += difference.size
-        given, expected_tags = actual >= self._thresholds, expected >= self._thresholds
-        self._both += int((given & expected_tags).sum())
-        self._either += int(given.sum()) + int(expected_tags.sum())
+        tags, expected_tags = actual >= self._thresholds, expected >= self._thresholds
+        self._both += int((tags & expected_tags).sum())
+        self._sum_of_tags += int(tags.sum()) + int(expected_tags.sum())
 
     def result(self) -> Agreement:
         return Agreement(
             self.tool.resizes,
             float(f"{self._largest:.3g}"),
             float(f"{self._sum / max(1, self._pairs):.3g}"),
-            round(2 * self._both / self._either, 6) if self._either else 1.0,
+            round(2 * self._both / self._sum_of_tags, 6) if self._sum_of_tags else 1.0,
         )

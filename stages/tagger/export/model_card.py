@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
@@ -44,19 +44,6 @@ class CardContent:
     params: Params
     compatibility: Compatibility
     trials: Mapping[str, QuantizationTrial]
-
-
-class _Row(NamedTuple):
-    name: str
-    tags: int
-    metrics: Sequence[str]
-    threshold: str
-
-
-class _File(NamedTuple):
-    name: str
-    use: str
-    size: str
 
 
 def write(folder: Path, content: CardContent) -> None:
@@ -102,12 +89,15 @@ def write(folder: Path, content: CardContent) -> None:
     files.write_text(folder / checksums.CARD, text)
 
 
-def _category_rows(test: Mapping[str, Any], by_category: Mapping[str, float]) -> list[_Row]:
+def _category_rows(
+    test: Mapping[str, Any], by_category: Mapping[str, float]
+) -> list[tuple[str, ...]]:
+    """Return name, number of tags, metrics and threshold of each category, and of all."""
     return [
-        _Row(
+        (
             name,
-            metrics["tags"],
-            [_with_interval(metrics, metric) for metric in _METRICS],
+            f"{metrics['tags']:,}",
+            *(_with_interval(metrics, metric) for metric in _METRICS),
             f"{by_category[name]:.3f}" if name in by_category else "",
         )
         for name, metrics in {**test["categories"], "all": test}.items()
@@ -150,9 +140,10 @@ def _describe_policy(policy: ThresholdParams) -> str:
     return f"{objective}, {scopes.get(policy.kind, 'one for each tag')}"
 
 
-def _files(folder: Path) -> list[_File]:
+def _files(folder: Path) -> list[tuple[str, str, str]]:
+    """Return name, use and size in MB of each file with weights."""
     return [
-        _File(name, use, f"{(folder / name).stat().st_size / 1e6:.1f}")
+        (name, use, f"{(folder / name).stat().st_size / 1e6:.1f}")
         for name, use in _USES.items()
         if (folder / name).is_file()
     ]

@@ -98,8 +98,8 @@ def _repository(api: HfApi, repo: str, private: bool) -> ModelInfo:
     except errors.RepositoryNotFoundError:
         about = None
     if about is None or "/" not in repo:
-        made = api.create_repo(repo, private=private or None, exist_ok=True)
-        about = _about(api, made.repo_id)
+        url = api.create_repo(repo, private=private or None, exist_ok=True)
+        about = _about(api, url.repo_id)
     if private and not about.private:
         address = f"{constants.ENDPOINT}/{about.id}"
         raise TaggerError(

@@ -50,16 +50,16 @@ def write(folder: Path, split: Split, count: int) -> None:
         (probabilities,) = tagger.probabilities([image])
         return captioner(InputImage(Path(), Path()), probabilities)
 
-    written = 0
+    count_written = 0
     candidates = split.evenly_spaced(_TRIES * count).locations
     for _, image in readable_images(candidates, tagger.preprocess.background):
-        if written == count:
+        if count_written == count:
             return
         image.thumbnail((_SIZE, _SIZE))
         rating = caption_of(image).rating
         if rating is None or rating.name in _SAFE_RATINGS:
-            written += 1
-            path = folder / FOLDER / f"{written}.jpg"
+            count_written += 1
+            path = folder / FOLDER / f"{count_written}.jpg"
             with files.atomic_write(path) as partial:
                 image.save(partial, format="JPEG", quality=_QUALITY, subsampling=0)
             caption = caption_of(decode.open_rgb(path))

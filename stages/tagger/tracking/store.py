@@ -36,7 +36,7 @@ def connect() -> None:
     """Select the store and its experiment.
 
     The store is the one that MLFLOW_TRACKING_URI names, else `mlflow.db` in the root of the
-    project, also if DVC runs a copy of it. Raises whatever MLflow, its database or the network does.
+    project, also if DVC runs a copy of it. Raises any error of MLflow, its database or the network.
     """
     for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)

@@ -173,9 +173,9 @@ def to_image(cells: Heatmap, preprocess: Preprocess, width: int, height: int) ->
     box = (seen[0] / per[0], seen[1] / per[1], seen[2] / per[0], seen[3] / per[1])
     end, below = max(end, start + 1), max(below, above + 1)  # for an image that is a mere line
     sides = (end - start, below - above)
-    part = Image.fromarray(cells).resize(sides, Image.Resampling.BICUBIC, box)
+    resized = Image.fromarray(cells).resize(sides, Image.Resampling.BICUBIC, box)
     heatmap = np.zeros((height, width), np.float32)
-    heatmap[above:below, start:end] = np.asarray(part).clip(0)  # the filter undershoots
+    heatmap[above:below, start:end] = np.asarray(resized).clip(0)  # the filter undershoots
     return heatmap
 
 
