@@ -102,9 +102,9 @@ def test_the_same_tags_give_the_same_model_bit_for_bit(
     assert all(torch.equal(state[name], old[name]) for name in old)
     assert (
         head_transfer.summarize(carried)
-        == f"carried {len(tags)} of {len(tags)} tags, 0 new, 0 dropped"
+        == f"transferred {len(tags)} of {len(tags)} tags, 0 new, 0 dropped"
     )
-    assert {tag.outcome for tag in carried} == {"carried"}
+    assert {tag.outcome for tag in carried} == {"transferred"}
 
 
 @pytest.mark.parametrize("kind", ["trained", "exported", "published"])
@@ -130,7 +130,7 @@ def test_predictions_for_tags_that_stay_are_those_of_the_old_model_on_real_pictu
     assert old.std() > 0.1
     torch.testing.assert_close(found[:, 2:], old[:, 3:].flip(1), rtol=0, atol=1e-6)
     assert Counter(tag.outcome for tag in carried) == {
-        "carried": len(tags) - 3,
+        "transferred": len(tags) - 3,
         "new": 2,
         "dropped": 3,
     }
@@ -198,7 +198,7 @@ def test_another_kind_of_head_starts_anew_and_says_so(
     _, carried = start(trained(tags, preset, old), preset, tags, head=new)
     assert {tag.outcome for tag in carried} == {"new", "dropped"}
     assert caplog.messages[-1].startswith("The head starts anew, without ")
-    assert caplog.messages[-1].endswith("its head is another.")
+    assert caplog.messages[-1].endswith("its head is of another form.")
 
 
 @pytest.mark.parametrize(
@@ -253,11 +253,13 @@ def test_an_alias_carries_an_old_tag_to_the_one_that_is_meant(
     tags = [*general("long_hair", "1girl"), *general("hatsune_miku", category=4)]
     aliases = {"longhair": "long_hair", "miku": "hatsune_miku"}
     model, carried = start(folder, preset, tags, aliases)
-    assert pairs(carried)["long_hair", 0] == ("carried_by_alias", "longhair")
-    assert pairs(carried)["hatsune_miku", 4] == ("carried_by_alias", "miku")
+    assert pairs(carried)["long_hair", 0] == ("transferred_by_alias", "longhair")
+    assert pairs(carried)["hatsune_miku", 4] == ("transferred_by_alias", "miku")
     assert pairs(carried)["general", 9] == ("dropped", "")
     assert torch.equal(rows_of(model), rows_of(backbone.load_model(folder))[[3, 2, 6]])
-    assert head_transfer.summarize(carried) == "carried 3 of 3 tags (2 by alias), 0 new, 4 dropped"
+    assert (
+        head_transfer.summarize(carried) == "transferred 3 of 3 tags (2 by alias), 0 new, 4 dropped"
+    )
 
 
 def test_a_rating_is_never_taken_for_the_tag_of_its_name() -> None:
@@ -311,18 +313,18 @@ def test_every_tag_is_accounted_for_once(
     assert len(set(used)) == len(used)
     for row, (old, outcome) in found.items():
         same = olds[old].name == vocabulary.normalize_name(tags[row].name)
-        assert same == (outcome == "carried")
+        assert same == (outcome == "transferred")
         assert same or aliases[olds[old].name] == vocabulary.normalize_name(tags[row].name)
-    told = head_transfer._told(tags, olds, found, [])
+    told = head_transfer.build_outcomes(tags, olds, found, [])
     kinds = Counter(tag.outcome for tag in told)
     learnt = [(tag.name, tag.category) for tag in told if tag.outcome != "dropped"]
     assert learnt == [(tag.name, tag.category) for tag in tags]
-    assert kinds["carried"] + kinds["carried_by_alias"] + kinds["dropped"] == len(olds)
+    assert kinds["transferred"] + kinds["transferred_by_alias"] + kinds["dropped"] == len(olds)
     assert len(head_transfer.table_rows(told)) == len(told)
     exact = {(vocabulary.normalize_name(t.name), t.category): row for row, t in enumerate(tags)}
     for number, old_tag in enumerate(olds):
         if (row_ := exact.get((old_tag.name, old_tag.category))) is not None:
-            assert found[row_] == (number, "carried")
+            assert found[row_] == (number, "transferred")
 
 
 # What new tags start as
@@ -381,18 +383,18 @@ def test_with_no_tag_in_common_the_head_starts_anew_with_a_warning(
     torch.manual_seed(4)
     assert torch.equal(rows_of(model), rows_of(backbone.build_model(preset, 2)))
     assert [record.levelname for record in caplog.records] == ["WARNING"]
-    assert "none of its tags is among those to learn" in caplog.text
-    assert head_transfer.summarize(carried) == "carried 0 of 2 tags, 2 new, 2 dropped"
+    assert "the model has none of its tags" in caplog.text
+    assert head_transfer.summarize(carried) == "transferred 0 of 2 tags, 2 new, 2 dropped"
 
 
 def test_the_table_names_categories_and_sources() -> None:
     told = [
-        TransferredTag("a", 4, "carried_by_alias", "aa"),
+        TransferredTag("a", 4, "transferred_by_alias", "aa"),
         TransferredTag("b", UNKNOWN, "dropped", ""),
     ]
     assert head_transfer.HEADER == ("name", "category", "outcome", "source")
     assert head_transfer.table_rows(told) == [
-        ("a", "character", "carried_by_alias", "aa"),
+        ("a", "character", "transferred_by_alias", "aa"),
         ("b", "", "dropped", ""),
     ]
 
@@ -470,4 +472,4 @@ def test_a_head_without_weights_is_another(
     body = {name: value for name, value in entries.items() if not name.startswith("classifier")}
     save_file(body, folder / backbone.WEIGHTS)
     start(folder, preset, general("a"))
-    assert "its head is another" in caplog.text
+    assert "its head is of another form" in caplog.text

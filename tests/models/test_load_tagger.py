@@ -432,18 +432,16 @@ def test_tags_without_a_known_category_are_general(
     assert tags_of(folder, 0)["general"].keys() == {tag.name for tag in tags}
 
 
-def test_an_export_gives_its_first_tag_without_torch_and_without_processes(
+def test_infer_of_an_export_loads_neither_torch_nor_other_heavy_packages(
     root: Path, export_folder: Path, image_folder: Path, tmp_path: Path
 ) -> None:
-    """One image is tagged at once: nothing is loaded or started that many would need."""
     program = (
-        "import runpy, sys, multiprocessing\n"
+        "import runpy, sys\n"
         "sys.argv = sys.argv[1:]\n"
         "try: runpy.run_path(sys.argv[0], run_name='__main__')\n"
         "except SystemExit as ended: assert not ended.code\n"
-        "assert not multiprocessing.active_children()\n"
         "heavy = {'torch', 'timm', 'numba', 'pandas', 'scipy', 'pyarrow'}\n"
-        "print(sorted((heavy | {'multiprocessing.forkserver'}) & sys.modules.keys()))\n"
+        "print(sorted(heavy & sys.modules.keys()))\n"
     )
     arguments = [root / "stages" / "infer.py", image_folder / "a.png", "--model", export_folder]
     ended = subprocess.run(

@@ -252,7 +252,9 @@ def test_what_is_missing_superfluous_or_of_another_shape_is_named(
     lacks, shapes, has = (message.partition("a.safetensors ")[2] for message in warned)
     assert lacks == "lacks blocks.0.norm1.weight, blocks.0.norm1.bias: these start anew."
     assert shapes == "has other shapes: norm.weight (65 instead of 64). These start anew."
-    assert has == "has what test_vit lacks: more.0, more.1, more.2, more.3, more.4 and 2 more."
+    assert (
+        has == "has entries that test_vit lacks: more.0, more.1, more.2, more.3, more.4 and 2 more."
+    )
     assert [r.levelname for r in told.records] == ["INFO", "WARNING", "WARNING", "WARNING"]
     assert torch.equal(model.norm.weight, norm)
 
@@ -267,7 +269,7 @@ def test_a_shallower_network_of_the_same_kind_takes_what_fits(
     load(model, tmp_path / "a.safetensors")
     assert same(body(model), {key: source.state_dict()[key] for key in body(model)})
     assert "timm cannot convert it" in told.text
-    assert "has what swin_tiny_patch4_window7_224 lacks: layers.0.blocks.1" in told.text
+    assert "has entries that swin_tiny_patch4_window7_224 lacks: layers.0.blocks.1" in told.text
 
 
 def test_counters_of_batch_norm_are_not_missed(
@@ -321,7 +323,7 @@ def test_code_in_a_file_is_never_run(vit: nn.Module, tmp_path: Path, form: str) 
     assert not proof.exists()
     assert str(path) in message
     if form != "plain":
-        assert "more than tensors: posix.mkdir, which would be code to run, and is not" in message
+        assert "more than tensors: posix.mkdir is code, which is not run" in message
     with path.open("rb") as file, pytest.raises((pickle.UnpicklingError, FileExistsError)):
         proof.mkdir()
         pickle.load(file)  # the code is real, where it can be reached without torch
@@ -480,7 +482,9 @@ def test_what_was_downloaded_serves_without_the_hub(
     server.private = True
     told.clear()
     load(small_vit(), True)
-    assert told.messages[0] == f"hf-hub:{TIMMS} is taken from the cache, without asking the hub."
+    assert (
+        told.messages[0] == f"hf-hub:{TIMMS} is read from the cache, as the hub cannot be reached."
+    )
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     told.clear()
     load(small_vit(), True)

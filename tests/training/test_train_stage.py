@@ -32,7 +32,7 @@ def test_init_from_transfers_the_head_to_other_tags(
     all_tags = manifest.read_tags(project.folder / "data/tags.parquet")
     new = [tag for tag in all_tags if tag.count < 3][:2]
     vocabulary.write([*new, *shared], tags_file)
-    line = f"carried {len(shared)} of {len(shared) + 2} tags, 2 new, 1 dropped"
+    line = f"transferred {len(shared)} of {len(shared) + 2} tags, 2 new, 1 dropped"
     assert line in project.train().splitlines()
     old_weights = load_file(model_folder / backbone.WEIGHTS)
     new_weights = load_file(project.folder / "models/tagger/last.safetensors")
@@ -42,7 +42,7 @@ def test_init_from_transfers_the_head_to_other_tags(
     assert torch.equal(new_weights["conv_stem.weight"], old_weights["conv_stem.weight"])
     table = files.read_csv(project.folder / "models/tagger/carried_tags.csv")
     assert {row["name"]: row["outcome"] for row in table} == (
-        {tag.name: "carried" for tag in shared}
+        {tag.name: "transferred" for tag in shared}
         | {tag.name: "new" for tag in new}
         | {tags[0].name: "dropped"}
     )

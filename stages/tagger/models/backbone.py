@@ -1,4 +1,4 @@
-"""Any timm backbone with one output per tag: built, saved, and loaded back."""
+"""Any timm backbone with one output per tag: build, save and load it."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -30,17 +30,17 @@ CONFIG = "config.json"
 
 
 def build_model(preset: Preset, tags: int, head: Head = "linear") -> nn.Module:
-    """Return the backbone with a head of `tags` logits: timm's own, or that of `heads`.
+    """Return the backbone with a head of `tags` logits: timm's linear one, or a query head.
 
     Raises TaggerError for a name that timm does not know, arguments that the backbone does not
-    take, and weights that are not to be had.
+    take, and weights that cannot be read or downloaded.
     """
     classes = tags if head == "linear" else 0
     arguments: dict[str, Any] = dict(preset.model_args)
     if _config(preset.backbone).fixed_input_size:
         arguments["img_size"] = preset.image_size
     try:
-        model = _created(preset, num_classes=classes, **arguments)
+        model = _create(preset, num_classes=classes, **arguments)
     except (AssertionError, RuntimeError, TypeError, ValueError) as error:
         raise TaggerError(
             f"{preset.backbone} cannot be built with image_size {preset.image_size} and "
@@ -52,12 +52,14 @@ def build_model(preset: Preset, tags: int, head: Head = "linear") -> nn.Module:
     return QueryTagger(model, tags) if head == "query" else model
 
 
-def _created(preset: Preset, **arguments: Any) -> nn.Module:
+def _create(preset: Preset, **arguments: Any) -> nn.Module:
     try:
         return timm.create_model(
             preset.backbone, **{"drop_path_rate": preset.drop_path} | arguments
         )
-    except TypeError as error:  # some have no branches to leave out; others do unless told not to
+    except (
+        TypeError
+    ) as error:  # not every backbone has drop_path_rate, and some have another default than 0
         if preset.drop_path or "drop_path_rate" not in str(error):
             raise
         return timm.create_model(preset.backbone, **arguments)
@@ -74,7 +76,7 @@ def _config(name: str) -> PretrainedCfg:
 
 
 def _check_patches(model: nn.Module, preset: Preset) -> None:
-    """Refuse a size of which the border, or everything, would fall outside the patches."""
+    """Raise TaggerError for an image size whose border, or everything, lies outside the patches."""
     patch = getattr(getattr(model, "patch_embed", None), "patch_size", None)
     if patch and (preset.image_size % patch[0] or preset.image_size < 2 * patch[0]):
         nearest = max(2, round(preset.image_size / patch[0])) * patch[0]
@@ -87,13 +89,13 @@ def _check_patches(model: nn.Module, preset: Preset) -> None:
 def build_preprocess(
     model: nn.Module, preset: Preset, fitting: str = "pad", background: Sequence[int] = WHITE
 ) -> Preprocess:
-    """Return how pictures become inputs of this model, by the constants of its backbone."""
+    """Return the preprocessing of images for this model, with the constants of its backbone."""
     config: Any = model.pretrained_cfg
     return preprocess.from_timm_config(config, preset.image_size, fitting, background)
 
 
 def check_sizes(model: nn.Module, sizes: Sequence[int]) -> None:
-    """Raise TaggerError where the model takes no pictures of one of the sizes, in pixels."""
+    """Raise TaggerError if the model takes no images of one of the sizes, in pixels."""
     device = next(model.parameters()).device
     training = model.training
     model.eval()
@@ -103,7 +105,7 @@ def check_sizes(model: nn.Module, sizes: Sequence[int]) -> None:
                 model(torch.zeros(1, 3, size, size, device=device))
         except (AssertionError, RuntimeError, ValueError) as error:
             raise TaggerError(
-                f"train.augment.sizes: this backbone takes no pictures of {size} px: "
+                f"train.augment.sizes: this backbone takes no images of {size} px: "
                 f"{one_line(error)}. Leave that size out; vision transformers may want "
                 "model_args: {dynamic_img_size: true}."
             ) from error
@@ -111,26 +113,26 @@ def check_sizes(model: nn.Module, sizes: Sequence[int]) -> None:
 
 
 def enable_gradient_checkpointing(model: nn.Module) -> None:
-    """Let the model compute twice, in training, what it would keep for the gradient.
+    """Recompute activations in the backward pass, to save memory.
 
     Raises TaggerError for a backbone that cannot.
     """
-    timms: Any = model
+    timm_model: Any = model
     try:
-        timms.set_grad_checkpointing(True)
+        timm_model.set_grad_checkpointing(True)
     except (AssertionError, AttributeError, NotImplementedError) as error:
         raise TaggerError(
-            f"train.gradient_checkpointing: this backbone does not know it: {one_line(error)}. Set "
-            "it to false, and lower train.micro_batch where memory does not suffice."
+            f"train.gradient_checkpointing: this backbone does not support it: {one_line(error)}. "
+            "Set it to false, and lower train.micro_batch if memory does not suffice."
         ) from error
 
 
 def save_config(model: nn.Module, prepared: Preprocess, folder: Path) -> None:
     """Write timm's config.json; with `save_weights` it makes a folder for timm's `local-dir:`.
 
-    That of a query head describes the backbone alone, and the head under the key `head`.
+    With a query head it describes the backbone alone, and the head under the key `head`.
     """
-    more = {"head": model.head_config()} if isinstance(model, QueryTagger) else {}
+    head_config = {"head": model.head_config()} if isinstance(model, QueryTagger) else {}
     body = model.backbone if isinstance(model, QueryTagger) else model
     data = {
         "input_size": (3, prepared.size, prepared.size),
@@ -140,7 +142,7 @@ def save_config(model: nn.Module, prepared: Preprocess, folder: Path) -> None:
         "crop_pct": 1.0,
     }
     with files.atomic_write(folder / CONFIG) as partial:
-        save_config_for_hf(body, str(partial), data_config=data, model_config=more)
+        save_config_for_hf(body, str(partial), data_config=data, model_config=head_config)
 
 
 def save_weights(state: Mapping[str, Tensor], path: Path) -> None:
@@ -148,7 +150,7 @@ def save_weights(state: Mapping[str, Tensor], path: Path) -> None:
     with files.atomic_write(path) as partial:
         try:
             save_file(entries, partial, metadata={"format": "pt"})
-        except SafetensorError as error:  # of the system's, it keeps but the number
+        except SafetensorError as error:  # of an error of the system it keeps only the number
             number = re.search(r"os error (\d+)", str(error))
             if number is None:
                 raise
@@ -161,8 +163,8 @@ def load_model(folder: Path) -> nn.Module:
     files.require(folder / CONFIG)
     try:
         head = files.read_json(folder / CONFIG).get("head")
-        with torch.device("meta"):  # which costs no memory, however large the model is
-            _check_room(_described(folder, head), folder)
+        with torch.device("meta"):  # no memory, however large the model is
+            _check_size(_described(folder, head), folder)
         model = _described(folder, head, pretrained=head is None)
         if head is not None:
             model.load_state_dict(load_file(folder / WEIGHTS))
@@ -177,34 +179,34 @@ def _described(folder: Path, head: dict[str, Any] | None, pretrained: bool = Fal
     return model if head is None else QueryTagger(model, **head)
 
 
-def _check_room(model: nn.Module, folder: Path) -> None:
-    """Raise TaggerError where the file of weights is too small to hold those of the model."""
-    needed, there = sum(p.numel() for p in model.parameters()), (folder / WEIGHTS).stat().st_size
-    if needed > there:
+def _check_size(model: nn.Module, folder: Path) -> None:
+    """Raise TaggerError if the file of weights is too small for the model of the config."""
+    weights, size = sum(p.numel() for p in model.parameters()), (folder / WEIGHTS).stat().st_size
+    if weights > size:
         raise TaggerError(
-            f"{folder} does not load: {CONFIG} describes a model of {needed:,} weights, which "
-            f"cannot all lie in the {there:,} bytes of {WEIGHTS}. Train again."
+            f"{folder} does not load: {CONFIG} describes a model of {weights:,} weights, which "
+            f"cannot all lie in the {size:,} bytes of {WEIGHTS}. Train again."
         )
 
 
 def to_device(model: nn.Module, device: torch.device | None = None) -> nn.Module:
-    """Return the model on CUDA where there is one, in the layout that convolutions prefer."""
-    where = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return model.to(memory_format=torch.channels_last).to(where)
+    """Return the model on CUDA if there is a GPU, in the layout that convolutions prefer."""
+    target = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return model.to(memory_format=torch.channels_last).to(target)
 
 
 @contextmanager
 def inference_mode() -> Iterator[None]:
-    """Compute what a model says of pictures: without gradients, and in whole float32.
+    """Compute without gradients, and in full float32.
 
-    TF32 would make a picture's confidences depend, by 1e-3, on those it is computed with.
+    With TF32 the confidences of an image depend, by 1e-3, on the other images of its batch.
     """
-    matmuls, convolutions = torch.get_float32_matmul_precision(), cudnn.allow_tf32
+    precision, allow_tf32 = torch.get_float32_matmul_precision(), cudnn.allow_tf32
     torch.set_float32_matmul_precision("highest")
     cudnn.allow_tf32 = False
     try:
         with torch.inference_mode():
             yield
     finally:
-        torch.set_float32_matmul_precision(matmuls)
-        cudnn.allow_tf32 = convolutions
+        torch.set_float32_matmul_precision(precision)
+        cudnn.allow_tf32 = allow_tf32

@@ -1,6 +1,6 @@
-"""Weights as they lie in a file, in a folder or on the hub, and what is said beside them.
+"""Weights in a file, in a folder or on the hub, with the config beside them.
 
-huggingface_hub heeds HF_TOKEN, HF_ENDPOINT, HF_HOME and HF_HUB_OFFLINE.
+huggingface_hub reads HF_TOKEN, HF_ENDPOINT, HF_HOME and HF_HUB_OFFLINE.
 """
 
 import logging
@@ -22,7 +22,7 @@ from tagger.core.errors import TaggerError, one_line
 
 HUB = "hf-hub:"
 CONFIG = "config.json"
-# Of a folder the first that is there, in timm's own order.
+# Of a folder the first one that exists is read, in timm's order.
 WEIGHTS_NAMES = (
     "model.safetensors",
     "pytorch_model.bin",
@@ -33,9 +33,9 @@ WEIGHTS_NAMES = (
 )
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 
-_PLAIN_TORCH = "model_state_dict"  # as in torch's own tutorial, beside the keys that timm knows
+_PLAIN_TORCH = "model_state_dict"  # as in torch's tutorial; timm knows the other usual keys
 
-# What timm, safetensors and torch raise for weights that are away, damaged or of another network.
+# Raised by timm, safetensors and torch for weights that are missing, damaged or of another network.
 UNREADABLE_ERRORS = (
     OSError,
     RuntimeError,
@@ -55,33 +55,33 @@ _log = logging.getLogger(__name__)
 
 
 class Checkpoint(NamedTuple):
-    source: str  # where the weights are from, as a person would name it
-    entries: dict[str, Any]  # tensors by the names they have there; some are nested further
-    config: dict[str, Any]  # timm's config.json beside them; empty where there is none
+    source: str  # of the weights, for messages
+    entries: dict[str, Any]  # tensors by their names in the file; some are nested further
+    config: dict[str, Any]  # timm's config.json beside them; empty if there is none
 
     @property
     def architecture(self) -> str:
-        """The backbone that config.json names, or ""."""
+        """The backbone in config.json, or ""."""
         name = self.config.get("architecture", "")
         return name if isinstance(name, str) else ""
 
     @property
     def pretrained(self) -> dict[str, Any]:
-        """What config.json says of how the weights were trained; older ones have it all in one."""
+        """How the weights were trained, by config.json; older ones have no inner object for it."""
         inner = self.config.get("pretrained_cfg", self.config)
         return inner if isinstance(inner, dict) else {}
 
 
 def read(source: bool | str | Path, backbone: str) -> Checkpoint:
-    """Return weights from where they are.
+    """Return the weights of a source.
 
-    source: a file, a folder as timm, `train` and `export` write them, `hf-hub:owner/name`, or
-        True for those that timm names for the backbone
+    source: a file, a folder that timm, `train` or `export` wrote, `hf-hub:owner/name`, or True
+        for timm's weights of the backbone
 
-    Code in a file is never run. Raises TaggerError for weights that cannot be had.
+    Code in a file is never run. Raises TaggerError for weights that cannot be read or downloaded.
     """
     if isinstance(source, bool):
-        return _timms(backbone)
+        return _from_timm(backbone)
     if str(source).startswith(HUB):
         repo, _, revision = str(source).removeprefix(HUB).partition("@")
         return _from_hub(repo, revision or None)
@@ -100,7 +100,7 @@ def read(source: bool | str | Path, backbone: str) -> Checkpoint:
 
 
 def find_weights(path: Path) -> Path | None:
-    """Return the file of weights that a path names, as far as it is plain which one that is."""
+    """Return the file of weights of a path: the file itself, or one of a usual name in a folder."""
     path = path.expanduser()
     if path.is_file():
         return path
@@ -108,7 +108,7 @@ def find_weights(path: Path) -> Path | None:
 
 
 def _from_folder(folder: Path) -> Checkpoint:
-    """Return the weights of a folder, of which there must be no two without a usual name."""
+    """Return the weights of a folder: those of a usual name, or else the only file of weights."""
     usual = [folder / name for name in WEIGHTS_NAMES if (folder / name).is_file()]
     others = sorted(path for path in folder.iterdir() if path.suffix in SUFFIXES)
     if not (usual or others):
@@ -123,15 +123,17 @@ def _from_folder(folder: Path) -> Checkpoint:
 
 
 def _config(path: Path) -> dict[str, Any]:
-    """Return timm's config.json, empty where there is none."""
+    """Return timm's config.json, empty if there is none."""
     content = files.read_json(path) if path.is_file() else {}
     if not isinstance(content, dict):
-        raise TaggerError(f"{path} is no config of timm: it must hold an object. Get it again.")
+        raise TaggerError(
+            f"{path} is no config of timm: it must hold an object. Download it again."
+        )
     return content
 
 
 def _entries(path: Path) -> dict[str, Any]:
-    """Return the tensors of a file by name; of a training checkpoint the averaged ones."""
+    """Return the tensors of a file by name; the averaged ones of a training checkpoint."""
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Detected pickle protocol")
@@ -146,24 +148,24 @@ def _entries(path: Path) -> dict[str, Any]:
 
 
 def _unreadable(path: Path, error: Exception) -> str:
-    refused = error.__cause__  # timm tells every failure of torch's unpickler alike
-    if found := re.search(r"GLOBAL ([\w.]+)", str(refused)):
+    cause = error.__cause__  # timm has one message for every failure of torch's unpickler
+    if code := re.search(r"GLOBAL ([\w.]+)", str(cause)):
         return (
-            f"{path} holds more than tensors: {found[1]}, which would be code to run, and is not. "
-            "Have its tensors saved as .safetensors by someone whom you trust."
+            f"{path} holds more than tensors: {code[1]} is code, which is not run. "
+            "Ask someone you trust to save its tensors as .safetensors."
         )
     kind = "safetensors" if path.suffix == ".safetensors" else "weights of torch"
-    reason = "it is no pickle of tensors" if refused else one_line(error)[:200]
-    return f"{path} is damaged, or no file of {kind}: {reason}. Get it again."
+    reason = "it is no pickle of tensors" if cause else one_line(error)[:200]
+    return f"{path} is damaged, or no file of {kind}: {reason}. Download it again."
 
 
-def _timms(backbone: str) -> Checkpoint:
-    """Return the weights that timm names for a backbone."""
-    known = get_pretrained_cfg(backbone)
-    if known and known.hf_hub_id:
-        repo, _, revision = known.hf_hub_id.partition("@")
+def _from_timm(backbone: str) -> Checkpoint:
+    """Return timm's weights for a backbone."""
+    config = get_pretrained_cfg(backbone)
+    if config and config.hf_hub_id:
+        repo, _, revision = config.hf_hub_id.partition("@")
         return _from_hub(repo, revision or None)
-    if not (known and known.url):
+    if not (config and config.url):
         tagged = timm.list_pretrained(f"{backbone.split('.')[0]}.*")
         hint = f" It has {', '.join(tagged[:5])}." if tagged else ""
         raise TaggerError(
@@ -171,17 +173,17 @@ def _timms(backbone: str) -> Checkpoint:
             f"{_WAYS_OUT}."
         )
     try:
-        path = Path(download_cached_file(known.url, check_hash=True))
+        path = Path(download_cached_file(config.url, check_hash=True))
     except UNREADABLE_ERRORS as error:
         raise TaggerError(
-            f"The weights of {backbone} cannot be downloaded from {known.url}: {one_line(error)}. "
+            f"The weights of {backbone} cannot be downloaded from {config.url}: {one_line(error)}. "
             f"Check the network, {_WAYS_OUT}."
         ) from error
-    return Checkpoint(str(known.url), _entries(path), {})
+    return Checkpoint(str(config.url), _entries(path), {})
 
 
 def _from_hub(repo: str, revision: str | None) -> Checkpoint:
-    """Return the weights of a repository; those of the cache where the hub cannot be asked."""
+    """Return the weights of a repository, from the cache if the hub cannot be reached."""
     source = f"{HUB}{repo}" + (f"@{revision}" if revision else "")
     try:
         weights, config = _download(repo, revision)
@@ -190,28 +192,28 @@ def _from_hub(repo: str, revision: str | None) -> Checkpoint:
     except _UNREACHABLE as error:
         weights, config = _cached(repo, revision)
         if weights is None:
-            told = hub_errors.explain(error, repo, revision, "model").removesuffix(".")
-            raise TaggerError(f"{told}, {_WAYS_OUT}.") from error
+            reason = hub_errors.explain(error, repo, revision, "model").removesuffix(".")
+            raise TaggerError(f"{reason}, {_WAYS_OUT}.") from error
         if not constants.is_offline_mode():
-            _log.warning("%s is taken from the cache, without asking the hub.", source)
+            _log.warning("%s is read from the cache, as the hub cannot be reached.", source)
     if weights is None:
         raise TaggerError(
-            f"{source} holds no weights for timm: it has neither {WEIGHTS_NAMES[0]} nor {WEIGHTS_NAMES[1]}. "
-            f"Name another, {_WAYS_OUT}."
+            f"{source} holds no weights for timm: it has neither {WEIGHTS_NAMES[0]} nor "
+            f"{WEIGHTS_NAMES[1]}. Name another, {_WAYS_OUT}."
         )
     return Checkpoint(source, _entries(weights), _config(config) if config else {})
 
 
 def _download(repo: str, revision: str | None) -> tuple[Path | None, Path | None]:
-    """Return the files of weights and of the config, where there are such."""
-    # unlike a download, this fails at once where there is no connection
-    about = HfApi().model_info(
+    """Return the files of weights and of the config, None for a file that the hub lacks."""
+    # Unlike a download, this fails at once without a connection.
+    info = HfApi().model_info(
         repo, revision=revision, timeout=constants.HF_HUB_ETAG_TIMEOUT, expand=["siblings"]
     )
-    there = {sibling.rfilename for sibling in about.siblings or ()}
-    names = [next((name for name in WEIGHTS_NAMES if name in there), None), CONFIG]
+    available = {sibling.rfilename for sibling in info.siblings or ()}
+    names = [next((name for name in WEIGHTS_NAMES if name in available), None), CONFIG]
     weights, config = (
-        Path(hf_hub_download(repo, name, revision=revision)) if name in there else None
+        Path(hf_hub_download(repo, name, revision=revision)) if name in available else None
         for name in names
     )
     return weights, config

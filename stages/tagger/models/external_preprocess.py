@@ -1,4 +1,4 @@
-"""Preprocessing as other taggers have it: stages, as dghs-imgutils knows them, in a row."""
+"""Preprocessing of other taggers: a sequence of steps, as in dghs-imgutils."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -20,17 +20,17 @@ from tagger.images.preprocess import Preprocess, Triple
 Step: TypeAlias = Callable[[Image.Image], Image.Image]
 Settings: TypeAlias = Mapping[str, Any]
 
-_TRIED = ((8, 8), (9, 13), (13, 9))  # pixels, of pictures that must all become the same square
+_TRIED = ((8, 8), (9, 13), (13, 9))  # pixels, of images that must all become the same square
 
 
 @dataclass(frozen=True)
 class ExternalPreprocess(Preprocess):
-    """Brings a picture into a square by steps of its own, and normalises it."""
+    """Make a square of an image by a sequence of steps, and normalise it."""
 
     steps: tuple[Step, ...] = ()
 
     def to_square(self, image: Image.Image | Pixels) -> Pixels:
-        """Return an RGB picture as a square, (size, size, 3)."""
+        """Return an RGB image as a square, (size, size, 3)."""
         stepped = image if isinstance(image, Image.Image) else Image.fromarray(image)
         for step in self.steps:
             stepped = step(stepped)
@@ -40,7 +40,7 @@ class ExternalPreprocess(Preprocess):
 def read(path: Path) -> Preprocess:
     """Return the preprocessing of a `preprocess.json`, ours or another.
 
-    Raises TaggerError for stages that are not known.
+    Raises TaggerError for steps that are not known.
     """
     try:
         return preprocess.read(path)
@@ -53,29 +53,29 @@ def read_steps(path: Path) -> ExternalPreprocess:
     content = files.read_json(path)
     try:
         mean, std = (0.0,) * 3, (1.0,) * 3
-        stages = []
+        steps = []
         for settings in content["test"]:
             kind = settings["type"]
             if kind == "normalize":
                 mean, std = _constants(settings["mean"]), _constants(settings["std"])
             elif kind in _KINDS:
-                stages.append(_KINDS[kind](settings))
+                steps.append(_KINDS[kind](settings))
             elif kind not in _NOTHING:
                 raise ValueError(f"{kind!r} is none of {', '.join((*_KINDS, *_NOTHING))}")
-        found = ExternalPreprocess(1, mean, std, steps=tuple(stages))
-        sizes = {found.to_square(Image.new("RGB", size)).shape[:2] for size in _TRIED}
+        preprocessing = ExternalPreprocess(1, mean, std, steps=tuple(steps))
+        sizes = {preprocessing.to_square(Image.new("RGB", size)).shape[:2] for size in _TRIED}
         if len(sizes) > 1 or len(set(*sizes)) > 1:
-            made = sorted(f"{width} x {height}" for height, width in sizes)
-            raise ValueError(f"they make pictures of {', '.join(made)} pixels, not one square")
-        return replace(found, size=sizes.pop()[0])
+            listed = sorted(f"{width} x {height}" for height, width in sizes)
+            raise ValueError(f"they make images of {', '.join(listed)} pixels, not one square")
+        return replace(preprocessing, size=sizes.pop()[0])
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
-        told = error if isinstance(error, ValueError) else repr(error)
-        raise TaggerError(f"{path} has steps that are not known here: {told}.") from None
+        reason = error if isinstance(error, ValueError) else repr(error)
+        raise TaggerError(f"{path} has steps that are not known here: {reason}.") from None
 
 
-def _constants(given: float | list[float]) -> Triple:
-    """Return the constants of the channels, of which one may stand for all."""
-    red, green, blue = np.broadcast_to(np.asarray(given, np.float64), 3).tolist()
+def _constants(values: float | list[float]) -> Triple:
+    """Return the constants of the three channels; a single one is for all of them."""
+    red, green, blue = np.broadcast_to(np.asarray(values, np.float64), 3).tolist()
     return red, green, blue
 
 
@@ -87,18 +87,18 @@ def _pad(settings: Settings) -> Step:
     colour = int(red), int(green), int(blue)
     preprocess.check_colour(colour)
     size = _sides(settings["size"])  # width first, unlike elsewhere
-    return partial(_padded, size=size, how=_filter(settings), background=colour)
+    return partial(_padded, size=size, resample=_filter(settings), background=colour)
 
 
 def _padded(
-    picture: Image.Image, size: tuple[int, int], how: Image.Resampling, background: Colour
+    image: Image.Image, size: tuple[int, int], resample: Image.Resampling, background: Colour
 ) -> Image.Image:
-    """Return the whole picture in the middle of a frame."""
-    scale = min(size[0] / picture.width, size[1] / picture.height)
-    width, height = (max(1, round(side * scale)) for side in picture.size)
+    """Return the whole image in the middle of a frame."""
+    scale = min(size[0] / image.width, size[1] / image.height)
+    width, height = (max(1, round(side * scale)) for side in image.size)
     frame = Image.new("RGB", size, background)
     place = (size[0] - width) // 2, (size[1] - height) // 2
-    frame.paste(picture.resize((width, height), how), place)
+    frame.paste(image.resize((width, height), resample), place)
     return frame
 
 
@@ -110,20 +110,22 @@ def _resize(settings: Settings) -> Step:
         (size,) = size
     if isinstance(size, int):
         preprocess.check_side(size)
-        return partial(_shortened, size=size, how=_filter(settings))
+        return partial(_shortened, size=size, resample=_filter(settings))
     height, width = _sides(size)
-    return partial(_stretched, size=(width, height), how=_filter(settings))
+    return partial(_stretched, size=(width, height), resample=_filter(settings))
 
 
-def _stretched(picture: Image.Image, size: tuple[int, int], how: Image.Resampling) -> Image.Image:
-    return picture.resize(size, how)
+def _stretched(
+    image: Image.Image, size: tuple[int, int], resample: Image.Resampling
+) -> Image.Image:
+    return image.resize(size, resample)
 
 
-def _shortened(picture: Image.Image, size: int, how: Image.Resampling) -> Image.Image:
-    """Return a picture whose shorter side has a length, as torchvision does."""
-    width, height = picture.size
+def _shortened(image: Image.Image, size: int, resample: Image.Resampling) -> Image.Image:
+    """Return a image whose shorter side has a length, as torchvision does."""
+    width, height = image.size
     longer = int(size * max(width, height) / min(width, height))
-    return picture.resize((size, longer) if width <= height else (longer, size), how)
+    return image.resize((size, longer) if width <= height else (longer, size), resample)
 
 
 def _crop(settings: Settings) -> Step:
@@ -131,13 +133,13 @@ def _crop(settings: Settings) -> Step:
     return partial(_cropped, width=width, height=height)
 
 
-def _cropped(picture: Image.Image, width: int, height: int) -> Image.Image:
-    """Return the middle of a picture, in black where there is none, as torchvision does."""
+def _cropped(image: Image.Image, width: int, height: int) -> Image.Image:
+    """Return the middle of a image, with a black border if it is smaller, as torchvision does."""
     left, top = (
         round(more / 2) if more > 0 else -(-more // 2)
-        for more in (picture.width - width, picture.height - height)
+        for more in (image.width - width, image.height - height)
     )
-    return picture.crop((left, top, left + width, top + height))
+    return image.crop((left, top, left + width, top + height))
 
 
 _KINDS: Mapping[str, Callable[[Settings], Step]] = {
@@ -145,11 +147,11 @@ _KINDS: Mapping[str, Callable[[Settings], Step]] = {
     "resize": _resize,
     "center_crop": _crop,
 }
-_NOTHING = ("to_tensor", "maybe_to_tensor", "convert_rgb")  # pictures are RGB, and become tensors
+_NOTHING = ("to_tensor", "maybe_to_tensor", "convert_rgb")  # images are RGB, and become tensors
 
 
 def _sides(size: int | list[int]) -> tuple[int, int]:
-    """Return both sides that a size stands for, in their order."""
+    """Return the two sides of a size."""
     first, second = (size, size) if isinstance(size, int) else size * (3 - len(size))
     sides = index(first), index(second)
     for side in sides:

@@ -1,4 +1,4 @@
-"""Which parts of a backbone learn."""
+"""Freeze the first stages of a backbone."""
 
 from typing import Any
 
@@ -9,43 +9,41 @@ from tagger.core.errors import TaggerError
 
 
 def parameters_by_stage(model: nn.Module) -> list[list[str]]:
-    """Return the names of the weights of each stage, from the input on, the head left out.
+    """Return the names of the parameters of each stage, from the input on, without the head.
 
-    Raises TaggerError for a backbone that timm does not part into stages.
-
-    Stages are what timm takes for them: the stem, then blocks or groups of blocks.
+    Stages are timm's: the stem, then blocks or groups of blocks.
+    Raises TaggerError for a backbone that timm does not split into stages.
     """
     backbone: Any = model
-    heads = backbone.get_classifier()
-    if isinstance(heads, tuple) or not hasattr(backbone, "group_matcher"):
+    head = backbone.get_classifier()
+    if isinstance(head, tuple) or not hasattr(backbone, "group_matcher"):
         raise TaggerError(
-            f"train.freeze: timm does not say of which stages {type(model).__name__} consists. Set "
-            "it to 0."
+            f"train.freeze: timm defines no stages for {type(model).__name__}. Set it to 0."
         )
-    head = {id(weights) for weights in heads.parameters()}
-    of_head = {name for name, weights in model.named_parameters() if id(weights) in head}
+    head_ids = {id(parameter) for parameter in head.parameters()}
+    in_head = {name for name, parameter in model.named_parameters() if id(parameter) in head_ids}
     groups = group_parameters(model, backbone.group_matcher(coarse=True), reverse=True)
     by_stage: dict[int, list[str]] = {}
     for name, stage in groups.items():
-        if name not in of_head:
+        if name not in in_head:
             by_stage.setdefault(stage, []).append(name)
     return [by_stage[stage] for stage in sorted(by_stage)]
 
 
 def freeze(model: nn.Module, frozen: int) -> None:
-    """Let all but the first stages of a model learn, and put it into training mode.
+    """Put a model into training mode, but for its first stages.
 
-    What does not learn keeps its running statistics, and drops nothing out.
+    Frozen modules keep their running statistics, and have no dropout.
     """
-    still = (
+    names = (
         {name for stage in parameters_by_stage(model)[:frozen] for name in stage}
         if frozen
         else set()
     )
     model.train()
-    for name, weights in model.named_parameters():
-        weights.requires_grad_(name not in still)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name not in names)
     for path, module in model.named_modules():
-        own = [f"{path}.{name}" if path else name for name, _ in module.named_parameters()]
-        if own and still.issuperset(own):
+        inside = [f"{path}.{name}" if path else name for name, _ in module.named_parameters()]
+        if inside and names.issuperset(inside):
             module.eval()

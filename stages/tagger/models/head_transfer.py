@@ -1,4 +1,4 @@
-"""A trained tagger as the start of another, whose tags may be others in part."""
+"""Head transfer: a trained tagger as the start of another with other tags."""
 
 import logging
 from collections import Counter
@@ -23,12 +23,12 @@ _log = logging.getLogger(__name__)
 
 
 class TransferredTag(NamedTuple):
-    """What became of a tag, be it one that the model learns or an old one that it does not."""
+    """What became of a tag of the model, or of an old tag that the model does not learn."""
 
     name: str
     category: int
     outcome: Outcome
-    source: str  # the old tag it was, or what a new one starts as
+    source: str  # the old tag, or how a new one starts
 
 
 HEADER = TransferredTag._fields
@@ -42,126 +42,134 @@ def transfer_head(
     aliases: Mapping[str, str],
     new: NewTagStart,
 ) -> list[TransferredTag]:
-    """Put a trained tagger's weights into a model; each tag that both know keeps its output.
+    """Load a trained tagger's weights into a model; each tag that both have keeps its output.
 
-    folder: of `train`, of `export`, or any of timm's with a selected_tags.csv
+    folder: of `train`, of `export`, or in timm's layout with a selected_tags.csv
     backbone: the model's, as the preset names it
-    tags: the model's outputs; where they are the old ones, the head is the same bit for bit
-    aliases: the tag that is meant, by the name of one that is no more
-    new: what tags without an old one start as: `related`, the mean of the carried tags of their
-        category that end alike (`*_hair`), else of those of the category, else of all; `mean`, that
-        of all; `fresh`, as the model has them
+    tags: of the model's outputs; if they are the old ones, the head is the same bit for bit
+    aliases: the present name of a tag by a former one
+    new: how tags without an old one start: `related`, the mean of the transferred tags of their
+        category that end alike (`*_hair`), else of the category, else of all; `mean`, the mean of
+        all; `fresh`, as the model has them
 
     Raises TaggerError for a folder that is no tagger, is damaged, or is of another backbone.
     """
-    olds = layouts.read_tags(folder)
+    old_tags = layouts.read_tags(folder)
     rows = _row_names(model, backbone)
     stored = pretrained.load_pretrained(
         model, checkpoints.read(folder, backbone), fresh=[*rows, _QUERIES]
     )
     if _QUERIES not in rows:
         _share_queries(model, stored)
-    old_rows = _old_rows(model, rows, stored, folder, len(olds))
-    found = match.match_tags(tags, olds, aliases) if old_rows else {}
-    if not found:
-        why = "none of its tags is among those to learn" if old_rows else "its head is another"
-        _log.warning("The head starts anew, without %s: %s.", folder, why)
-    starts = match.group_new_tags(tags, sorted(found), new) if found else []
-    if found:
-        _set_rows(model, old_rows, {row: old for row, (old, _) in found.items()}, starts)
-    return _told(tags, olds, found, starts)
+    old_rows = _old_rows(model, rows, stored, folder, len(old_tags))
+    matches = match.match_tags(tags, old_tags, aliases) if old_rows else {}
+    if not matches:
+        reason = "the model has none of its tags" if old_rows else "its head is of another form"
+        _log.warning("The head starts anew, without %s: %s.", folder, reason)
+    starts = match.group_new_tags(tags, sorted(matches), new) if matches else []
+    if matches:
+        _set_rows(model, old_rows, {row: old for row, (old, _) in matches.items()}, starts)
+    return build_outcomes(tags, old_tags, matches, starts)
 
 
 def _row_names(model: nn.Module, backbone: str) -> list[str]:
     """Return the names of the model's entries that have a row for each tag."""
     name = pretrained.head_name(model)
     if not name:
-        raise TaggerError(f"{backbone} has no single head, so none can be carried. Take another.")
+        raise TaggerError(
+            f"{backbone} has no single head, so none can be transferred. Use another."
+        )
     head = model.get_submodule(name)
-    own = getattr(head, "per_tag", None)
-    if own is None:  # timm's, a layer or one with a norm before it
+    entries = getattr(head, "per_tag", None)
+    if entries is None:  # timm's: a layer, or a layer after a norm
         layers = {n: m for n, m in head.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)}
         last = next(reversed(layers), "")
-        own = [f"{last}.{kind}".lstrip(".") for kind in ("weight", "bias")]
-    there = head.state_dict()
-    return [f"{name}.{entry}" for entry in own if entry in there]
+        entries = [f"{last}.{kind}".lstrip(".") for kind in ("weight", "bias")]
+    state = head.state_dict()
+    return [f"{name}.{entry}" for entry in entries if entry in state]
 
 
 def _share_queries(model: nn.Module, stored: Mapping[str, Tensor]) -> None:
-    """Give a query head, if the model has such, the old queries, to which its tags will keep."""
+    """Give a query head, if the model has one, the old queries, which its tags keep."""
     values, old = model.state_dict().get(_QUERIES), stored.get(_QUERIES)
     if values is not None and old is not None and values.shape[1:] == old.shape[1:]:
-        kept = min(len(values), len(old))
-        written = torch.cat([old[:kept].to(values), values[kept:]])
-        model.load_state_dict({_QUERIES: written}, strict=False)
+        count = min(len(values), len(old))
+        queries = torch.cat([old[:count].to(values), values[count:]])
+        model.load_state_dict({_QUERIES: queries}, strict=False)
 
 
 def _old_rows(
-    model: nn.Module, rows: Sequence[str], stored: Mapping[str, Tensor], folder: Path, olds: int
+    model: nn.Module,
+    rows: Sequence[str],
+    stored: Mapping[str, Tensor],
+    folder: Path,
+    tag_count: int,
 ) -> dict[str, Tensor]:
-    """Return the old rows of each entry, (old tags, ...); none where the head is another."""
+    """Return the old rows of each entry, (old tags, ...); none for a head of another form."""
     old_rows = {name: stored[name] for name in rows if name in stored}
-    if _QUERIES in old_rows and _QUERY_OF_TAG in stored:  # which the old tags may share
+    if _QUERIES in old_rows and _QUERY_OF_TAG in stored:  # old tags may share a query
         old_rows[_QUERIES] = stored[_QUERIES][stored[_QUERY_OF_TAG].long()]
     counts = {len(values) for values in old_rows.values() if values.ndim}
-    if len(counts) == 1 and counts != {olds}:
+    if len(counts) == 1 and counts != {tag_count}:
         raise TaggerError(
-            f"{folder} lists {olds} tags, and its model has {counts.pop()} outputs. "
-            "They are not of one training: get the folder again."
+            f"{folder} lists {tag_count} tags, and its model has {counts.pop()} outputs. "
+            "They are not of one training: copy the folder again."
         )
     state = model.state_dict()
-    alike = all(old_rows[name].shape[1:] == state[name].shape[1:] for name in old_rows)
-    return old_rows if alike and counts == {olds} and len(old_rows) == len(rows) else {}
+    same_shapes = all(old_rows[name].shape[1:] == state[name].shape[1:] for name in old_rows)
+    return old_rows if same_shapes and counts == {tag_count} and len(old_rows) == len(rows) else {}
 
 
 def _set_rows(
     model: nn.Module,
     old_rows: Mapping[str, Tensor],
-    carried: Mapping[int, int],
+    transferred: Mapping[int, int],
     starts: Sequence[StartGroup],
 ) -> None:
-    """Write the rows of the head: those carried, by the number of the old one, then the means."""
+    """Set the rows of the head: the transferred ones, by old row, then the means."""
     state = model.state_dict()
-    written = {}
+    rows = {}
     for name, old in old_rows.items():
         values = state[name].clone()
-        values[list(carried)] = old[list(carried.values())].to(values)
+        values[list(transferred)] = old[list(transferred.values())].to(values)
         for start in starts:
             origins = values[start.matched_rows]
             whole = not origins.is_floating_point()  # the number of a query: that of the most
             values[start.new_rows] = origins.mode(dim=0).values if whole else origins.mean(dim=0)
-        written[name] = values
-    model.load_state_dict(written, strict=False)
+        rows[name] = values
+    model.load_state_dict(rows, strict=False)
 
 
-def _told(
+def build_outcomes(
     tags: Sequence[Tag],
-    olds: Sequence[Tag],
-    found: Mapping[int, tuple[int, MatchOutcome]],
+    old_tags: Sequence[Tag],
+    matches: Mapping[int, tuple[int, MatchOutcome]],
     starts: Sequence[StartGroup],
 ) -> list[TransferredTag]:
+    """Return what became of each tag of the model, then the old tags that are dropped."""
     sources = {row: start.description for start in starts for row in start.new_rows}
-    told = [
-        TransferredTag(tag.name, tag.category, found[row][1], olds[found[row][0]].name)
-        if row in found
+    outcomes = [
+        TransferredTag(tag.name, tag.category, matches[row][1], old_tags[matches[row][0]].name)
+        if row in matches
         else TransferredTag(tag.name, tag.category, "new", sources.get(row, ""))
         for row, tag in enumerate(tags)
     ]
-    used = {old for old, _ in found.values()}
-    dropped = (old for number, old in enumerate(olds) if number not in used)
-    return told + [TransferredTag(old.name, old.category, "dropped", "") for old in dropped]
+    used = {old for old, _ in matches.values()}
+    dropped = (old for number, old in enumerate(old_tags) if number not in used)
+    return outcomes + [TransferredTag(old.name, old.category, "dropped", "") for old in dropped]
 
 
-def table_rows(carried: Sequence[TransferredTag]) -> list[tuple[str, str, str, str]]:
+def table_rows(tags: Sequence[TransferredTag]) -> list[tuple[str, str, str, str]]:
     """Return the rows of a table under `HEADER`, categories by their names."""
-    return [(tag.name, CATEGORIES.get(tag.category, ""), *tag[2:]) for tag in carried]
+    return [(tag.name, CATEGORIES.get(tag.category, ""), *tag[2:]) for tag in tags]
 
 
-def summarize(carried: Sequence[TransferredTag]) -> str:
-    """Return "carried 120 of 136 tags (3 by alias), 16 new, 9 dropped"."""
-    count = Counter(tag.outcome for tag in carried)
-    aliased, new = count["carried_by_alias"], count["new"]
-    kept = count["carried"] + aliased
+def summarize(tags: Sequence[TransferredTag]) -> str:
+    """Return "transferred 120 of 136 tags (3 by alias), 16 new, 9 dropped"."""
+    count = Counter(tag.outcome for tag in tags)
+    aliased, new = count["transferred_by_alias"], count["new"]
+    transferred = count["transferred"] + aliased
     by_alias = f" ({aliased:,} by alias)" if aliased else ""
-    told = f"carried {kept:,} of {kept + new:,} tags{by_alias}"
-    return f"{told}, {new:,} new, {count['dropped']:,} dropped"
+    total = transferred + new
+    summary = f"transferred {transferred:,} of {total:,} tags{by_alias}"
+    return f"{summary}, {new:,} new, {count['dropped']:,} dropped"

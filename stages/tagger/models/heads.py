@@ -1,4 +1,4 @@
-"""The part of a model that turns features into logits: timm's linear layer, or queries."""
+"""Heads, which turn features into logits: timm's linear layer, or learned queries."""
 
 from collections.abc import Callable, Hashable
 from typing import Any, Literal, TypeAlias
@@ -20,32 +20,33 @@ def logits_and_embeddings(model: nn.Module, pixels: Tensor) -> tuple[Tensor, Ten
     """Return logits (batch, tags) and embeddings (batch, features) of a model with either head.
 
     pixels: (batch, 3, height, width), normalised
-    The embedding is what the backbone pools: all that a linear head sees of a picture.
+    The embedding is what the backbone pools: all that a linear head sees of an image.
     """
     if isinstance(model, QueryTagger):
         return model.logits_and_embeddings(pixels)
-    timms: Any = model
-    embedding: Tensor = timms.forward_head(timms.forward_features(pixels), pre_logits=True)
-    return timms.get_classifier()(embedding), embedding
+    timm_model: Any = model
+    features = timm_model.forward_features(pixels)
+    embedding: Tensor = timm_model.forward_head(features, pre_logits=True)
+    return timm_model.get_classifier()(embedding), embedding
 
 
 class QueryHead(nn.Module):
-    """Learned queries look at a picture's tokens, each on behalf of a group of tags.
+    """Learned queries attend to the tokens of an image, each for a group of tags.
 
     The decoder of ML-Decoder (Ridnik et al. 2021, https://arxiv.org/abs/2111.12933): no attention
-    among the queries, so the cost grows with their number, not with that of the tags. Other than
-    there, the queries are learned and taken as they are (a projection would be the keys' twice),
-    and they also see what the backbone pools: the layers that it pools with keep learning.
+    among the queries, so the cost grows with the number of queries, not of tags. Unlike there, the
+    queries are learned and not projected (the keys are projected already), and they also attend to
+    what the backbone pools, so that its pooling layers keep learning.
 
     A new head gives tag t, by its place in the vocabulary, to query t * queries // tags: runs of
     a sorted vocabulary, of sizes that differ by one at most. `query_of_tag` is saved with the
-    weights. A tag's row means little to another query: to put rows to other places, or into the
-    head of another vocabulary, move those of all `per_tag`, through `load_state_dict`.
+    weights. A tag's row means little to another query: to move rows, or to put them into the
+    head of another vocabulary, move the rows of all `per_tag`, through `load_state_dict`.
     """
 
     query_of_tag: Tensor  # (tags,)
-    # The groups, each filled up to the size of the largest: which tag lies where, (queries * size,)
-    # and (tags,).
+    # The groups, each padded to the size of the largest: the tag at each place, (queries * size,),
+    # and the place of each tag, (tags,).
     tag_of_place: Tensor
     place_of_tag: Tensor
 
@@ -65,12 +66,12 @@ class QueryHead(nn.Module):
         self.norm = nn.LayerNorm(width)
         self.weight = nn.Parameter(nn.init.trunc_normal_(torch.empty(tags, width), std=0.02))
         self.bias = nn.Parameter(torch.zeros(tags))
-        # What has a row per tag: where each has a query to itself, that; else which is its own.
+        # Entries with a row per tag: its query if no other tag shares it, else the number of it.
         self.per_tag = ("queries" if queries == tags else "query_of_tag", "weight", "bias")
         query_of_tag = torch.arange(tags, device="cpu") * queries // tags
         self.register_buffer("query_of_tag", query_of_tag.to(self.weight.device))
         self._lay_out(query_of_tag)
-        self.register_load_state_dict_post_hook(_laid_out)  # type: ignore[no-untyped-call]
+        self.register_load_state_dict_post_hook(_update_layout)  # type: ignore[no-untyped-call]
 
     def _lay_out(self, query_of_tag: Tensor) -> None:
         """Give each tag a place among those of its query."""
@@ -98,23 +99,23 @@ class QueryHead(nn.Module):
         )
         pairs = pairs.view(pairs.shape[0], -1, 2, *heads).permute(2, 0, 3, 1, 4)
         keys, values = pairs.unbind(0)  # (batch, heads, 1 + tokens, 64)
-        asked = self.queries.view(-1, *heads).transpose(0, 1)  # (heads, queries, 64)
-        asked = asked.expand(keys.shape[0], -1, -1, -1)
-        found = functional.scaled_dot_product_attention(asked, keys, values)
-        answers = self.queries + self.attended(found.transpose(1, 2).flatten(2))
-        answers = self.norm(answers + self.hidden(self.norm_hidden(answers)))
+        queries_by_head = self.queries.view(-1, *heads).transpose(0, 1)  # (heads, queries, 64)
+        queries_by_head = queries_by_head.expand(keys.shape[0], -1, -1, -1)
+        attended = functional.scaled_dot_product_attention(queries_by_head, keys, values)
+        outputs = self.queries + self.attended(attended.transpose(1, 2).flatten(2))
+        outputs = self.norm(outputs + self.hidden(self.norm_hidden(outputs)))
         rows = functional.embedding(self.tag_of_place, self.weight).view(queries, -1, width)
-        grouped = torch.einsum("bqw,qgw->bqg", answers, rows)  # (batch, queries, group)
+        grouped = torch.einsum("bqw,qgw->bqg", outputs, rows)  # (batch, queries, group)
         return grouped.flatten(1).index_select(1, self.place_of_tag) + self.bias
 
 
-def _laid_out(head: nn.Module, _: object) -> None:
+def _update_layout(head: nn.Module, _: object) -> None:
     if isinstance(head, QueryHead) and not head.query_of_tag.is_meta:
         head._lay_out(head.query_of_tag.cpu())
 
 
 class QueryTagger(nn.Module):
-    """A timm backbone under a query head, to be used and trained as a model of timm's."""
+    """A timm backbone with a query head, used and trained like a model of timm."""
 
     def __init__(
         self, backbone: Any, tags: int, queries: int = _QUERIES, width: int | None = None
@@ -146,7 +147,7 @@ class QueryTagger(nn.Module):
     def _tokens(self, features: object) -> Tensor:
         """Return (batch, tokens, features) without class and register tokens.
 
-        What of these the backbone means by a picture is in its embedding.
+        The embedding has what the backbone uses of these.
         """
         if isinstance(features, Tensor) and features.ndim == 4:  # a map
             channels_last = getattr(self.backbone, "output_fmt", "NCHW") == "NHWC"
@@ -155,12 +156,12 @@ class QueryTagger(nn.Module):
             return features[:, getattr(self.backbone, "num_prefix_tokens", 0) :]
         name = self.pretrained_cfg.get("architecture", type(self.backbone).__name__)
         raise TaggerError(
-            f"{name} gives no single map of features for a query head. Take the linear head, or "
+            f"{name} gives no single map of features for a query head. Use the linear head, or "
             "another backbone."
         )
 
     def head_config(self) -> dict[str, Any]:
-        """Return what the head is rebuilt from, by the names of the constructor's arguments."""
+        """Return the constructor's arguments that rebuild the head."""
         queries, width = self.decoder.queries.shape
         return {"tags": self.num_classes, "queries": queries, "width": width}
 
@@ -172,14 +173,14 @@ class QueryTagger(nn.Module):
 
     def no_weight_decay(self) -> set[str]:
         """Return parameters without weight decay: the backbone's own, and the queries."""
-        own: Callable[[], set[str]] = getattr(self.backbone, "no_weight_decay", set)
-        return {f"backbone.{name}" for name in own()} | {"decoder.queries"}
+        names: Callable[[], set[str]] = getattr(self.backbone, "no_weight_decay", set)
+        return {f"backbone.{name}" for name in names()} | {"decoder.queries"}
 
     def group_matcher(self, coarse: bool = False) -> Callable[[str], Hashable]:
         """Return the layer of each parameter, for timm's layer decay: the head's is the last."""
         matcher = getattr(self.backbone, "group_matcher", None)
         names = [name.removeprefix("backbone.") for name, _ in self.named_parameters()]
-        # No pattern of a backbone's matches names of the head: timm puts such into the last layer.
+        # No pattern of a backbone matches names of the head: timm puts those into the last layer.
         layers = group_with_matcher(
             ((name, None) for name in names),
             matcher(coarse=coarse) if matcher else lambda name: name.startswith("decoder."),

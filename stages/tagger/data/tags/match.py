@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple, TypeAlias
 from tagger.core.vocabulary import CATEGORIES, RATING, UNKNOWN, Tag, normalize_name
 
 NewTagStart: TypeAlias = Literal["related", "mean", "fresh"]
-MatchOutcome: TypeAlias = Literal["carried", "carried_by_alias"]
+MatchOutcome: TypeAlias = Literal["transferred", "transferred_by_alias"]
 
 _EXAMPLES = 3  # tags named in a description
 
@@ -33,7 +33,10 @@ def match_tags(
     used: set[int] = set()
     names = [old.name for old in old_tags]
     current = [aliases.get(name, name) for name in names]
-    ways: list[tuple[MatchOutcome, list[str]]] = [("carried", names), ("carried_by_alias", current)]
+    ways: list[tuple[MatchOutcome, list[str]]] = [
+        ("transferred", names),
+        ("transferred_by_alias", current),
+    ]
     for (outcome, old_names), strict in product(ways, (True, False)):
         numbers: dict[str, list[int]] = {}
         for number, name in enumerate(old_names):
