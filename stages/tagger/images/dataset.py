@@ -1,4 +1,4 @@
-"""What a model is trained and judged on: pictures and labels of one part."""
+"""Images and labels of a split, as training and evaluation read them."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -19,32 +19,32 @@ from tagger.images import decode
 from tagger.images.decode import Pixels
 from tagger.images.preprocess import Preprocess
 
-_REPLACEMENTS = 100  # tried in a row for a picture that cannot be read
+_MAX_REPLACEMENTS = 100  # images tried in a row in place of an unreadable one
 
 
 class SampleKey(NamedTuple):
-    """All that decides what a picture looks like, beside the seed."""
+    """All that decides the pixels of a sample, beside the seed."""
 
     epoch: int
-    row: int  # of the part
-    size: int = 0  # pixels of the square; 0: that of the model
+    row: int  # of the split
+    size: int = 0  # pixels of the square; 0: the size of the model
 
 
-# From a picture to one of the same tags, and how to resize it, for a key.
+# Returns an image with the same tags, and how to resize it, for a key.
 AugmentImage = Callable[[Pixels, Preprocess, SampleKey], tuple[Pixels, Preprocess]]
-ReadFailure = tuple[int, str]  # row of the part, and the reason
+ReadFailure = tuple[int, str]  # row of the split, and the reason
 
 
 @dataclass(frozen=True)
 class Split:
-    """The posts of one part of the split.
+    """The posts of a split: train, validation or test.
 
-    Neither places nor labels are Python objects, so that workers share them with this process.
+    Neither locations nor labels are Python objects, so that workers share their memory.
     """
 
     locations: Sequence[Location]
     labels: csr_array  # boolean (posts, tags), in the order of the vocabulary
-    groups: npt.NDArray[np.int64] | None = None  # (posts,), of posts that belong together
+    groups: npt.NDArray[np.int64] | None = None  # (posts,)
     ids: pa.ChunkedArray | None = None  # of strings, (posts,)
 
     def __len__(self) -> int:
@@ -56,12 +56,12 @@ class Split:
         return Split(self.locations[:count], self.labels[:count], groups, ids)
 
     def evenly_spaced(self, count: int) -> "Split":
-        """Return at most so many posts, evenly from the whole part."""
+        """Return at most `count` posts, evenly spaced over the split."""
         if count >= len(self):
             return self
-        return self._taken(np.linspace(0, len(self) - 1, count).astype(np.int64))
+        return self._take(np.linspace(0, len(self) - 1, count).astype(np.int64))
 
-    def _taken(self, rows: npt.NDArray[np.int64]) -> "Split":
+    def _take(self, rows: npt.NDArray[np.int64]) -> "Split":
         return Split(
             [self.locations[row] for row in rows.tolist()],
             self.labels[rows],
@@ -87,34 +87,36 @@ class Split:
 def read_splits(
     posts_path: Path, tags_path: Path, vocabulary_path: Path, split_path: Path
 ) -> tuple[list[Tag], dict[str, Split]]:
-    """Return the vocabulary, and the parts of the split by name."""
+    """Return the vocabulary, and the splits by name."""
     tags = vocabulary.read(vocabulary_path)
-    seen = manifest.read_tags(tags_path)
-    posts = manifest.read_posts(posts_path, len(seen))
-    labels = manifest.select_columns(posts.labels, seen, tags)
-    part_of = manifest.read_split(split_path, posts.ids)
-    parts = {}
+    all_tags = manifest.read_tags(tags_path)
+    posts = manifest.read_posts(posts_path, len(all_tags))
+    labels = manifest.select_columns(posts.labels, all_tags, tags)
+    split_numbers = manifest.read_split(split_path, posts.ids)
+    splits = {}
     for number, name in enumerate(manifest.SPLITS):
-        rows = np.flatnonzero(part_of == number)
-        own = posts.table.take(rows)
-        parts[name] = Split(Locations(own), labels[rows], posts.groups[rows], own["id"])
+        rows = np.flatnonzero(split_numbers == number)
+        table = posts.table.take(rows)
+        splits[name] = Split(Locations(table), labels[rows], posts.groups[rows], table["id"])
     del posts, labels
     pa.default_memory_pool().release_unused()
     decode.release_memory()
-    return tags, parts
+    return tags, splits
 
 
 class Sample(NamedTuple):
+    """An image and its tags, or why it has none."""
+
     row: int
-    pixels: Pixels | None  # (size, size, 3), None where unreadable
+    pixels: Pixels | None  # (size, size, 3), None if unreadable
     tags: npt.NDArray[np.int32]  # columns
     failures: list[ReadFailure]
 
 
 class ImageDataset(Dataset[Any]):
-    """The pictures of a part, decoded and fitted when asked for by key.
+    """The images of a split, each decoded and resized to a square when it is read.
 
-    replacing: give the next picture, with its own tags, in place of one that cannot be read
+    replace_unreadable: return the next image, with its own tags, in place of an unreadable one
     """
 
     def __init__(
@@ -128,25 +130,26 @@ class ImageDataset(Dataset[Any]):
         self.split = split
         self.preprocess = preprocess.compiled()
         self.augment = augment
-        self.tries = min(len(split), _REPLACEMENTS) if replace_unreadable else 1
+        self._attempts = min(len(split), _MAX_REPLACEMENTS) if replace_unreadable else 1
 
     def __len__(self) -> int:
         return len(self.split)
 
     def __getitem__(self, key: SampleKey) -> Sample:
         failures: list[ReadFailure] = []
-        for _ in range(self.tries):
+        for _ in range(self._attempts):
             try:
-                return Sample(key.row, self._fitted(key), self.split.tag_columns(key.row), failures)
+                return Sample(
+                    key.row, self._read_square(key), self.split.tag_columns(key.row), failures
+                )
             except decode.Unreadable as error:
                 failures.append((key.row, str(error)))
                 key = key._replace(row=(key.row + 1) % len(self.split))
         return Sample(key.row, None, np.empty(0, np.int32), failures)
 
-    def _fitted(self, key: SampleKey) -> Pixels:
-        place, background = self.split.locations[key.row], self.preprocess.background
-        pixels = decode.open_pixels(place, background)
-        prepared = replace(self.preprocess, size=key.size or self.preprocess.size)
+    def _read_square(self, key: SampleKey) -> Pixels:
+        preprocess = replace(self.preprocess, size=key.size or self.preprocess.size)
+        pixels = decode.open_pixels(self.split.locations[key.row], preprocess.background)
         if self.augment:
-            pixels, prepared = self.augment(pixels, prepared, key)
-        return prepared.to_square(pixels)
+            pixels, preprocess = self.augment(pixels, preprocess, key)
+        return preprocess.to_square(pixels)

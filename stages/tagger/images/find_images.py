@@ -1,4 +1,4 @@
-"""Find the pictures below a folder, in the same order on every machine."""
+"""Find the images below a folder, in the same order on every machine."""
 
 import os
 import stat
@@ -10,45 +10,45 @@ from tagger.images import decode
 
 
 class Directory(NamedTuple):
-    """The files of one folder, and what could not be looked into."""
+    """The files of one folder, and what could not be read."""
 
     path: Path
-    images: list[os.DirEntry[str]]  # known by their suffix, by name
-    names: set[str]  # of all files
-    unreadable: list[tuple[str, str]]  # name below the folder and reason
+    images: list[os.DirEntry[str]]  # by their suffix, sorted by name
+    names: set[str]  # of all its files
+    unreadable: list[tuple[str, str]]  # name, and the reason
 
 
 def scan_folders(folder: Path, *, recursive: bool = True) -> Iterator[Directory]:
-    """Yield a folder and those below it, each before its own. Linked folders are not entered."""
+    """Yield a folder, then the folders below it, each before its own. Links are not followed."""
     pending = [folder]
     while pending:
         path = pending.pop()
         below: list[Path] = []
-        found = Directory(path, [], set(), [])
+        directory = Directory(path, [], set(), [])
         try:
             entries = sorted(os.scandir(path), key=lambda entry: entry.name)
         except OSError as error:
-            found.unreadable.append(("", error.strerror or str(error)))
+            directory.unreadable.append(("", error.strerror or str(error)))
             entries = []
         for entry in entries:
             if entry.is_dir(follow_symlinks=False):
                 below.append(path / entry.name)
-            elif reason := _hindrance(entry):
-                found.unreadable.append((entry.name, reason))
+            elif reason := _unreadable_reason(entry):
+                directory.unreadable.append((entry.name, reason))
             else:
-                found.names.add(entry.name)
+                directory.names.add(entry.name)
                 if is_image_name(entry.name):
-                    found.images.append(entry)
-        yield found
+                    directory.images.append(entry)
+        yield directory
         if recursive:
             pending.extend(reversed(below))
 
 
-def _hindrance(entry: os.DirEntry[str]) -> str:
-    """Return why an entry is not read, or "". A named pipe would keep its reader for ever."""
+def _unreadable_reason(entry: os.DirEntry[str]) -> str:
+    """Return why an entry cannot be read, or "". A named pipe would block its reader."""
     try:
         mode = entry.stat().st_mode if entry.is_symlink() else 0
-    except OSError:  # told by whoever reads it
+    except OSError:  # reported by its reader
         return ""
     if stat.S_ISDIR(mode):
         return "a link to a folder, which is not followed"

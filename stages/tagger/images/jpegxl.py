@@ -10,9 +10,9 @@ _LENGTHS = (9, 13, 18, 30)  # bits that a side may take
 
 
 def decode(data: bytes) -> Image.Image:
-    """Return the first frame, with 8 bits a channel, and the number of `frames` in its info.
+    """Return the first frame with 8 bits a channel, and the number of `frames` in its `info`.
 
-    Raises OSError for a damaged picture, and for one as large as Pillow refuses.
+    Raises OSError for a damaged image, and for one too large for Pillow.
     """
     from imagecodecs import JpegxlError, jpegxl_decode  # large
 
@@ -38,7 +38,7 @@ def decode(data: bytes) -> Image.Image:
 def read_size(data: bytes) -> tuple[int, int]:
     """Return width and height from the header. ISO/IEC 18181-1, SizeHeader."""
     start = 0
-    if data.startswith(SIGNATURES[1]):  # the stream is in a box, whole or in parts
+    if data.startswith(SIGNATURES[1]):  # the stream is in one box or in several
         whole, part = data.find(b"jxlc"), data.find(b"jxlp")
         start = whole + 4 if whole >= 0 else part + 8
     bits = int.from_bytes(data[start + 2 : start + 16], "little")

@@ -1,4 +1,4 @@
-"""Pictures in batches: which ones, read ahead by other processes, on the device."""
+"""Batches of images: chosen by arithmetic, read by worker processes, moved to the device."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -18,11 +18,11 @@ from tagger.images.preprocess import Preprocess
 from tagger.system import processes
 from tagger.system.signals import block_stop_signals
 
-_AHEAD = 4  # batches that each worker prepares
+_PREFETCH = 4  # batches that each worker reads before they are needed
 
 
 class LabelledImages(Protocol):
-    """What gives a sample for a key."""
+    """A dataset that returns the sample of a key."""
 
     split: Split
 
@@ -31,9 +31,9 @@ class LabelledImages(Protocol):
 
 class Batch(NamedTuple):
     rows: list[int]
-    pixels: Tensor  # (pictures, size, size, 3), uint8
-    targets: Tensor  # (pictures, tags), int8, 0 or 1, -1 where unknown
-    failures: list[ReadFailure]  # pictures that cannot be read
+    pixels: Tensor  # (images, size, size, 3), uint8
+    targets: Tensor  # (images, tags), int8, 0 or 1, -1 if unknown
+    failures: list[ReadFailure]  # unreadable images
 
     @property
     def squares(self) -> Pixels:
@@ -41,14 +41,14 @@ class Batch(NamedTuple):
 
 
 class ResumableBatchSampler(Sampler[list[SampleKey]]):
-    """Batches by arithmetic: what the n-th of a training holds follows from seed and n alone.
+    """Batches by arithmetic: the content of batch n of a training follows from seed and n alone.
 
-    seed: of the order of each epoch; without one, pictures come by row
-    sizes: one is drawn for each batch, in pixels
-    whole: leave out a last batch that is not full
-    batches: which ones, counted over all epochs; without them, those of one epoch
-    share: rank and number of processes, each of which gets a part of every batch, be it one
-        picture that another has, too
+    seed: of the order of each epoch; None: images come by row
+    sizes: pixels; one size is drawn for each batch
+    drop_last: skip a last batch that is not full
+    batch_numbers: counted over all epochs; None: the batches of one epoch
+    rank_and_size: of the processes. Each gets a part of every batch, or if there are too few
+        images, one that another process has, too.
     """
 
     def __init__(
@@ -68,9 +68,8 @@ class ResumableBatchSampler(Sampler[list[SampleKey]]):
         self.sizes = sizes
         full, rest = divmod(length, batch_size)
         self.batches_per_epoch = full + (rest > 0 and not (drop_last and full))
-        self.batch_numbers = (
-            range(self.batches_per_epoch) if batch_numbers is None else batch_numbers
-        )
+        epoch = range(self.batches_per_epoch)
+        self.batch_numbers = epoch if batch_numbers is None else batch_numbers
         self.rank_and_size = rank_and_size
 
     def __len__(self) -> int:
@@ -78,19 +77,18 @@ class ResumableBatchSampler(Sampler[list[SampleKey]]):
 
     def __iter__(self) -> Iterator[list[SampleKey]]:
         rank, ranks = self.rank_and_size
-        for epoch, numbers in groupby(
-            self.batch_numbers, lambda number: number // self.batches_per_epoch
-        ):
+        per_epoch = self.batches_per_epoch
+        for epoch, numbers in groupby(self.batch_numbers, lambda number: number // per_epoch):
             rows = np.arange(self.length)
             random = np.random.default_rng([self.seed or 0, epoch])
             if self.seed is not None:
                 random.shuffle(rows)
-            sizes = random.choice(self.sizes, self.batches_per_epoch).tolist()
-            for position in (number % self.batches_per_epoch for number in numbers):
+            sizes = random.choice(self.sizes, per_epoch).tolist()
+            for position in (number % per_epoch for number in numbers):
                 start = position * self.batch_size
                 batch = rows[start : start + self.batch_size]
-                mine = batch[rank::ranks] if rank < len(batch) else batch[:1]
-                yield [SampleKey(epoch, row, sizes[position]) for row in mine.tolist()]
+                part = batch[rank::ranks] if rank < len(batch) else batch[:1]
+                yield [SampleKey(epoch, row, sizes[position]) for row in part.tolist()]
 
 
 def build_loader(
@@ -100,63 +98,64 @@ def build_loader(
     workers: int,
     unlabelled: Sequence[npt.NDArray[np.int64]] = (),
 ) -> DataLoader[Any]:
-    """Return what reads the batches of an order, each some time before it is asked for.
+    """Return the loader that reads the batches of a sampler ahead of their use.
 
-    unlabelled: groups of columns, all of which are unknown where a picture has no tag of one
+    unlabelled: groups of columns; if an image has no tag of a group, all of it is unknown
     """
     return _Loader(
         cast(Dataset[Any], dataset),
         batch_sampler=sampler,
         num_workers=workers,
         collate_fn=Collate(dataset.split.labels.shape[1], tuple(unlabelled)),
-        worker_init_fn=_begin,
+        worker_init_fn=_init_worker,
         persistent_workers=workers > 0,
-        prefetch_factor=_AHEAD if workers else None,
+        prefetch_factor=_PREFETCH if workers else None,
         pin_memory=torch.cuda.is_available(),
     )
 
 
 class _Loader(DataLoader[Any]):
-    """Starts processes that hear no signal to stop until they know which to follow."""
+    """A loader whose workers are never ended by a signal to the whole group."""
 
     def __iter__(self) -> Any:
         with block_stop_signals():
             return super().__iter__()
 
 
-def _begin(_: int) -> None:
+def _init_worker(_: int) -> None:
     processes.settle()
     decode.init_process()
 
 
 @dataclass(frozen=True)
 class Collate:
-    """Makes the readable samples one batch, and the others its failures."""
+    """Makes a batch of the readable samples, and lists the others as its failures."""
 
     tags: int
     unlabelled: tuple[npt.NDArray[np.int64], ...] = ()
 
     def __call__(self, samples: Sequence[Sample]) -> Batch:
-        read = [(s.row, s.pixels, s.tags) for s in samples if s.pixels is not None]
-        pixels = [pixels for _, pixels, _ in read]
-        targets = np.zeros((len(read), self.tags), np.int8)
-        for row, (_, _, columns) in zip(targets, read, strict=True):
-            row[columns] = 1
+        readable = [sample for sample in samples if sample.pixels is not None]
+        squares = [sample.pixels for sample in readable if sample.pixels is not None]
+        pixels = np.stack(squares) if squares else np.empty((0, 1, 1, 3), np.uint8)
+        targets = np.zeros((len(readable), self.tags), np.int8)
+        for row, sample in zip(targets, readable, strict=True):
+            row[sample.tags] = 1
         for group in self.unlabelled:
-            without = ~targets[:, group].any(axis=1)
-            targets[np.ix_(without, group)] = -1
+            has_none = ~targets[:, group].any(axis=1)
+            targets[np.ix_(has_none, group)] = -1
         return Batch(
-            rows=[row for row, _, _ in read],
-            pixels=torch.from_numpy(np.stack(pixels) if read else np.empty((0, 1, 1, 3), np.uint8)),
+            rows=[sample.row for sample in readable],
+            pixels=torch.from_numpy(pixels),
             targets=torch.from_numpy(targets),
-            failures=[failure for s in samples for failure in s.failures],
+            failures=[failure for sample in samples for failure in sample.failures],
         )
 
 
 def to_device(batch: Batch, device: torch.device, preprocess: Preprocess) -> tuple[Tensor, Tensor]:
-    """Return pixels, (pictures, 3, size, size), normalised, and targets, both float32.
+    """Return pixels, (images, 3, size, size), normalised, and targets, (images, tags), in float32.
 
-    Embeddings, (pictures, features), are float32 already.
+    Embeddings, (images, features) in float32, take the place of pixels as they are.
     """
     targets = batch.targets.to(device, non_blocking=True).float()
     if batch.pixels.is_floating_point():
@@ -165,10 +164,10 @@ def to_device(batch: Batch, device: torch.device, preprocess: Preprocess) -> tup
 
 
 def normalise_squares(squares: Tensor, device: torch.device, preprocess: Preprocess) -> Tensor:
-    """Return squares, (pictures, size, size, 3) uint8, as the input of a model, on a device.
+    """Return squares, (images, size, size, 3) uint8, as the input of a model, on a device.
 
-    It is that of `Preprocess.normalise`, to the bit, in the layout that convolutions prefer.
-    Divisors are tensors, since CUDA multiplies by the inverse of a plain number.
+    The values are those of `Preprocess.normalise`, to the bit, in the memory format that
+    convolutions prefer. Divisors are tensors: CUDA would multiply by the inverse of a number.
     """
     if device.type == "cpu":
         inputs = preprocess.compiled().normalise(squares.numpy(), channels_last=True)
