@@ -257,8 +257,8 @@ def test_captions_stay_within_the_width_of_their_tile(text: str) -> None:
 
 def test_long_captions_end_in_dots() -> None:
     font = ImageFont.load_default(12)
-    assert contact_sheet._wrapped("a, b", font) == ["a, b"]
-    long = contact_sheet._wrapped("word " * 500, font)
+    assert contact_sheet.wrap_text("a, b", font) == ["a, b"]
+    long = contact_sheet.wrap_text("word " * 500, font)
     assert len(long) == 8
     assert [line.endswith(" ...") for line in long] == [False] * 7 + [True]
-    assert "".join(contact_sheet._wrapped("W" * 40, font)) == "W" * 40
+    assert "".join(contact_sheet.wrap_text("W" * 40, font)) == "W" * 40

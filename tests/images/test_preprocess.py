@@ -125,7 +125,7 @@ def test_another_preprocessing_is_refused(
     write_file: Callable[[str, str], Path], content: object
 ) -> None:
     path = write_file("preprocess.json", json.dumps(content))
-    with pytest.raises(TaggerError, match=r"preprocess\.json is no preprocessing of ours"):
+    with pytest.raises(TaggerError, match=r"preprocess\.json is no preprocessing of this project"):
         preprocess.read(path)
 
 

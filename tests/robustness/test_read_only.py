@@ -19,7 +19,7 @@ WRITES = {  # what each stage says that it cannot write
     "evaluate": ".scratch/evaluate",
     "export": "models/export",
 }
-FORBIDDEN = "Read-only file system. Allow it, then run again."
+FORBIDDEN = "Read-only file system. Make it writable, then run again."
 
 
 @pytest.fixture(scope="module")

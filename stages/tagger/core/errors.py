@@ -1,4 +1,4 @@
-"""What a person did that cannot work, told in one line: where, what, and the way out."""
+"""A user's mistake, reported in one line: where, what, and what to do."""
 
 import argparse
 import errno
@@ -14,11 +14,11 @@ PERMISSION_DENIED = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 class TaggerError(Exception):
-    """A mistake of the user's. Its message is all that a person sees of it."""
+    """A user's mistake. The user sees its message alone, no traceback."""
 
 
 class ArgumentParser(argparse.ArgumentParser):
-    """Reads the command line, and tells of a mistake as everything else does, in one line."""
+    """A parser whose errors are TaggerErrors."""
 
     def error(self, message: str) -> NoReturn:
         raise TaggerError(f"{message.rstrip('.')}. See {self.prog} --help.")
@@ -26,7 +26,7 @@ class ArgumentParser(argparse.ArgumentParser):
 
 @contextmanager
 def exit_on_error() -> Iterator[None]:
-    """End the program with exit code 2 and one line on standard error, where the user erred."""
+    """End the program with exit code 2 and one line on standard error after a user's mistake."""
     try:
         yield
     except TaggerError as error:
@@ -35,10 +35,11 @@ def exit_on_error() -> Iterator[None]:
     except OSError as error:
         if error.errno not in (*DISK_FULL, *PERMISSION_DENIED):
             raise
-        where = f"{error.filename}: " if error.filename else ""
-        way_out = "Make room" if error.errno in DISK_FULL else "Allow it"
-        reason = os.strerror(error.errno)
-        print(f"error: {where}{reason}. {way_out}, then run again.", file=sys.stderr)
+        path = f"{error.filename}: " if error.filename else ""
+        advice = "Make room" if error.errno in DISK_FULL else "Make it writable"
+        print(
+            f"error: {path}{os.strerror(error.errno)}. {advice}, then run again.", file=sys.stderr
+        )
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -46,11 +47,11 @@ def exit_on_error() -> Iterator[None]:
 
 
 def one_line(error: BaseException) -> str:
-    """Return what an error of a library says, as part of a sentence."""
+    """Return the message of a library's error, as part of a sentence."""
     return " ".join(str(error).split()).rstrip(".") or type(error).__name__
 
 
 def did_you_mean(word: str, choices: Iterable[str]) -> str:
-    """Return " Did you mean 'x'?" for the known word nearest to this one, else nothing."""
+    """Return " Did you mean 'x'?" for the choice nearest to a word, or nothing."""
     nearest = get_close_matches(word, list(choices), n=1)
     return f" Did you mean {nearest[0]!r}?" if nearest else ""

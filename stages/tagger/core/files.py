@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all."""
+"""Files, written whole or not at all, and read with clear errors."""
 
 import csv
 import hashlib
@@ -14,17 +14,17 @@ from rich.filesize import decimal
 
 from tagger.core.errors import DISK_FULL, PERMISSION_DENIED, TaggerError
 
-MAX_BYTES = 32 << 20  # bytes of JSON, or of a list of tags, at most: such files are read whole
+MAX_BYTES = 32 << 20  # of JSON, or a list of tags: such files are read whole
 
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """Yield a sibling to write to, file or folder; it takes the place of `path` on success only.
+    """Yield a temporary sibling, file or folder, that replaces `path` on success only.
 
     Parents are created: DVC removes the outputs of a stage before it runs.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(_partial(path.name))
+    partial = path.with_name(_partial_name(path.name))
     _remove(partial)
     try:
         yield partial
@@ -32,45 +32,47 @@ def atomic_write(path: Path) -> Iterator[Path]:
             _remove(path)
         partial.replace(path)
     except OSError as error:
-        _name(error, partial, path)
+        _set_filename(error, partial, path)
         raise
     finally:
         _remove(partial)
 
 
-def _name(error: OSError, partial: Path, path: Path) -> None:
-    """Let an error name what cannot be written, and not nothing, the sibling or what is copied."""
+def _set_filename(error: OSError, partial: Path, path: Path) -> None:
+    """Let an error name `path` instead of nothing, the sibling, or the source of a copy."""
     if error.errno not in (*DISK_FULL, *PERMISSION_DENIED):
         return
     is_copy = error.errno in DISK_FULL and error.filename2
-    named = error.filename
-    if named is None or is_copy or Path(os.fsdecode(named)).is_relative_to(partial):
+    name = error.filename
+    if name is None or is_copy or Path(os.fsdecode(name)).is_relative_to(partial):
         error.filename = str(path)
-        del error.filename2  # set to None, it would still be told
+        del error.filename2  # set to None, it would still be printed
 
 
-def _partial(name: str) -> str:
-    """Return a name for what is unfinished: that of the file, unless it is as long as names get."""
-    marked = f".{name}.partial"
-    whole = os.fsencode(marked)
-    return marked if len(whole) < 256 else f".{sha256_digest(whole).hex()}.partial"
+def _partial_name(name: str) -> str:
+    """Return the name of the sibling: by a digest if the file's name is too long to be extended."""
+    partial = f".{name}.partial"
+    encoded = os.fsencode(partial)
+    return partial if len(encoded) < 256 else f".{sha256_digest(encoded).hex()}.partial"
 
 
 def _remove(path: Path) -> None:
     if path.is_dir():
         shutil.rmtree(path)
-    elif path.exists() or path.is_symlink():  # of a read-only disk even nothing is not removed
+    elif (
+        path.exists() or path.is_symlink()
+    ):  # on a read-only disk unlink fails even if there is none
         path.unlink(missing_ok=True)
 
 
 def move(source: Path, target: Path) -> None:
-    """Put a file or folder in the place of another, on another disk if need be."""
+    """Move a file or folder in place of another, also to another disk."""
     with atomic_write(target) as partial:
         shutil.move(source, partial)
 
 
 def copy_folder(source: Path, target: Path) -> None:
-    """Put a copy of a folder in the place of another."""
+    """Copy a folder in place of another."""
     with atomic_write(target) as partial:
         shutil.copytree(source, partial)
 
@@ -85,7 +87,7 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    r"""Write RFC 4180 rows in UTF-8, lines ended by `\n`; numbers as Python prints them."""
+    r"""Write RFC 4180 rows in UTF-8 with `\n`; numbers as Python prints them."""
     with atomic_write(path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(_Lines(file))
         writer.writerow(header)
@@ -93,7 +95,7 @@ def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) 
 
 
 class _Lines:
-    """Ends lines by a newline alone; told to do so itself, csv would not quote a `\r`."""
+    """Ends lines by `\n`. With that as its terminator, csv would not quote a `\r`."""
 
     def __init__(self, file: TextIO) -> None:
         self._file = file
@@ -103,7 +105,7 @@ class _Lines:
 
 
 def read_csv(path: Path) -> list[dict[str, str]]:
-    """Return the rows of a CSV with a header, as text; a byte order mark is no part of it."""
+    """Return the rows of a CSV with a header, as text, without a byte order mark."""
     try:
         with check_size(path).open(encoding="utf-8-sig", newline="") as file:
             return [{k: v or "" for k, v in row.items() if k} for row in csv.DictReader(file)]
@@ -112,7 +114,7 @@ def read_csv(path: Path) -> list[dict[str, str]]:
 
 
 def read_json(path: Path, max_bytes: float = MAX_BYTES) -> Any:
-    """Return the content of a file of so many bytes at most."""
+    """Return the content of a JSON file. Raises TaggerError if it is missing, large or damaged."""
     try:
         return json.loads(check_size(require(path), max_bytes).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
@@ -120,14 +122,14 @@ def read_json(path: Path, max_bytes: float = MAX_BYTES) -> Any:
 
 
 def require(path: Path) -> Path:
-    """Return the path of what an earlier stage writes, if it is there."""
+    """Return the path of an earlier stage's output. Raises TaggerError if it is missing."""
     if not path.exists():
         raise TaggerError(f"{path} is missing. It is written by an earlier stage: run `dvc repro`.")
     return path
 
 
 def check_size(path: Path, max_bytes: float = MAX_BYTES) -> Path:
-    """Return the path of a file that is to be read whole. Raises TaggerError for a huge one."""
+    """Return the path of a file that is to be read whole. Raises TaggerError if it is huge."""
     size = path.stat().st_size
     if size > max_bytes:
         raise TaggerError(
@@ -147,11 +149,11 @@ def sha256_digest(content: bytes) -> bytes:
 
 
 def check_free_space(folder: Path, needed: int) -> None:
-    """Raise TaggerError where a folder, which need not be there yet, has no room for the bytes."""
+    """Raise TaggerError if a folder, which need not exist, has no room for the bytes."""
     existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     free = shutil.disk_usage(existing).free
     if free < needed:
         raise TaggerError(
             f"{folder} has {decimal(free)} free, and {decimal(needed)} are needed. "
-            "Make room, name a folder on another disk, or take fewer pictures."
+            "Make room, name a folder on another disk, or take fewer images."
         )

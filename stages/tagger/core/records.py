@@ -1,6 +1,6 @@
-"""Rows of a small table as they come, be it CSV, Parquet, JSON or JSON lines, and where each is.
+"""Rows of a small table, CSV, Parquet, JSON or JSON lines, one by one, each with its place.
 
-Every value of a CSV is a text: `null` and `nan` are tags like any other.
+Every value of a CSV is text: `null` and `nan` are tags like any other.
 """
 
 import csv
@@ -16,9 +16,9 @@ Record = dict[str, Any]
 
 
 def read_table(folder: Path, name: str) -> Iterator[tuple[str, Record]]:
-    """Yield the rows of a table of the folder, if it is there, each after the words for its place.
+    """Yield place and row for each row of a table in a folder; nothing if it is missing.
 
-    Raises TaggerError for a file that cannot be read, and for a row that is none.
+    Raises TaggerError for an unreadable file or a malformed row.
     """
     paths = (folder / f"{name}{suffix}" for suffix in _READERS)
     path = next((path for path in paths if path.exists()), None)
@@ -27,7 +27,7 @@ def read_table(folder: Path, name: str) -> Iterator[tuple[str, Record]]:
 
 
 def read_rows(path: Path) -> Iterator[tuple[str, Record]]:
-    """Yield the rows of a table, each after the words for its place. Raises as `read` does."""
+    """Yield place and row for each row of a table. Raises TaggerError as `read_table` does."""
     if path.suffix not in _READERS:
         raise TaggerError(f"{path} is no table: its name must end in {', '.join(_READERS)}.")
     count = 0
@@ -50,12 +50,12 @@ def _csv(path: Path) -> Iterator[tuple[str, Record]]:
             if len(row) == len(names):
                 yield f"line {reader.line_num}", dict(zip(names, row, strict=True))
             elif row:
-                found = f"{len(row)} columns, {len(names)} expected"
-                raise TaggerError(f"{path}: line {reader.line_num}: {found}.")
+                counts = f"{len(row)} columns, {len(names)} expected"
+                raise TaggerError(f"{path}: line {reader.line_num}: {counts}.")
 
 
 def _parquet(path: Path) -> Iterator[tuple[str, Record]]:
-    import pyarrow as pa  # takes a while, and few tables need it
+    import pyarrow as pa  # takes a while to load, and few tables need it
     import pyarrow.parquet as pq
 
     try:
@@ -70,7 +70,7 @@ def _parquet(path: Path) -> Iterator[tuple[str, Record]]:
 
 
 def _json(path: Path) -> Iterator[tuple[str, Record]]:
-    """Yield the objects of a list, or of lines: dumps of Danbooru call both JSON."""
+    """Yield the objects of a list, or one on each line: Danbooru calls both JSON."""
     with path.open(encoding="utf-8-sig") as file:
         is_list = file.read(1_000).lstrip().startswith("[")
         file.seek(0)

@@ -1,7 +1,7 @@
-"""Random changes to training pictures that leave their tags true.
+"""Random changes to training images that leave their tags true.
 
-What is drawn depends on seed, epoch and row alone (of a batch: on its number), never on what was
-drawn before.
+Random numbers depend on the seed, epoch and row alone (for a batch: on its number), never on
+earlier draws.
 """
 
 from dataclasses import dataclass, replace
@@ -19,92 +19,92 @@ from tagger.images.resize import FILTERS
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Changes to single pictures: a part of it, mirrored, resized by another filter.
+    """Changes to single images: cropped, mirrored, resized by another filter.
 
-    No colour is changed unless `trivial` asks for it: colours are tags.
+    No colour is changed unless `trivial` is set: colours are tags.
     """
 
     seed: int
-    min_crop: float = 1.0  # smallest share of the area kept, in the picture's own proportions
-    flip: float = 0.0  # share of the pictures mirrored
-    random_resize: bool = False  # by any of the filters
-    trivial: bool = False  # TrivialAugment: one change of many, of a random strength
+    min_crop: float = 1.0  # smallest fraction of the area, in the image's own proportions
+    flip: float = 0.0  # fraction of images that are mirrored
+    random_resize: bool = False  # by a random filter
+    trivial: bool = False  # TrivialAugment: one random change of a random strength
 
     def __call__(
-        self, pixels: Pixels, prepared: Preprocess, key: SampleKey
+        self, pixels: Pixels, preprocess: Preprocess, key: SampleKey
     ) -> tuple[Pixels, Preprocess]:
         random = np.random.default_rng([self.seed, key.epoch, key.row])
         area, left, top, mirror, method = random.random(5)
-        pixels = _cropped(pixels, self.min_crop + (1 - self.min_crop) * area, left, top)
+        pixels = _crop(pixels, self.min_crop + (1 - self.min_crop) * area, left, top)
         if mirror < self.flip:
             pixels = np.ascontiguousarray(pixels[:, ::-1])
         if self.trivial:
-            pixels = _changed(pixels, int(random.integers(1 << 62)))
+            pixels = _trivial_augment(pixels, int(random.integers(1 << 62)))
         if self.random_resize:
             filters = sorted(FILTERS)
-            prepared = replace(prepared, interpolation=filters[int(method * len(filters))])
-        return pixels, prepared
+            preprocess = replace(preprocess, interpolation=filters[int(method * len(filters))])
+        return pixels, preprocess
 
 
-def _cropped(pixels: Pixels, area: float, left: float, top: float) -> Pixels:
+def _crop(pixels: Pixels, area: float, left: float, top: float) -> Pixels:
     height, width = (max(1, round(side * area**0.5)) for side in pixels.shape[:2])
     y, x = round(top * (pixels.shape[0] - height)), round(left * (pixels.shape[1] - width))
     return np.ascontiguousarray(pixels[y : y + height, x : x + width])
 
 
-def _changed(pixels: Pixels, seed: int) -> Pixels:
+def _trivial_augment(pixels: Pixels, seed: int) -> Pixels:
     from torchvision.transforms.v2 import TrivialAugmentWide  # takes a while to load
 
-    with torch.random.fork_rng(devices=[]):  # which it draws from
+    with torch.random.fork_rng(devices=[]):  # it draws from the global generator
         torch.manual_seed(seed)
         return np.asarray(TrivialAugmentWide()(Image.fromarray(pixels)))
 
 
 @dataclass(frozen=True)
 class BatchAugmentation:
-    """Changes to a batch where it lies: pictures mixed with others, squares cut out.
+    """Changes to a batch on its device: images mixed with others, squares cut out.
 
-    Where both kinds of mixing are asked for, each has every other batch, by chance.
+    If both kinds of mixing are set, each gets half of the batches, at random.
     """
 
     seed: int
-    mixup: float = 0.0  # alpha of the beta distribution of the share of the other picture; 0: none
-    cutmix: float = 0.0  # alpha of that of the other picture's rectangle; 0: none
-    cutout: float = 0.0  # side of a square set to gray, over that of the picture; 0: none
+    mixup: float = 0.0  # alpha of the beta distribution of the other image's fraction; 0: off
+    cutmix: float = 0.0  # alpha, for the area of the other image's rectangle; 0: off
+    cutout: float = 0.0  # side of a gray square, as a fraction of the image's side; 0: off
 
-    def __call__(self, pixels: Tensor, targets: Tensor, *place: int) -> tuple[Tensor, Tensor]:
-        """Return pixels, (pictures, 3, size, size), and targets, (pictures, tags), 0 to 1 or -1.
+    def __call__(self, pixels: Tensor, targets: Tensor, *position: int) -> tuple[Tensor, Tensor]:
+        """Return pixels, (images, 3, size, size), and targets, (images, tags), 0 to 1 or -1.
 
-        place: where in the training the batch is; what is drawn depends on it
+        position: of the batch in the training; the random numbers depend on it
         """
-        random = np.random.default_rng([self.seed, *place, 1])
+        random = np.random.default_rng([self.seed, *position, 1])
         if self.cutout:
             pixels = _cut_out(pixels, random, round(self.cutout * pixels.shape[-1]))
         if not self.mixup and not self.cutmix:
             return pixels, targets
         cutting = bool(self.cutmix) and (not self.mixup or random.random() < 0.5)
         alpha = self.cutmix if cutting else self.mixup
-        share = float(random.beta(alpha, alpha))
+        fraction = float(random.beta(alpha, alpha))
         others = torch.from_numpy(random.permutation(len(pixels))).to(pixels.device)
         if cutting:
-            pixels, share = _patched(pixels, others, random, share)
+            pixels, fraction = _paste(pixels, others, random, fraction)
         else:
-            pixels = torch.lerp(pixels, pixels[others], share)
-        return pixels, _mixed(targets, targets[others], share)
+            pixels = torch.lerp(pixels, pixels[others], fraction)
+        return pixels, _mix_targets(targets, targets[others], fraction)
 
 
-def _mixed(targets: Tensor, others: Tensor, share: float) -> Tensor:
-    """Return targets with a share of the others'; unknown where either is."""
+def _mix_targets(targets: Tensor, others: Tensor, fraction: float) -> Tensor:
+    """Return targets with a fraction of the others'; unknown if either is unknown."""
     unknown = (targets < 0) | (others < 0)
-    return torch.lerp(targets, others, share).masked_fill(unknown, -1)
+    return torch.lerp(targets, others, fraction).masked_fill(unknown, -1)
 
 
-def _patched(
-    pixels: Tensor, others: Tensor, random: np.random.Generator, share: float
+def _paste(
+    pixels: Tensor, others: Tensor, random: np.random.Generator, fraction: float
 ) -> tuple[Tensor, float]:
-    """Lay a rectangle of about that share of the area from the others; return its true share."""
+    """Paste a rectangle of about this fraction of the area; return its exact fraction as well."""
     size = pixels.shape[-1]
-    side, (y, x) = size * share**0.5, random.random(2) * size
+    side, (y, x) = size * fraction**0.5, random.random(2) * size
     top, left = (max(0, round(middle - side / 2)) for middle in (y, x))
     bottom, right = (min(size, round(middle + side / 2)) for middle in (y, x))
     pixels = pixels.clone()
@@ -113,9 +113,9 @@ def _patched(
 
 
 def _cut_out(pixels: Tensor, random: np.random.Generator, side: int) -> Tensor:
-    """Set a square of each picture to 0, the mean of what the backbone has seen."""
+    """Set a square of each image to 0, the mean of the backbone's normalised input."""
     corners = random.integers(0, pixels.shape[-1] - side + 1, (len(pixels), 2))
     pixels = pixels.clone()
-    for picture, (top, left) in zip(pixels, corners.tolist(), strict=True):
-        picture[:, top : top + side, left : left + side] = 0
+    for image, (top, left) in zip(pixels, corners.tolist(), strict=True):
+        image[:, top : top + side, left : left + side] = 0
     return pixels

@@ -1,4 +1,4 @@
-"""Open a picture: bytes to an upright RGB image. The one opener of the project."""
+"""Decode an image: from bytes to upright RGB. The project has no other decoder."""
 
 import ctypes
 import io
@@ -28,13 +28,13 @@ SUFFIXES = frozenset(
     (".avif", ".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".jxl", ".png", ".tif", ".tiff", ".webp")
 )
 
-# Those that pictures come in; Pillow would hand others to programs of the system.
+# Pillow hands other formats to programs of the system.
 _FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "GIF", "BMP", "DIB", "TIFF", "PPM", "TGA")
 _PNG = b"\x89PNG\r\n\x1a\n"
-_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of mallopt
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # parameters of mallopt
 
-# What Pillow's decoders are known to raise on damaged or hostile files.
-_DAMAGE = (
+# Pillow's decoders raise these on damaged or hostile files.
+_DECODER_ERRORS = (
     OSError,
     AttributeError,
     MemoryError,
@@ -51,19 +51,19 @@ _DAMAGE = (
 
 
 class Unreadable(Exception):
-    """A file that is no picture, or a damaged one. Its message is the reason, one line."""
+    """A file is no image, or a damaged one. The message is the reason, one line."""
 
 
 class Animated(Unreadable):
-    """A picture of several frames, where only still ones are wanted."""
+    """An image has several frames, and only still ones are wanted."""
 
 
 def init_process() -> None:
-    """Make this process ready to open many pictures.
+    """Prepare this process to decode many images.
 
-    Buffers that are free again are kept for the next picture: given back to the system, as glibc
-    does with large ones, each costs a page fault for every 4 KB, up to half the time of decoding.
-    Pillow's warnings of odd files are not passed on; what matters is Unreadable.
+    Large buffers stay with the process for the next image: glibc would return them to the system,
+    and page faults, one for every 4 KB, would take up to half the time of decoding.
+    Pillow's warnings about odd files are silenced: Unreadable tells what matters.
     """
     with suppress(AttributeError, OSError):  # another system
         libc = ctypes.CDLL(None)
@@ -74,32 +74,33 @@ def init_process() -> None:
 
 
 def limit_pixels(pixels: int) -> None:
-    """Refuse larger pictures in this process, by their headers. Else the limit is 179 million."""
-    Image.MAX_IMAGE_PIXELS = pixels // 2  # Pillow warns from there on, and refuses from twice that
+    """Refuse larger images in this process, by their headers. The default is 179 million."""
+    Image.MAX_IMAGE_PIXELS = pixels // 2  # Pillow refuses twice that
 
 
 def release_memory() -> None:
-    """Give back to the system what was needed for a while, and which `begin` would keep."""
+    """Return free memory to the system, which `init_process` would keep."""
     with suppress(AttributeError, OSError):  # another system
         ctypes.CDLL(None).malloc_trim(0)
 
 
 def read_bytes(location: Location) -> bytes:
-    """Return the bytes of a picture. Raises Unreadable where they are not all there."""
-    data = _bytes(location.path, location.offset, location.size)
+    """Return the bytes of an image. Raises Unreadable if some are missing."""
+    data = _read_file(location.path, location.offset, location.size)
     if len(data) < location.size:
         raise Unreadable(f"{location.size:,} bytes expected, {len(data):,} are there")
     return data
 
 
-def _bytes(path: str, offset: int = 0, size: int | None = None) -> bytes:
+def _read_file(path: str, offset: int = 0, size: int | None = None) -> bytes:
     try:
         file = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a pipe would block
         try:
-            found = os.fstat(file)
-            if not stat.S_ISREG(found.st_mode):
-                raise Unreadable("is a directory" if stat.S_ISDIR(found.st_mode) else "is no file")
-            return os.pread(file, found.st_size if size is None else size, offset)
+            status = os.fstat(file)
+            if not stat.S_ISREG(status.st_mode):
+                is_folder = stat.S_ISDIR(status.st_mode)
+                raise Unreadable("is a directory" if is_folder else "is no file")
+            return os.pread(file, status.st_size if size is None else size, offset)
         finally:
             os.close(file)
     except (OSError, OverflowError, ValueError) as error:
@@ -108,9 +109,9 @@ def _bytes(path: str, offset: int = 0, size: int | None = None) -> bytes:
 
 
 def open_rgb(file: File, background: Colour = WHITE) -> Image.Image:
-    """Return the picture upright, decoded, in sRGB, transparency laid on the background.
+    """Return the whole image upright, in sRGB, transparent parts laid on the background.
 
-    Raises Unreadable for anything that cannot be decoded whole.
+    Raises Unreadable if it cannot be decoded whole.
     """
     with _opened(file) as image:
         image.load()
@@ -118,7 +119,7 @@ def open_rgb(file: File, background: Colour = WHITE) -> Image.Image:
 
 
 def open_rgb_or_none(location: Location, background: Colour = WHITE) -> Image.Image | None:
-    """Return what `open_rgb` does, or None for a picture that has gone since it was read."""
+    """Return the image as `open_rgb` does, or None if it is unreadable by now."""
     try:
         return open_rgb(location, background)
     except Unreadable:
@@ -126,23 +127,23 @@ def open_rgb_or_none(location: Location, background: Colour = WHITE) -> Image.Im
 
 
 def open_pixels(file: File, background: Colour = WHITE) -> Pixels:
-    """Return what `open_rgb` does, as (height, width, 3), by a faster decoder where it serves.
+    """Return the image of `open_rgb` as (height, width, 3), by a faster decoder if possible.
 
-    Raises Unreadable as `open_rgb` does.
+    Raises Unreadable if it cannot be decoded whole.
     """
     data = _content(file)
-    decode = _decoder(data)
+    decode = _fast_decoder(data)
     if decode:
         with _opened(data) as image:
             plain = _is_plain(image)
         if plain:
-            with suppress(ValueError, RuntimeError):  # of which Pillow says what is wrong
+            with suppress(ValueError, RuntimeError):  # Pillow says what is wrong
                 return decode(data)
     return np.asarray(open_rgb(data, background))
 
 
-def _decoder(data: bytes) -> Callable[[bytes], Pixels] | None:
-    """Return what decodes a picture as Pillow does, to the bit, if it is plain."""
+def _fast_decoder(data: bytes) -> Callable[[bytes], Pixels] | None:
+    """Return a function that decodes a plain image as Pillow does, to the bit, or None."""
     if data.startswith(b"\xff\xd8\xff"):
         from simplejpeg import decode_jpeg
 
@@ -151,7 +152,7 @@ def _decoder(data: bytes) -> Callable[[bytes], Pixels] | None:
         from imagecodecs import spng_decode
 
         eight_bits_of_rgb = data[24:26] == b"\x08\x02"
-        return spng_decode if eight_bits_of_rgb and not _may_be_turned(data) else None
+        return spng_decode if eight_bits_of_rgb and not _may_be_rotated(data) else None
     if data[:4] + data[8:12] == b"RIFFWEBP":
         from imagecodecs import webp_decode
 
@@ -159,8 +160,8 @@ def _decoder(data: bytes) -> Callable[[bytes], Pixels] | None:
     return None
 
 
-def _may_be_turned(png: bytes) -> bool:
-    """Return whether a PNG has EXIF or XMP, which may follow the pixels, where Pillow is late."""
+def _may_be_rotated(png: bytes) -> bool:
+    """Return whether a PNG has EXIF or XMP. It may follow the pixels: Pillow reads it late."""
     place = len(_PNG)
     while place + 8 <= len(png):
         length, name = int.from_bytes(png[place : place + 4]), png[place + 4 : place + 8]
@@ -171,7 +172,7 @@ def _may_be_turned(png: bytes) -> bool:
 
 
 def _is_plain(image: Image.Image) -> bool:
-    """Return whether there is nothing to do but to decode: no turn, no alpha, no other colours."""
+    """Return whether an image needs decoding only: no rotation, no alpha, no colour profile."""
     if image.mode != "RGB" or image.has_transparency_data or getattr(image, "is_animated", False):
         return False
     profile = image.info.get("icc_profile")
@@ -181,16 +182,16 @@ def _is_plain(image: Image.Image) -> bool:
 
 
 def upright_size(file: Path | bytes) -> tuple[int, int]:
-    """Return width and height as the picture is to be seen, from its header alone."""
+    """Return width and height of the upright image, from its header alone."""
     with _opened(file) as image:
-        if image.format == "TIFF":  # Pillow turns it itself
+        if image.format == "TIFF":  # Pillow rotates it itself
             return image.size
-        turned = image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
-        return image.size[::-1] if turned else image.size
+        is_rotated = image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
+        return image.size[::-1] if is_rotated else image.size
 
 
 def check_still(file: Path | bytes) -> None:
-    """Raise Animated for a picture of more than one frame."""
+    """Raise Animated if an image has more than one frame."""
     with _opened(file) as image:
         if getattr(image, "is_animated", False) or image.info.get("frames", 1) > 1:
             raise Animated(f"{image.info.get('frames') or getattr(image, 'n_frames', 2)} frames")
@@ -199,7 +200,7 @@ def check_still(file: Path | bytes) -> None:
 def _content(file: File) -> bytes:
     if isinstance(file, bytes):
         return file
-    return read_bytes(file) if isinstance(file, Location) else _bytes(str(file))
+    return read_bytes(file) if isinstance(file, Location) else _read_file(str(file))
 
 
 @contextmanager
@@ -212,21 +213,21 @@ def _opened(file: File) -> Iterator[Image.Image]:
         with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
             yield image
     except UnidentifiedImageError:
-        raise Unreadable("is no picture of a known kind") from None
-    except _DAMAGE as error:
+        raise Unreadable("is no image of a known format") from None
+    except _DECODER_ERRORS as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise Unreadable(" ".join(reason.split()) or type(error).__name__) from error
 
 
 def _in_srgb(image: Image.Image, profile: object) -> Image.Image:
-    """Return a picture in colours of another profile, such as a wide gamut, in those of sRGB."""
+    """Return an image with a colour profile, such as a wide gamut, in sRGB."""
     transform = _to_srgb(profile, image.mode) if isinstance(profile, bytes) else None
     return (ImageCms.applyTransform(image, transform) if transform else None) or image
 
 
 @lru_cache(maxsize=64)
 def _to_srgb(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
-    """Return what brings colours of a profile into sRGB; None where it is that, or damaged."""
+    """Return the transform from a profile to sRGB; None if the profile is sRGB or damaged."""
     try:
         source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
         name = ImageCms.getProfileDescription(source).lower()
@@ -239,12 +240,12 @@ def _to_srgb(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
 
 
 def _flatten(image: Image.Image, background: Colour) -> Image.Image:
-    if image.mode.startswith("I"):  # 16-bit gray, which convert("RGB") would clip at 255
+    if image.mode.startswith("I"):  # 16-bit gray: convert("RGB") would clip it at 255
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
     profile = image.info.get("icc_profile") if image.mode not in ("1", "L", "LA") else None
     if image.has_transparency_data:
         rgba = _in_srgb(image.convert("RGBA"), profile)
         ground = Image.new("RGBA", rgba.size, (*background, 255))
         return Image.alpha_composite(ground, rgba).convert("RGB")
-    kept = image if image.mode == "CMYK" else image.convert("RGB")
-    return _in_srgb(kept, profile).convert("RGB")
+    coloured = image if image.mode == "CMYK" else image.convert("RGB")
+    return _in_srgb(coloured, profile).convert("RGB")

@@ -1,8 +1,7 @@
-"""Resize pictures, antialiased: by Pillow, or by loops that do the same, bit for bit, faster.
+"""Resize images, antialiased: by Pillow, or by compiled loops with the same result to the bit.
 
-Its filter is a sum of a few source pixels with weights of 22 bits, first along rows, then along
-columns. Here rows are taken by blocks, transposed, so that both sums run over whole vectors: a
-third of the time, once the loops are compiled.
+Pillow sums a few source pixels with weights of 22 bits, first along rows, then along columns. The
+loops take rows in transposed blocks, so that both sums run over whole vectors: a third of the time.
 https://github.com/python-pillow/Pillow/blob/main/src/libImaging/Resample.c
 """
 
@@ -29,23 +28,23 @@ _ROWS = 64  # at a time
 
 
 class ResizeWeights(NamedTuple):
-    """For each pixel along one side of the result, the source pixels that it is a sum of."""
+    """For each pixel along one side of the result, the source pixels that it sums."""
 
     first: npt.NDArray[np.int32]  # (pixels,)
-    taps: npt.NDArray[np.int32]  # (pixels,), how many these are
-    weights: npt.NDArray[np.int32]  # (pixels, most), in units of 2 ** -22
+    taps: npt.NDArray[np.int32]  # (pixels,), number of source pixels
+    weights: npt.NDArray[np.int32]  # (pixels, max taps), in units of 2 ** -22
 
 
 def resize_with_pillow(pixels: Pixels, size: tuple[int, int], interpolation: str) -> Pixels:
-    """Return a picture at another width and height."""
+    """Return an image resized to a width and height."""
     return np.asarray(Image.fromarray(pixels).resize(size, FILTERS[interpolation]))
 
 
 def resize_compiled(pixels: Pixels, size: tuple[int, int], interpolation: str) -> Pixels:
-    """Return the same as `by_pillow`; the first call takes a second or two."""
+    """Return an image as `resize_with_pillow` does; the first call takes a second or two."""
     width, height = size
     passes = [(_across, 1, width), (_down, 0, height)]
-    if _lowered_first(pixels.shape[1], pixels.shape[0], width, height):
+    if _resizes_height_first(pixels.shape[1], pixels.shape[0], width, height):
         passes.reverse()
     for run, axis, target in passes:
         source = pixels.shape[axis]
@@ -57,25 +56,21 @@ def resize_compiled(pixels: Pixels, size: tuple[int, int], interpolation: str) -
     return pixels
 
 
-def _lowered_first(before: int, tall: int, width: int, height: int) -> bool:
-    """Return whether Pillow makes a picture lower before it makes it narrower.
-
-    before, tall: its width and height now
-    It keeps small what lies between, by a rule that is another since Pillow 13.
-    """
-    lower, narrower = tall - height, before - width
+def _resizes_height_first(source_width: int, source_height: int, width: int, height: int) -> bool:
+    """Return whether Pillow resizes the height before the width, by a rule that 13 changed."""
+    lower, narrower = source_height - height, source_width - width
     if int(PIL.__version__.split(".")[0]) < 13:
-        return lower > 0 and tall > 100 * before
+        return lower > 0 and source_height > 100 * source_width
     return lower > max(0, 2 * narrower)
 
 
 def resize_matrix(source: int, target: int, interpolation: str) -> npt.NDArray[np.float64]:
-    """Return what a line of `source` pixels is multiplied by to be one of `target`."""
+    """Return the matrix, (target, source), that resizes a line of `source` pixels."""
     first, taps, weights = _weights(source, target, interpolation)
-    found = np.zeros((target, source))
+    matrix = np.zeros((target, source))
     for row, (start, count) in enumerate(zip(first, taps, strict=True)):
-        found[row, start : start + count] = weights[row, :count] / (1 << _BITS)
-    return found
+        matrix[row, start : start + count] = weights[row, :count] / (1 << _BITS)
+    return matrix
 
 
 @lru_cache(maxsize=1024)  # random crops ask for ever new ones
