@@ -1,10 +1,9 @@
-"""What the tests share: real pictures with tags, and a small tagger exported from them."""
+"""Fixtures that tests share: real images with tags, a small tagger and its export."""
 
 import fcntl
 import os
 import shutil
 import signal
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -34,13 +33,15 @@ from tagger.params import Params, Preset
 
 PICTURES = 24
 
-settings.register_profile("unhurried", deadline=None)  # other work slows a machine at times
-settings.load_profile("unhurried")
+# No deadline: other work slows a machine at times. CI repeats itself: --hypothesis-profile=ci
+settings.register_profile("default", deadline=None)
+settings.register_profile("ci", deadline=None, derandomize=True, max_examples=40)
+settings.load_profile("default")
 
 
 @pytest.fixture(scope="session", autouse=True)
 def process_settings() -> None:
-    """Networks this small are slower in several threads, and a job of a shell hears no Ctrl-C."""
+    """Use one thread, which is faster for small networks, and let Ctrl-C reach background jobs."""
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -52,7 +53,7 @@ def root() -> Path:
 
 @pytest.fixture(scope="session")
 def default_params(root: Path) -> Params:
-    """The parameters as they are in the repository."""
+    """The parameters in the repository."""
     return params.load(root / params.PATH)
 
 
@@ -152,32 +153,23 @@ def export_folder(model_folder: Path, tags: list[Tag]) -> Path:
 
 
 @pytest.fixture(scope="session")
-def run_once(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, float]]:
-    """A project all stages of which have run, and how many seconds each took.
+def finished_project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A clone in which `dvc repro` ran every stage, all committed. Copy it to change it.
 
-    It is made by the first of pytest's processes that needs it.
+    The first of pytest's processes that needs it makes it. What dvc printed is in finished.log
+    beside it.
     """
-    own = tmp_path_factory.getbasetemp()
-    common = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
-    folder, seconds = common / "finished", common / "finished.json"
-    with (common / "finished.lock").open("w") as lock:
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    folder, log = shared / "finished", shared / "finished.log"
+    with (shared / "finished.lock").open("w") as lock:
         fcntl.lockf(lock, fcntl.LOCK_EX)
-        if not seconds.exists():
+        if not log.exists():
             clones.make_clone(folder, clones.FINISHED_PARAMS)
-            files.write_json(seconds, {stage: _timed(folder, stage) for stage in clones.STAGES})
-    return folder, files.read_json(seconds)
-
-
-def _timed(folder: Path, stage: str) -> float:
-    begun = time.monotonic()
-    assert processes.run(folder, f"stages/{stage}.py").success_output
-    return time.monotonic() - begun
-
-
-@pytest.fixture(scope="session")
-def finished(run_once: tuple[Path, dict[str, float]]) -> Path:
-    """A project all stages of which have run. Copy it to change it."""
-    return run_once[0]
+            output = processes.run(folder, "dvc", "repro").success_output
+            clones.commit(folder)
+            files.write_text(log, output)
+    return folder
 
 
 @pytest.fixture

@@ -22,11 +22,11 @@ NO_MLFLOW = "MLflow cannot be written, going on without it: "
 
 
 @pytest.fixture(scope="module")
-def project(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def project(finished_project: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A project on a disk of its own, all stages of which have run."""
     folder = tmp_path_factory.mktemp("full") / "project"
     disks.mount_disk(folder)
-    shutil.copytree(finished, disks.visible_path(folder), symlinks=True, dirs_exist_ok=True)
+    shutil.copytree(finished_project, disks.visible_path(folder), symlinks=True, dirs_exist_ok=True)
     return folder
 
 

@@ -23,10 +23,10 @@ FORBIDDEN = "Read-only file system. Make it writable, then run again."
 
 
 @pytest.fixture(scope="module")
-def checkout(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def checkout(finished_project: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A project all stages of which have run; then it was made read-only."""
     folder = tmp_path_factory.mktemp("read_only") / "project"
-    shutil.copytree(finished, folder, symlinks=True)
+    shutil.copytree(finished_project, folder, symlinks=True)
     disks.make_read_only(folder)
     return folder
 

@@ -1,4 +1,4 @@
-"""Disks of a test's own, full or read-only, that are there for its processes alone."""
+"""Full or read-only disks, mounted for the processes of a test alone."""
 
 import os
 import subprocess
@@ -8,39 +8,39 @@ import pytest
 
 from support import processes
 
-PAGE = 4096  # bytes, of which a file in memory takes whole ones
-_ROOMY = 256 << 20  # bytes
+PAGE = 4096  # bytes; a file on a disk in memory takes whole pages
+_CAPACITY = 256 << 20  # bytes
 
 
 def visible_path(path: Path) -> Path:
-    """Return the path by which this process comes to what lies on a disk."""
+    """Return the path by which this process reaches a file on such a disk."""
     return Path(f"/proc/{processes.fork_server_pid()}/root{path}")
 
 
 def mount_disk(folder: Path) -> None:
-    """Put an empty disk, held in memory, in the place of a folder."""
+    """Mount an empty disk, held in memory, over a folder."""
     folder.mkdir(exist_ok=True)
-    _inside("mount", "-t", "tmpfs", "-o", f"size={_ROOMY}", "none", folder)
-    (visible_path(folder) / "first").write_bytes(b"A size of nothing would be no limit.")
+    _run_in_namespace("mount", "-t", "tmpfs", "-o", f"size={_CAPACITY}", "none", folder)
+    (visible_path(folder) / "first").write_bytes(b"A disk of size 0 would have no limit.")
 
 
 def limit_free_space(folder: Path, free_bytes: int | None) -> None:
-    """Leave no more than some bytes of room on a disk; None: as much as anyone wants."""
-    found = os.statvfs(visible_path(folder))
-    used = (found.f_blocks - found.f_bfree) * found.f_frsize
-    size = _ROOMY if free_bytes is None else used + free_bytes
-    _inside("mount", "-o", f"remount,size={size}", folder)
+    """Leave this many bytes free on a disk; None: all of it."""
+    usage = os.statvfs(visible_path(folder))
+    used = (usage.f_blocks - usage.f_bfree) * usage.f_frsize
+    size = _CAPACITY if free_bytes is None else used + free_bytes
+    _run_in_namespace("mount", "-o", f"remount,size={size}", folder)
 
 
 def make_read_only(folder: Path) -> None:
     """Make a folder and all below it read-only, for root as well."""
-    _inside("mount", "--bind", folder, folder)
-    _inside("mount", "-o", "remount,bind,ro", folder)
+    _run_in_namespace("mount", "--bind", folder, folder)
+    _run_in_namespace("mount", "-o", "remount,bind,ro", folder)
 
 
-def _inside(*words: str | Path) -> None:
+def _run_in_namespace(*command: str | Path) -> None:
     if not processes.mount_namespace_command():
-        pytest.skip("mounting is refused here")
+        pytest.skip("mounting is not allowed here")
     target = ("--target", str(processes.fork_server_pid()))
-    whose = () if os.geteuid() == 0 else ("--user", "--preserve-credentials")
-    subprocess.run(["nsenter", *target, *whose, "--mount", *words], check=True)
+    user = () if os.geteuid() == 0 else ("--user", "--preserve-credentials")
+    subprocess.run(["nsenter", *target, *user, "--mount", *command], check=True)

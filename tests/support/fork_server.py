@@ -1,9 +1,9 @@
-"""A process that has loaded what the stages load, and forks another for each stage to be run.
+"""A server that has imported what the stages import, and forks a process for each stage.
 
-So a stage, or dvc, begins at once: it takes them seconds to load torch, MLflow and the like. As a
-script with `--serve SOCKET` this is that process; with anything else it stands for `python` in the
-commands of dvc.yaml and of torchrun: it lives as long as what it has had run, and has its output
-and exit code; where it is killed, so is that.
+A forked stage or dvc starts at once; importing torch, MLflow and the like takes seconds. As a
+script with `--serve SOCKET` this is the server. With any other arguments it stands in for `python`
+in the commands of dvc.yaml, torchrun and the launcher: it asks the server for a process, lives as
+long as that process, has its output and exit code, and takes it along when it is killed.
 """
 
 import atexit
@@ -12,6 +12,7 @@ import json
 import os
 import runpy
 import selectors
+import shutil
 import signal
 import socket
 import sys
@@ -23,8 +24,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import NoReturn
 
-SOCKET = "ZYGOTE_SOCKET"  # a variable: where it is asked
-_STAGES = Path(__file__).parents[2] / "stages"
+SOCKET = "FORK_SERVER_SOCKET"  # an environment variable: the path of the server's socket
+_TESTS = Path(__file__).parents[1]
+_STAGES = _TESTS.parent / "stages"
 _LIBRARIES = (
     "alembic.command",
     "dvc.cli",
@@ -43,13 +45,18 @@ _LIBRARIES = (
     "torch._dynamo",
     "torchvision",
 )
-_NAMES = ("demo", "prepare", "vocabulary", "split", "train", "evaluate", "export")
+_STAGE_NAMES = ("demo", "prepare", "vocabulary", "split", "train", "evaluate", "export")
 
 
 def request_fork(
     path: str, words: Sequence[str], folder: str, env: Mapping[str, str], output: int
 ) -> tuple[socket.socket, int]:
-    """Ask for a process that writes to a file descriptor; return who tells its end, and its pid."""
+    """Return the connection that receives the exit code of a new process, and its pid.
+
+    path: of the server's socket
+    words: the command line
+    output: a file descriptor for what the process prints
+    """
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     connection.connect(path)
     content = json.dumps({"words": words, "folder": folder, "env": dict(env)}).encode()
@@ -58,88 +65,94 @@ def request_fork(
 
 
 def _load() -> None:
-    """Import what stages and dvc import, and nothing that a stage would find changed."""
+    """Import what stages and dvc import, and nothing whose change a stage would notice."""
     for name in _LIBRARIES:
         import_module(name)
-    sys.path.insert(0, str(_STAGES))
-    for name in _NAMES:
+    sys.path.insert(0, str(_TESTS))
+    import_module("support.kill_points")
+    sys.path[0] = str(_STAGES)
+    for name in _STAGE_NAMES:
         import_module(name)
         del sys.modules[name]
+    import_module("tagger.data.overview")
     del sys.path[0]
-    from tagger.data import overview, posts
+    from tagger.data import posts
 
-    posts.CHUNK_IMAGES = 30  # else so few pictures would be one chunk, and no processes share them
-    del overview
+    posts.CHUNK_IMAGES = 30  # else so few images were one chunk, for one process
     gc.freeze()  # collecting it would copy all of it
 
 
 def _serve(path: str) -> None:
     _load()
-    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listening:
-        listening.bind(path)
-        listening.listen()
-        with selectors.DefaultSelector() as ready:
-            ready.register(listening, selectors.EVENT_READ)
-            ready.register(0, selectors.EVENT_READ)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
+        listener.bind(path)
+        listener.listen()
+        with selectors.DefaultSelector() as selector:
+            selector.register(listener, selectors.EVENT_READ)
+            selector.register(0, selectors.EVENT_READ)
             print("ready", flush=True)
-            _answer(listening, ready)
+            _fork_on_request(listener, selector)
 
 
-def _answer(listening: socket.socket, ready: selectors.BaseSelector) -> None:
-    """Fork whenever one connects, and tell it how its process ended; until nobody is left."""
-    forked: dict[socket.socket, tuple[int, int]] = {}  # by who asked: a pid, and a handle of it
+def _fork_on_request(listener: socket.socket, selector: selectors.BaseSelector) -> None:
+    """Fork for each connection and send it the exit code, until standard input is closed."""
+    processes: dict[socket.socket, tuple[int, int]] = {}  # pid and pidfd by connection
     while True:
-        for key, _ in ready.select():
+        for key, _ in selector.select():
             if key.fileobj == 0:
                 return
-            if key.fileobj is listening:
-                connection, _ = listening.accept()
-                forked[connection] = _fork(connection, listening, ready)
-                ready.register(forked[connection][1], selectors.EVENT_READ, connection)
-                ready.register(connection, selectors.EVENT_READ, connection)
-            elif key.data in forked:
-                pid, handle = forked.pop(key.data)
-                if key.fileobj is key.data:  # it is gone
+            if key.fileobj is listener:
+                connection, _ = listener.accept()
+                processes[connection] = _fork(connection, listener, selector)
+                selector.register(processes[connection][1], selectors.EVENT_READ, connection)
+                selector.register(connection, selectors.EVENT_READ, connection)
+            elif key.data in processes:
+                pid, pidfd = processes.pop(key.data)
+                if key.fileobj is key.data:  # the client is gone
                     os.kill(pid, signal.SIGKILL)
-                _tell(key.data, os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
-                for file in (key.data, handle):
-                    ready.unregister(file)
+                _send_number(key.data, os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+                for file in (key.data, pidfd):
+                    selector.unregister(file)
                 key.data.close()
-                os.close(handle)
+                os.close(pidfd)
 
 
 def _fork(
-    connection: socket.socket, listening: socket.socket, ready: selectors.BaseSelector
+    connection: socket.socket, listener: socket.socket, selector: selectors.BaseSelector
 ) -> tuple[int, int]:
     content, (output,), *_ = socket.recv_fds(connection, 1 << 20, 1)
     pid = os.fork()
     if not pid:
-        listening.close()
-        ready.close()
+        listener.close()
+        selector.close()
         _become(output, **json.loads(content))
     os.close(output)
-    _tell(connection, pid)
+    _send_number(connection, pid)
     return pid, os.pidfd_open(pid)
 
 
-def _tell(connection: socket.socket, number: int) -> None:
-    with suppress(BrokenPipeError):  # it was killed meanwhile
+def _send_number(connection: socket.socket, number: int) -> None:
+    with suppress(BrokenPipeError):  # the client was killed meanwhile
         connection.send(str(number).encode())
 
 
 def _become(output: int, words: list[str], folder: str, env: dict[str, str]) -> NoReturn:
-    """Be the process that was asked for."""
+    """Turn this fork into the requested process, in a session of its own."""
     import multiprocessing.process
 
-    nothing = os.open(os.devnull, os.O_RDONLY)
+    from support import kill_points  # imported by _load
+
+    null = os.open(os.devnull, os.O_RDONLY)
     os.setsid()
-    for number, place in enumerate((nothing, output, output)):
-        os.dup2(place, number)
+    for number, file in enumerate((null, output, output)):
+        os.dup2(file, number)
     os.chdir(folder)
     multiprocessing.process.ORIGINAL_DIR = folder  # type: ignore[attr-defined]
     os.environ.clear()
     os.environ.update(env)
     sys.argv = words
+    sys.executable = shutil.which("python") or sys.executable  # the stand-in, see above
+    kill_points.install()
     code = 1
     try:
         code = _run(words)
@@ -148,11 +161,11 @@ def _become(output: int, words: list[str], folder: str, env: dict[str, str]) -> 
     threading._shutdown()  # type: ignore[attr-defined]
     atexit._run_exitfuncs()
     sys.stdout.flush()
-    os._exit(code)  # as Python would now take apart, and thereby copy, what is common to all
+    os._exit(code)  # an ordinary exit would first write to, and so copy, all shared memory
 
 
 def _run(words: list[str]) -> int:
-    """Return the exit code of dvc, of a module or of a script."""
+    """Run dvc, a module or a script, and return its exit code."""
     if words[0] == "dvc":
         from dvc.cli import main
 
@@ -164,8 +177,8 @@ def _run(words: list[str]) -> int:
         else:
             sys.path.insert(0, str(Path(words[0]).absolute().parent))
             runpy.run_path(words[0], run_name="__main__")
-    except SystemExit as ended:
-        return int(ended.code or 0)
+    except SystemExit as error:
+        return int(error.code or 0)
     return 0
 
 

@@ -1,4 +1,4 @@
-"""Processes of the tests: scripts, modules and dvc, all forked from one that has loaded torch."""
+"""Processes for tests: scripts, modules and dvc, forked from one that has imported torch."""
 
 import os
 import shutil
@@ -17,20 +17,18 @@ _ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")  # 
 
 
 class FinishedProcess(NamedTuple):
-    """A process that has ended."""
-
     exit_code: int  # -9 if it was killed
     output: str  # and errors
 
     @property
     def success_output(self) -> str:
-        """What it printed, which ended well."""
+        """The output of a process that must have succeeded."""
         assert self.exit_code == 0, self.output
         return self.output
 
     @property
     def error_line(self) -> str:
-        """The one line that tells of a mistake, after all that was told before it."""
+        """The last line of the output, which must be the only error, a user's mistake."""
         assert self.exit_code == 2, self.output
         assert "Traceback" not in self.output, self.output
         assert self.output.count("error: ") == 1, self.output
@@ -40,38 +38,38 @@ class FinishedProcess(NamedTuple):
 
 
 class RunningProcess:
-    """A process that was forked. It leads a group of its own, and is killed with this object."""
+    """A forked process. It leads a process group, and is killed with this object."""
 
     def __init__(self, connection: socket.socket, pid: int, output: IO[bytes]) -> None:
         self.pid = pid
         self._connection = connection
         self._output = output
-        self._code: int | None = None
+        self._exit_code: int | None = None
 
     def __del__(self) -> None:
         self._connection.close()
         self._output.close()
 
     def wait(self, seconds: float | None = None) -> int | None:
-        """Return the exit code, or None where it has not ended within some time."""
-        if self._code is None:
+        """Return the exit code, or None if the process still runs after these seconds."""
+        if self._exit_code is None:
             self._connection.settimeout(seconds)
             with suppress(TimeoutError, BlockingIOError):
-                self._code = int(self._connection.recv(20))
-        return self._code
+                self._exit_code = int(self._connection.recv(20))
+        return self._exit_code
 
     def finish(self, seconds: float | None = None) -> FinishedProcess:
-        """Wait for the end, for some time at most."""
-        code = self.wait(seconds)
+        """Wait for the end, these seconds at most."""
+        exit_code = self.wait(seconds)
         self._output.seek(0)
         printed = self._output.read().decode(errors="replace")
-        assert code is not None, printed
-        return FinishedProcess(code, printed)
+        assert exit_code is not None, printed
+        return FinishedProcess(exit_code, printed)
 
 
 @cache
 def mount_namespace_command() -> tuple[str, ...]:
-    """Return the command that gives another mounts of its own, nothing where this is refused."""
+    """Return the prefix that gives a command mounts of its own, or nothing if that is refused."""
     as_root = () if os.geteuid() == 0 else ("--user", "--map-root-user")
     command = ("unshare", *as_root, "--mount")
     trial = (*command, "mount", "-t", "tmpfs", "none", "/mnt")
@@ -80,7 +78,7 @@ def mount_namespace_command() -> tuple[str, ...]:
 
 
 class _ForkServer:
-    """The process that forks, and what goes in the place of python in a search path."""
+    """The process that forks, and a folder for PATH in which `python` asks it for forks."""
 
     def __init__(self) -> None:
         self._folder = TemporaryDirectory(prefix="fork-server-")
@@ -90,16 +88,11 @@ class _ForkServer:
         python = self.programs / "python"
         python.write_text(f'#!/bin/sh\nexec "{sys.executable}" -IS "{fork_server.__file__}" "$@"\n')
         python.chmod(0o755)
+        serve = (sys.executable, fork_server.__file__, "--serve", self.socket)
         self._process = subprocess.Popen(
-            [
-                *mount_namespace_command(),
-                sys.executable,
-                fork_server.__file__,
-                "--serve",
-                self.socket,
-            ],
+            [*mount_namespace_command(), *serve],
             env=os.environ | dict.fromkeys(_ONE_THREAD, "1"),
-            stdin=subprocess.PIPE,  # it ends with this
+            stdin=subprocess.PIPE,  # the server ends when this is closed
             stdout=subprocess.PIPE,
         )
         assert self._process.stdout and self._process.stdout.readline() == b"ready\n"
@@ -112,19 +105,20 @@ def _fork_server() -> _ForkServer:
 
 
 def fork_server_pid() -> int:
-    """Return the process whose mounts are those of all processes that are started here."""
+    """Return a process that has the same mounts as all processes started here."""
     return _fork_server().pid
 
 
-def start(folder: Path, *words: object, **more: str) -> RunningProcess:
-    """Start a script, `-m` and a module, or `dvc`, in a folder; with more variables."""
-    forks, env = _fork_server(), clones.environment(**more)
-    env |= {"PATH": f"{forks.programs}{os.pathsep}{env['PATH']}", fork_server.SOCKET: forks.socket}
-    output = TemporaryFile()  # noqa: SIM115  # closed with what is returned
-    told = [str(word) for word in words]
-    asked = fork_server.request_fork(forks.socket, told, str(folder), env, output.fileno())
-    return RunningProcess(*asked, output)
+def start(folder: Path, *words: object, **variables: str) -> RunningProcess:
+    """Start a script, `-m` and a module, or `dvc`, in a folder, with more environment variables."""
+    server, env = _fork_server(), clones.environment(**variables)
+    path = f"{server.programs}{os.pathsep}{env['PATH']}"
+    env |= {"PATH": path, fork_server.SOCKET: server.socket}
+    output = TemporaryFile()  # noqa: SIM115 - closed by RunningProcess
+    command = [str(word) for word in words]
+    fork = fork_server.request_fork(server.socket, command, str(folder), env, output.fileno())
+    return RunningProcess(*fork, output)
 
 
-def run(folder: Path, *words: object, **more: str) -> FinishedProcess:
-    return start(folder, *words, **more).finish()
+def run(folder: Path, *words: object, **variables: str) -> FinishedProcess:
+    return start(folder, *words, **variables).finish()
