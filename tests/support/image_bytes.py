@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image
 
-Expected = Literal["picture", "unreadable", "either"]
+Expected = Literal["image", "unreadable", "either"]
 Content = tuple[str, bytes, Expected]
 
 SMALL = 64, 48  # pixels, of most of the pictures
@@ -89,7 +89,7 @@ def malformed_pngs() -> Iterator[Content]:
     rows = zlib.compress(bytes((1 + 3 * 64) * 48))
     whole = png(64, 48, 8, 2, rows)
     end = len(whole) - 12
-    yield "no_iend.png", whole[:end], "picture"
+    yield "no_iend.png", whole[:end], "image"
     yield "no_idat.png", whole[:33] + whole[end:], "unreadable"
     yield "header_twice.png", whole[:33] + whole[8:], "either"
     yield "crc_of_header.png", patch(whole, 29, ">I", 1), "unreadable"
@@ -98,22 +98,22 @@ def malformed_pngs() -> Iterator[Content]:
     yield "rows_of_noise.png", png(64, 48, 8, 2, np.random.default_rng(2).bytes(500)), "unreadable"
     for name, data in (("noise", rows[:30]), ("plain", zlib.compress(b"no profile" * 40))):
         profile = png_chunk(b"iCCP", b"icc\0\0" + data)
-        yield f"profile_of_{name}.png", png(64, 48, 8, 2, rows, profile), "picture"
-    yield "exif_of_noise.png", png(64, 48, 8, 2, rows, png_chunk(b"eXIf", b"II*\0noise")), "picture"
+        yield f"profile_of_{name}.png", png(64, 48, 8, 2, rows, profile), "image"
+    yield "exif_of_noise.png", png(64, 48, 8, 2, rows, png_chunk(b"eXIf", b"II*\0noise")), "image"
     for name, count in (("short", 2), ("long", 2000)):
         transparency = png_chunk(b"tRNS", bytes(count))
         yield f"transparency_{name}.png", png(64, 48, 8, 2, rows, transparency), "either"
-    yield "trailing_noise.png", whole + np.random.default_rng(3).bytes(5000), "picture"
+    yield "trailing_noise.png", whole + np.random.default_rng(3).bytes(5000), "image"
     wide = gradient_image().convert("L").resize((64, 48))
     shades = (np.asarray(wide).astype(">u2") * 257).view(np.uint8)
     filtered = np.concatenate([np.zeros((48, 1), np.uint8), shades], axis=1)
-    yield "16_bit_gray.png", png(64, 48, 16, 0, zlib.compress(filtered.tobytes())), "picture"
+    yield "16_bit_gray.png", png(64, 48, 16, 0, zlib.compress(filtered.tobytes())), "image"
     for name, colour, samples in (("rgb", 2, 3), ("gray_alpha", 4, 2), ("rgba", 6, 4)):
         data = zlib.compress((b"\0" + b"\x12\x34" * samples * 64) * 48)
-        yield f"16_bit_{name}.png", png(64, 48, 16, colour, data), "picture"
+        yield f"16_bit_{name}.png", png(64, 48, 16, colour, data), "image"
     transparency = png_chunk(b"tRNS", b"\x12\x34")
     gray = zlib.compress((b"\0" + b"\x12\x34" * 64) * 48)
-    yield "16_bit_transparent.png", png(64, 48, 16, 0, gray, transparency), "picture"
+    yield "16_bit_transparent.png", png(64, 48, 16, 0, gray, transparency), "image"
 
 
 def malformed_jpegs() -> Iterator[Content]:
@@ -133,25 +133,25 @@ def malformed_jpegs() -> Iterator[Content]:
         "nothing": b"",
     }
     for name, exif in exifs.items():
-        yield f"exif_{name}.jpg", with_segment(jpeg, 0xE1, b"Exif\0\0" + exif), "picture"
+        yield f"exif_{name}.jpg", with_segment(jpeg, 0xE1, b"Exif\0\0" + exif), "image"
     xmp = b"http://ns.adobe.com/xap/1.0/\0<x:xmpmeta tiff:Orientation='ninety'><unclosed"
-    yield "xmp_unclosed.jpg", with_segment(jpeg, 0xE1, xmp), "picture"
+    yield "xmp_unclosed.jpg", with_segment(jpeg, 0xE1, xmp), "image"
     profile = b"ICC_PROFILE\0\1\1" + noise
-    yield "profile_of_noise.jpg", with_segment(jpeg, 0xE2, profile), "picture"
-    yield "profile_in_part.jpg", with_segment(jpeg, 0xE2, b"ICC_PROFILE\0\7\2" + noise), "picture"
+    yield "profile_of_noise.jpg", with_segment(jpeg, 0xE2, profile), "image"
+    yield "profile_in_part.jpg", with_segment(jpeg, 0xE2, b"ICC_PROFILE\0\7\2" + noise), "image"
     frames = with_segment(jpeg, 0xE2, b"MPF\0" + noise)
-    yield "frames_of_noise.jpg", frames, "picture"
+    yield "frames_of_noise.jpg", frames, "image"
     yield (
         "photoshop_noise.jpg",
         with_segment(jpeg, 0xED, b"Photoshop 3.0\x008BIM" + noise),
         "either",
     )
-    yield "trailing_noise.jpg", jpeg + noise * 10, "picture"
+    yield "trailing_noise.jpg", jpeg + noise * 10, "image"
     yield "leading_noise.jpg", b"\0\0" + jpeg, "unreadable"
-    yield "twice.jpg", jpeg + jpeg, "picture"
-    yield "cmyk.jpg", encode(gradient_image().convert("CMYK"), "JPEG"), "picture"
+    yield "twice.jpg", jpeg + jpeg, "image"
+    yield "cmyk.jpg", encode(gradient_image().convert("CMYK"), "JPEG"), "image"
     cmyk = with_segment(encode(gradient_image().convert("CMYK"), "JPEG"), 0xE2, profile)
-    yield "cmyk_profile_of_noise.jpg", cmyk, "picture"
+    yield "cmyk_profile_of_noise.jpg", cmyk, "image"
     yield "no_tables.jpg", jpeg.replace(b"\xff\xdb", b"\xff\xef"), "unreadable"
 
 
@@ -159,22 +159,22 @@ def rare_formats() -> Iterator[Content]:
     frames = [Image.new("RGB", SMALL, colour) for colour in ("red", "lime", "blue")]
     for form in ("GIF", "WEBP", "PNG", "TIFF", "AVIF"):
         data = without_timestamps(encode(frames[0], form, save_all=True, append_images=frames[1:]))
-        yield f"moving.{form.lower()}", data, "picture"
+        yield f"moving.{form.lower()}", data, "image"
     for width, height in ((1, 1), (1, 5000), (5000, 1)):
         image = Image.new("RGB", (width, height), "teal")
-        yield f"{width}x{height}.png", encode(image, "PNG"), "picture"
-        yield f"{width}x{height}.jpg", encode(image, "JPEG"), "picture"
+        yield f"{width}x{height}.png", encode(image, "PNG"), "image"
+        yield f"{width}x{height}.jpg", encode(image, "JPEG"), "image"
     ramp = np.linspace(-1, 300, 64 * 48, dtype=np.float32).reshape(48, 64)
     ramp[0, :4] = np.nan, np.inf, -np.inf, 1e30
-    yield "float.tif", encode(Image.fromarray(ramp), "TIFF"), "picture"
+    yield "float.tif", encode(Image.fromarray(ramp), "TIFF"), "image"
     whole = np.linspace(-(2**31), 2**31 - 1, 64 * 48).astype(np.int32).reshape(48, 64)
-    yield "int.tif", encode(Image.fromarray(whole), "TIFF"), "picture"
+    yield "int.tif", encode(Image.fromarray(whole), "TIFF"), "image"
     short = np.arange(64 * 48, dtype=">u2").reshape(48, 64)
     fields = [(256, 64), (257, 48), (258, 16), (259, 1), (262, 1), (277, 1), (278, 48)]
     entries = [(tag, 3, 1, value << 16) for tag, value in fields]
     start = 8 + 2 + 12 * 9 + 4
     entries = [*entries[:5], (273, 4, 1, start), *entries[5:], (279, 4, 1, 64 * 48 * 2)]
-    yield "16_bit_big_endian.tif", tiff(entries, order=">") + short.tobytes(), "picture"
+    yield "16_bit_big_endian.tif", tiff(entries, order=">") + short.tobytes(), "image"
     yield "looping.tif", tiff([(256, 3, 1, 8)], following=8), "unreadable"
     yield "elsewhere.tif", b"II*\0\xff\xff\xff\x7f" + bytes(50), "unreadable"
     for mode in ("1", "L", "LA", "P", "PA", "CMYK", "YCbCr", "LAB", "RGBA"):
@@ -186,9 +186,9 @@ def rare_formats() -> Iterator[Content]:
             if mode == "LAB"
             else gradient_image().convert(mode)
         )
-        yield f"mode_{mode.lower()}.{form.lower()}", encode(image, form, **options), "picture"
+        yield f"mode_{mode.lower()}.{form.lower()}", encode(image, form, **options), "image"
     palette = gradient_image().convert("P")
-    yield "transparent.gif", encode(palette, "GIF", transparency=3), "picture"
-    yield "transparent.png", encode(palette, "PNG", transparency=bytes(range(256))), "picture"
+    yield "transparent.gif", encode(palette, "GIF", transparency=3), "image"
+    yield "transparent.png", encode(palette, "PNG", transparency=bytes(range(256))), "image"
     for form in ("ICO", "PPM", "TGA", "JPEG2000"):
         yield f"{form.lower()}.png", encode(gradient_image(), form), "either"

@@ -1,4 +1,4 @@
-"""Files as the worst sets of pictures hold them: cut off, lying, huge, misnamed, or no files."""
+"""Malformed images: truncated, with false headers, huge, misnamed, or no regular files."""
 
 import io
 import os
@@ -28,8 +28,9 @@ from support.image_bytes import (
 from tagger.core.location import Location
 
 FORMATS = ("PNG", "JPEG", "GIF", "WEBP", "BMP", "TIFF", "AVIF")
-# What lacks its last byte still holds every pixel; a JPEG that does is refused all the same.
+# Without their last byte they still hold every pixel; such a JPEG is refused all the same.
 _WITH_TRAILER = ("PNG", "GIF")
+VALID = ("first good.png", "last good.webp")
 NAMED_PIPE = "pipe.png"
 SPIDER = "spider.png"
 
@@ -46,7 +47,7 @@ class MalformedImage(NamedTuple):
 
 
 def write_all(folder: Path) -> list[MalformedImage]:
-    """Write every nasty file below a folder, the same bytes each time."""
+    """Write every malformed image and two valid ones in a folder, the same bytes each time."""
     folder.mkdir(parents=True, exist_ok=True)
     contents = [
         *_truncated(),
@@ -57,7 +58,7 @@ def write_all(folder: Path) -> list[MalformedImage]:
         *malformed_jpegs(),
     ]
     written = []
-    for name, data, expected in [*contents, *rare_formats(), *_misnamed()]:
+    for name, data, expected in [*contents, *rare_formats(), *_misnamed(), *_valid()]:
         path = folder / name
         path.write_bytes(data)
         written.append(MalformedImage(ascii(name), path, expected))
@@ -72,7 +73,7 @@ def _truncated() -> Iterator[Content]:
         yield f"cut_after_header.{suffix}", data[:40], "unreadable"
         yield f"cut_at_a_third.{suffix}", data[: len(data) // 3], "unreadable"
         yield f"cut_in_the_middle.{suffix}", data[: len(data) // 2], "unreadable"
-        last: Expected = "picture" if form in _WITH_TRAILER else "either"
+        last: Expected = "image" if form in _WITH_TRAILER else "either"
         yield f"cut_before_the_last_byte.{suffix}", data[:-1], last
     progressive = encode(gradient_image(), "JPEG", progressive=True)
     yield "cut_progressive.jpg", progressive[: len(progressive) // 2], "unreadable"
@@ -125,15 +126,15 @@ def _false_headers() -> Iterator[Content]:
         ("minus_all", -(2**31)),
     ):
         data = bmp[:22] + struct.pack("<i", height) + bmp[26:]
-        yield f"rows_{name}.bmp", data, "unreadable" if abs(height) > 48 else "picture"
+        yield f"rows_{name}.bmp", data, "unreadable" if abs(height) > 48 else "image"
     jpeg = encode(gradient_image(), "JPEG")
     start = jpeg.index(b"\xff\xc0") + 5  # height, then width
     yield "more_rows.jpg", patch(jpeg, start, ">H", 4800), "either"
     yield "no_rows.jpg", patch(jpeg, start, ">H", 0), "unreadable"
-    yield "fewer_rows.jpg", patch(jpeg, start, ">H", 8), "picture"
+    yield "fewer_rows.jpg", patch(jpeg, start, ">H", 8), "image"
     yield "12_bits_by_name_only.jpg", patch(jpeg, start - 1, ">B", 12), "unreadable"
     gif = encode(gradient_image(), "GIF")
-    yield "screen_smaller_than_frame.gif", patch(gif, 6, "<HH", 8, 8), "picture"
+    yield "screen_smaller_than_frame.gif", patch(gif, 6, "<HH", 8, 8), "image"
     frame = gif.index(b"\x2c\0\0\0\0") + 5
     yield "frame_wider_than_data.gif", patch(gif, frame, "<HH", 640, 480), "either"
     yield "no_screen.gif", patch(gif, 6, "<HH", 0, 0), "either"
@@ -176,17 +177,22 @@ def _bombs() -> Iterator[Content]:
 
 def _misnamed() -> Iterator[Content]:
     for form, suffix in (("PNG", "jpg"), ("JPEG", "gif"), ("WEBP", "tiff"), ("PNG", "jxl")):
-        yield f"{form.lower()}_inside.{suffix}", encode(gradient_image(), form), "picture"
+        yield f"{form.lower()}_inside.{suffix}", encode(gradient_image(), form), "image"
     data = encode(gradient_image(), "PNG")
     names = ["new\nline.png", "-rf.png", "100%s %(a)d.png", "'\"`$(id).png", "😀.png", " .png"]
     names += ["a" * 251 + ".png", "猫.png", "*?[a].png", "back\\slash.png"]
     names.append(os.fsdecode(b"latin-\xe9\xff.png"))
     for name in names:
-        yield name, data, "picture"
+        yield name, data, "image"
+
+
+def _valid() -> Iterator[Content]:
+    for name in VALID:
+        yield name, encode(gradient_image(), name.rpartition(".")[2].upper()), "image"
 
 
 def _special_files(folder: Path) -> Iterator[MalformedImage]:
-    """Yield what has a name like a picture and is no regular file of one's own."""
+    """Yield folders, links, pipes and unreadable files that have the name of an image."""
     (folder / "folder.jpg").mkdir()
     yield MalformedImage("folder.jpg", folder / "folder.jpg", "unreadable")
     (folder / "dangling.png").symlink_to("nowhere.png")
@@ -195,7 +201,7 @@ def _special_files(folder: Path) -> Iterator[MalformedImage]:
     (folder / "about.png").symlink_to("round.png")
     yield MalformedImage("round.png", folder / "round.png", "unreadable")
     (folder / "link.png").symlink_to("mode_l.png")
-    yield MalformedImage("link.png", folder / "link.png", "picture")
+    yield MalformedImage("link.png", folder / "link.png", "image")
     forbidden = folder / "forbidden.png"
     forbidden.write_bytes(encode(gradient_image(), "PNG"))
     forbidden.chmod(0)
