@@ -7,12 +7,15 @@ its last weights are evaluated on the test split; thresholds are fitted on valid
 """
 
 import argparse
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "stages"))
 
 from tagger import params
 from tagger.core import thresholds

@@ -215,9 +215,9 @@ def test_mistake_is_one_line_with_place_and_reason(
     [
         (b"train: [1, 2", "cannot be read as YAML"),
         (b"\xff\xfe\x00train", "cannot be read as YAML"),
-        (b"", "holds no parameters"),
-        (b"- 1\n- 2\n", "holds no parameters"),
-        (b"42", "holds no parameters"),
+        (b"", "contains no parameters"),
+        (b"- 1\n- 2\n", "contains no parameters"),
+        (b"42", "contains no parameters"),
     ],
 )
 def test_file_without_parameters_is_refused_in_one_line(

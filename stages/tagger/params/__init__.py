@@ -1,4 +1,4 @@
-"""The parameters of every stage: `params.yaml`, checked at the door."""
+"""The parameters of every stage: `params.yaml`, checked when it is read."""
 
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar, get_origin
@@ -147,16 +147,16 @@ class Params(Frozen):
 
 
 def load_for_stage(description: str | None) -> Params:
-    """Return the parameters for a stage, which takes no arguments but `--help`."""
-    told = f"It takes no arguments: what it does is set in {PATH}, and `dvc repro` runs it."
-    ArgumentParser(description=description, epilog=told).parse_args()
+    """Return the parameters of a stage, which takes no argument but `--help`."""
+    epilog = f"It takes no arguments: {PATH} sets what it does, and `dvc repro` runs it."
+    ArgumentParser(description=description, epilog=epilog).parse_args()
     return load()
 
 
 def load(path: Path = PATH) -> Params:
     """Return the checked parameters.
 
-    Raises TaggerError with one line for an unknown key, a wrong type, a value out of range.
+    Raises TaggerError with one line for an unknown key, a wrong type or a value out of range.
     """
     return parse(_read(path), str(path))
 
@@ -197,17 +197,17 @@ def _read(path: Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise TaggerError(f"{path} cannot be read as YAML: {one_line(error)}.") from None
     if not isinstance(content, dict):
-        raise TaggerError(f"{path} holds no parameters. Restore it from Git.")
+        raise TaggerError(f"{path} contains no parameters. Restore it from Git.")
     return content
 
 
-def _explain(mistakes: ValidationError, owner: type[Frozen]) -> str:
-    # A misspelt key is also a missing one: say what is wrong, not what follows from it.
-    error = min(mistakes.errors(), key=lambda error: error["type"] != "extra_forbidden")
+def _explain(errors: ValidationError, owner: type[Frozen]) -> str:
+    # A misspelt key is also a missing one, and only the first helps.
+    error = min(errors.errors(), key=lambda error: error["type"] != "extra_forbidden")
     where = ".".join(str(part) for part in error["loc"] if part not in ("bool", "str"))
     if error["type"] == "extra_forbidden":
-        *within, key = error["loc"]
-        return f"Unknown key {where}.{did_you_mean(str(key), _keys(within, owner))}"
+        *section, key = error["loc"]
+        return f"Unknown key {where}.{did_you_mean(str(key), _keys(section, owner))}"
     if error["type"] == "missing":
         return f"{where} is missing. Add it, or restore {PATH} from Git."
     if error["type"] == "value_error":
@@ -215,10 +215,10 @@ def _explain(mistakes: ValidationError, owner: type[Frozen]) -> str:
     return f"{where} is {error['input']!r}. {error['msg']}."
 
 
-def _keys(within: list[str | int], root: type[Frozen]) -> list[str]:
-    """Return the keys known at a place below a model, such as models.convnext."""
+def _keys(path: list[str | int], root: type[Frozen]) -> list[str]:
+    """Return the keys of a section, such as models.convnext."""
     section: Any = root
-    for name in within:
+    for name in path:
         if section is dict:
             section = Preset
         else:

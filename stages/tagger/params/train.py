@@ -1,4 +1,4 @@
-"""The parameters of training: the presets, which are backbones, and the recipe."""
+"""The parameters of training: presets, which are backbones, and the recipe they share."""
 
 import re
 from pathlib import Path
@@ -21,7 +21,7 @@ from tagger.params.base import Byte, Fraction, Frozen
 
 
 class Interval(NamedTuple):
-    """How often something is done: `1 epoch`, `500 steps`, `5 minutes`."""
+    """`1 epoch`, `500 steps`, `5 minutes`."""
 
     number: float
     unit: str  # epoch, step or minute
@@ -33,14 +33,10 @@ class Interval(NamedTuple):
 def _parse_interval(value: Any) -> Interval:
     if isinstance(value, Interval):
         return value
-    found = re.fullmatch(r"(\d*\.?\d+) *(epoch|step|minute)s?", str(value))
-    if not found or not float(found[1]):
+    match = re.fullmatch(r"(\d*\.?\d+) *(epoch|step|minute)s?", str(value))
+    if not match or not float(match[1]):
         raise ValueError(f"{value!r} is not like '1 epoch', '500 steps' or '5 minutes'")
-    return Interval(float(found[1]), found[2])
-
-
-IntervalField = Annotated[Interval, BeforeValidator(_parse_interval), PlainSerializer(str)]
-AUTO = BeforeValidator(lambda value: None if value == "auto" else value)
+    return Interval(float(match[1]), match[2])
 
 
 def _check_stages(value: Any) -> Any:
@@ -49,80 +45,82 @@ def _check_stages(value: Any) -> Any:
     raise ValueError(f"{value!r} is neither a number of stages, 0 or more, nor 'all'")
 
 
+IntervalField = Annotated[Interval, BeforeValidator(_parse_interval), PlainSerializer(str)]
 FrozenStages = Annotated[int | Literal["all"], BeforeValidator(_check_stages)]
+AUTO = BeforeValidator(lambda value: None if value == "auto" else value)
 
 
 class Preset(Frozen):
-    """One entry of `models:`, everything that differs between backbones."""
+    """An entry of `models`: everything that differs between backbones."""
 
-    backbone: str  # timm name, "eva02_large_patch14_clip_336.merged2b"
+    backbone: str  # timm's name, "eva02_large_patch14_clip_336.merged2b"
     image_size: Annotated[PositiveInt, Field(le=4_096)]  # pixels, square
-    batch_size: int = Field(ge=2)  # pictures per optimizer step, over all processes
+    batch_size: int = Field(ge=2)  # images per optimizer step, over all processes
     learning_rate: PositiveFloat  # peak, after warmup
     layer_decay: float = Field(gt=0, le=1)  # learning rate of a layer over that of the next
-    drop_path: float = Field(ge=0, lt=1)  # share of residual branches left out in training
-    pretrained: bool | str  # from scratch, timm's weights, or a file, folder or hf-hub:owner/name
-    model_args: dict[str, Any] = Field(default_factory=dict)  # more of its constructor's
-    train: dict[str, Any] = Field(default_factory=dict)  # keys of `train`, where it wants others
+    drop_path: float = Field(ge=0, lt=1)  # fraction of residual branches dropped in training
+    pretrained: bool | str  # no, timm's weights, or a file, a folder or hf-hub:owner/name
+    model_args: dict[str, Any] = Field(default_factory=dict)  # more arguments of its constructor
+    train: dict[str, Any] = Field(default_factory=dict)  # overrides; `Params.train` has them
 
 
 class LossParams(Frozen):
     kind: Literal["bce", "asymmetric", "focal", "two_way"]
-    reduction: Literal["sum", "mean"]  # over tags; over pictures it is the mean
-    gamma_negative: NonNegativeFloat  # asymmetric
-    gamma_positive: NonNegativeFloat  # asymmetric
-    clip: float = Field(ge=0, lt=1)  # asymmetric: probability by which negatives are shifted
-    gamma: NonNegativeFloat  # focal
-    temperature: PositiveFloat  # two_way, of the positives
-    smoothing: Fraction  # of labels, toward a half
+    reduction: Literal["sum", "mean"]  # over tags; over images it is the mean
+    gamma_negative: NonNegativeFloat  # asymmetric: exponent of the focus on hard negatives
+    gamma_positive: NonNegativeFloat  # asymmetric: exponent of the focus on hard positives
+    clip: float = Field(ge=0, lt=1)  # asymmetric: negatives below this probability do not count
+    gamma: NonNegativeFloat  # focal: exponent of the focus on hard labels
+    temperature: PositiveFloat  # two_way: of the positives
+    smoothing: Fraction  # of the way from a label to 0.5
     tag_weights: Literal["none", "log_count"]
 
 
 class AugmentParams(Frozen):
-    flip: Fraction  # of the pictures mirrored
-    min_crop: float = Field(gt=0, le=1)  # smallest share of the picture's area that a crop keeps
-    random_resize: bool  # by any filter, in place of the backbone's
+    flip: Fraction  # of images to mirror
+    min_crop: float = Field(gt=0, le=1)  # smallest fraction of the image's area in a random crop
+    random_resize: bool  # by a random filter instead of the backbone's
     trivial_augment: bool  # changes shapes and colours
-    mixup: NonNegativeFloat  # alpha
-    cutmix: NonNegativeFloat  # alpha
-    cutout: Fraction  # side of a square cut out over that of the picture
-    sizes: list[PositiveInt]  # pixels, one drawn for each batch; none: the preset's alone
+    mixup: NonNegativeFloat  # alpha of the beta distribution of the ratio; 0: off
+    cutmix: NonNegativeFloat  # alpha of the beta distribution of the area; 0: off
+    cutout: Fraction  # side of a square that is cut out, over the image's; 0: off
+    sizes: list[PositiveInt]  # pixels; each batch has one of them or the preset's, at random
 
 
 class TrainParams(Frozen):
     epochs: PositiveInt
     optimizer: str  # timm's name
-    weight_decay: NonNegativeFloat
-    schedule: Literal["cosine", "one_cycle"]
-    warmup: float = Field(ge=0, lt=1)  # share of all steps
-    clip_grad_norm: PositiveFloat | None  # of the gradient; null: not clipped
-    ema: float = Field(ge=0, lt=1)  # decay of the moving average of the weights
+    weight_decay: NonNegativeFloat  # not on norms and biases
+    schedule: Literal["cosine", "one_cycle"]  # of the learning rate
+    warmup: float = Field(ge=0, lt=1)  # fraction of all steps
+    clip_grad_norm: PositiveFloat | None  # L2 norm of the whole gradient; None: not clipped
+    ema: float = Field(ge=0, lt=1)  # decay of the moving average of the weights; 0: none
     loss: LossParams
-    unlabelled: list[Category]  # where a post has no tag of one, its tags there are unknown
+    unlabelled: list[Category]  # their tags are unknown on a post that has none of them
     augment: AugmentParams
-    fit: Literal["pad", "crop", "stretch"]  # of a picture into the model's square
-    background: tuple[Byte, Byte, Byte]  # R, G, B, under transparency and beside the picture
+    fit: Literal["pad", "crop", "stretch"]  # how an image fits the model's square
+    background: tuple[Byte, Byte, Byte]  # R, G, B, under transparency and beside the image
     head: Literal["linear", "query"]
     init_from: Path | None  # folder of a trained tagger
-    new_tags: Literal["related", "mean", "fresh"]  # what its rows begin as
-    freeze: FrozenStages  # of the backbone, from the input on, or all of it
-    unfreeze_every: PositiveInt | None  # epochs, after each of which one more stage is trained
-    cache_embeddings: bool  # freeze: all: let the backbone see each picture once
+    new_tags: Literal["related", "mean", "fresh"]  # init_from: their first rows of the head
+    freeze: FrozenStages  # stages of the backbone from the input on
+    unfreeze_every: PositiveInt | None  # epochs until one more stage trains
+    cache_embeddings: bool  # freeze: all: run the backbone once per image
     resume_from: Path | None  # snapshot
-    precision: Annotated[Literal["fp32", "bf16", "fp16"] | None, AUTO]  # of the forward pass
-    micro_batch: Annotated[PositiveInt | None, AUTO]  # pictures at a time on each device
+    precision: Annotated[Literal["fp32", "bf16", "fp16"] | None, AUTO]  # None: by the device
+    micro_batch: Annotated[PositiveInt | None, AUTO]  # images on each device; None: by its memory
     gradient_checkpointing: bool
     compile: bool
     parallel: Literal["ddp", "fsdp"]
-    workers: NonNegativeInt  # processes that read pictures, for each training process
-    validate_every: IntervalField
-    validate_on: PositiveInt  # pictures at most
+    workers: NonNegativeInt  # processes that read images, for each device
+    validate_every: IntervalField  # not in minutes
+    validate_on: PositiveInt  # images at most
     best_metric: Literal["macro_ap", "micro_ap", "validation_loss"]
-    patience: PositiveInt | None  # validations without a better one
+    patience: PositiveInt | None  # validations without improvement; None: no end
     snapshot_every: IntervalField
-    keep_every: IntervalField | None
-    max_nonfinite_steps: NonNegativeInt  # of which the loss or gradient is no number
-    max_unreadable: Fraction  # of the pictures; beyond it training stops
+    keep_every: IntervalField | None  # not in minutes; None: keep only best and last
+    max_nonfinite_steps: NonNegativeInt
+    max_unreadable: Fraction  # of the images
 
     @model_validator(mode="after")
     def _check_background(self) -> Self:
@@ -143,13 +141,13 @@ class TrainParams(Frozen):
     @model_validator(mode="after")
     def _check_intervals(self) -> Self:
         for name in ("validate_every", "keep_every"):
-            often = getattr(self, name)
-            if often and often.unit == "minute":
-                raise ValueError(f"{name}: {often} would differ each time. Give epochs or steps")
+            interval: Interval | None = getattr(self, name)
+            if interval and interval.unit == "minute":
+                raise ValueError(f"{name}: {interval} would differ each time. Give epochs or steps")
         return self
 
     @model_validator(mode="after")
     def _check_starting_point(self) -> Self:
         if self.init_from and self.resume_from:
-            raise ValueError("init_from starts anew and resume_from goes on: give one of them")
+            raise ValueError("init_from starts anew and resume_from continues: give one of them")
         return self
