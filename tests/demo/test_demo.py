@@ -1,4 +1,4 @@
-"""The demonstration set: its tags are true of its pixels, and the same seed draws it again."""
+"""The demonstration set: tags match the pixels, and the same seed gives the same images."""
 
 import colorsys
 import csv
@@ -15,13 +15,14 @@ from PIL import Image
 
 from tagger.demo import avatar_options, draw
 from tagger.demo.avatar_options import AvatarOptions
+from tagger.system import workers
 
 Pixels = NDArray[np.uint8]  # (height, width, 4), red green blue alpha
 
-PICTURES = 72
+IMAGES = 72
 SIZE = 64
 
-# First and last degree of hue; brown is left out, being a dark orange.
+# First and last degree of hue. Brown, a dark orange, is missing.
 HUES = {
     "red": (345, 375),
     "orange": (18, 35),
@@ -37,19 +38,19 @@ HUES = {
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("data") / "demo"
-    draw.draw_images(folder, images=PICTURES, size=SIZE, seed=1)
+    draw.draw_images(folder, images=IMAGES, size=SIZE, seed=1)
     return folder
 
 
 @pytest.fixture(scope="module")
-def chosen() -> list[AvatarOptions]:
-    return [avatar_options.choose_options(0, picture) for picture in range(3000)]
+def options() -> list[AvatarOptions]:
+    return [avatar_options.choose_options(0, image) for image in range(3000)]
 
 
-def tagged(folder: Path, *wanted: str) -> list[tuple[Pixels, set[str]]]:
-    """Return the pixels and tags of the pictures that have all the wanted tags."""
+def images_with(folder: Path, *names: str) -> list[tuple[Pixels, set[str]]]:
+    """Return the pixels and tags of the images with all these tags."""
     posts = [(pixels(path), tags(path)) for path in sorted(folder.glob("*.png"))]
-    return [post for post in posts if post[1].issuperset(wanted)]
+    return [post for post in posts if post[1].issuperset(names)]
 
 
 def pixels(path: Path) -> Pixels:
@@ -68,12 +69,12 @@ def has_hue(colour: NDArray[np.uint8], name: str) -> bool:
     )
 
 
-def share_of_hue(picture: Pixels, name: str) -> float:
-    return float(np.mean([has_hue(colour, name) for colour in picture[::2, ::2].reshape(-1, 4)]))
+def fraction_of_hue(image: Pixels, name: str) -> float:
+    return float(np.mean([has_hue(colour, name) for colour in image[::2, ::2].reshape(-1, 4)]))
 
 
-def commonest_of_border(picture: Pixels) -> NDArray[np.uint8]:
-    border = np.concatenate([picture[0], picture[:, 0], picture[:, -1]])
+def most_frequent_border_colour(image: Pixels) -> NDArray[np.uint8]:
+    border = np.concatenate([image[0], image[:, 0], image[:, -1]])
     colours, counts = np.unique(border, axis=0, return_counts=True)
     return np.asarray(colours[counts.argmax()])
 
@@ -91,31 +92,31 @@ def test_same_seed_gives_the_same_bytes_for_any_number_of_workers(
     )
 
 
-def test_another_seed_gives_other_pictures() -> None:
+def test_another_seed_gives_other_images() -> None:
     assert [avatar_options.choose_options(1, i) for i in range(9)] != [
         avatar_options.choose_options(2, i) for i in range(9)
     ]
 
 
-def test_a_run_that_fails_leaves_the_former_set_whole(
+def test_interrupted_drawing_leaves_the_previous_set_unchanged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(*_: object) -> None:
+    def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     folder = tmp_path / "demo"
     folder.mkdir()
     (folder / "0000.txt").write_text("general\n")
-    monkeypatch.setattr(draw, "_draw_all", fail)
+    monkeypatch.setattr(workers, "run_tasks", interrupt)
     with pytest.raises(KeyboardInterrupt):
         draw.draw_images(folder, images=3, size=16, seed=0)
     assert [path.name for path in tmp_path.rglob("*")] == ["demo", "0000.txt"]
 
 
-def test_every_picture_has_the_size_asked_for_and_one_line_of_tags(folder: Path) -> None:
-    pictures = sorted(folder.glob("*.png"))
-    assert [path.stem for path in pictures] == [f"{i:04}" for i in range(PICTURES)]
-    for path in pictures:
+def test_images_have_the_given_size_and_one_line_of_tags(folder: Path) -> None:
+    images = sorted(folder.glob("*.png"))
+    assert [path.stem for path in images] == [f"{i:04}" for i in range(IMAGES)]
+    for path in images:
         text = path.with_suffix(".txt").read_bytes().decode("utf-8")
         names = text.removesuffix("\n").split(", ")
         assert pixels(path).shape == (SIZE, SIZE, 4)
@@ -124,17 +125,17 @@ def test_every_picture_has_the_size_asked_for_and_one_line_of_tags(folder: Path)
         assert all(name == name.strip().lower() and " " not in name for name in names)
 
 
-def test_every_tag_in_a_sidecar_is_in_tags_csv_and_no_other(folder: Path) -> None:
+def test_tags_csv_lists_the_tags_of_all_sidecars(folder: Path) -> None:
     with (folder / "tags.csv").open(encoding="utf-8", newline="") as file:
         header, *rows = csv.reader(file)
     assert header == ["name", "category"]
-    assert {name for name, _ in rows} == set().union(*(t for _, t in tagged(folder)))
+    assert {name for name, _ in rows} == set().union(*(t for _, t in images_with(folder)))
     assert {code for _, code in rows} == {"0", "1", "3", "4", "9"}
 
 
-def test_every_picture_has_one_rating_one_style_and_one_artist(chosen: list[AvatarOptions]) -> None:
-    for look in chosen:
-        codes = Counter(avatar_options.tag_category(tag) for tag in look.tags)
+def test_every_image_has_one_rating_one_style_and_one_artist(options: list[AvatarOptions]) -> None:
+    for avatar in options:
+        codes = Counter(avatar_options.tag_category(tag) for tag in avatar.tags)
         assert (codes[9], codes[3], codes[1]) == (1, 1, 1)
         assert codes[4] <= 1
 
@@ -142,8 +143,8 @@ def test_every_picture_has_one_rating_one_style_and_one_artist(chosen: list[Avat
 def test_plain_backgrounds_have_the_colour_of_their_tag(folder: Path) -> None:
     checked = 0
     for name in HUES:
-        for picture, _ in tagged(folder, "simple_background", f"{name}_background"):
-            assert has_hue(commonest_of_border(picture), name)
+        for image, _ in images_with(folder, "simple_background", f"{name}_background"):
+            assert has_hue(most_frequent_border_colour(image), name)
             checked += 1
     assert checked > 20
 
@@ -151,29 +152,29 @@ def test_plain_backgrounds_have_the_colour_of_their_tag(folder: Path) -> None:
 def test_hair_has_the_colour_of_its_tag(folder: Path) -> None:
     checked = 0
     for name in HUES:
-        for picture, names in tagged(folder, f"{name}_hair"):
+        for image, names in images_with(folder, f"{name}_hair"):
             if f"{name}_background" not in names:
-                assert share_of_hue(picture, name) > 0.02
+                assert fraction_of_hue(image, name) > 0.02
                 checked += 1
     assert checked > 10
 
 
-def test_only_transparent_backgrounds_are_transparent_and_they_have_no_colour(folder: Path) -> None:
-    for picture, names in tagged(folder):
+def test_transparent_backgrounds_have_no_colour(folder: Path) -> None:
+    for image, names in images_with(folder):
         grounds = {name for name in names if name.endswith("_background")}
         transparent = grounds == {"transparent_background"}
-        assert (picture[0, 0, 3] == 0) == transparent
+        assert (image[0, 0, 3] == 0) == transparent
         assert transparent or "transparent_background" not in grounds
 
 
-def test_greyscale_pictures_are_grey_and_claim_no_colour(
-    folder: Path, chosen: list[AvatarOptions]
+def test_greyscale_images_are_grey_and_have_no_colour_tags(
+    folder: Path, options: list[AvatarOptions]
 ) -> None:
-    for picture, _ in tagged(folder, "greyscale"):
-        assert np.ptp(picture[..., :3].astype(int), axis=-1).max() <= 2
-    for look in chosen:
-        if "greyscale" in look.tags:
-            assert not any(tag.startswith(tuple(HUES)) for tag in look.tags)
+    for image, _ in images_with(folder, "greyscale"):
+        assert np.ptp(image[..., :3].astype(int), axis=-1).max() <= 2
+    for avatar in options:
+        if "greyscale" in avatar.tags:
+            assert not any(tag.startswith(tuple(HUES)) for tag in avatar.tags)
 
 
 @pytest.mark.parametrize(
@@ -187,27 +188,27 @@ def test_greyscale_pictures_are_grey_and_claim_no_colour(
         ("transparent_background", {"white_background", "simple_background"}),
     ],
 )
-def test_what_is_covered_has_no_tag(
-    chosen: list[AvatarOptions], cover: str, covered: set[str]
+def test_covered_parts_have_no_tag(
+    options: list[AvatarOptions], cover: str, covered: set[str]
 ) -> None:
-    covering = [look for look in chosen if cover in look.tags]
+    covering = [avatar for avatar in options if cover in avatar.tags]
     assert covering
-    assert not [look for look in covering if covered & set(look.tags)]
+    assert not [avatar for avatar in covering if covered & set(avatar.tags)]
 
 
-def test_whatever_shows_the_look_of_a_character_is_tagged_so(chosen: list[AvatarOptions]) -> None:
+def test_images_that_show_a_character_have_its_tag(options: list[AvatarOptions]) -> None:
     for character in avatar_options.load_tables().characters:
-        drawn = {i for i, look in enumerate(chosen) if character.name in look.tags}
+        drawn = {i for i, avatar in enumerate(options) if character.name in avatar.tags}
         alike = {
             i
-            for i, look in enumerate(chosen)
-            if look.style == character.style and character.values.items() <= look.values.items()
+            for i, avatar in enumerate(options)
+            if avatar.style == character.style and character.values.items() <= avatar.values.items()
         }
         assert drawn == alike
 
 
-def test_tags_are_many_and_have_a_long_tail(chosen: list[AvatarOptions]) -> None:
-    counts = Counter(tag for look in chosen for tag in look.tags)
+def test_tags_are_many_and_have_a_long_tail(options: list[AvatarOptions]) -> None:
+    counts = Counter(tag for avatar in options for tag in avatar.tags)
     codes = Counter(avatar_options.tag_category(tag) for tag in counts)
     assert 130 <= len(counts) <= 190
     assert sum(count >= 30 for count in counts.values()) >= 125
@@ -217,14 +218,16 @@ def test_tags_are_many_and_have_a_long_tail(chosen: list[AvatarOptions]) -> None
     assert 16 <= codes[4] <= 24
 
 
-def test_about_a_quarter_of_the_pictures_show_a_character(chosen: list[AvatarOptions]) -> None:
-    shown = [any(avatar_options.tag_category(tag) == 4 for tag in look.tags) for look in chosen]
+def test_a_quarter_of_the_images_shows_a_character(options: list[AvatarOptions]) -> None:
+    shown = [
+        any(avatar_options.tag_category(tag) == 4 for tag in avatar.tags) for avatar in options
+    ]
     assert 0.2 < np.mean(shown) < 0.3
 
 
-def test_the_order_of_the_pictures_carries_no_meaning(chosen: list[AvatarOptions]) -> None:
+def test_styles_do_not_depend_on_the_order_of_images(options: list[AvatarOptions]) -> None:
     first, second = (
-        Counter(look.style for look in half) for half in (chosen[:1500], chosen[1500:])
+        Counter(avatar.style for avatar in half) for half in (options[:1500], options[1500:])
     )
     assert all(
         0.6 < first[style] / second[style] < 1.6 for style in avatar_options.load_tables().styles
@@ -232,7 +235,7 @@ def test_the_order_of_the_pictures_carries_no_meaning(chosen: list[AvatarOptions
 
 
 @pytest.mark.parametrize("style", avatar_options.load_tables().styles)
-def test_every_value_of_the_tables_is_one_that_the_style_has(style: str) -> None:
+def test_styles_have_every_value_of_the_tables(style: str) -> None:
     definition = json.loads((files("dicebear_styles") / f"{style}.json").read_bytes())
     for option, rows in avatar_options.load_tables().styles[style].options.items():
         values = {value for row in rows for value in row.values} - {"none"}
@@ -244,7 +247,7 @@ def test_every_value_of_the_tables_is_one_that_the_style_has(style: str) -> None
 
 
 @pytest.mark.parametrize("style", avatar_options.load_tables().styles)
-def test_optional_parts_are_all_decided_by_the_tables(style: str) -> None:
+def test_tables_decide_all_optional_parts(style: str) -> None:
     definition = json.loads((files("dicebear_styles") / f"{style}.json").read_bytes())
     parts = definition["components"].items()
     optional = {name for name, part in parts if part.get("probability", 100) < 100}

@@ -387,12 +387,12 @@ def test_mistake_in_a_preset_names_the_preset(
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        ({"animated": "drop", "verify": "none"}, "verify: none sees neither sizes nor frames"),
-        ({"filters": {"min_side": 9}, "verify": "none"}, "verify: none sees neither sizes"),
+        ({"animated": "drop", "verify": "none"}, "verify: none reads neither sizes nor frames"),
+        ({"filters": {"min_side": 9}, "verify": "none"}, "verify: none reads neither sizes"),
         (
             {"source": "danbooru", "path": "data/mirror/metadata.parquet", "verify": "none"}
             | {"copies": {"side": 64, "folder": "data/mirror/shards"}},
-            "would be taken for originals",
+            "would count as originals",
         ),
     ],
 )

@@ -75,18 +75,6 @@ def map_images(work: Work, posts: pa.Table, cache: Path | None, description: str
     return rows.take(pc.sort_indices(order))
 
 
-def map_chunks(
-    work: Work,
-    chunks: Iterable[pa.Table],
-    total: int,
-    description: str,
-    cache: Path | None = None,
-) -> pa.Table:
-    """Return the rows that a function computes from at least one chunk of `total` rows."""
-    results = chunked.map_chunks(work, chunks, cache)
-    return pa.concat_tables(progress.track_rows(results, total, description))
-
-
 def hash_images(
     locations: Iterable[Location], function: Callable[[bytes], bytes | None]
 ) -> list[bytes | None]:

@@ -25,12 +25,12 @@ from tagger.data.posts import (
     LOCATION_COLUMNS,
     content_or_null,
     disk_order,
-    map_chunks,
     set_column,
     set_columns,
     table_from_rows,
 )
 from tagger.images import decode
+from tagger.system import progress
 
 SCHEMA = pa.schema(
     {
@@ -104,7 +104,8 @@ def write_copies(
     ]
     missing = [chunk for chunk in chunks if not _is_complete(_tar_path(write, chunk))]
     files.check_free_space(folder, int(mean * sum(map(len, missing))))
-    return map_chunks(write, chunks, len(images), "copying")
+    copies = chunked.map_chunks(write, chunks)
+    return pa.concat_tables(progress.track_rows(copies, len(images), "copying"))
 
 
 def _mean_size(encode: Encode, images: pa.Table) -> float:

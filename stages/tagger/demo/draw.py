@@ -1,4 +1,4 @@
-"""Draw the demonstration set: pictures whose tags are known because they were drawn from them."""
+"""Draw the demonstration set: images drawn from their tags."""
 
 import json
 from collections import Counter, defaultdict
@@ -17,9 +17,9 @@ from tagger.demo import avatar_options
 from tagger.demo.avatar_options import AvatarOptions
 from tagger.system import progress, workers, world
 
-DrawingJob = tuple[str, AvatarOptions]  # file name without suffix, what to draw
+DrawingJob = tuple[str, AvatarOptions]  # file name without suffix, and what to draw
 
-CANVAS = 100  # user units of the SVG, whatever the pixels
+CANVAS = 100  # user units of the SVG, for any number of pixels
 
 POSES: dict[str, dict[str, Any]] = {
     "upright": {},
@@ -49,13 +49,13 @@ FINISHES = {
 
 
 def draw_images(folder: Path, *, images: int, size: int, seed: int) -> dict[str, int]:
-    """Draw pictures of `size` pixels square with their tags, and count the tags.
+    """Draw images of `size` x `size` pixels with sidecars and tags.csv; return images per tag.
 
-    What stands at `folder` is replaced once all is drawn. The same arguments give the same bytes.
+    A folder that exists is replaced after the last drawing. The same arguments give the same bytes.
     """
     digits = max(4, len(str(images - 1)))
     jobs = [(f"{i:0{digits}}", avatar_options.choose_options(seed, i)) for i in range(images)]
-    counts = Counter(tag for _, look in jobs for tag in look.tags)
+    counts = Counter(tag for _, options in jobs for tag in options.tags)
     with files.atomic_write(folder) as unfinished:
         unfinished.mkdir()
         _draw_all(unfinished, jobs, size)
@@ -65,42 +65,43 @@ def draw_images(folder: Path, *, images: int, size: int, seed: int) -> dict[str,
 
 
 def _draw_all(folder: Path, jobs: Sequence[DrawingJob], size: int) -> None:
-    """Share the work by style: to read one takes as long as to draw a hundred pictures."""
+    """Draw style by style: reading a style takes as long as a hundred drawings."""
     by_style: defaultdict[str, list[DrawingJob]] = defaultdict(list)
     for job in jobs:
         by_style[job[1].style].append(job)
-    shares = sorted(by_style.items(), key=lambda share: -len(share[1]))
+    tasks = sorted(by_style.items(), key=lambda task: -len(task[1]))
     draw = partial(_draw_style, folder=folder, size=size)
     cores = world.available_cores()
-    drawn = workers.run_tasks(draw, shares, workers=cores, timeout=None, window=len(shares))
-    for result in progress.track(drawn, "drawing", len(shares)):
+    drawn = workers.run_tasks(draw, tasks, workers=cores, timeout=None, window=len(tasks))
+    for result in progress.track(drawn, "drawing", len(tasks)):
         if isinstance(result, workers.Lost):
             raise TaggerError(f"A drawing is missing: {result.reason}. Run again.")
 
 
 def _draw_style(
-    share: tuple[str, Sequence[DrawingJob]], begin: workers.Begin, *, folder: Path, size: int
+    task: tuple[str, Sequence[DrawingJob]], begin: workers.Begin, *, folder: Path, size: int
 ) -> None:
-    name, jobs = share
+    name, jobs = task
     style = Style(json.loads((resources("dicebear_styles") / f"{name}.json").read_bytes()))
-    for stem, look in jobs:
-        (folder / f"{stem}.png").write_bytes(_render(style, look, size))
-        text = ", ".join(look.tags) + "\n"
+    for stem, options in jobs:
+        (folder / f"{stem}.png").write_bytes(_render(style, options, size))
+        text = ", ".join(options.tags) + "\n"
         (folder / f"{stem}.txt").write_text(text, encoding="utf-8", newline="\n")
 
 
-def _render(style: Style, look: AvatarOptions, size: int) -> bytes:
-    figure = Avatar(style, _options(look.values)).to_string()
-    colour = look.values["backgroundColor"]
-    background = BACKGROUNDS[look.values["background"]].format(colour=colour, shade=_shade(colour))
-    svg = _finished(background + figure, FINISHES[look.values["finish"]])
+def _render(style: Style, options: AvatarOptions, size: int) -> bytes:
+    values = options.values
+    avatar = Avatar(style, _dicebear_options(values)).to_string()
+    colour = values["backgroundColor"]
+    background = BACKGROUNDS[values["background"]].format(colour=colour, shade=_shade(colour))
+    svg = _wrap(background + avatar, FINISHES[values["finish"]])
     return bytes(
         resvg_py.svg_to_bytes(svg_string=svg, width=size, height=size, skip_system_fonts=True)
     )
 
 
-def _options(values: Mapping[str, str]) -> dict[str, Any]:
-    """Return what dicebear is to draw, on a transparent ground."""
+def _dicebear_options(values: Mapping[str, str]) -> dict[str, Any]:
+    """Return the options for dicebear, on a transparent background."""
     options = dict[str, Any]()
     for option, value in values.items():
         if option.endswith("Color"):
@@ -115,12 +116,12 @@ def _options(values: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _shade(colour: str) -> str:
-    """Return the one of black and white that shows on the colour."""
+    """Return black or white, whichever stands out from the colour."""
     red, green, blue = bytes.fromhex(colour)
     return "black" if 0.299 * red + 0.587 * green + 0.114 * blue > 150 else "white"
 
 
-def _finished(content: str, effect: str) -> str:
+def _wrap(content: str, effect: str) -> str:
     finish = f'<filter id="finish" color-interpolation-filters="sRGB">{effect}</filter>'
     body = f'{finish}<g filter="url(#finish)">{content}</g>' if effect else content
     box = f'viewBox="0 0 {CANVAS} {CANVAS}"'

@@ -1,4 +1,4 @@
-"""Bytes of a data set arrive whole or not at all, whatever the network does; mistakes are told."""
+"""Downloads are complete or absent, whatever the network does. Errors say what to do."""
 
 import hashlib
 import os
@@ -50,7 +50,7 @@ WHOLE = RemoteFile("images/0000.tar", len(TAR), hashlib.sha256(TAR).hexdigest())
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[HubServer]:
-    monkeypatch.setattr(download, "_FIRST_WAIT", 0.001)
+    monkeypatch.setattr(download, "FIRST_WAIT", 0.001)
     with serve_hub(FILES) as server, use_hub(server.url, tmp_path / "home", monkeypatch):
         yield server
 
@@ -60,29 +60,21 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "data"
 
 
-def get(folder: Path, *pieces: RemoteFile, connections: int = 2) -> dict[str, str]:
-    return download.download_files(REPO, pieces, folder, COMMIT, connections)
+def get(folder: Path, *files: RemoteFile, connections: int = 2) -> dict[str, str]:
+    return download.download_files(REPO, files, folder, COMMIT, connections)
 
 
-def below(folder: Path) -> set[str]:
-    return {one.relative_to(folder).as_posix() for one in folder.rglob("*") if one.is_file()}
+def files_in(folder: Path) -> set[str]:
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
 
 
-# The stand-in
-
-
-def test_the_library_itself_can_download_from_the_test_server(
-    server: HubServer, folder: Path
-) -> None:
+def test_huggingface_hub_can_download_from_the_test_server(server: HubServer, folder: Path) -> None:
     for path, content in FILES.items():
         got = huggingface_hub.hf_hub_download(REPO, path, repo_type="dataset", local_dir=folder)
         assert Path(got).read_bytes() == content
 
 
-# What there is
-
-
-def test_a_listing_has_every_file_with_its_size_and_hash(server: HubServer) -> None:
+def test_listing_has_every_file_with_size_and_hash(server: HubServer) -> None:
     commit, files = client.list_files(REPO)
     assert commit == COMMIT
     sizes = {path: file.size for path, file in files.items()}
@@ -91,56 +83,48 @@ def test_a_listing_has_every_file_with_its_size_and_hash(server: HubServer) -> N
     assert files["README.md"].sha256 is None
 
 
-# Getting it
-
-
-def test_files_and_members_arrive_byte_for_byte(server: HubServer, folder: Path) -> None:
+def test_files_and_members_are_downloaded_byte_for_byte(server: HubServer, folder: Path) -> None:
     assert get(folder, WHOLE, MEMBER, RemoteFile("README.md", 7)) == {}
     assert (folder / WHOLE.path).read_bytes() == TAR
     assert (folder / MEMBER.path).read_bytes() == CONTENT
     assert (folder / "README.md").read_bytes() == FILES["README.md"]
-    assert below(folder) == {WHOLE.path, MEMBER.path, "README.md"}
+    assert files_in(folder) == {WHOLE.path, MEMBER.path, "README.md"}
 
 
-def test_of_a_tar_only_the_wanted_bytes_are_asked_for(server: HubServer, folder: Path) -> None:
+def test_member_downloads_request_only_their_bytes(server: HubServer, folder: Path) -> None:
     get(folder, MEMBER)
     assert server.requested_ranges("images/0000.tar") == ["bytes=1024-6023"]
 
 
-def test_what_is_there_is_not_fetched_again(server: HubServer, folder: Path) -> None:
+def test_complete_files_are_not_downloaded_again(server: HubServer, folder: Path) -> None:
     get(folder, WHOLE, MEMBER)
-    asked = len(server.log)
+    requests = len(server.log)
     assert get(folder, WHOLE, MEMBER) == {}
-    assert len(server.log) == asked
+    assert len(server.log) == requests
 
 
-def test_a_file_of_another_size_is_replaced(server: HubServer, folder: Path) -> None:
+def test_files_of_another_size_are_replaced(server: HubServer, folder: Path) -> None:
     (folder / "images").mkdir(parents=True)
     (folder / WHOLE.path).write_bytes(b"an older one")
     assert get(folder, WHOLE) == {}
     assert (folder / WHOLE.path).read_bytes() == TAR
 
 
-def test_an_empty_file_needs_no_request(server: HubServer, folder: Path) -> None:
+def test_empty_files_need_no_request(server: HubServer, folder: Path) -> None:
     assert get(folder, RemoteFile("empty", 0)) == {}
     assert (folder / "empty").read_bytes() == b""
     assert not server.log
 
 
 @pytest.mark.parametrize("connections", [1, 3])
-def test_no_more_connections_are_used_than_allowed(
-    server: HubServer, folder: Path, connections: int
-) -> None:
+def test_connections_are_limited(server: HubServer, folder: Path, connections: int) -> None:
     server.inject_faults("images/0000.tar", repeat(Fault(delay=0.01)))
-    pieces = [RemoteFile(f"{i}", 9000, tar="images/0000.tar", offset=i) for i in range(9)]
-    assert get(folder, *pieces, connections=connections) == {}
+    files = [RemoteFile(f"{i}", 9000, tar="images/0000.tar", offset=i) for i in range(9)]
+    assert get(folder, *files, connections=connections) == {}
     assert server.peak_connections == connections
 
 
-# What goes wrong on the way
-
-
-@pytest.mark.parametrize("piece", [WHOLE, MEMBER], ids=["file", "member"])
+@pytest.mark.parametrize("file", [WHOLE, MEMBER], ids=["file", "member"])
 @pytest.mark.parametrize(
     "fault",
     [
@@ -155,17 +139,17 @@ def test_no_more_connections_are_used_than_allowed(
     ],
     ids=str,
 )
-def test_a_fault_that_passes_costs_nothing_but_time(
-    server: HubServer, folder: Path, piece: RemoteFile, fault: Fault
+def test_transient_faults_are_retried(
+    server: HubServer, folder: Path, file: RemoteFile, fault: Fault
 ) -> None:
     server.inject_faults("images/0000.tar", [fault])
-    assert get(folder, piece) == {}
-    assert (folder / piece.path).read_bytes() == (TAR if piece is WHOLE else CONTENT)
+    assert get(folder, file) == {}
+    assert (folder / file.path).read_bytes() == (TAR if file is WHOLE else CONTENT)
     assert len(server.requested_ranges("images/0000.tar")) == 2
-    assert below(folder) == {piece.path}
+    assert files_in(folder) == {file.path}
 
 
-def test_a_broken_download_goes_on_where_it_stopped(server: HubServer, folder: Path) -> None:
+def test_interrupted_downloads_continue_where_they_stopped(server: HubServer, folder: Path) -> None:
     server.inject_faults("images/0000.tar", [Fault(drop_after=40_000), Fault(drop_after=20_000)])
     assert get(folder, WHOLE) == {}
     assert server.requested_ranges("images/0000.tar") == [
@@ -175,9 +159,7 @@ def test_a_broken_download_goes_on_where_it_stopped(server: HubServer, folder: P
     ]
 
 
-def test_a_line_that_breaks_time_and_again_brings_all_in_the_end(
-    server: HubServer, folder: Path
-) -> None:
+def test_downloads_that_are_interrupted_often_complete(server: HubServer, folder: Path) -> None:
     server.inject_faults("images/0000.tar", [Fault(drop_after=4096)] * 20)
     assert get(folder, WHOLE) == {}
     assert (folder / WHOLE.path).read_bytes() == TAR
@@ -194,7 +176,7 @@ def test_a_line_that_breaks_time_and_again_brings_all_in_the_end(
     ],
     ids=lambda value: str(value),
 )
-def test_what_cannot_be_had_is_named_with_its_reason_and_stops_nothing_else(
+def test_failed_files_have_a_reason_and_do_not_stop_others(
     server: HubServer, folder: Path, fault: Fault, reason: str, attempts: int
 ) -> None:
     server.inject_faults("images/0000.tar", repeat(fault))
@@ -204,11 +186,11 @@ def test_what_cannot_be_had_is_named_with_its_reason_and_stops_nothing_else(
     assert failed[MEMBER.path].startswith(reason)
     assert "\n" not in failed[MEMBER.path]
     assert len(server.requested_ranges("images/0000.tar")) == attempts
-    assert {MEMBER.path, other.path} & below(folder) == {other.path}
+    assert {MEMBER.path, other.path} & files_in(folder) == {other.path}
     assert (folder / other.path).read_bytes() == TAR[::-1]
 
 
-def test_a_file_that_was_deleted_meanwhile_is_named(server: HubServer, folder: Path) -> None:
+def test_deleted_files_have_a_reason(server: HubServer, folder: Path) -> None:
     gone = RemoteFile("images/0009.tar", 10)
     assert get(folder, gone) == {gone.path: "the server answers 404 Not Found"}
 
@@ -216,7 +198,7 @@ def test_a_file_that_was_deleted_meanwhile_is_named(server: HubServer, folder: P
 @pytest.mark.parametrize(
     "headers", [{"Retry-After": "1"}, {"RateLimit": '"resolvers";r=0;t=1'}], ids=str
 )
-def test_the_server_says_how_long_to_wait(
+def test_server_sets_the_wait_before_a_retry(
     server: HubServer, folder: Path, headers: dict[str, str]
 ) -> None:
     server.inject_faults("images/0000.tar", [Fault(status=429, headers=headers)])
@@ -225,7 +207,7 @@ def test_the_server_says_how_long_to_wait(
     assert 1 <= time.monotonic() - started < 3
 
 
-def test_waits_grow_until_something_comes(
+def test_waits_double_until_a_byte_arrives(
     server: HubServer, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     waits: list[float] = []
@@ -238,9 +220,7 @@ def test_waits_grow_until_something_comes(
     assert [round(wait * 1000) for wait in waits] == [1, 2, 4, 1, 2, 4]
 
 
-def test_a_server_without_ranges_gives_files_but_no_members(
-    server: HubServer, folder: Path
-) -> None:
+def test_servers_without_ranges_give_files_but_no_members(server: HubServer, folder: Path) -> None:
     server.inject_faults(
         "images/0000.tar", [Fault(drop_after=50_000), *[Fault(ignores_range=True)] * 2]
     )
@@ -248,22 +228,22 @@ def test_a_server_without_ranges_gives_files_but_no_members(
     assert (folder / WHOLE.path).read_bytes() == TAR
     with pytest.raises(TaggerError, match=r"no part of images/0000\.tar\. Download whole shards"):
         get(folder, MEMBER)
-    assert below(folder) <= {WHOLE.path, "images/0000/.7.webp.partial"}
+    assert files_in(folder) <= {WHOLE.path, "images/0000/.7.webp.partial"}
 
 
-def test_a_piece_without_a_hash_is_of_the_bytes_asked_for(server: HubServer, folder: Path) -> None:
+def test_wrong_ranges_are_not_accepted_without_a_hash(server: HubServer, folder: Path) -> None:
     server.inject_faults("images/0000.tar", [Fault(wrong_range=True)])
     assert get(folder, MEMBER._replace(sha256=None)) == {}
     assert (folder / MEMBER.path).read_bytes() == CONTENT
 
 
-def test_an_answer_longer_than_asked_for_is_cut(server: HubServer, folder: Path) -> None:
+def test_longer_answers_are_cut(server: HubServer, folder: Path) -> None:
     server.inject_faults("images/0000.tar", [Fault(ignores_range=True)])
     assert get(folder, RemoteFile("images/0000.tar", 1000)) == {}
     assert (folder / WHOLE.path).read_bytes() == TAR[:1000]
 
 
-def test_a_server_that_falls_silent_is_asked_again(
+def test_silent_servers_are_asked_again(
     server: HubServer, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", 0.2)
@@ -273,16 +253,16 @@ def test_a_server_that_falls_silent_is_asked_again(
     assert time.monotonic() - started < 1
 
 
-def test_what_is_left_of_another_version_does_no_harm(server: HubServer, folder: Path) -> None:
-    for piece, rest in (
+def test_partial_files_of_another_version_are_replaced(server: HubServer, folder: Path) -> None:
+    for file, rest in (
         (WHOLE, b"?" * 5000),
         (MEMBER, b"?" * 9000),
         (RemoteFile("README.md", 7), b"?"),
     ):
-        left = (folder / piece.path).with_name(f".{Path(piece.path).name}.partial")
-        left.parent.mkdir(parents=True, exist_ok=True)
-        left.write_bytes(rest)
-        assert get(folder, piece) == {}
+        partial = (folder / file.path).with_name(f".{Path(file.path).name}.partial")
+        partial.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_bytes(rest)
+        assert get(folder, file) == {}
     assert (folder / WHOLE.path).read_bytes() == TAR
     assert (folder / MEMBER.path).read_bytes() == CONTENT
     assert (folder / "README.md").read_bytes() == FILES["README.md"]
@@ -315,7 +295,7 @@ def program(
     return start
 
 
-def test_a_killed_download_goes_on_where_it_stopped(
+def test_killed_downloads_continue_where_they_stopped(
     server: HubServer, folder: Path, program: Callable[..., subprocess.Popen[str]]
 ) -> None:
     server.inject_faults("images/0000.tar", [Fault(delay=0.05)])
@@ -325,16 +305,16 @@ def test_a_killed_download_goes_on_where_it_stopped(
             assert process.poll() is None, process.communicate()
             time.sleep(0.01)
         process.kill()
-    had = unfinished.stat().st_size
-    assert had < len(TAR)
+    size = unfinished.stat().st_size
+    assert size < len(TAR)
     assert not (folder / WHOLE.path).exists()
     assert get(folder, WHOLE) == {}
-    assert server.requested_ranges("images/0000.tar") == ["bytes=0-102399", f"bytes={had}-102399"]
+    assert server.requested_ranges("images/0000.tar") == ["bytes=0-102399", f"bytes={size}-102399"]
     assert (folder / WHOLE.path).read_bytes() == TAR
-    assert below(folder) == {WHOLE.path}
+    assert files_in(folder) == {WHOLE.path}
 
 
-def test_a_person_who_has_enough_need_not_wait(
+def test_ctrl_c_ends_a_download_at_once(
     server: HubServer, folder: Path, program: Callable[..., subprocess.Popen[str]]
 ) -> None:
     server.inject_faults("images/0000.tar", [Fault(delay=0.3)])  # 25 times
@@ -349,7 +329,7 @@ def test_a_person_who_has_enough_need_not_wait(
     assert time.monotonic() - started < 3
 
 
-def test_a_terminal_shows_bytes_rate_and_time_left(
+def test_terminals_show_bytes_rate_and_time_left(
     server: HubServer, folder: Path, program: Callable[..., subprocess.Popen[str]]
 ) -> None:
     server.inject_faults("images/0000.tar", [Fault(delay=0.05)])
@@ -370,10 +350,7 @@ def read_terminal(terminal: int) -> str:
     return re.sub(r"\x1b\[[\d;?]*\w", "", b"".join(parts).decode())
 
 
-# Who may
-
-
-def test_the_environment_names_the_server_and_the_token(
+def test_environment_sets_server_and_token(
     server: HubServer, folder: Path, program: Callable[..., subprocess.Popen[str]]
 ) -> None:
     server.gated = server.private = True
@@ -381,11 +358,11 @@ def test_the_environment_names_the_server_and_the_token(
         out, err = process.communicate(timeout=30)
     assert (out.strip(), err) == ("{}", "")
     assert (folder / WHOLE.path).read_bytes() == TAR
-    tokens = {one.host: one.token for one in server.log}
+    tokens = {request.host: request.token for request in server.log}
     assert tokens == {"hub": f"Bearer {TOKEN}", "content": ""}
 
 
-def test_offline_is_told_in_one_line_and_asks_nothing(
+def test_offline_mode_is_an_error_without_a_request(
     server: HubServer, program: Callable[..., subprocess.Popen[str]]
 ) -> None:
     with program(HF_HUB_OFFLINE="1") as process:
@@ -397,7 +374,9 @@ def test_offline_is_told_in_one_line_and_asks_nothing(
     assert not server.log
 
 
-def test_no_connection_is_told_at_once(server: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_connection_is_an_error_at_once(
+    server: HubServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     started = time.monotonic()
     with pytest.raises(
@@ -407,7 +386,7 @@ def test_no_connection_is_told_at_once(server: HubServer, monkeypatch: pytest.Mo
     assert time.monotonic() - started < 2
 
 
-def test_a_server_that_never_answers_is_told(
+def test_servers_that_never_answer_are_an_error(
     server: HubServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(constants, "HF_HUB_ETAG_TIMEOUT", 0.2)
@@ -418,16 +397,16 @@ def test_a_server_that_never_answers_is_told(
             client.list_files(REPO)
 
 
-def test_a_connection_lost_for_good_ends_the_download(server: HubServer, folder: Path) -> None:
+def test_lost_connections_end_a_download(server: HubServer, folder: Path) -> None:
     server.shutdown()
     server.socket.close()
-    pieces = [RemoteFile(f"{i}", 10) for i in range(1000)]
+    files = [RemoteFile(f"{i}", 10) for i in range(1000)]
     with pytest.raises(TaggerError, match=r"^No connection to"):
-        get(folder, *pieces)
+        get(folder, *files)
 
 
 @pytest.mark.parametrize("token", ["", TOKEN])
-def test_an_unknown_data_set_is_told(
+def test_unknown_data_sets_are_an_error(
     server: HubServer, monkeypatch: pytest.MonkeyPatch, token: str
 ) -> None:
     monkeypatch.setenv("HF_TOKEN", token)
@@ -435,50 +414,47 @@ def test_an_unknown_data_set_is_told(
         client.list_files("deepghs/nothing")
 
 
-def test_a_private_data_set_is_told(server: HubServer) -> None:
+def test_private_data_sets_are_an_error(server: HubServer) -> None:
     server.private = True
     with pytest.raises(TaggerError, match=f"has no data set {REPO}, or it is private"):
         client.list_files(REPO)
 
 
-def test_a_gated_data_set_is_told(server: HubServer, folder: Path) -> None:
+def test_gated_data_sets_are_an_error(server: HubServer, folder: Path) -> None:
     server.gated = True
     assert client.list_files(REPO).files  # the names are free to read
-    with pytest.raises(TaggerError) as told:
+    with pytest.raises(TaggerError) as error:
         get(folder, WHOLE, MEMBER)
-    assert str(told.value) == (
+    assert str(error.value) == (
         f"{REPO} is gated: accept its terms on {server.url}/datasets/{REPO}, then set HF_TOKEN to "
         "your token."
     )
 
 
-def test_an_unknown_revision_is_told(server: HubServer, folder: Path) -> None:
+def test_unknown_revisions_are_an_error(server: HubServer, folder: Path) -> None:
     with pytest.raises(TaggerError, match=rf"^{REPO} has no revision 'v2'\. Name a branch"):
         client.list_files(REPO, "v2")
     with pytest.raises(TaggerError, match="has no revision 'v2'"):
         download.download_files(REPO, [WHOLE], folder, "v2")
 
 
-def test_a_wrong_token_is_told(
+def test_wrong_tokens_are_an_error(
     server: HubServer, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_wrong")
     for attempt in (lambda: client.list_files(REPO), lambda: get(folder, WHOLE)):
-        with pytest.raises(TaggerError, match=r"refuses the token\. Set HF_TOKEN") as told:
+        with pytest.raises(TaggerError, match=r"refuses the token\. Set HF_TOKEN") as error:
             attempt()
-        assert "hf_wrong" not in str(told.value)
+        assert "hf_wrong" not in str(error.value)
 
 
-def test_a_word_that_is_no_name_is_told(server: HubServer) -> None:
+def test_invalid_repository_names_are_an_error(server: HubServer) -> None:
     with pytest.raises(TaggerError, match="'no name' is no name of a data set"):
         client.list_files("no name")
     assert not server.log
 
 
-# Room
-
-
-def test_a_disk_too_small_is_told_before_the_first_byte(
+def test_lack_of_disk_space_is_an_error_before_the_first_byte(
     server: HubServer, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=2_000_000_000))
@@ -487,7 +463,7 @@ def test_a_disk_too_small_is_told_before_the_first_byte(
     assert not server.log
 
 
-def test_what_is_there_already_needs_no_room(
+def test_partial_files_count_for_the_needed_disk_space(
     server: HubServer, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server.inject_faults("images/0000.tar", [Fault(drop_after=60_000), *[Fault(status=500)] * 6])
@@ -496,7 +472,7 @@ def test_what_is_there_already_needs_no_room(
     assert get(folder, WHOLE) == {}
 
 
-def test_a_folder_that_cannot_be_written_is_told(server: HubServer, tmp_path: Path) -> None:
+def test_unwritable_folders_are_an_error(server: HubServer, tmp_path: Path) -> None:
     (tmp_path / "data").write_text("a file")
     with pytest.raises(TaggerError, match="cannot be written: Not a directory"):
         get(tmp_path / "data", WHOLE)

@@ -1,4 +1,4 @@
-"""Danbooru from the hub: the commands of the README, against a hub on this machine."""
+"""Danbooru from the hub: the stages of the README, against a hub on this machine."""
 
 import csv
 import json
@@ -19,19 +19,19 @@ from tagger.data.hub import shards
 from tagger.images import decode
 
 TABLES = "danbooru.donmai.us"
-IDS = [1000, 2000, 3000, 7, 1007, 2007, 42]  # the last has no picture
+IDS = [1000, 2000, 3000, 7, 1007, 2007, 42]  # the last has no image
 
 
 @pytest.fixture(scope="module")
 def server(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[HubServer]:
     """A data set in the form of danbooru2024-webp-4Mpixel, with tables of tags."""
-    made = tmp_path_factory.mktemp("repository")
-    pictures = [
+    repository = tmp_path_factory.mktemp("repository")
+    images = [
         (f"{post}.png", file.read_bytes())
         for post, file in zip(IDS, sorted(demo.glob("*.png")), strict=False)
     ]
-    shards.write_tar(made / "images/0000.tar", pictures[:3])
-    shards.write_tar(made / "images/0007.tar", pictures[3:6])
+    shards.write_tar(repository / "images/0000.tar", images[:3])
+    shards.write_tar(repository / "images/0007.tar", images[3:6])
     metadata = {
         "id": IDS,
         "rating": list("gsqegsq"),
@@ -41,13 +41,15 @@ def server(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub
         "tag_string_character": ["hatsune_miku"] * 7,
         "tag_string": ["1girls smile hatsune_miku vocaloid"] * 7,
     }
-    pq.write_table(pa.table(metadata), made / "metadata.parquet")
-    (made / TABLES).mkdir()
-    tables = made / TABLES
+    pq.write_table(pa.table(metadata), repository / "metadata.parquet")
+    (repository / TABLES).mkdir()
+    tables = repository / TABLES
     (tables / "tags.csv").write_text("id,name,category\n3,vocaloid,3\n9,hatsune_miku,4\n")
     (tables / "tag_aliases.csv").write_text("alias,tag\n1girls,1girl\n")
-    found = (path for path in sorted(made.rglob("*")) if path.is_file())
-    with serve_hub({path.relative_to(made).as_posix(): path.read_bytes() for path in found}) as hub:
+    files = (path for path in sorted(repository.rglob("*")) if path.is_file())
+    with serve_hub(
+        {path.relative_to(repository).as_posix(): path.read_bytes() for path in files}
+    ) as hub:
         yield hub
 
 
@@ -75,36 +77,36 @@ def run(root: Path, project: Path, stage: str, server: HubServer) -> str:
     return f"{ended.returncode} {ended.stdout}{ended.stderr}"
 
 
-@pytest.mark.parametrize("how", ["shards", "members"])
-def test_danbooru_is_fetched_and_prepared(
-    root: Path, tmp_path: Path, server: HubServer, how: str
+@pytest.mark.parametrize("method", ["shards", "members"])
+def test_danbooru_is_downloaded_and_prepared(
+    root: Path, tmp_path: Path, server: HubServer, method: str
 ) -> None:
-    here = project(root, tmp_path, method=how)
+    here = project(root, tmp_path, method=method)
     assert run(root, here, "download", server) == f"0 {REPO} -> data/danbooru/metadata.parquet\n"
-    said = run(root, here, "prepare", server)
-    assert said.startswith("0 ") and "6 posts with" in said, said
-    found = pq.read_table(here / "data/posts.parquet")
-    assert found["id"].to_pylist() == [str(post) for post in IDS[:6]]
-    for place, width in zip(manifest.locations(found), found["width"].to_pylist(), strict=True):
-        place = place._replace(path=str(here / place.path))
-        assert decode.open_rgb(place).width == width
-    assert found["shard"].null_count == (0 if how == "shards" else 6)
-    assert found["group"].to_pylist()[:3] == [0, 0, 2]  # the second is a child of the first
+    output = run(root, here, "prepare", server)
+    assert output.startswith("0 ") and "6 posts with" in output, output
+    posts = pq.read_table(here / "data/posts.parquet")
+    assert posts["id"].to_pylist() == [str(post) for post in IDS[:6]]
+    for location, width in zip(manifest.locations(posts), posts["width"].to_pylist(), strict=True):
+        location = location._replace(path=str(here / location.path))
+        assert decode.open_rgb(location).width == width
+    assert posts["shard"].null_count == (0 if method == "shards" else 6)
+    assert posts["group"].to_pylist()[:3] == [0, 0, 2]  # the second is a child of the first
     tags = {tag.name: tag for tag in manifest.read_tags(here / "data/tags.parquet")}
     assert (tags["hatsune_miku"].category, tags["hatsune_miku"].tag_id) == (4, 9)
     assert (tags["vocaloid"].category, tags["1girl"].count) == (3, 6)
     assert (tags["explicit"].category, tags["explicit"].tag_id) == (9, 9_999_996)
     with (here / "metrics/rejected.csv").open(encoding="utf-8") as file:
-        (lost,) = csv.DictReader(file)
-    assert lost["id"] == "42" and lost["reason"] == "no picture"
-    assert "0042" in lost["detail"]
+        (row,) = csv.DictReader(file)
+    assert row["id"] == "42" and row["reason"] == "no image"
+    assert "0042" in row["detail"]
     before = len(server.log)
     assert run(root, here, "prepare", server).startswith("0 ")
-    fetched = {one.path for one in server.log[before:] if one.path.startswith("images")}
-    assert not fetched - {"images/0042.json"}
+    requested = {r.path for r in server.log[before:] if r.path.startswith("images")}
+    assert not requested - {"images/0042.json"}
 
 
-def test_only_posts_that_pass_the_filters_are_fetched(
+def test_only_images_that_pass_the_filters_are_downloaded(
     root: Path, tmp_path: Path, server: HubServer
 ) -> None:
     here = project(root, tmp_path, method="members")
@@ -113,20 +115,20 @@ def test_only_posts_that_pass_the_filters_are_fetched(
     (here / "params.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
     run(root, here, "download", server)
     assert "2 posts with" in run(root, here, "prepare", server)
-    fetched = {file.name for file in (here / "data/danbooru/images").rglob("*.png")}
-    assert fetched == {"1000.png", "1007.png"}
+    downloaded = {file.name for file in (here / "data/danbooru/images").rglob("*.png")}
+    assert downloaded == {"1000.png", "1007.png"}
     report = json.loads((here / "metrics/prepare.json").read_text(encoding="utf-8"))
     assert report["rejected"] == {"rating": 3, "id": 2}
 
 
-def test_metadata_without_a_data_set_says_what_to_name(
+def test_metadata_without_a_data_set_is_an_error(
     root: Path, tmp_path: Path, server: HubServer
 ) -> None:
     here = project(root, tmp_path, repo=None)
     assert "prepare.download.repo is empty" in run(root, here, "download", server)
 
 
-def test_a_data_set_without_metadata_is_named(
+def test_data_sets_without_metadata_are_an_error(
     root: Path, tmp_path: Path, server: HubServer
 ) -> None:
     metadata = server.files.pop("metadata.parquet")

@@ -1,4 +1,4 @@
-"""Tars read in place: an index is believed only where it is true, and what is written is whole."""
+"""Tars are read in place by a correct index, or by their headers, and are written atomically."""
 
 import hashlib
 import io
@@ -30,7 +30,7 @@ names = st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1, max_
 
 
 def pack(tar: Path, members: Members, **options: Any) -> Path:
-    """Write a tar as others do."""
+    """Write a tar without this project's writer."""
     with tarfile.open(tar, "w", **options) as archive:
         for name, content in members.items():
             header = tarfile.TarInfo(name)
@@ -46,8 +46,8 @@ def contents(tar: Path, index: shards.TarIndex) -> Members:
     return {name: data[offset : offset + size] for name, offset, size in rows}
 
 
-def lie(tar: Path, change: Any) -> None:
-    """Change what the index of a tar says."""
+def change_index(tar: Path, change: Any) -> None:
+    """Change the content of the index of a tar."""
     path = tar.with_suffix(".json")
     content = json.loads(path.read_text(encoding="utf-8"))
     change(content)
@@ -62,33 +62,33 @@ def tar(tmp_path: Path) -> Path:
 
 @given(st.dictionaries(names, st.binary(max_size=1200), max_size=6))
 @settings(max_examples=60)
-def test_what_is_written_is_read(
+def test_written_tars_are_read_back(
     tmp_path_factory: pytest.TempPathFactory, members: Members
 ) -> None:
     tar = tmp_path_factory.mktemp("shards") / "0001.tar"
     shards.write_tar(tar, members.items())
-    index, doubt = shards.open_index(tar)
-    assert doubt == ""
+    index, distrust = shards.open_index(tar)
+    assert distrust == ""
     assert index.names == list(members)
     assert contents(tar, index) == members
     assert index.hashes == [hashlib.sha256(content).hexdigest() for content in members.values()]
     alone = shards.read_index(tar.with_suffix(".json"))
     assert (alone.names, alone.offsets.tolist()) == (index.names, index.offsets.tolist())
     with tarfile.open(tar) as archive:
-        assert {one.name: archive.extractfile(one).read() for one in archive} == members  # type: ignore[union-attr]
+        assert {info.name: archive.extractfile(info).read() for info in archive} == members  # type: ignore[union-attr]
 
 
 @given(st.dictionaries(names, st.binary(max_size=1200), max_size=6))
 @settings(max_examples=30)
-def test_an_index_made_by_reading_the_tar_is_that_written(
+def test_index_from_headers_equals_the_written_index(
     tmp_path_factory: pytest.TempPathFactory, members: Members
 ) -> None:
     tar = tmp_path_factory.mktemp("shards") / "0001.tar"
     shards.write_tar(tar, members.items())
     written, _ = shards.open_index(tar)
     tar.with_suffix(".json").unlink()
-    read, doubt = shards.open_index(tar)
-    assert doubt == f"{tar} has no index"
+    read, distrust = shards.open_index(tar)
+    assert distrust == f"{tar} has no index"
     assert read.names == written.names
     assert read.offsets.tolist() == written.offsets.tolist()
     assert read.sizes.tolist() == written.sizes.tolist()
@@ -101,7 +101,7 @@ def test_the_same_members_give_the_same_bytes(tmp_path: Path) -> None:
     assert (tmp_path / "a.json").read_bytes() == (tmp_path / "b.json").read_bytes()
 
 
-def test_the_index_has_the_keys_and_hashes_of_hfutils(tar: Path) -> None:
+def test_index_has_the_keys_and_hashes_of_hfutils(tar: Path) -> None:
     content = json.loads(tar.with_suffix(".json").read_text(encoding="utf-8"))
     data = tar.read_bytes()
     git = hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False)
@@ -120,7 +120,7 @@ def entry(name: str, **values: Any) -> Any:
     return lambda content: content["files"][name].update(values)
 
 
-LIES = {
+WRONG_INDEXES = {
     "past the end": entry("4.webp", offset=1 << 40),
     "longer than the tar": entry("4.webp", size=1 << 40),
     "sums past 64 bits": entry("4.webp", offset=2**63 - 1, size=2**63 - 1),
@@ -145,41 +145,41 @@ LIES = {
 }
 
 
-@pytest.mark.parametrize("change", LIES.values(), ids=LIES.keys())
-def test_an_index_that_lies_is_replaced_by_reading_the_tar(tar: Path, change: Any) -> None:
-    lie(tar, change)
-    index, doubt = shards.open_index(tar)
-    assert doubt and "\n" not in doubt
+@pytest.mark.parametrize("change", WRONG_INDEXES.values(), ids=WRONG_INDEXES.keys())
+def test_wrong_indexes_are_replaced_by_headers(tar: Path, change: Any) -> None:
+    change_index(tar, change)
+    index, distrust = shards.open_index(tar)
+    assert distrust and "\n" not in distrust
     assert contents(tar, index) == MEMBERS
 
 
 @pytest.mark.parametrize(
     "content", [b"", b"[]", b"null", b"3", b'{"files"', b"\xff\xfe", b"[" * 100_000, b"{}"]
 )
-def test_an_index_that_is_none_is_replaced_by_reading_the_tar(tar: Path, content: bytes) -> None:
+def test_invalid_indexes_are_replaced_by_headers(tar: Path, content: bytes) -> None:
     tar.with_suffix(".json").write_bytes(content)
-    index, doubt = shards.open_index(tar)
-    assert doubt and "\n" not in doubt
+    index, distrust = shards.open_index(tar)
+    assert distrust and "\n" not in distrust
     assert contents(tar, index) == MEMBERS
     with pytest.raises(TaggerError):
         shards.read_index(tar.with_suffix(".json"))
 
 
 @pytest.mark.parametrize("size", [None, "10240", [1], -1, 10, 10.5])
-def test_an_index_alone_is_held_against_the_size_it_names(tar: Path, size: Any) -> None:
-    lie(tar, lambda content: content.update(filesize=size))
+def test_index_alone_is_checked_against_its_file_size(tar: Path, size: Any) -> None:
+    change_index(tar, lambda content: content.update(filesize=size))
     with pytest.raises(TaggerError, match=r"0000\.json"):
         shards.read_index(tar.with_suffix(".json"))
 
 
-def test_the_index_of_another_tar_is_not_believed_even_where_all_sizes_agree(
+def test_indexes_of_other_tars_are_not_used_even_if_all_sizes_agree(
     tar: Path, tmp_path: Path
 ) -> None:
     other = {f"1{name}": content for name, content in MEMBERS.items()}
     shards.write_tar(tmp_path / "other.tar", other.items())
     (tmp_path / "other.json").replace(tar.with_suffix(".json"))
-    index, doubt = shards.open_index(tar)
-    assert "is not the index of 0000.tar" in doubt
+    index, distrust = shards.open_index(tar)
+    assert "is not the index of 0000.tar" in distrust
     assert contents(tar, index) == MEMBERS
 
 
@@ -191,13 +191,13 @@ def test_the_index_of_another_tar_is_not_believed_even_where_all_sizes_agree(
         {"format": tarfile.USTAR_FORMAT},
     ],
 )
-def test_tars_of_others_are_read(tmp_path: Path, options: dict[str, Any]) -> None:
+def test_tars_of_all_formats_are_read(tmp_path: Path, options: dict[str, Any]) -> None:
     members = {**MEMBERS, "d" * 90 + "/" + "n" * 90 + ".webp": b"long"}
     tar = pack(tmp_path / "0001.tar", members, **options)
     assert contents(tar, shards.open_index(tar)[0]) == members
 
 
-def test_only_plain_members_count(tmp_path: Path) -> None:
+def test_only_regular_members_count(tmp_path: Path) -> None:
     tar = tmp_path / "0001.tar"
     with tarfile.open(tar, "w") as archive:
         for name, kind in (("d", tarfile.DIRTYPE), ("l.png", tarfile.SYMTYPE)):
@@ -208,39 +208,41 @@ def test_only_plain_members_count(tmp_path: Path) -> None:
     assert contents(tar, shards.open_index(tar)[0]) == {"empty.png": b""}
 
 
-def test_a_name_that_is_no_utf8_can_still_be_written_down(tmp_path: Path) -> None:
+def test_names_that_are_no_utf8_have_replacement_characters(tmp_path: Path) -> None:
     tar = pack(tmp_path / "0001.tar", {os.fsdecode(b"\xc4.png"): b"1"}, format=tarfile.GNU_FORMAT)
     (name,) = shards.open_index(tar)[0].names
     assert name.encode() == "\ufffd.png".encode()
 
 
 @pytest.mark.parametrize("content", [b"", b"no tar" * 400, b"\x1f\x8b\x08\0 gzip" * 100])
-def test_what_is_no_tar_is_refused(tmp_path: Path, content: bytes) -> None:
+def test_files_that_are_no_tars_are_an_error(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "0001.tar"
     path.write_bytes(content)
     with pytest.raises(TaggerError, match=r"0001\.tar is no tar"):
         shards.open_index(path)
 
 
-def test_of_a_tar_cut_short_the_whole_members_are_read(tar: Path) -> None:
+def test_truncated_tars_have_their_complete_members(tar: Path) -> None:
     data = tar.read_bytes()
-    whole = shards.open_index(tar)[0]
-    for end in range(512, int(whole.offsets[-1] + whole.sizes[-1]) + 1, 128):
+    index_before = shards.open_index(tar)[0]
+    for end in range(512, int(index_before.offsets[-1] + index_before.sizes[-1]) + 1, 128):
         tar.write_bytes(data[:end])
         index, _ = shards.open_index(tar)
-        ends = zip(whole.names, (whole.offsets + whole.sizes).tolist(), strict=True)
+        ends = zip(
+            index_before.names, (index_before.offsets + index_before.sizes).tolist(), strict=True
+        )
         assert index.names == [name for name, last in ends if last <= end]
 
 
 @given(st.lists(st.tuples(st.integers(0, 3000), st.integers(0, 255)), min_size=1, max_size=8))
 @settings(max_examples=150)
-def test_a_damaged_tar_gives_members_within_it_or_is_refused(
+def test_damaged_tars_give_members_within_them_or_an_error(
     tmp_path_factory: pytest.TempPathFactory, changes: list[tuple[int, int]]
 ) -> None:
     tar = pack(tmp_path_factory.mktemp("damaged") / "1.tar", {"é" * 70 + ".png": b"1", **MEMBERS})
     data = bytearray(tar.read_bytes())
-    for place, value in changes:
-        data[place] = value
+    for position, value in changes:
+        data[position] = value
     tar.write_bytes(data)
     try:
         index, _ = shards.open_index(tar)
@@ -273,7 +275,7 @@ def moment(request: pytest.FixtureRequest) -> Iterator[str]:
     yield request.param
 
 
-def test_what_was_killed_does_not_look_whole(tar: Path, moment: str) -> None:
+def test_killed_writers_leave_no_tar_with_an_index(tar: Path, moment: str) -> None:
     ended = subprocess.run(
         [sys.executable, "-c", KILLED, STAGES, moment], cwd=tar.parent, check=False
     )

@@ -22,16 +22,16 @@ from tagger.core.hub_errors import describe_status, explain
 class HubFile(NamedTuple):
     path: str  # in the repository
     size: int  # bytes
-    sha256: str | None  # hexadecimal; known of what lies in Git LFS
+    sha256: str | None  # hexadecimal; known for files in Git LFS
 
 
 class RepoListing(NamedTuple):
-    commit: str  # hexadecimal; what the revision stands for now
+    commit: str  # hexadecimal; current commit of the revision
     files: dict[str, HubFile]  # by path
 
 
 class TransientError(Exception):
-    """What may be gone at the next attempt. Its message is the reason, one line."""
+    """A fault that the next attempt may not have. Its message is the reason, one line."""
 
     def __init__(self, reason: str, wait: float | None = None) -> None:
         super().__init__(reason)
@@ -43,11 +43,11 @@ class NoConnectionError(TransientError):
 
 
 def list_files(repo: str, revision: str = "main") -> RepoListing:
-    """Return the files of a data set. Raises TaggerError for one that cannot be had."""
+    """Return the files of a data set. Raises TaggerError if it is not accessible."""
     api = HfApi()
     timeout = constants.HF_HUB_ETAG_TIMEOUT
     try:
-        # fails at once where there is no connection; the tree is tried for half a minute
+        # without a connection this fails at once; the tree would retry for half a minute
         about = api.dataset_info(repo, revision=revision, timeout=timeout, expand=["sha"])
         commit = about.sha or revision
         tree = api.list_repo_tree(repo, repo_type="dataset", revision=commit, recursive=True)
@@ -65,18 +65,18 @@ def list_files(repo: str, revision: str = "main") -> RepoListing:
 def open_range(
     repo: str, path: str, revision: str, first: int, last: int
 ) -> Iterator[tuple[int, Iterator[bytes]]]:
-    """Yield bytes of a file in chunks, and the position of the first of them.
+    """Yield the position of the first byte, and the bytes of a file in chunks.
 
-    first, last: positions of the bytes asked for, both included. A server that knows no ranges
-        sends all of the file, from position 0.
+    first, last: positions of the requested bytes, both included. A server without ranges sends
+        the whole file, from position 0.
 
-    Raises Fault where another attempt may help, here or in reading, else TaggerError.
+    Raises TransientError if another attempt may help, here or while reading, else TaggerError.
     """
     url = hf_hub_url(repo, path, repo_type="dataset", revision=revision)
-    asked = {"Range": f"bytes={first}-{last}", "Accept-Encoding": "identity"}
+    request_headers = {"Range": f"bytes={first}-{last}", "Accept-Encoding": "identity"}
     timeout = constants.HF_HUB_DOWNLOAD_TIMEOUT  # seconds without a byte
     try:
-        headers = build_hf_headers(headers=asked)
+        headers = build_hf_headers(headers=request_headers)
         with get_session().stream("GET", url, headers=headers, timeout=timeout) as response:
             _require_success(response)
             if response.status_code == 200:
@@ -84,7 +84,7 @@ def open_range(
             elif response.headers.get("Content-Range", "").startswith(f"bytes {first}-"):
                 yield first, response.iter_bytes()
             else:
-                raise TransientError("the server sent other bytes than those asked for")
+                raise TransientError("the server sent other bytes than requested")
     except (errors.HfHubHTTPError, errors.OfflineModeIsEnabled) as error:
         raise TaggerError(explain(error, repo, revision)) from error
     except (httpx2.ConnectError, httpx2.ConnectTimeout) as error:
@@ -94,7 +94,7 @@ def open_range(
 
 
 def _require_success(response: httpx2.Response) -> None:
-    """Raise HfHubHTTPError where no file can be had, Fault where this one cannot for now."""
+    """Raise HfHubHTTPError if no file is accessible, TransientError if this one fails for now."""
     try:
         hf_raise_for_status(response)
     except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError):
@@ -103,12 +103,12 @@ def _require_success(response: httpx2.Response) -> None:
         if response.status_code == 401:
             raise
         raise TransientError(
-            f"the server answers {describe_status(error)}", _asked_wait(response)
+            f"the server answers {describe_status(error)}", _requested_wait(response)
         ) from None
 
 
-def _asked_wait(response: httpx2.Response) -> float | None:
-    """Return for how many seconds the server wants no request, if it says so."""
+def _requested_wait(response: httpx2.Response) -> float | None:
+    """Return the seconds to wait before the next request, if the server names them."""
     limit = parse_ratelimit_headers(response.headers)
     if limit and not limit.remaining:
         return float(limit.reset_in_seconds)

@@ -1,8 +1,8 @@
-"""Tars of pictures that are read in place: each with a JSON index of where its members lie.
+"""Tars of images that are read in place: each with a JSON index of the members.
 
 The index is hfutils': `{"filesize", "hash", "hash_lfs", "files": {name: {"offset", "size",
-"sha256"}}}`, under the tar's name with the suffix `.json`. One that is missing or lies is
-replaced, in memory, by reading the headers of the tar itself.
+"sha256"}}}`, under the tar's name with the suffix `.json`. If it is missing or wrong,
+the headers of the tar replace it, in memory.
 """
 
 import hashlib
@@ -27,29 +27,29 @@ _SPOT_CHECKS = 16  # members whose header is compared with the index
 
 
 class TarIndex(NamedTuple):
-    """Where the members of a tar lie, by offset."""
+    """The members of a tar, by offset."""
 
     names: list[str]
     offsets: npt.NDArray[np.int64]  # (members,), bytes from the start of the tar
     sizes: npt.NDArray[np.int64]  # (members,), bytes
-    hashes: list[str | None]  # SHA-256 of each member in hexadecimal, where known
+    hashes: list[str | None]  # SHA-256 of each member in hexadecimal, if known
 
 
 def read_index(path: Path, tar_size: int | None = None) -> TarIndex:
-    """Return what an index says, by offset.
+    """Return an index, by offset.
 
-    Raises TaggerError for one that cannot be true of a tar of `tar_size` bytes (None: of the
-    size that it names itself): members that overlap or end past the end.
+    Raises TaggerError if members overlap or lie outside a tar of `tar_size` bytes (None: of the
+    size in the index).
     """
     content = files.read_json(path, math.inf)
     try:
         end = whole(content["filesize"] if tar_size is None else tar_size)
         index = _index(
-            (_utf8(name), whole(entry["offset"]), whole(entry["size"]), entry.get("sha256"))
+            (_check_utf8(name), whole(entry["offset"]), whole(entry["size"]), entry.get("sha256"))
             for name, entry in content["files"].items()
         )
     except (AttributeError, KeyError, TypeError, ValueError, OverflowError):
-        raise TaggerError(f"{path} is no index of a tar.") from None
+        raise TaggerError(f"{path} is not the index of a tar.") from None
     starts, ends = index.offsets, index.offsets + index.sizes
     if (starts < 0).any() or (index.sizes < 0).any() or (index.sizes > end - starts).any():
         raise TaggerError(f"{path} names members outside its tar of {end:,} bytes.")
@@ -59,19 +59,19 @@ def read_index(path: Path, tar_size: int | None = None) -> TarIndex:
 
 
 def open_index(tar: Path) -> tuple[TarIndex, str]:
-    """Return where the members of a tar lie, and why its index was not believed, or "".
+    """Return the index of a tar, and why its JSON index was not used, or "".
 
-    Raises TaggerError for a file that is no tar. Of a tar cut short, the whole members are given.
+    Raises TaggerError if the file is no tar. A truncated tar has its complete members.
     """
     path = tar.with_suffix(".json")
     try:
         if not path.exists():
-            return _scan(tar), f"{tar} has no index"
+            return _read_headers(tar), f"{tar} has no index"
         index = read_index(path, tar.stat().st_size)
         _compare(index, tar)
         return index, ""
     except TaggerError as error:
-        return _scan(tar), str(error)
+        return _read_headers(tar), str(error)
     except OSError as error:
         raise TaggerError(f"{tar} cannot be read: {error.strerror}.") from None
 
@@ -87,7 +87,7 @@ def _index(members: Iterable[tuple[str, int, int, str | None]]) -> TarIndex:
 
 
 def _compare(index: TarIndex, tar: Path) -> None:
-    """Raise TaggerError where an index is not that of this tar, as some of its headers show."""
+    """Raise TaggerError if a few headers of the tar contradict the index."""
     members = len(index.names)
     chosen = np.linspace(0, members - 1, min(members, _SPOT_CHECKS)).astype(int)
     with tar.open("rb") as file:
@@ -103,48 +103,52 @@ def _compare(index: TarIndex, tar: Path) -> None:
 
 
 def _may_be_named(header: tarfile.TarInfo, name: str) -> bool:
-    """Tell whether a member may have this name; a long one does not stand in its header."""
+    """Return whether a member may have this name. The header does not hold long ones."""
     elsewhere = len(name) >= 100 or not name.isascii()
     return elsewhere or PurePosixPath(header.name).name == PurePosixPath(name).name
 
 
-def _scan(tar: Path) -> TarIndex:
+def _read_headers(tar: Path) -> TarIndex:
     try:
         end = tar.stat().st_size
         with tarfile.open(tar, "r:", errors="surrogateescape") as archive:
-            members = _whole_members(archive, end)
-            return _index((_text(one.name), one.offset_data, one.size, None) for one in members)
+            members = _complete_members(archive, end)
+            return _index(
+                (_decode(member.name), member.offset_data, member.size, None) for member in members
+            )
     except tarfile.TarError as error:
         raise TaggerError(f"{tar} is no tar: {error}.") from None
     except OSError as error:
         raise TaggerError(f"{tar} cannot be read: {error.strerror}.") from None
 
 
-def _utf8(name: str) -> str:
-    name.encode()  # JSON can hold halves of characters
+def _check_utf8(name: str) -> str:
+    name.encode()  # raises for lone surrogates, which JSON can hold
     return name
 
 
-def _text(name: str) -> str:
-    """Return the name of a member, where it is no UTF-8 with marks in place of the bytes."""
+def _decode(name: str) -> str:
+    """Return the name of a member, with replacement characters for bytes that are no UTF-8."""
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
-def _whole_members(archive: tarfile.TarFile, end: int) -> list[tarfile.TarInfo]:
+def _complete_members(archive: tarfile.TarFile, end: int) -> list[tarfile.TarInfo]:
     members: list[tarfile.TarInfo] = []
     with suppress(tarfile.ReadError):  # cut short
         members.extend(archive)
     return [
-        one
-        for one in members
-        if one.isreg() and not one.issparse() and 0 <= one.size <= end - one.offset_data
+        member
+        for member in members
+        if member.isreg() and not member.issparse() and 0 <= member.size <= end - member.offset_data
     ]
 
 
 def write_tar(tar: Path, members: Iterable[tuple[str, bytes]], **notes: Any) -> None:
-    """Write a tar and then its index, each whole or not at all: a tar with an index is whole.
+    """Write a tar and then its index, both atomically: a tar with an index is complete.
 
-    notes: further keys of the index. The same members give the same bytes.
+    The same members give the same bytes.
+
+    notes: further keys of the index
     """
     entries = {}
     tar.with_suffix(".json").unlink(missing_ok=True)
