@@ -3,7 +3,6 @@
 import colorsys
 import csv
 import json
-import os
 from collections import Counter
 from importlib.resources import files
 from pathlib import Path
@@ -15,7 +14,7 @@ from PIL import Image
 
 from tagger.demo import avatar_options, draw
 from tagger.demo.avatar_options import AvatarOptions
-from tagger.system import workers
+from tagger.system import workers, world
 
 Pixels = NDArray[np.uint8]  # (height, width, 4), red green blue alpha
 
@@ -82,12 +81,12 @@ def most_frequent_border_colour(image: Pixels) -> NDArray[np.uint8]:
 def test_same_seed_gives_the_same_bytes_for_any_number_of_workers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for workers in (1, 3):
-        monkeypatch.setattr(os, "cpu_count", lambda n=workers: n)
-        draw.draw_images(tmp_path / str(workers), images=6, size=32, seed=5)
-    one, three = ({p.name: p.read_bytes() for p in (tmp_path / n).iterdir()} for n in ("1", "3"))
-    assert one == three
-    assert sorted(one) == sorted(
+    for cores in (1, 3):
+        monkeypatch.setattr(world, "available_cores", lambda n=cores: n)
+        draw.draw_images(tmp_path / str(cores), images=6, size=32, seed=5)
+    first, second = ({p.name: p.read_bytes() for p in (tmp_path / n).iterdir()} for n in ("1", "3"))
+    assert first == second
+    assert sorted(first) == sorted(
         [f"000{i}.{end}" for i in range(6) for end in ("png", "txt")] + ["tags.csv"]
     )
 
