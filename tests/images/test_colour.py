@@ -1,4 +1,4 @@
-"""Colours of other profiles become those of sRGB; sRGB, and profiles of noise, change nothing."""
+"""Colour profiles: other profiles are converted to sRGB; sRGB and broken profiles change nothing."""
 
 import io
 import warnings
@@ -48,7 +48,7 @@ def opened(data: bytes) -> Pixels:
     return np.asarray(decode.open_rgb(data))
 
 
-def test_the_profile_made_by_hand_is_one() -> None:
+def test_the_handmade_profile_is_valid() -> None:
     made = ImageCms.ImageCmsProfile(io.BytesIO(P3))
     assert ImageCms.getProfileDescription(made).strip() == "Display P3 by hand"
     assert len(P3) == int.from_bytes(P3[:4], "big")
@@ -98,7 +98,7 @@ def test_srgb_and_profiles_that_do_not_fit_change_no_bit(name: str, form: str) -
     assert np.array_equal(opened(saved(patches(), form, icc_profile=NO_CHANGE[name]())), plain)
 
 
-def test_transparency_is_kept_and_lies_on_a_background_that_is_not_converted() -> None:
+def test_the_background_of_transparency_is_not_converted() -> None:
     pixels = np.full((4, 4, 4), (200, 60, 20, 255), np.uint8)
     pixels[0, :, 3] = 0
     pixels[1, :, 3] = 128
@@ -125,7 +125,7 @@ def test_linear_srgb_is_not_srgb() -> None:
     )
 
 
-def test_a_palette_is_converted() -> None:
+def test_palette_colours_are_converted() -> None:
     image = Image.new("P", (4, 4))
     image.putpalette([200, 60, 20])
     buffer = io.BytesIO()
@@ -135,7 +135,7 @@ def test_a_palette_is_converted() -> None:
 
 
 @pytest.mark.parametrize("orientation", [3, 6, 8])
-def test_pictures_are_turned_and_converted(orientation: int) -> None:
+def test_rotated_images_are_converted(orientation: int) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
     data = saved(patches(), "JPEG", icc_profile=P3, exif=exif)
@@ -152,7 +152,9 @@ def test_gray_with_a_profile_of_colours_opens() -> None:
     assert np.array_equal(opened(buffer.getvalue())[..., 1], gray)
 
 
-def test_after_begin_pillow_does_not_warn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_init_process_silences_pillow_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 40_000)  # of 288 x 192
     path = tmp_path / "large.png"
     path.write_bytes(saved(patches()))

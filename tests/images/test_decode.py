@@ -1,4 +1,4 @@
-"""Any picture opens upright, in RGB, on white; anything else is Unreadable, never a crash."""
+"""Images are decoded upright, in RGB, on white; any other file is Unreadable, never a crash."""
 
 import io
 from collections.abc import Callable
@@ -32,7 +32,7 @@ def opened(file: bytes | Path) -> Pixels:
 
 @pytest.fixture(scope="module")
 def photo() -> Image.Image:
-    """A picture with a gradient and noise, wider than high."""
+    """A image with a gradient and noise, wider than high."""
     noise = np.random.default_rng(0).integers(0, 40, (48, 64, 3))
     ramp = np.linspace(0, 200, 64)[None, :, None]
     return Image.fromarray((noise + ramp).astype(np.uint8))
@@ -51,7 +51,7 @@ TURNS = {
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("name", ["JPEG", "PNG", "WEBP", "TIFF", "AVIF"])
-def test_pictures_are_turned_upright(photo: Image.Image, name: str, orientation: int) -> None:
+def test_exif_orientation_is_applied(photo: Image.Image, name: str, orientation: int) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
     pixels = opened(encoded(photo, name, exif=exif, quality=95))
@@ -96,7 +96,7 @@ def test_half_transparency_is_mixed_with_white() -> None:
     assert pixels == pytest.approx(127, abs=1)
 
 
-def test_the_background_is_chosen() -> None:
+def test_transparency_becomes_the_background() -> None:
     data = encoded(Image.new("RGBA", (2, 2), (9, 9, 9, 0)))
     assert np.asarray(decode.open_rgb(data, (1, 2, 3)))[0, 0].tolist() == [1, 2, 3]
 
@@ -115,7 +115,7 @@ def test_floating_point_gray_keeps_its_shades() -> None:
 
 
 @pytest.mark.parametrize(("mode", "name"), [("L", "PNG"), ("1", "PNG"), ("L", "JPEG")])
-def test_gray_is_gray(photo: Image.Image, mode: str, name: str) -> None:
+def test_gray_images_stay_gray(photo: Image.Image, mode: str, name: str) -> None:
     image = photo.convert(mode)
     pixels = opened(encoded(image, name))
     assert np.ptp(pixels.astype(int), axis=2).max() == 0
@@ -130,7 +130,7 @@ def test_cmyk_keeps_its_colours() -> None:
 
 
 @pytest.mark.parametrize("name", ["GIF", "WEBP", "PNG"])
-def test_the_first_frame_stands_for_an_animation(name: str) -> None:
+def test_animations_give_their_first_frame(name: str) -> None:
     frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "lime", "blue")]
     data = encoded(frames[0], name, save_all=True, append_images=frames[1:], duration=40)
     assert opened(data)[4, 4].astype(int) == pytest.approx([255, 0, 0], abs=2)
@@ -140,14 +140,14 @@ def test_the_first_frame_stands_for_an_animation(name: str) -> None:
 def test_every_format_opens_whatever_its_extension(
     photo: Image.Image, write_file: Write, name: str
 ) -> None:
-    path = write_file("picture.png", encoded(photo, name))
+    path = write_file("image.png", encoded(photo, name))
     assert np.array_equal(opened(path), opened(encoded(photo, name)))
     assert opened(path).shape == (48, 64, 3)
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning:PIL.TiffImagePlugin")
 @pytest.mark.parametrize("name", FORMATS)
-def test_a_picture_cut_off_anywhere_is_unreadable_or_whole(photo: Image.Image, name: str) -> None:
+def test_truncated_images_are_unreadable_or_whole(photo: Image.Image, name: str) -> None:
     data = encoded(photo, name)
     whole = opened(data)
     refused = 0
@@ -163,7 +163,7 @@ def test_a_picture_cut_off_anywhere_is_unreadable_or_whole(photo: Image.Image, n
 
 @pytest.mark.filterwarnings("ignore::UserWarning:PIL.TiffImagePlugin")
 @pytest.mark.parametrize("name", FORMATS)
-def test_damaged_bytes_never_raise_anything_but_unreadable(photo: Image.Image, name: str) -> None:
+def test_damaged_images_raise_nothing_but_unreadable(photo: Image.Image, name: str) -> None:
     data = np.frombuffer(encoded(photo, name), dtype=np.uint8)
     random = np.random.default_rng(1)
     for _ in range(120):
@@ -176,10 +176,10 @@ def test_damaged_bytes_never_raise_anything_but_unreadable(photo: Image.Image, n
             assert str(error)
 
 
-@pytest.mark.parametrize("data", [b"", b"\0" * 100, b"a text, no picture\n", b"<svg></svg>"])
-def test_what_is_no_picture_is_unreadable(write_file: Write, data: bytes) -> None:
+@pytest.mark.parametrize("data", [b"", b"\0" * 100, b"a text, no image\n", b"<svg></svg>"])
+def test_files_of_other_kinds_are_unreadable(write_file: Write, data: bytes) -> None:
     with pytest.raises(decode.Unreadable, match=r"."):
-        decode.open_rgb(write_file("picture.png", data))
+        decode.open_rgb(write_file("image.png", data))
 
 
 def test_a_missing_file_or_a_folder_is_unreadable(tmp_path: Path) -> None:
@@ -189,7 +189,7 @@ def test_a_missing_file_or_a_folder_is_unreadable(tmp_path: Path) -> None:
         decode.open_rgb(tmp_path)
 
 
-def test_a_picture_of_far_too_many_pixels_is_refused_undecoded(
+def test_decompression_bombs_are_refused_by_their_header(
     photo: Image.Image, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)  # Pillow warns up to twice as many
@@ -197,7 +197,7 @@ def test_a_picture_of_far_too_many_pixels_is_refused_undecoded(
         decode.open_rgb(encoded(photo))
 
 
-def test_damaged_orientation_does_not_cost_the_picture(photo: Image.Image) -> None:
+def test_an_invalid_orientation_is_ignored(photo: Image.Image) -> None:
     exif = Image.Exif()
     exif[0x0112] = 99
     data = encoded(photo, "PNG", exif=exif)

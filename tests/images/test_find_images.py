@@ -1,4 +1,4 @@
-"""Pictures below a folder: all of them, in one order, whatever else lies there."""
+"""Images below a folder are found in one order, whatever else is there."""
 
 import os
 import socket
@@ -37,7 +37,7 @@ def pictures_of(folder: Path, *, recursive: bool = True) -> list[Path]:
     return [Path(entry.path) for directory in found for entry in directory.images]
 
 
-def test_pictures_of_a_folder_come_before_those_below_it_by_name(
+def test_images_of_a_folder_come_before_those_below_it_by_name(
     tmp_path: Path, write_image: Paint
 ) -> None:
     for name in ("b/2.png", "b/10.png", "a/c/1.jpg", "z.WEBP", "a/d.e.bmp", "a.png"):
@@ -50,21 +50,21 @@ def test_pictures_of_a_folder_come_before_those_below_it_by_name(
 
 
 @pytest.mark.parametrize("name", ["a.png", "a.JPG", ".png", "a.b.jpeg", "初音.webp", "a.jfif"])
-def test_a_picture_is_known_by_its_suffix(name: str) -> None:
+def test_images_are_known_by_their_suffix(name: str) -> None:
     assert find_images.is_image_name(name)
 
 
 @pytest.mark.parametrize("name", ["png", "gif", "a.txt", "a.png.txt", "a.", "", "a.pn"])
-def test_a_name_without_a_picture_s_suffix_is_none(name: str) -> None:
+def test_names_without_an_image_suffix_are_no_images(name: str) -> None:
     assert not find_images.is_image_name(name)
 
 
-def test_a_folder_named_like_a_picture_is_a_folder(tmp_path: Path, write_image: Paint) -> None:
+def test_a_folder_named_like_an_image_is_a_folder(tmp_path: Path, write_image: Paint) -> None:
     write_image("a.png/b.png")
     assert pictures_of(tmp_path) == [tmp_path / "a.png/b.png"]
 
 
-def test_links_to_pictures_are_followed_and_links_to_folders_told(
+def test_links_to_images_are_followed_and_links_to_folders_reported(
     tmp_path: Path, write_image: Paint
 ) -> None:
     write_image("below/a.png")
@@ -80,9 +80,7 @@ def test_links_to_pictures_are_followed_and_links_to_folders_told(
     ]
 
 
-def test_what_would_keep_its_reader_for_ever_is_not_read(
-    tmp_path: Path, write_image: Paint
-) -> None:
+def test_pipes_and_sockets_are_not_read(tmp_path: Path, write_image: Paint) -> None:
     write_image("a.png")
     os.mkfifo(tmp_path / "pipe.png")
     (tmp_path / "linked.png").symlink_to("pipe.png")
@@ -92,7 +90,7 @@ def test_what_would_keep_its_reader_for_ever_is_not_read(
         assert [name for name, _ in unread(tmp_path)] == ["linked.png", "pipe.png", "socket"]
 
 
-def test_a_folder_that_may_not_be_read_is_told_and_the_rest_listed(
+def test_an_unreadable_folder_is_reported_and_the_rest_listed(
     tmp_path: Path, write_image: Paint
 ) -> None:
     write_image("open/a.png")

@@ -1,4 +1,4 @@
-"""The faster decoder of JPEG gives the very pixels of the one opener, or leaves it to that."""
+"""The fast decoders of JPEG, PNG and WebP give the same pixels as Pillow, or leave it to Pillow."""
 
 import io
 from typing import Any
@@ -29,8 +29,8 @@ def encoded(image: Image.Image, form: str, **options: Any) -> bytes:
 
 
 def pixels_of(data: bytes, tmp_path: Any) -> Pixels:
-    """Return a picture as training sees it before it is resized."""
-    path = tmp_path / "picture"
+    """Return a image as training sees it before it is resized."""
+    path = tmp_path / "image"
     path.write_bytes(data)
     place = Location(str(path), 0, len(data))
     return decode.open_pixels(place, BACKGROUND)
@@ -58,14 +58,14 @@ ENCODINGS: list[tuple[str, dict[str, Any]]] = [
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "P", "RGBA", "LA", "1", "CMYK", "YCbCr"])
-def test_every_encoding_gives_the_pixels_of_the_one_opener(tmp_path: Any, mode: str) -> None:
+def test_fast_decoders_equal_pillow_for_every_encoding(tmp_path: Any, mode: str) -> None:
     decode.init_process()
     compared = 0
     for form, options in ENCODINGS:
         for size in ((67, 45), (1, 1), (17, 300), (64, 48)):
             try:
                 data = encoded(photo(*size, mode=mode), form, **options)
-            except (OSError, ValueError, TypeError):  # no such picture in this format
+            except (OSError, ValueError, TypeError):  # no such image in this format
                 continue
             expected = np.asarray(decode.open_rgb(data, BACKGROUND))
             made = pixels_of(data, tmp_path)
@@ -77,7 +77,9 @@ def test_every_encoding_gives_the_pixels_of_the_one_opener(tmp_path: Any, mode: 
 
 @pytest.mark.parametrize("orientation", [*range(10), 65535])
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "TIFF", "AVIF"])
-def test_turned_pictures_are_upright(tmp_path: Any, form: str, orientation: int) -> None:
+def test_fast_decoders_equal_pillow_for_every_orientation(
+    tmp_path: Any, form: str, orientation: int
+) -> None:
     decode.init_process()
     exif = Image.Exif()
     exif[0x0112] = orientation
@@ -87,7 +89,7 @@ def test_turned_pictures_are_upright(tmp_path: Any, form: str, orientation: int)
 
 
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP"])
-def test_an_orientation_told_by_xmp_alone_is_judged_alike(tmp_path: Any, form: str) -> None:
+def test_fast_decoders_equal_pillow_for_an_orientation_in_xmp(tmp_path: Any, form: str) -> None:
     decode.init_process()
     xmp = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
     data = encoded(photo(), form, xmp=xmp)
@@ -96,7 +98,7 @@ def test_an_orientation_told_by_xmp_alone_is_judged_alike(tmp_path: Any, form: s
 
 
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "TIFF", "AVIF"])
-def test_colours_of_a_profile_are_converted(tmp_path: Any, form: str) -> None:
+def test_fast_decoders_equal_pillow_for_colour_profiles(tmp_path: Any, form: str) -> None:
     decode.init_process()
     data = encoded(photo(), form, icc_profile=P3)
     made = pixels_of(data, tmp_path)
@@ -104,7 +106,7 @@ def test_colours_of_a_profile_are_converted(tmp_path: Any, form: str) -> None:
     assert not np.array_equal(made, pixels_of(encoded(photo(), form), tmp_path))
 
 
-def test_a_transparent_colour_lies_on_the_background(tmp_path: Any) -> None:
+def test_a_transparent_colour_becomes_the_background(tmp_path: Any) -> None:
     decode.init_process()
     image = Image.new("RGB", (8, 8), (60, 30, 12))
     made = pixels_of(encoded(image, "PNG", transparency=(60, 30, 12)), tmp_path)
@@ -112,7 +114,7 @@ def test_a_transparent_colour_lies_on_the_background(tmp_path: Any) -> None:
 
 
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP"])
-def test_damaged_ones_are_judged_alike(tmp_path: Any, form: str) -> None:
+def test_fast_decoders_equal_pillow_for_damaged_images(tmp_path: Any, form: str) -> None:
     decode.init_process()
     whole = encoded(photo(), form)
     random = np.random.default_rng(0)
@@ -132,7 +134,7 @@ def test_damaged_ones_are_judged_alike(tmp_path: Any, form: str) -> None:
     assert opened > 5
 
 
-def test_pixels_may_be_changed_and_are_laid_out_as_numpy_does(tmp_path: Any) -> None:
+def test_decoded_pixels_can_be_preprocessed(tmp_path: Any) -> None:
     decode.init_process()
     for form in ("JPEG", "PNG", "WEBP"):
         made = pixels_of(encoded(photo(), form), tmp_path)

@@ -1,4 +1,4 @@
-"""JPEG XL opens as any picture does."""
+"""JPEG XL images are decoded as all others are."""
 
 from pathlib import Path
 from typing import Any
@@ -22,9 +22,9 @@ def encoded(samples: Samples, **options: Any) -> bytes:
 
 
 def opened(data: bytes) -> Pixels:
-    picture = decode.open_rgb(data)
-    assert picture.mode == "RGB"
-    return np.asarray(picture)
+    image = decode.open_rgb(data)
+    assert image.mode == "RGB"
+    return np.asarray(image)
 
 
 def noise(*shape: int) -> Pixels:
@@ -32,7 +32,7 @@ def noise(*shape: int) -> Pixels:
 
 
 @pytest.mark.parametrize("container", [False, True])
-def test_rgb_opens_bit_for_bit(tmp_path: Path, container: bool) -> None:
+def test_jpegxl_rgb_opens_bit_for_bit(tmp_path: Path, container: bool) -> None:
     data = encoded(noise(31, 50, 3), usecontainer=container)
     assert np.array_equal(opened(data), noise(31, 50, 3))
     for name in ("a.jxl", "a.JXL", "a.png"):
@@ -44,13 +44,13 @@ def test_rgb_opens_bit_for_bit(tmp_path: Path, container: bool) -> None:
     assert decode.upright_size(data) == (50, 31)
 
 
-def test_a_lossy_one_is_near(tmp_path: Path) -> None:
+def test_lossy_jpegxl_is_near(tmp_path: Path) -> None:
     ramp = np.linspace(0, 255, 64 * 48 * 3).reshape(48, 64, 3).astype(np.uint8)
     difference = opened(encoded(ramp, lossless=False, level=90)).astype(int) - ramp
     assert np.abs(difference).mean() < 4
 
 
-def test_transparency_becomes_white() -> None:
+def test_jpegxl_transparency_becomes_white() -> None:
     pixels = noise(9, 7, 4)
     pixels[..., 3] = 255
     pixels[0, :, 3] = 0
@@ -60,12 +60,12 @@ def test_transparency_becomes_white() -> None:
 
 
 @pytest.mark.parametrize("shape", [(9, 7), (9, 7, 1)])
-def test_gray_is_gray(shape: tuple[int, ...]) -> None:
+def test_jpegxl_gray_stays_gray(shape: tuple[int, ...]) -> None:
     gray = noise(*shape)
     assert np.array_equal(opened(encoded(gray)), gray.reshape(9, 7, 1).repeat(3, axis=2))
 
 
-def test_gray_with_transparency_becomes_white() -> None:
+def test_jpegxl_gray_with_transparency_becomes_white() -> None:
     pixels = np.full((4, 4, 2), (90, 255), np.uint8)
     pixels[1, 2, 1] = 0
     made = opened(encoded(pixels))
@@ -74,7 +74,7 @@ def test_gray_with_transparency_becomes_white() -> None:
 
 
 @pytest.mark.parametrize("channels", [(), (3,), (4,)])
-def test_16_bits_keep_their_shades(channels: tuple[int, ...]) -> None:
+def test_jpegxl_of_16_bits_keeps_its_shades(channels: tuple[int, ...]) -> None:
     high = np.arange(256, dtype=np.uint16).reshape(16, 16)
     values = high * 256 + high[::-1]
     samples = np.broadcast_to(values.reshape(16, 16, *(1 for _ in channels)), (16, 16, *channels))
@@ -84,20 +84,20 @@ def test_16_bits_keep_their_shades(channels: tuple[int, ...]) -> None:
     assert np.array_equal(opened(encoded(samples))[..., 1], (values >> 8).astype(np.uint8))
 
 
-def test_the_first_frame_stands_for_an_animation() -> None:
+def test_animated_jpegxl_gives_its_first_frame() -> None:
     frames = np.stack([np.full((8, 6, 3), level, np.uint8) for level in (10, 100, 200)])
     assert (opened(encoded(frames)) == 10).all()
     assert opened(encoded(frames)).shape == (8, 6, 3)
 
 
 @pytest.mark.parametrize("end", [2, 12, 0.3, 0.6, -1])
-def test_one_that_is_cut_off_is_unreadable(end: float) -> None:
+def test_truncated_jpegxl_is_unreadable(end: float) -> None:
     data = encoded(noise(31, 50, 3))
     with pytest.raises(decode.Unreadable, match=r"^[^\n]+$"):
         decode.open_rgb(data[: int(end * len(data)) if 0 < end < 1 else int(end)])
 
 
-def test_damaged_bytes_raise_nothing_but_unreadable() -> None:
+def test_damaged_jpegxl_raises_nothing_but_unreadable() -> None:
     data = np.frombuffer(encoded(noise(31, 50, 3)), np.uint8)
     random = np.random.default_rng(1)
     for _ in range(100):
@@ -109,36 +109,31 @@ def test_damaged_bytes_raise_nothing_but_unreadable() -> None:
             assert str(error)
 
 
-def test_one_of_another_name_opens(tmp_path: Path) -> None:
-    (tmp_path / "a.png").write_bytes(encoded(noise(31, 50, 3)))
-    assert np.array_equal(np.asarray(decode.open_rgb(tmp_path / "a.png")), noise(31, 50, 3))
-
-
-def test_one_of_far_too_many_pixels_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_jpegxl_decompression_bomb_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     data = encoded(noise(48, 64, 3))
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
     with pytest.raises(decode.Unreadable, match="3072 pixels"):
         decode.open_rgb(data)
 
 
-def test_floating_point_gray_keeps_its_shades() -> None:
+def test_jpegxl_of_floating_point_gray_keeps_its_shades() -> None:
     ramp = np.linspace(0, 1, 64, dtype=np.float32).reshape(8, 8)
     assert opened(encoded(ramp))[..., 0].astype(float) == pytest.approx(ramp * 255, abs=1)
 
 
-def test_floating_point_colours_keep_their_shades() -> None:
+def test_jpegxl_of_floating_point_colours_keeps_its_shades() -> None:
     ramp = np.linspace(0, 1, 192, dtype=np.float32).reshape(8, 8, 3)
     assert opened(encoded(ramp)).astype(float) == pytest.approx(ramp * 255, abs=1)
 
 
-def test_an_animated_one_is_told() -> None:
+def test_animated_jpegxl_is_not_still() -> None:
     frames = np.stack([np.full((8, 6, 3), level, np.uint8) for level in (10, 100, 200)])
     with pytest.raises(decode.Animated):
         decode.check_still(encoded(frames))
 
 
 @pytest.mark.parametrize("level", ["header", "decode"])
-def test_prepare_verifies_them(tmp_path: Path, level: verify.Level) -> None:
+def test_prepare_verifies_jpegxl(tmp_path: Path, level: verify.Level) -> None:
     data = encoded(noise(31, 50, 3))
     (tmp_path / "a.jxl").write_bytes(data)
     location = Location(str(tmp_path / "a.jxl"), 0, len(data))

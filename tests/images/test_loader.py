@@ -1,4 +1,4 @@
-"""What a batch holds follows from seed and number alone, and unlabelled tags are unknown."""
+"""Batches follow from seed and number alone; unlabelled categories are unknown."""
 
 from collections.abc import Sequence
 from itertools import chain
@@ -25,18 +25,18 @@ def rows(batches: Sequence[Sequence[SampleKey]]) -> list[int]:
     return [key.row for key in chain.from_iterable(batches)]
 
 
-def equal(some: Sequence[Batch], others: Sequence[Batch]) -> bool:
-    return len(some) == len(others) and all(
+def equal(batches: Sequence[Batch], others: Sequence[Batch]) -> bool:
+    return len(batches) == len(others) and all(
         one.rows == other.rows
         and torch.equal(one.pixels, other.pixels)
         and torch.equal(one.targets, other.targets)
         and one.failures == other.failures
-        for one, other in zip(some, others, strict=True)
+        for one, other in zip(batches, others, strict=True)
     )
 
 
 @given(LENGTH, SIZE, SEED, st.booleans(), st.integers(0, 60), st.integers(0, 30), st.integers(1, 3))
-def test_batches_from_anywhere_are_those_of_the_whole_training(
+def test_batches_from_any_number_equal_those_of_an_uninterrupted_training(
     length: int, size: int, seed: int | None, whole: bool, start: int, count: int, ranks: int
 ) -> None:
     """A training goes on after a break as if there had been none."""
@@ -53,13 +53,13 @@ def test_batches_from_anywhere_are_those_of_the_whole_training(
             rank_and_size=share,
         )
 
-    every = list(order(range(start + count)))
-    assert list(order(range(start, start + count))) == every[start:]
-    assert len(order(range(start, start + count))) == count == len(every[start:])
+    whole_training = list(order(range(start + count)))
+    assert list(order(range(start, start + count))) == whole_training[start:]
+    assert len(order(range(start, start + count))) == count == len(whole_training[start:])
 
 
 @given(LENGTH, SIZE, SEED, st.integers(1, 7), st.booleans())
-def test_the_shares_of_all_processes_are_the_batch_each_picture_once(
+def test_processes_share_each_batch_without_overlap(
     length: int, size: int, seed: int | None, ranks: int, whole: bool
 ) -> None:
     def order(rank: int, ranks: int) -> ResumableBatchSampler:
@@ -79,7 +79,7 @@ def test_the_shares_of_all_processes_are_the_batch_each_picture_once(
         lengths = [len(part) for part in parts]
         assert len(set(batch)) == len(batch)
         assert set(chain.from_iterable(parts)) == set(batch)
-        assert sum(lengths) == max(len(batch), ranks)  # none is without a picture
+        assert sum(lengths) == max(len(batch), ranks)  # none is without a image
         assert max(lengths) - min(lengths) <= 1
 
 
@@ -97,7 +97,7 @@ def test_every_epoch_is_a_permutation(length: int, size: int, seed: int | None, 
 
 
 @given(LENGTH, SIZE, st.integers(0, 2**32))
-def test_whole_batches_are_full_unless_all_pictures_make_none(
+def test_drop_last_leaves_full_batches_unless_there_are_none(
     length: int, size: int, seed: int
 ) -> None:
     batches = list(ResumableBatchSampler(length, size, seed, drop_last=True))
@@ -105,7 +105,7 @@ def test_whole_batches_are_full_unless_all_pictures_make_none(
     assert len(set(rows(batches))) == len(rows(batches))
 
 
-def test_epochs_and_seeds_have_orders_of_their_own() -> None:
+def test_epochs_and_seeds_have_different_orders() -> None:
     orders = [
         tuple(
             rows(list(ResumableBatchSampler(50, 50, seed, batch_numbers=range(epoch, epoch + 1))))
@@ -116,7 +116,7 @@ def test_epochs_and_seeds_have_orders_of_their_own() -> None:
     assert len(set(orders)) == 4
 
 
-def test_pictures_left_out_of_one_epoch_are_not_those_left_out_of_the_next() -> None:
+def test_drop_last_skips_other_images_in_each_epoch() -> None:
     epochs = [
         set(
             rows(
@@ -140,7 +140,7 @@ def test_without_a_seed_the_order_is_that_of_the_rows() -> None:
     ]
 
 
-def test_no_pictures_make_no_batches() -> None:
+def test_no_images_make_no_batches() -> None:
     assert (
         list(ResumableBatchSampler(0, 4, 0))
         == list(ResumableBatchSampler(0, 4, drop_last=True))
@@ -164,44 +164,44 @@ def test_every_size_is_drawn_and_each_batch_has_one_on_all_processes(split: Spli
     assert [batch[0].size for batch in order(range(25), rank=1)] == drawn
     assert [batch[0].size for batch in order(range(25, 50))] != drawn
 
-    some = ResumableBatchSampler(len(split), 3, seed=0, sizes=(16, 24, 32))
-    loaded = loader.build_loader(ImageDataset(split, PREPROCESS), some, workers=0)
-    for batch, keys in zip(loaded, some, strict=True):
+    sampler = ResumableBatchSampler(len(split), 3, seed=0, sizes=(16, 24, 32))
+    loaded = loader.build_loader(ImageDataset(split, PREPROCESS), sampler, workers=0)
+    for batch, keys in zip(loaded, sampler, strict=True):
         assert batch.pixels.shape == (3, keys[0].size, keys[0].size, 3)
 
 
 @pytest.mark.parametrize("batches", [range(8), range(3, 11)])
 def test_batches_are_the_same_with_and_without_workers(split: Split, batches: range) -> None:
-    pictures = ImageDataset(split, PREPROCESS, Augmentation(3, 0.5, 0.5))
+    images = ImageDataset(split, PREPROCESS, Augmentation(3, 0.5, 0.5))
     groups = [np.arange(3), np.array([], dtype=np.int64)]
-    made = []
+    results = []
     for workers in (0, 2):
         order = ResumableBatchSampler(len(split), 7, seed=3, sizes=(16, 24), batch_numbers=batches)
-        made.append(list(loader.build_loader(pictures, order, workers=workers, unlabelled=groups)))
-    assert equal(*made)
-    assert len(made[0]) == 8
-    assert len({tuple(batch.rows) for batch in made[0]}) == 8  # of two epochs
+        results.append(list(loader.build_loader(images, order, workers=workers, unlabelled=groups)))
+    assert equal(*results)
+    assert len(results[0]) == 8
+    assert len({tuple(batch.rows) for batch in results[0]}) == 8  # of two epochs
 
 
-def test_a_loader_that_starts_late_gives_the_rest_to_the_bit(split: Split) -> None:
-    pictures = ImageDataset(split, PREPROCESS, Augmentation(3, 0.5, 0.5))
+def test_a_loader_that_starts_late_gives_the_same_bits(split: Split) -> None:
+    images = ImageDataset(split, PREPROCESS, Augmentation(3, 0.5, 0.5))
 
-    def made(batches: range) -> list[Batch]:
+    def load(batches: range) -> list[Batch]:
         order = ResumableBatchSampler(len(split), 7, seed=3, drop_last=True, batch_numbers=batches)
-        return list(loader.build_loader(pictures, order, workers=0))
+        return list(loader.build_loader(images, order, workers=0))
 
-    assert equal(made(range(5, 9)), made(range(9))[5:])
+    assert equal(load(range(5, 9)), load(range(9))[5:])
 
 
 @pytest.mark.parametrize(
     ("size", "whole", "batches"), [(7, False, 4), (7, True, 3), (100, True, 1), (24, True, 1)]
 )
-def test_only_a_last_batch_that_is_not_full_is_left_out(
+def test_drop_last_skips_only_an_incomplete_last_batch(
     split: Split, size: int, whole: bool, batches: int
 ) -> None:
-    pictures = ImageDataset(split, PREPROCESS)
+    images = ImageDataset(split, PREPROCESS)
     loaded = loader.build_loader(
-        pictures, ResumableBatchSampler(24, size, drop_last=whole), workers=0
+        images, ResumableBatchSampler(24, size, drop_last=whole), workers=0
     )
     assert len(list(loaded)) == len(loaded) == batches
 
@@ -211,7 +211,7 @@ LABELS = st.lists(st.sets(st.integers(0, TAGS - 1)), max_size=6)
 
 
 @given(LABELS, st.lists(st.integers(0, 3), min_size=TAGS, max_size=TAGS))
-def test_a_group_of_which_a_picture_has_no_tag_is_unknown_and_nothing_else(
+def test_a_group_without_a_tag_of_an_image_is_unknown_and_nothing_else(
     labels: list[set[int]], group_of: list[int]
 ) -> None:
     groups = [{tag for tag in range(TAGS) if group_of[tag] == group} for group in range(3)]
@@ -228,13 +228,15 @@ def test_a_group_of_which_a_picture_has_no_tag_is_unknown_and_nothing_else(
         assert {tag for tag in range(TAGS) if row[tag] == -1} == unknown
 
 
-def test_pictures_without_a_tag_of_a_category_leave_it_open(split: Split, tags: list[Tag]) -> None:
+def test_unlabelled_categories_are_unknown_for_images_without_them(
+    split: Split, tags: list[Tag]
+) -> None:
     groups = {
         category: np.flatnonzero([CATEGORIES[tag.category] == category for tag in tags])
         for category in ("rating", "artist")
     }
-    pictures, order = ImageDataset(split, PREPROCESS), ResumableBatchSampler(len(split), len(split))
-    batches = loader.build_loader(pictures, order, workers=0, unlabelled=list(groups.values()))
+    images, order = ImageDataset(split, PREPROCESS), ResumableBatchSampler(len(split), len(split))
+    batches = loader.build_loader(images, order, workers=0, unlabelled=list(groups.values()))
     (batch,) = batches
     truth = torch.from_numpy(split.labels.toarray())
     unknown = torch.zeros_like(truth)

@@ -1,4 +1,4 @@
-"""Where a million pictures lie costs no Python object for any of them."""
+"""Locations and splits of many posts cost no Python object per post."""
 
 import pickle
 import sys
@@ -46,7 +46,7 @@ def expected(row: int) -> Location:
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """The files that dataset.read reads, of many posts."""
+    """The files that dataset.read_splits reads, of many posts."""
     folder = tmp_path_factory.mktemp("many")
     content, tags = table(MANY), [Tag(-1, "a", 0, MANY // 2), Tag(-2, "b", 0, MANY // 2)]
     paths = [folder / name for name in ("posts", "tags", "vocabulary.csv", "split")]
@@ -58,21 +58,21 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     return paths
 
 
-def test_places_of_many_posts_are_no_objects() -> None:
+def test_locations_are_no_python_objects() -> None:
     content = table(MANY)
     before = sys.getallocatedblocks()
-    places = Locations(content)
-    some = places[::2]
+    locations = Locations(content)
+    half = locations[::2]
     assert sys.getallocatedblocks() - before < FEW_OBJECTS
-    assert (len(places), len(some)) == (MANY, MANY // 2)
+    assert (len(locations), len(half)) == (MANY, MANY // 2)
     before = sys.getallocatedblocks()
-    held = list(places)
+    held = list(locations)
     assert sys.getallocatedblocks() - before > MANY  # as a list would have them
     del held
 
 
-def test_a_part_of_many_posts_holds_few_objects(written: list[Path]) -> None:
-    _, warm = dataset.read_splits(*written)  # what is made once is made now
+def test_a_split_of_many_posts_holds_few_python_objects(written: list[Path]) -> None:
+    _, warm = dataset.read_splits(*written)  # caches are filled
     before = sys.getallocatedblocks()
     _, parts = dataset.read_splits(*written)
     assert sys.getallocatedblocks() - before < FEW_OBJECTS
@@ -82,34 +82,34 @@ def test_a_part_of_many_posts_holds_few_objects(written: list[Path]) -> None:
         "test": 0,
     }
     numbers = np.arange(MANY)
-    of = {"train": numbers[numbers % 10 != 9], "validation": numbers[9::10]}
-    for name, rows in of.items():
-        part: Split = parts[name]
-        for place in (0, 1, 777, len(part) - 1):
-            assert part.locations[place] == expected(int(rows[place]))
-            assert part.tag_columns(place).tolist() == [rows[place] % 2]
+    rows_of = {"train": numbers[numbers % 10 != 9], "validation": numbers[9::10]}
+    for name, rows in rows_of.items():
+        split: Split = parts[name]
+        for place in (0, 1, 777, len(split) - 1):
+            assert split.locations[place] == expected(int(rows[place]))
+            assert split.tag_columns(place).tolist() == [rows[place] % 2]
     head = parts["train"].head(1000)
     assert isinstance(head.locations, Locations)
     assert len(head) == len(head.locations) == head.labels.shape[0] == 1000
     assert len(pickle.dumps(head.locations)) < len(pickle.dumps(warm["train"].locations)) / 50
 
 
-def test_places_are_taken_as_from_a_list() -> None:
-    places, plain = Locations(table(50)), [expected(row) for row in range(50)]
-    assert list(places) == plain
-    assert [places[row] for row in range(-50, 50)] == [plain[row] for row in range(-50, 50)]
-    for some in (
+def test_locations_are_indexed_like_a_list() -> None:
+    locations, plain = Locations(table(50)), [expected(row) for row in range(50)]
+    assert list(locations) == plain
+    assert [locations[row] for row in range(-50, 50)] == [plain[row] for row in range(-50, 50)]
+    for rows in (
         slice(3, 9),
         slice(None, None, -1),
         slice(40, 99),
         slice(9, 3),
         slice(-5, None, 2),
     ):
-        assert list(places[some]) == plain[some]
-        assert list(places[some][1:3]) == plain[some][1:3]
-    assert list(reversed(places)) == plain[::-1]
+        assert list(locations[rows]) == plain[rows]
+        assert list(locations[rows][1:3]) == plain[rows][1:3]
+    assert list(reversed(locations)) == plain[::-1]
     for outside in (50, -51):
         with pytest.raises(IndexError):
-            places[outside]
-    assert list(pickle.loads(pickle.dumps(places))) == plain
+            locations[outside]
+    assert list(pickle.loads(pickle.dumps(locations))) == plain
     assert list(Locations(table(0))) == []

@@ -1,4 +1,4 @@
-"""One preprocessing: the whole picture in a square, saved in the form that others read."""
+"""Preprocessing: the whole image in a square, as a NumPy reference does it; its file."""
 
 import json
 from collections.abc import Callable
@@ -25,9 +25,7 @@ def noise(width: int, height: int) -> Image.Image:
 
 @settings(max_examples=60)
 @given(st.integers(1, 90), st.integers(1, 90), st.integers(1, 50))
-def test_the_whole_picture_lies_undistorted_in_the_middle(
-    width: int, height: int, size: int
-) -> None:
+def test_pad_centres_the_whole_image_undistorted(width: int, height: int, size: int) -> None:
     black = Image.new("RGB", (width, height))
     square = np.asarray(Preprocess(size, HALF, HALF).to_square(black))
     assert square.shape == (size, size, 3)
@@ -45,7 +43,7 @@ def test_the_whole_picture_lies_undistorted_in_the_middle(
 
 @pytest.mark.parametrize("shape", [(64, 64), (100, 40), (31, 97), (5, 9), (300, 2)])
 @pytest.mark.parametrize("name", ["bilinear", "bicubic", "lanczos"])
-def test_input_equals_a_plain_reference(shape: tuple[int, int], name: str) -> None:
+def test_model_input_equals_a_numpy_reference(shape: tuple[int, int], name: str) -> None:
     image = noise(*shape)
     prepared = Preprocess(32, IMAGENET.mean, IMAGENET.std, name, (1, 2, 3))
     longest = max(shape)
@@ -61,37 +59,12 @@ def test_input_equals_a_plain_reference(shape: tuple[int, int], name: str) -> No
     assert result == pytest.approx(expected.transpose(2, 0, 1), abs=1e-5)
 
 
-def test_a_picture_of_the_right_size_is_left_as_it_is() -> None:
+def test_an_image_of_the_right_size_is_unchanged() -> None:
     image = noise(32, 32)
     assert np.array_equal(np.asarray(IMAGENET.to_square(image)), np.asarray(image))
 
 
-@pytest.mark.parametrize("prepared", [IMAGENET, Preprocess(448, HALF, (0.1, 0.2, 1 / 3))])
-def test_what_is_written_is_what_is_read(tmp_path: Path, prepared: Preprocess) -> None:
-    prepared.write(tmp_path / "preprocess.json")
-    read = preprocess.read(tmp_path / "preprocess.json")
-    assert read == prepared
-    assert np.array_equal(read(noise(50, 20)), prepared(noise(50, 20)))
-
-
-def test_the_file_has_the_stages_that_imgutils_reads(tmp_path: Path) -> None:
-    IMAGENET.write(tmp_path / "preprocess.json")
-    content = json.loads((tmp_path / "preprocess.json").read_text())
-    assert content.keys() == {"test", "val"}
-    assert content["test"] == content["val"]
-    assert content["test"] == [
-        {
-            "type": "pad_to_size",
-            "size": [32, 32],
-            "background_color": [1, 2, 3],
-            "interpolation": "bilinear",
-        },
-        {"type": "maybe_to_tensor"},
-        {"type": "normalize", "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]},
-    ]
-
-
-def test_constants_come_from_the_backbone() -> None:
+def test_mean_and_std_come_from_the_backbone() -> None:
     config = {"mean": HALF, "std": [0.1, 0.2, 0.3], "interpolation": "bilinear", "crop_pct": 0.9}
     assert preprocess.from_timm_config(config, 96) == Preprocess(
         96, HALF, (0.1, 0.2, 0.3), "bilinear"

@@ -1,4 +1,4 @@
-"""Pad, crop and stretch by plain references; and the same bits at every door of the pipeline."""
+"""Preprocessing gives the same bits in every fitting, loop, loader and prediction."""
 
 import json
 from pathlib import Path
@@ -38,14 +38,14 @@ def noise(width: int, height: int) -> Image.Image:
     return Image.fromarray(pixels)
 
 
-def plainly(image: Image.Image, by: Preprocess) -> Pixels:
-    """Return a picture as a square, as one would do it by hand with Pillow."""
+def reference(image: Image.Image, by: Preprocess) -> Pixels:
+    """Return a image as a square, as one would do it by hand with Pillow."""
     size = by.size
     if by.fitting == "stretch":
         return resize.resize_with_pillow(np.asarray(image), (size, size), by.interpolation)
     side = max(image.size) if by.fitting == "pad" else min(image.size)
-    whole = round if by.fitting == "pad" else int
-    width, height = (max(1, whole(size * one / side)) for one in image.size)
+    to_int = round if by.fitting == "pad" else int
+    width, height = (max(1, to_int(size * length / side)) for length in image.size)
     small = Image.fromarray(
         resize.resize_with_pillow(np.asarray(image), (width, height), by.interpolation)
     )
@@ -53,25 +53,23 @@ def plainly(image: Image.Image, by: Preprocess) -> Pixels:
         square = Image.new("RGB", (size, size), by.background)
         square.paste(small, ((size - width) // 2, (size - height) // 2))
         return np.asarray(square)
-    left, top = ((one - size) // 2 for one in (width, height))
+    left, top = ((length - size) // 2 for length in (width, height))
     return np.asarray(small.crop((left, top, left + size, top + size)))
 
 
 @settings(max_examples=90)
 @given(shapes, st.integers(1, 50), st.sampled_from(FITTINGS))
-def test_fitting_equals_a_plain_reference(shape: tuple[int, int], size: int, fitting: str) -> None:
+def test_fitting_equals_a_pillow_reference(shape: tuple[int, int], size: int, fitting: str) -> None:
     by = prepared(fitting, size)
     image = noise(*shape)
-    square, expected = by.to_square(image), plainly(image, by)
+    square, expected = by.to_square(image), reference(image, by)
     assert square.shape == (size, size, 3)
     assert np.array_equal(square, expected)
 
 
 @pytest.mark.parametrize("fitting", FITTINGS)
 @pytest.mark.parametrize("shape", [(96, 24), (24, 96), (1, 300), (300, 1), (24, 24), (25, 24)])
-def test_a_crop_and_a_stretch_have_no_border_and_a_pad_the_whole(
-    shape: tuple[int, int], fitting: str
-) -> None:
+def test_only_pad_has_a_border(shape: tuple[int, int], fitting: str) -> None:
     image = Image.new("RGB", shape, "black")
     square = prepared(fitting).to_square(image)
     green = (square == (10, 200, 30)).all(axis=2)
@@ -89,7 +87,7 @@ def test_a_crop_is_the_middle() -> None:
 
 @pytest.mark.parametrize("fitting", FITTINGS)
 @pytest.mark.parametrize("name", ["bilinear", "bicubic", "lanczos"])
-def test_the_file_has_the_stages_that_imgutils_reads_and_is_read_back(
+def test_preprocess_json_has_the_steps_of_imgutils_and_is_read_back(
     tmp_path: Path, fitting: str, name: str
 ) -> None:
     how: dict[str, object] = {"interpolation": name}
@@ -114,10 +112,9 @@ def test_the_file_has_the_stages_that_imgutils_reads_and_is_read_back(
     assert np.array_equal(again(noise(50, 20)), by(noise(50, 20)))
 
 
-# What imgutils makes of the crop's stages: the longer side cut down to whole pixels, the middle
-# rounded down.
+# imgutils rounds the longer side and the middle down to whole pixels.
 @pytest.mark.parametrize("shape", [(94, 37), (61, 24)])
-def test_a_crop_is_that_which_imgutils_makes(shape: tuple[int, int]) -> None:
+def test_crop_equals_that_of_imgutils(shape: tuple[int, int]) -> None:
     by = prepared("crop")
     width, height = int(24 * shape[0] / shape[1]), 24
     small = resize.resize_with_pillow(np.asarray(noise(*shape)), (width, height), "bicubic")
@@ -127,7 +124,9 @@ def test_a_crop_is_that_which_imgutils_makes(shape: tuple[int, int]) -> None:
 
 @settings(max_examples=60)
 @given(shapes, st.sampled_from(FITTINGS), st.sampled_from(["bilinear", "bicubic", "lanczos"]))
-def test_for_many_gives_the_same_bits(shape: tuple[int, int], fitting: str, name: str) -> None:
+def test_compiled_preprocessing_gives_the_same_bits(
+    shape: tuple[int, int], fitting: str, name: str
+) -> None:
     by = prepared(fitting, name=name)
     image = noise(*shape)
     assert np.array_equal(by.compiled().to_square(image), by.to_square(image))
@@ -135,27 +134,25 @@ def test_for_many_gives_the_same_bits(shape: tuple[int, int], fitting: str, name
     assert by.compiled() == by
 
 
-def test_every_level_is_normalised_as_by_hand() -> None:
+def test_normalisation_equals_the_formula_for_every_level() -> None:
     by = prepared("stretch", 16)
     levels = np.arange(256, dtype=np.uint8).reshape(16, 16, 1).repeat(3, axis=2)
     mean, std = np.array([MEAN, STD], np.float32)
     expected = (levels.astype(np.float32) / np.float32(255) - mean) / std
-    for one in (by, by.compiled()):
-        made = one.normalise(levels[None])
-        assert made.dtype == np.float32
-        assert made.shape == (1, 3, 16, 16)
-        assert np.array_equal(made[0], expected.transpose(2, 0, 1))
+    for preprocessing in (by, by.compiled()):
+        inputs = preprocessing.normalise(levels[None])
+        assert inputs.dtype == np.float32
+        assert inputs.shape == (1, 3, 16, 16)
+        assert np.array_equal(inputs[0], expected.transpose(2, 0, 1))
 
 
-def batch_of(part: Split, by: Preprocess, rows: range) -> loader.Batch:
-    pictures = ImageDataset(part, by)
-    return Collate(part.labels.shape[1])([pictures[SampleKey(0, row)] for row in rows])
+def batch_of(split: Split, by: Preprocess, rows: range) -> loader.Batch:
+    images = ImageDataset(split, by)
+    return Collate(split.labels.shape[1])([images[SampleKey(0, row)] for row in rows])
 
 
 @pytest.mark.parametrize("fitting", FITTINGS)
-def test_what_reaches_the_device_is_what_preprocess_makes_alone_and_in_a_batch(
-    split: Split, fitting: str
-) -> None:
+def test_device_input_equals_preprocessing_alone_and_in_a_batch(split: Split, fitting: str) -> None:
     by = prepared(fitting)
     together, targets = loader.to_device(batch_of(split, by, range(9)), CPU, by)
     assert together.shape == (9, 3, 24, 24)
@@ -175,10 +172,10 @@ def test_cuda_normalises_to_the_same_bits(split: Split) -> None:
     assert torch.equal(pixels.cpu(), loader.to_device(batch, CPU, by)[0])
 
 
-def in_a_tar(part: Split, folder: Path) -> Split:
-    """Return the same pictures as members of a tar."""
+def in_a_tar(split: Split, folder: Path) -> Split:
+    """Return the same images as members of a tar."""
     members = [
-        (f"{row}.png", Path(place.path).read_bytes()) for row, place in enumerate(part.locations)
+        (f"{row}.png", Path(place.path).read_bytes()) for row, place in enumerate(split.locations)
     ]
     tar = folder / "0000.tar"
     shards.write_tar(tar, members)
@@ -189,45 +186,45 @@ def in_a_tar(part: Split, folder: Path) -> Split:
             index.names, index.offsets.tolist(), index.sizes.tolist(), strict=True
         )
     }
-    return Split([where[name] for name, _ in members], part.labels)
+    return Split([where[name] for name, _ in members], split.labels)
 
 
 def test_a_folder_and_a_tar_give_the_same_bits(split: Split, tmp_path: Path) -> None:
     packed = in_a_tar(split, tmp_path)
     assert all(place.offset > 0 for place in packed.locations)
-    one, other = (batch_of(some, prepared("pad"), range(len(split))) for some in (split, packed))
+    one, other = (batch_of(data, prepared("pad"), range(len(split))) for data in (split, packed))
     assert torch.equal(one.pixels, other.pixels)
     assert torch.equal(one.targets, other.targets)
     assert one.rows == other.rows
 
 
-class Listening(nn.Module):
-    """Keeps what it is given."""
+class RecordingModel(nn.Module):
+    """Keeps its inputs."""
 
     def __init__(self, tags: int) -> None:
         super().__init__()
         self.head = nn.Linear(3, tags)
-        self.heard: list[Tensor] = []
+        self.inputs: list[Tensor] = []
 
     def forward(self, pixels: Tensor) -> Tensor:
-        self.heard.append(pixels.clone())
+        self.inputs.append(pixels.clone())
         logits: Tensor = self.head(pixels.mean(dim=(2, 3)))
         return logits
 
 
 @pytest.mark.parametrize("fitting", FITTINGS)
-def test_predict_shows_the_model_the_same_bits(split: Split, fitting: str) -> None:
+def test_prediction_shows_the_model_the_same_bits(split: Split, fitting: str) -> None:
     by = prepared(fitting)
-    model = Listening(split.labels.shape[1])
-    judged = predict_split(model, split, by, batch_size=7, workers=0)
-    heard = torch.cat(model.heard).numpy()
-    assert judged.rows == list(range(len(split)))
-    assert [len(pixels) for pixels in model.heard] == [7, 7, 7, 3]
+    model = RecordingModel(split.labels.shape[1])
+    predictions = predict_split(model, split, by, batch_size=7, workers=0)
+    inputs = torch.cat(model.inputs).numpy()
+    assert predictions.rows == list(range(len(split)))
+    assert [len(pixels) for pixels in model.inputs] == [7, 7, 7, 3]
     for row, place in enumerate(split.locations):
-        assert np.array_equal(heard[row], by(decode.open_rgb(place)))
+        assert np.array_equal(inputs[row], by(decode.open_rgb(place)))
 
 
-def test_batches_that_end_anywhere_show_the_same_bits(split: Split) -> None:
+def test_batches_of_any_size_hold_the_same_bits(split: Split) -> None:
     by = prepared("pad")
     for size in (1, 5, 24):
         batches = loader.build_loader(

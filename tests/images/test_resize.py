@@ -1,4 +1,4 @@
-"""Compiled loops resize to the same bits as Pillow, whatever the picture, the size, the filter."""
+"""Compiled loops resize images to the same bits as Pillow, for any image, size and filter."""
 
 import numpy as np
 import pytest
@@ -24,7 +24,7 @@ def noise(size: Size, seed: int = 0) -> Pixels:
 
 
 def black_and_white(size: Size, seed: int = 0) -> Pixels:
-    """Return what makes filters overshoot most."""
+    """Return an image that makes filters overshoot most."""
     return (noise(size, seed) > 127).astype(np.uint8) * 255
 
 
@@ -38,7 +38,7 @@ def assert_equal(image: Pixels, size: Size, name: str) -> None:
 
 @settings(max_examples=150)
 @given(sizes, sizes, filters, st.integers(0, 99), st.sampled_from([noise, black_and_white]))
-def test_any_size_to_any_size(
+def test_compiled_resize_equals_pillow_for_any_sizes(
     before: Size, after: Size, name: str, seed: int, kind: object
 ) -> None:
     make = noise if kind is noise else black_and_white
@@ -47,7 +47,7 @@ def test_any_size_to_any_size(
 
 @settings(max_examples=80)
 @given(sizes, st.floats(0.01, 4), filters)
-def test_any_size_in_its_own_proportions(before: Size, scale: float, name: str) -> None:
+def test_compiled_resize_equals_pillow_for_any_scale(before: Size, scale: float, name: str) -> None:
     width, height = (min(600, max(1, round(side * scale))) for side in before)
     assert_equal(noise(before), (width, height), name)
 
@@ -70,13 +70,15 @@ def test_any_size_in_its_own_proportions(before: Size, scale: float, name: str) 
     ],
 )
 @pytest.mark.parametrize("kind", [noise, black_and_white])
-def test_tall_wide_tiny_and_large_ones(before: Size, after: Size, name: str, kind: object) -> None:
+def test_compiled_resize_equals_pillow_for_extreme_sizes(
+    before: Size, after: Size, name: str, kind: object
+) -> None:
     make = noise if kind is noise else black_and_white
     assert_equal(make(before), after, name)
 
 
 @pytest.mark.parametrize("name", FILTERS)
-def test_real_pictures(split: Split, name: str) -> None:
+def test_compiled_resize_equals_pillow_for_real_images(split: Split, name: str) -> None:
     for row, place in enumerate(split.locations):
         image = np.asarray(decode.open_rgb(place))
         for size in ((16, 16), (40, 40), (100, 100), (32, 20), (17, 7 + row)):
@@ -84,7 +86,7 @@ def test_real_pictures(split: Split, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", FILTERS)
-def test_a_picture_of_the_size_asked_is_left_as_it_is(name: str) -> None:
+def test_resize_to_the_same_size_changes_nothing(name: str) -> None:
     image = noise((50, 31))
     for resized in (resize.resize_compiled, resize.resize_with_pillow):
         assert np.array_equal(resized(image, (50, 31), name), image)
@@ -92,7 +94,7 @@ def test_a_picture_of_the_size_asked_is_left_as_it_is(name: str) -> None:
 
 @pytest.mark.parametrize("name", FILTERS)
 @pytest.mark.parametrize("level", [0, 1, 127, 254, 255])
-def test_one_colour_stays_that_colour(name: str, level: int) -> None:
+def test_resize_keeps_a_constant_colour(name: str, level: int) -> None:
     image = np.full((200, 90, 3), (level, 255 - level, 7), np.uint8)
     for size in ((13, 20), (200, 300)):
         pixels = resize.resize_compiled(image, size, name)
@@ -108,13 +110,13 @@ def test_what_others_read_with_one_call_of_pillow_is_the_same(split: Split, name
             assert np.array_equal(resize.resize_compiled(np.asarray(image), size, name), once)
 
 
-def test_filters_differ() -> None:
+def test_resize_filters_differ() -> None:
     image = noise((60, 60))
-    made = {resize.resize_compiled(image, (25, 25), name).tobytes() for name in FILTERS}
-    assert len(made) == 3
+    results = {resize.resize_compiled(image, (25, 25), name).tobytes() for name in FILTERS}
+    assert len(results) == 3
 
 
-def test_the_picture_itself_is_not_changed() -> None:
+def test_resize_does_not_change_its_input() -> None:
     image = noise((60, 40))
     before = image.copy()
     resize.resize_compiled(image, (25, 70), "bicubic")

@@ -1,4 +1,4 @@
-"""What is kept belongs to one process at a time, and to nobody after its death."""
+"""Scratch folders belong to one process at a time, and outlive only a failure."""
 
 import errno
 import fcntl
@@ -33,7 +33,7 @@ Hold = Callable[..., tuple[subprocess.Popen[str], int]]
 @pytest.fixture
 def hold(root: Path) -> Iterator[Hold]:
     """Start a process that holds a folder; return it, and the number of its child."""
-    begun: list[int] = []
+    pids: list[int] = []
 
     def hold(folder: Path, *how: str) -> tuple[subprocess.Popen[str], int]:
         process = subprocess.Popen(
@@ -43,15 +43,15 @@ def hold(root: Path) -> Iterator[Hold]:
             text=True,
         )
         assert process.stdout
-        told, child = process.stdout.readline().split()
-        assert told == "in"
-        begun.extend(number for number in (process.pid, int(child)) if number)
+        word, child = process.stdout.readline().split()
+        assert word == "in"
+        pids.extend(number for number in (process.pid, int(child)) if number)
         processes.append(process)
         return process, int(child)
 
     processes: list[subprocess.Popen[str]] = []
     yield hold
-    for number in begun:
+    for number in pids:
         if alive(number):
             os.kill(number, signal.SIGKILL)
     for process in processes:
@@ -74,7 +74,7 @@ def entered(folder: Path) -> bool:
         return False
 
 
-def test_a_folder_in_use_is_refused_and_told_which(tmp_path: Path, hold: Hold) -> None:
+def test_a_locked_folder_is_refused_by_name(tmp_path: Path, hold: Hold) -> None:
     folder = tmp_path / "train" / "a1b2"
     process, _ = hold(folder)
     with pytest.raises(TaggerError, match=r"under way in another process, .*a1b2\.lock\. Wait"):
@@ -83,10 +83,8 @@ def test_a_folder_in_use_is_refused_and_told_which(tmp_path: Path, hold: Hold) -
     assert process.poll() is None
 
 
-def test_a_folder_is_free_once_its_process_is_killed_though_its_children_live(
-    tmp_path: Path, hold: Hold
-) -> None:
-    """As after `kill -9`, when workers that read pictures are not yet gone."""
+def test_a_lock_ends_with_its_process_though_its_children_live(tmp_path: Path, hold: Hold) -> None:
+    """As after `kill -9`, when workers that read images are not yet gone."""
     folder = tmp_path / "a1b2"
     process, child = hold(folder, "child")
     assert not entered(folder)
@@ -96,7 +94,7 @@ def test_a_folder_is_free_once_its_process_is_killed_though_its_children_live(
     assert entered(folder)
 
 
-def test_a_folder_is_free_after_the_work_and_after_a_mistake(tmp_path: Path, hold: Hold) -> None:
+def test_a_lock_ends_after_the_work_and_after_an_error(tmp_path: Path, hold: Hold) -> None:
     folder = tmp_path / "a1b2"
     with scratch.locked(folder):
         pass
@@ -107,7 +105,7 @@ def test_a_folder_is_free_after_the_work_and_after_a_mistake(tmp_path: Path, hol
     assert not entered(folder)
 
 
-def test_the_folder_itself_may_go_while_it_is_held(tmp_path: Path) -> None:
+def test_a_locked_folder_can_be_removed(tmp_path: Path) -> None:
     folder = tmp_path / "a1b2"
     with scratch.locked(folder):
         (folder / "snapshots").mkdir(parents=True)
@@ -116,7 +114,7 @@ def test_the_folder_itself_may_go_while_it_is_held(tmp_path: Path) -> None:
     assert [path.suffix for path in tmp_path.iterdir()] == [".lock"]
 
 
-def test_what_is_kept_is_in_the_project_not_in_a_copy_of_it(
+def test_stage_folders_are_in_the_project_not_in_a_copy_of_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("DVC_ROOT", raising=False)
@@ -137,7 +135,7 @@ def copies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]
     return made
 
 
-def test_what_is_borrowed_is_empty_at_first_and_gone_afterwards(
+def test_a_temporary_folder_is_empty_at_first_and_gone_afterwards(
     copies: tuple[Path, Path], tmp_path: Path
 ) -> None:
     with scratch.temporary_folder("evaluate") as folder:
@@ -153,7 +151,7 @@ def test_what_is_borrowed_is_empty_at_first_and_gone_afterwards(
     assert [path.suffix for path in folder.parent.iterdir()] == [".lock"]
 
 
-def test_a_working_copy_borrows_once_at_a_time_and_another_beside_it(
+def test_working_copies_have_temporary_folders_of_their_own(
     copies: tuple[Path, Path], hold: Hold, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with scratch.temporary_folder("evaluate") as folder:
@@ -172,7 +170,7 @@ def test_a_working_copy_borrows_once_at_a_time_and_another_beside_it(
         assert len({folder, other, third}) == 3
 
 
-def test_what_a_killed_process_left_is_gone_for_the_next(copies: tuple[Path, Path]) -> None:
+def test_a_temporary_folder_of_a_killed_process_is_emptied(copies: tuple[Path, Path]) -> None:
     with scratch.temporary_folder("evaluate") as folder:
         pass
     folder.mkdir()
@@ -181,7 +179,7 @@ def test_what_a_killed_process_left_is_gone_for_the_next(copies: tuple[Path, Pat
         assert not (again / "test.logits").exists()
 
 
-def test_what_is_kept_is_there_after_a_failure_and_gone_after_success(
+def test_a_resumable_folder_outlives_a_failure_and_not_a_success(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DVC_ROOT", str(tmp_path))
@@ -194,7 +192,9 @@ def test_what_is_kept_is_there_after_a_failure_and_gone_after_success(
     assert not folder.exists()
 
 
-def test_two_working_copies_keep_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_working_copies_have_resumable_folders_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("DVC_ROOT", str(tmp_path))
     (tmp_path / "copy").mkdir()
     with scratch.resumable_folder("prepare") as folder:
@@ -205,7 +205,7 @@ def test_two_working_copies_keep_apart(tmp_path: Path, monkeypatch: pytest.Monke
         assert (folder / "chunk").exists()
 
 
-def test_what_would_be_thrown_away_with_a_copy_of_the_project_is_refused(
+def test_a_folder_that_goes_away_with_a_copy_of_the_project_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -217,7 +217,7 @@ def test_what_would_be_thrown_away_with_a_copy_of_the_project_is_refused(
         scratch.check_persistent("prepare.copies.folder", Path("data/shards"))
 
 
-def test_a_copy_of_the_project_reaches_pictures_that_nobody_brought(
+def test_a_copy_of_the_project_gets_links_to_image_folders(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     project, copy = tmp_path / "project", tmp_path / "project/.dvc/tmp/exps/copy"
@@ -240,7 +240,7 @@ def test_a_copy_of_the_project_reaches_pictures_that_nobody_brought(
     assert not Path("data/shards").is_symlink()
 
 
-def test_a_disk_without_locks_is_told_once_and_keeps_nobody_out(
+def test_a_disk_without_locks_is_logged_once_and_keeps_nobody_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def refuse(*_: object) -> None:
@@ -250,12 +250,12 @@ def test_a_disk_without_locks_is_told_once_and_keeps_nobody_out(
     for _ in range(2):
         with scratch.locked(tmp_path / "held"):
             pass
-    (told,) = [record.message for record in caplog.records]
-    assert told.startswith(f"{tmp_path} has no locks (")
+    (message,) = [record.message for record in caplog.records]
+    assert message.startswith(f"{tmp_path} has no locks (")
 
 
 @pytest.mark.parametrize("number", [errno.EAGAIN, errno.EACCES])
-def test_a_lock_of_another_is_told_however_the_system_says_it(
+def test_a_lock_of_another_process_is_an_error_on_every_system(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
     def refuse(*_: object) -> None:

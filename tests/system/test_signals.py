@@ -1,4 +1,4 @@
-"""A signal stops work where it is whole, and processes that work for another end with that one."""
+"""Signals stop work where it is whole; loader workers end with their parent alone."""
 
 import os
 import signal
@@ -21,7 +21,7 @@ NUMBERS = [signal.SIGINT, signal.SIGTERM]
 
 
 @pytest.mark.parametrize("number", NUMBERS)
-def test_a_signal_asks_once_and_twice_insists(number: signal.Signals) -> None:
+def test_the_first_signal_sets_the_event_and_the_second_interrupts(number: signal.Signals) -> None:
     before = signal.getsignal(number)
     with stop_on_signal() as stop:
         assert not stop.is_set()
@@ -33,7 +33,7 @@ def test_a_signal_asks_once_and_twice_insists(number: signal.Signals) -> None:
     assert signal.getsignal(number) is before
 
 
-def test_ctrl_c_while_a_loop_is_compiled_is_heard_after(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_while_numba_compiles_is_heard_afterwards(monkeypatch: pytest.MonkeyPatch) -> None:
     find = ExecutionEngine._find_module_ptr  # which LLVM's callbacks call
 
     def interrupted(*arguments: Any) -> Any:
@@ -50,16 +50,16 @@ def test_ctrl_c_while_a_loop_is_compiled_is_heard_after(monkeypatch: pytest.Monk
 @pytest.fixture
 def reading(split: Split) -> Iterator[tuple[Any, list[Any]]]:
     """Batches read by two processes that have just been started, and these processes."""
-    pictures = ImageDataset(split, Preprocess(16, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)))
+    images = ImageDataset(split, Preprocess(16, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)))
     batches: Any = iter(
-        loader.build_loader(pictures, ResumableBatchSampler(len(split), 1), workers=2)
+        loader.build_loader(images, ResumableBatchSampler(len(split), 1), workers=2)
     )
     yield batches, batches._workers
     batches._shutdown_workers()
 
 
 @pytest.mark.parametrize("number", NUMBERS)
-def test_a_signal_to_all_does_not_end_those_that_read_pictures(
+def test_a_signal_to_all_does_not_end_loader_workers(
     reading: tuple[Any, list[Any]], split: Split, number: signal.Signals
 ) -> None:
     batches, workers = reading
@@ -70,7 +70,7 @@ def test_a_signal_to_all_does_not_end_those_that_read_pictures(
     assert len(list(batches)) == len(split)
 
 
-def test_those_that_read_pictures_end_by_the_signal_of_their_parent(
+def test_loader_workers_end_by_the_signal_of_their_parent(
     reading: tuple[Any, list[Any]],
 ) -> None:
     _, workers = reading
@@ -81,10 +81,10 @@ def test_those_that_read_pictures_end_by_the_signal_of_their_parent(
     assert [worker.exitcode for worker in workers] == [0, 0]
 
 
-def test_those_that_read_pictures_end_at_once_when_all_are_read(split: Split) -> None:
-    pictures = ImageDataset(split, Preprocess(16, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)))
+def test_loader_workers_end_at_once_after_the_last_batch(split: Split) -> None:
+    images = ImageDataset(split, Preprocess(16, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)))
     batches: Any = iter(
-        loader.build_loader(pictures, ResumableBatchSampler(len(split), 8), workers=2)
+        loader.build_loader(images, ResumableBatchSampler(len(split), 8), workers=2)
     )
     assert len(list(batches)) == 3
     begun = time.monotonic()

@@ -1,4 +1,4 @@
-"""Under torchrun each process does its share, and no two write the same file."""
+"""Under torchrun each process does its part, and no two write the same file."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +10,7 @@ from tagger.core.errors import TaggerError
 from tagger.system.world import read_world
 
 
-def test_alone_there_is_one_process_and_files_bear_no_mark(
+def test_the_world_without_torchrun_is_one_process(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
@@ -23,7 +23,7 @@ def test_alone_there_is_one_process_and_files_bear_no_mark(
 @pytest.mark.parametrize(
     "given", [{"RANK": "2", "WORLD_SIZE": "2"}, {"WORLD_SIZE": "many"}, {"LOCAL_RANK": "-1"}]
 )
-def test_numbers_that_make_no_sense_are_refused(
+def test_a_world_that_makes_no_sense_is_refused(
     monkeypatch: pytest.MonkeyPatch, given: dict[str, str]
 ) -> None:
     for name, value in given.items():
@@ -32,10 +32,10 @@ def test_numbers_that_make_no_sense_are_refused(
         read_world()
 
 
-def test_two_processes_tag_every_picture_once(
+def test_two_processes_tag_every_image_once(
     run_infer: Callable[..., int], image_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (image_folder / "b.png").write_bytes(b"no picture")
+    (image_folder / "b.png").write_bytes(b"no image")
     monkeypatch.setenv("WORLD_SIZE", "2")
     rest = ("--recursive", "--output", "csv", "--embeddings", "seen.npz")
     for rank, code in ((0, 0), (1, 1)):
