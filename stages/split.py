@@ -1,4 +1,4 @@
-"""Part the posts into training, validation and test."""
+"""Split the posts into training, validation and test."""
 
 from pathlib import Path
 
@@ -20,64 +20,69 @@ PLOT = Path("metrics/split.png")
 
 
 def main(p: params.SplitParams, seed: int) -> None:
-    seen = manifest.read_tags(TAGS)
+    all_tags = manifest.read_tags(TAGS)
     tags = vocabulary.read(VOCABULARY)
-    found = manifest.read_posts(POSTS, len(seen))
-    labels = manifest.select_columns(found.labels, seen, tags)
-    parts = allot(found, labels, p, seed)
-    methods.check_split_sizes(parts, labels, SPLITS)
-    manifest.write_split(found.ids, parts, SPLIT)
-    report(found, labels, tags, parts, p, seed)
+    posts = manifest.read_posts(POSTS, len(all_tags))
+    labels = manifest.select_columns(posts.labels, all_tags, tags)
+    splits = assign(posts, labels, p, seed)
+    methods.check_split_sizes(splits, labels, SPLITS)
+    manifest.write_split(posts.ids, splits, SPLIT)
+    report(posts, labels, tags, splits, p, seed)
 
 
-def allot(found: Posts, labels: Labels, p: params.SplitParams, seed: int) -> SplitIndices:
-    """Return the part of each post, (posts,), by the method asked for."""
-    shares, groups = p.proportions, found.groups
+def assign(posts: Posts, labels: Labels, p: params.SplitParams, seed: int) -> SplitIndices:
+    """Return the split of each post, (posts,), by the method of the parameters."""
+    fractions, groups = p.fractions, posts.groups
     match p.method:
         case "stratified":
-            return methods.stratified(labels, shares, groups=groups, seed=seed, order=p.order)
+            return methods.stratified(labels, fractions, groups=groups, seed=seed, order=p.order)
         case "iterative":
-            return methods.iterative(labels, shares, groups=groups, seed=seed, order=p.order)
+            return methods.iterative(labels, fractions, groups=groups, seed=seed, order=p.order)
         case "random":
-            return methods.random(labels, shares, groups=groups, seed=seed)
+            return methods.random(labels, fractions, groups=groups, seed=seed)
         case "hash":
-            return deterministic.by_hash(found.ids, shares, groups=groups, seed=seed)
+            return deterministic.by_hash(posts.ids, fractions, groups=groups, seed=seed)
         case "modulo":
-            return deterministic.by_modulo(found.ids, shares, groups=groups)
+            return deterministic.by_modulo(posts.ids, fractions, groups=groups)
         case "time":
-            dates = found.table["created_at"]
-            return deterministic.by_time(dates, found.ids, shares, groups=groups)
+            dates = posts.table["created_at"]
+            return deterministic.by_time(dates, posts.ids, fractions, groups=groups)
         case "given":
-            return deterministic.from_table(p.table, p.id_column, p.split_column, found.ids, SPLITS)
+            columns = p.id_column, p.split_column
+            return deterministic.from_table(p.table, *columns, posts.ids, SPLITS)
 
 
 def report(
-    found: Posts,
+    posts: Posts,
     labels: Labels,
     tags: list[Tag],
-    parts: SplitIndices,
+    splits: SplitIndices,
     p: params.SplitParams,
     seed: int,
 ) -> None:
-    """Write and tell how even the parts are, beside parts drawn at random."""
-    sizes = balance.sizes(parts, len(SPLITS))
-    wanted = sizes / sizes.sum() if p.method == "given" else p.proportions
-    kept = None if p.method == "given" else found.groups
-    by_chance = methods.random(labels, wanted, groups=kept, seed=seed)
-    even, chance = (balance.measure(some, labels, wanted) for some in (parts, by_chance))
-    numbers = balance.report(even, chance, tags, SPLITS)
-    groups = balance.group_counts(parts, found.groups)
-    files.write_json(REPORT, {"posts": len(parts), **numbers, "groups": groups})
-    files.write_csv(PER_TAG, (*balance.TAGS, *SPLITS), balance.tag_rows(even, tags))
-    files.write_csv(PER_BAND, balance.BANDS, balance.band_rows(even, chance, SPLITS))
+    """Write and print how balanced the split is, beside a random one."""
+    sizes = balance.sizes(splits, len(SPLITS))
+    given = p.method == "given"
+    targets = sizes / sizes.sum() if given else p.fractions
+    random = methods.random(labels, targets, groups=None if given else posts.groups, seed=seed)
+    ours, chance = (balance.measure(each, labels, targets) for each in (splits, random))
+    numbers = balance.report(ours, chance, tags, SPLITS)
+    groups = balance.group_counts(splits, posts.groups)
+    files.write_json(REPORT, {"posts": len(splits), **numbers, "groups": groups})
+    files.write_csv(PER_TAG, (*balance.TAGS, *SPLITS), balance.tag_rows(ours, tags))
+    files.write_csv(PER_BAND, balance.BANDS, balance.band_rows(ours, chance, SPLITS))
     with files.atomic_write(PLOT) as partial:
-        balance.plot(even, chance, SPLITS).savefig(partial, format="png")
-    print(f"{', '.join(f'{n:,} {part}' for n, part in zip(sizes, SPLITS, strict=True))} -> {SPLIT}")
-    for part in SPLITS:
-        if missing := numbers[part]["tags_without_post"]:
-            print(f"tags without a post in {part}: {missing:,} of {len(tags):,}, see {PER_TAG}")
-    if groups["parted"]:
-        print(f"groups in several parts: {groups['parted']:,}, so that a model is judged on copies")
+        balance.plot(ours, chance, SPLITS).savefig(partial, format="png")
+    counts = (f"{size:,} {name}" for size, name in zip(sizes, SPLITS, strict=True))
+    print(f"{', '.join(counts)} -> {SPLIT}")
+    for name in SPLITS:
+        if missing := numbers[name]["tags_without_post"]:
+            print(f"tags without a post in {name}: {missing:,} of {len(tags):,}, see {PER_TAG}")
+    if groups["divided"]:
+        print(
+            f"groups divided between splits: {groups['divided']:,}. The model is evaluated on "
+            "copies of its training images."
+        )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A comparison finds what differs, whatever the other tagger calls its tags and colours."""
+"""A comparison finds differences, whatever names of tags and order of channels the other has."""
 
 import io
 import logging
@@ -37,13 +37,15 @@ from tagger.params import Params, Preset
 
 pytestmark = pytest.mark.timeout(300)
 
-Found = Mapping[str, Any]  # the content of compare.json
+ComparisonJson = Mapping[str, Any]  # the content of compare.json
 
 
 @pytest.fixture(scope="module")
-def taught(tmp_path_factory: pytest.TempPathFactory, model_folder: Path, split: Split) -> Path:
-    """A model that knows the pictures, as `train` leaves it."""
-    folder = Path(shutil.copytree(model_folder, tmp_path_factory.mktemp("taught") / "tagger"))
+def trained_model(
+    tmp_path_factory: pytest.TempPathFactory, model_folder: Path, split: Split
+) -> Path:
+    """A model that was trained on the images."""
+    folder = Path(shutil.copytree(model_folder, tmp_path_factory.mktemp("trained") / "tagger"))
     model, prepared = (
         backbone.load_model(folder).train(),
         preprocess.read(folder / "preprocess.json"),
@@ -61,38 +63,38 @@ def taught(tmp_path_factory: pytest.TempPathFactory, model_folder: Path, split: 
 
 
 @pytest.fixture(scope="module")
-def made(
+def project(
     tmp_path_factory: pytest.TempPathFactory,
     default_params: Params,
     demo: Path,
     preset: Preset,
-    taught: Path,
+    trained_model: Path,
 ) -> Project:
     """A project with that model; `gasp` is an alias of `open_mouth` there."""
     folder = tmp_path_factory.mktemp("projects") / "against"
-    project = project_with_model(folder, default_params, demo, preset, taught)
+    project = project_with_model(folder, default_params, demo, preset, trained_model)
     header = ("antecedent_name", "consequent_name")
     files.write_csv(folder / "data/rules/tag_aliases.csv", header, [("gasp", "open_mouth")])
     return project
 
 
-def compared(made: Project, other: Path) -> tuple[str, Found]:
+def compared(project: Project, other: Path) -> tuple[str, ComparisonJson]:
     """Return what the comparison prints, and what it writes."""
-    with inside_project(made), redirect_stdout(io.StringIO()) as printed:
+    with inside_project(project), redirect_stdout(io.StringIO()) as printed:
         compare.main(params.load(), other)
-    found: Found = files.read_json(made.folder / compare.METRICS)
+    found: ComparisonJson = files.read_json(project.folder / compare.METRICS)
     return printed.getvalue(), found
 
 
 def close(one: object, other: object) -> bool:
-    """Tell whether figures are the same but for what the order of a sum leaves in them."""
+    """Return whether metrics are equal, but for rounding."""
     if isinstance(one, dict) and isinstance(other, dict):
         return one.keys() == other.keys() and all(close(one[key], other[key]) for key in one)
     return bool(one == pytest.approx(other, abs=1e-5))
 
 
 def rearranged(folder: Path, rows: Sequence[int], negated: Sequence[int] = ()) -> None:
-    """Put the outputs of a model into another order; turn round what it says of some."""
+    """Permute the outputs of a model, and negate some."""
     weights = load_file(folder / backbone.WEIGHTS)
     head = files.read_json(folder / backbone.CONFIG)["pretrained_cfg"]["classifier"]
     for name in (f"{head}.weight", f"{head}.bias"):
@@ -101,11 +103,11 @@ def rearranged(folder: Path, rows: Sequence[int], negated: Sequence[int] = ()) -
     save_file(weights, folder / backbone.WEIGHTS)
 
 
-def test_the_same_model_is_neither_better_nor_worse_by_anything(
-    made: Project, taught: Path, tags: list[Tag], tmp_path: Path
+def test_a_model_does_not_differ_from_itself(
+    project: Project, trained_model: Path, tags: list[Tag], tmp_path: Path
 ) -> None:
     printed, found = compared(
-        made, third_party_layouts.write_timm_layout(taught, tags, tmp_path / "same")
+        project, third_party_layouts.write_timm_layout(trained_model, tags, tmp_path / "same")
     )
     assert close(found["ours"], found["theirs"])
     assert found["ours"]["macro_ap"] > 0.8
@@ -116,48 +118,50 @@ def test_the_same_model_is_neither_better_nor_worse_by_anything(
 
 
 @pytest.mark.parametrize("layout", ["wd14", "ours"])
-def test_the_same_model_as_a_graph_is_as_good(
-    made: Project, taught: Path, tags: list[Tag], tmp_path: Path, layout: str
+def test_a_model_does_not_differ_from_its_onnx_graph(
+    project: Project, trained_model: Path, tags: list[Tag], tmp_path: Path, layout: str
 ) -> None:
     other = tmp_path / layout
     if layout == "wd14":
-        third_party_layouts.write_wd14_layout(taught, tags, other)
+        third_party_layouts.write_wd14_layout(trained_model, tags, other)
     else:
-        onnx_graph.write_model(backbone.load_model(taught), other / "model.onnx", size=32, opset=17)
-        shutil.copyfile(taught / "preprocess.json", other / "preprocess.json")
+        onnx_graph.write_model(
+            backbone.load_model(trained_model), other / "model.onnx", size=32, opset=17
+        )
+        shutil.copyfile(trained_model / "preprocess.json", other / "preprocess.json")
         formats.write_selected_tags(tags, np.full(len(tags), 0.5), other / "selected_tags.csv")
-    printed, found = compared(made, other)
+    printed, found = compared(project, other)
     assert found["tags"] == len(tags)
     assert "is better" not in printed
     for differences in found["differences"].values():
         assert np.ravel(list(differences.values())) == pytest.approx(0, abs=1e-3)
 
 
-def test_a_tagger_without_a_tag_in_common_is_told(
-    made: Project,
-    taught: Path,
+def test_a_tagger_without_a_shared_tag_is_an_error(
+    project: Project,
+    trained_model: Path,
     tags: list[Tag],
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     names = [tag._replace(name=f"no_{tag.name}") for tag in tags]
-    other = third_party_layouts.write_timm_layout(taught, names, tmp_path / "other")
+    other = third_party_layouts.write_timm_layout(trained_model, names, tmp_path / "other")
     expected = f"{other}: none of its {len(tags)} tags, such as 'no_general', is among those of "
-    assert error_line(lambda: compared(made, other), capsys).startswith(expected)
+    assert error_line(lambda: compared(project, other), capsys).startswith(expected)
 
 
-def test_a_model_that_has_some_tags_wrong_is_worse_beyond_doubt(
-    made: Project, taught: Path, tags: list[Tag], tmp_path: Path
+def test_a_model_with_wrong_tags_is_significantly_worse(
+    project: Project, trained_model: Path, tags: list[Tag], tmp_path: Path
 ) -> None:
-    other = third_party_layouts.write_timm_layout(taught, tags, tmp_path / "worse")
+    other = third_party_layouts.write_timm_layout(trained_model, tags, tmp_path / "worse")
     general = [row for row, tag in enumerate(tags) if tag.category == 0]
     rearranged(other, range(len(tags)), negated=general)
-    printed, found = compared(made, other)
+    printed, found = compared(project, other)
     for place in ("all", "general"):
-        for measure in ("macro_ap", "micro_ap"):
-            difference, low, high = found["differences"][place][measure]
+        for metric in ("macro_ap", "micro_ap"):
+            difference, low, high = found["differences"][place][metric]
             ours, theirs = (
-                (found[side] if place == "all" else found[side]["categories"][place])[measure]
+                (found[side] if place == "all" else found[side]["categories"][place])[metric]
                 for side in ("ours", "theirs")
             )
             assert difference == pytest.approx(ours - theirs, abs=2e-6)
@@ -167,10 +171,10 @@ def test_a_model_that_has_some_tags_wrong_is_worse_beyond_doubt(
     assert line.endswith("ours is better")
 
 
-def test_names_decide_and_not_their_order_number_or_age(
-    made: Project, taught: Path, tags: list[Tag], tmp_path: Path
+def test_tags_are_matched_by_current_name(
+    project: Project, trained_model: Path, tags: list[Tag], tmp_path: Path
 ) -> None:
-    """Three of ours are not among theirs, three of theirs not among ours, one is an old name."""
+    """Three tags of each are not among the other's, and one has an old name."""
     shared = [tag.name for tag in tags[3:]]
     assert "open_mouth" in shared
     plain = [tag._replace(name=f"no_{tag.name}") for tag in tags[:3]] + tags[3:]
@@ -180,27 +184,27 @@ def test_names_decide_and_not_their_order_number_or_age(
     found = []
     for name, order, names in (("plain", range(len(tags)), plain), ("other", shuffled, old)):
         folder = third_party_layouts.write_timm_layout(
-            taught, [names[row] for row in order], tmp_path / name
+            trained_model, [names[row] for row in order], tmp_path / name
         )
         rearranged(folder, order, negated=general[::2])
-        found.append(compared(made, folder)[1])
+        found.append(compared(project, folder)[1])
     assert found[0]["tags"] == len(shared)
     assert any(row != [0, 0, 0] for row in found[0]["differences"]["general"].values())
     assert found[1] == found[0]
 
 
 @pytest.mark.parametrize("bgr", [False, True])
-def test_the_order_of_colours_is_found_out_and_told(
-    made: Project,
-    taught: Path,
+def test_the_order_of_channels_is_detected_and_logged(
+    project: Project,
+    trained_model: Path,
     tags: list[Tag],
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
     bgr: bool,
 ) -> None:
-    other = third_party_layouts.write_timm_layout(taught, tags, tmp_path / "other", bgr=bgr)
+    other = third_party_layouts.write_timm_layout(trained_model, tags, tmp_path / "other", bgr=bgr)
     with caplog.at_level(logging.WARNING):
-        _, found = compared(made, other)
+        _, found = compared(project, other)
     (message,) = (message for message in caplog.messages if "channels" in message)
     assert "on 9 validation images" in message
     assert message.endswith("Using BGR." if bgr else "Using RGB.")
@@ -209,15 +213,15 @@ def test_the_order_of_colours_is_found_out_and_told(
 
 
 def test_each_tagger_is_evaluated_with_its_own_preprocessing(
-    made: Project, export_folder: Path, tags: list[Tag], tmp_path: Path
+    project: Project, export_folder: Path, tags: list[Tag], tmp_path: Path
 ) -> None:
     """Here imgutils' layout, with steps that are not ours, of an untrained model."""
     folder = third_party_layouts.write_imgutils_layout(export_folder, tags, tmp_path / "imgutils")
-    test = read_splits(made)[1]["test"]
+    test = read_splits(project)[1]["test"]
     images = [decode.open_rgb(location) for location in test.locations]
     tagger = load_tagger(folder, Device("cpu", threads=1))
     padded = replace(tagger, preprocess=preprocess.read(export_folder / "preprocess.json"))
-    _, content = compared(made, folder)
+    _, content = compared(project, folder)
     expected, other = (
         dense.macro_ap(one.probabilities(images), test.labels.toarray()) for one in (tagger, padded)
     )
@@ -225,39 +229,44 @@ def test_each_tagger_is_evaluated_with_its_own_preprocessing(
     assert other != pytest.approx(expected, abs=1e-4)
 
 
-def test_two_processes_compare_as_one_does(
-    made: Project, taught: Path, tags: list[Tag], tmp_path: Path
+def test_two_processes_compare_like_one(
+    project: Project, trained_model: Path, tags: list[Tag], tmp_path: Path
 ) -> None:
-    """Also where a test picture cannot be read, and what is to be told is told once."""
-    other = third_party_layouts.write_timm_layout(taught, tags, tmp_path / "other")
+    """Also if a test image is unreadable; messages are printed once."""
+    other = third_party_layouts.write_timm_layout(trained_model, tags, tmp_path / "other")
     rearranged(other, range(len(tags)), negated=range(5))
-    test = read_splits(made)[1]["test"].locations[3].path
+    test = read_splits(project)[1]["test"].locations[3].path
     whole = Path(test).read_bytes()
     Path(test).write_bytes(whole[:40])
     try:
-        printed, one = compared(made, other)
-        (made.folder / compare.METRICS).unlink()
-        said = made.run_stage(other, stage="compare", by=TWO_PROCESSES).success_output
+        printed, one = compared(project, other)
+        (project.folder / compare.METRICS).unlink()
+        said = project.run_stage(other, stage="compare", by=TWO_PROCESSES).success_output
     finally:
         Path(test).write_bytes(whole)
-    two = files.read_json(made.folder / compare.METRICS)
+    two = files.read_json(project.folder / compare.METRICS)
     assert one["ours"]["images"] == two["ours"]["images"] == 10
     assert two["differences"].keys() == one["differences"].keys()
     for place, differences in one["differences"].items():
-        for measure, row in differences.items():
-            assert two["differences"][place][measure] == pytest.approx(row, abs=1e-6)
+        for metric, row in differences.items():
+            assert two["differences"][place][metric] == pytest.approx(row, abs=1e-6)
     assert said.count("the order of channels") == said.count("shared tags") == 1
     assert printed.splitlines()[0] in said
 
 
-def test_without_validation_pictures_colours_are_taken_for_rgb(
-    made: Project, default_params: Params, demo: Path, preset: Preset, taught: Path, tmp_path: Path
+def test_channels_are_rgb_without_validation_images(
+    project: Project,
+    default_params: Params,
+    demo: Path,
+    preset: Preset,
+    trained_model: Path,
+    tmp_path: Path,
 ) -> None:
     project = project_with_model(
-        tmp_path / "project", default_params, demo, preset, taught, (15, 0, 9)
+        tmp_path / "project", default_params, demo, preset, trained_model, (15, 0, 9)
     )
     other = third_party_layouts.write_timm_layout(
-        taught, read_splits(project)[0], tmp_path / "other"
+        trained_model, read_splits(project)[0], tmp_path / "other"
     )
     with inside_project(project):
         compare.main(params.load(), other)

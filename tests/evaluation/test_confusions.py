@@ -1,4 +1,4 @@
-"""Tags taken for one another are those missed and given on the same pictures, beyond chance."""
+"""Confused tags are missed and predicted on the same images, beyond chance."""
 
 from itertools import permutations
 
@@ -17,25 +17,25 @@ from tagger.core.vocabulary import Tag
 from tagger.evaluation import confusions, mistakes
 from tagger.evaluation.confusions import Confusion
 
-LIMIT = 0.4
+THRESHOLD = 0.4
 
 
-def find(predictions: RandomPredictions, listed: list[Tag], *limits: int) -> list[Confusion]:
-    with TemporaryStore(predictions) as part:
-        found = mistakes.find(part, np.full(part.tag_count, LIMIT))
-    return confusions.find(found, listed, predictions.truth.sum(axis=0), *limits)
+def find(predictions: RandomPredictions, tags: list[Tag], *limits: int) -> list[Confusion]:
+    with TemporaryStore(predictions) as store:
+        found = mistakes.find(store, np.full(store.tag_count, THRESHOLD))
+    return confusions.find(found, tags, predictions.truth.sum(axis=0), *limits)
 
 
-def by_hand(predictions: RandomPredictions, listed: list[Tag]) -> list[Confusion]:
-    """Go through all pairs of tags, one by one."""
-    high = 1 / (1 + np.exp(-predictions.logits.astype(float))) >= LIMIT
+def count_pairs(predictions: RandomPredictions, tags: list[Tag]) -> list[Confusion]:
+    """Count all pairs of tags, one by one."""
+    high = 1 / (1 + np.exp(-predictions.logits.astype(float))) >= THRESHOLD
     missed, wrong = predictions.truth & ~high, high & ~predictions.truth
     found = []
-    for tag, other in permutations(range(len(listed)), 2):
+    for tag, other in permutations(range(len(tags)), 2):
         both = int((missed[:, tag] & wrong[:, other]).sum())
         times = int(missed[:, tag].sum())
         surplus = both - times * int(wrong[:, other].sum()) / len(high)
-        if both >= 2 and surplus > 0 and listed[tag].category == listed[other].category:
+        if both >= 2 and surplus > 0 and tags[tag].category == tags[other].category:
             support = int(predictions.truth[:, tag].sum())
             found.append((-surplus, Confusion(tag, other, both, support, both / times)))
     return [pair for _, pair in sorted(found)]
@@ -43,21 +43,21 @@ def by_hand(predictions: RandomPredictions, listed: list[Tag]) -> list[Confusion
 
 @settings(max_examples=100)
 @given(small_predictions())
-def test_pairs_are_those_counted_one_by_one(predictions: RandomPredictions) -> None:
-    listed = make_tags(predictions.truth.shape[1])
-    assert find(predictions, listed) == by_hand(predictions, listed)
+def test_confusions_equal_a_count_of_all_pairs(predictions: RandomPredictions) -> None:
+    tags = make_tags(predictions.truth.shape[1])
+    assert find(predictions, tags) == count_pairs(predictions, tags)
 
 
 @pytest.mark.parametrize("chunk", [1, 20, 10_000])
 def test_confusions_do_not_depend_on_the_chunk(chunk: int) -> None:
-    predictions, listed = random_predictions(400, 30), make_tags(30, (0, 4, 3))
-    everything = by_hand(predictions, listed)
+    predictions, tags = random_predictions(400, 30), make_tags(30, (0, 4, 3))
+    everything = count_pairs(predictions, tags)
     assert len(everything) > 50
     for limit in (0, 1, 20, 500):
-        assert find(predictions, listed, limit, chunk) == everything[:limit]
+        assert find(predictions, tags, limit, chunk) == everything[:limit]
 
 
-def test_tags_that_are_swapped_come_first() -> None:
+def test_swapped_tags_come_first() -> None:
     predictions = random_predictions(1000, 12)
     logits = np.where(predictions.truth, 4, -4).astype(np.float32)
     noise = np.random.default_rng(1).random(logits.shape) < 0.05
@@ -73,7 +73,7 @@ def test_tags_that_are_swapped_come_first() -> None:
     assert second.images < first.images / 5
 
 
-def test_a_tag_is_not_taken_for_one_of_another_category() -> None:
+def test_tags_of_different_categories_are_not_confused() -> None:
     truth = np.tile([True, False], (10, 1))
     swapped = RandomPredictions(np.where(truth, -4, 4).astype(np.float32), truth)
     swapped.logits[5:] *= -1
@@ -81,7 +81,7 @@ def test_a_tag_is_not_taken_for_one_of_another_category() -> None:
     assert find(swapped, make_tags(2, (0,))) == [Confusion(0, 1, 5, 10, 1.0)]
 
 
-def test_what_happens_once_or_always_is_no_confusion() -> None:
+def test_mistakes_on_one_image_or_on_all_are_no_confusion() -> None:
     truth = np.tile([True, False], (10, 1))
     logits = np.where(truth, 4, -4).astype(np.float32)
     logits[0] *= -1
@@ -94,9 +94,9 @@ def test_what_happens_once_or_always_is_no_confusion() -> None:
     )
 
 
-@pytest.mark.parametrize("pictures", [0, 6])
-def test_without_a_mistake_no_tags_are_confused(pictures: int) -> None:
-    truth = random_predictions(pictures, 4).truth
+@pytest.mark.parametrize("images", [0, 6])
+def test_perfect_predictions_have_no_confusions(images: int) -> None:
+    truth = random_predictions(images, 4).truth
     assert (
         find(RandomPredictions(np.where(truth, 4, -4).astype(np.float32), truth), make_tags(4))
         == []

@@ -1,4 +1,4 @@
-"""Labels in doubt are cleanlab's for each tag; planted errors are the first of them."""
+"""Label issues equal cleanlab's for each tag; planted errors are the most certain."""
 
 from dataclasses import replace
 from typing import Any
@@ -28,98 +28,98 @@ ALL = 1_000_000
 def find(
     predictions: RandomPredictions, *, unlabelled: list[Ints] | None = None, **limits: int
 ) -> LabelIssues:
-    with TemporaryStore(predictions, unlabelled=unlabelled or []) as part:
-        return label_issues.find(part, **limits)
+    with TemporaryStore(predictions, unlabelled=unlabelled or []) as store:
+        return label_issues.find(store, **limits)
 
 
-def marked(found: LabelIssues, shape: tuple[int, ...]) -> Truth:
-    """Return the labels in doubt, (pictures, tags)."""
-    doubted = np.zeros(shape, np.bool_)
+def issue_mask(found: LabelIssues, shape: tuple[int, ...]) -> Truth:
+    """Return the labels that are issues, (images, tags)."""
+    mask = np.zeros(shape, np.bool_)
     for one in found.most_certain:
-        doubted[one.image, one.tag] = True
-    return doubted
+        mask[one.image, one.tag] = True
+    return mask
 
 
-def by_cleanlab(logits: npt.NDArray[Any], labels: npt.NDArray[Any]) -> Truth:
-    """Return which labels of one tag are in doubt, (pictures,)."""
+def cleanlab_mask(logits: npt.NDArray[Any], labels: npt.NDArray[Any]) -> Truth:
+    """Return which labels of one tag are that are issues, (images,)."""
     p = sigmoid(logits)
     both = np.column_stack([1 - p, p])
     kinds = labels.astype(int)
     return np.asarray(find_label_issues(kinds, both, filter_by="confident_learning", n_jobs=1))
 
 
-def flipped(predictions: RandomPredictions, share: float) -> tuple[RandomPredictions, Truth]:
-    """Return predictions with labels of which a share is false, and which they are."""
-    false = np.random.default_rng(9).random(predictions.truth.shape) < share
+def flipped(predictions: RandomPredictions, fraction: float) -> tuple[RandomPredictions, Truth]:
+    """Return predictions with labels of which a fraction is false, and which they are."""
+    false = np.random.default_rng(9).random(predictions.truth.shape) < fraction
     return RandomPredictions(predictions.logits, predictions.truth ^ false), false
 
 
-def clear(pictures: int, count: int, apart: float = 9.0) -> RandomPredictions:
+def clear(images: int, count: int, apart: float = 9.0) -> RandomPredictions:
     """Predictions that tell true tags from others by so many logits more than `draw` does."""
-    logits, truth = random_predictions(pictures, count, density=0.1)
+    logits, truth = random_predictions(images, count, density=0.1)
     moved = logits + apart * (truth - np.float32(0.4))
     return RandomPredictions(moved.astype(np.float16).astype(np.float32), truth)
 
 
 @settings(max_examples=150)
 @given(small_predictions())
-def test_labels_in_doubt_are_cleanlabs(predictions: RandomPredictions) -> None:
+def test_label_issues_equal_cleanlab(predictions: RandomPredictions) -> None:
     found = find(predictions, limit=ALL, min_support=1)
-    doubted = marked(found, predictions.truth.shape)
+    mask = issue_mask(found, predictions.truth.shape)
     for tag, (logits, labels) in enumerate(zip(*(a.T for a in predictions), strict=True)):
         both = 0 < labels.sum() < len(labels)
-        expected = by_cleanlab(logits, labels) if both else np.zeros(len(labels), np.bool_)
-        assert doubted[:, tag].tolist() == expected.tolist()
+        expected = cleanlab_mask(logits, labels) if both else np.zeros(len(labels), np.bool_)
+        assert mask[:, tag].tolist() == expected.tolist()
         assert found.missing[tag] == (expected & ~labels).sum()
         assert found.wrong[tag] == (expected & labels).sum()
 
 
 @pytest.mark.parametrize("apart", [-2.0, 0.0, 3.0, 12.0])
-def test_labels_of_many_pictures_in_doubt_are_cleanlabs(apart: float) -> None:
+def test_label_issues_of_many_images_equal_cleanlab(apart: float) -> None:
     predictions, _ = flipped(clear(3000, 8, apart), 0.05)
-    doubted = marked(find(predictions, limit=ALL), predictions.truth.shape)
-    assert doubted.any()
+    mask = issue_mask(find(predictions, limit=ALL), predictions.truth.shape)
+    assert mask.any()
     for tag, (logits, labels) in enumerate(zip(*(a.T for a in predictions), strict=True)):
-        assert np.array_equal(doubted[:, tag], by_cleanlab(logits, labels))
+        assert np.array_equal(mask[:, tag], cleanlab_mask(logits, labels))
 
 
 @pytest.mark.parametrize("missing", [True, False])
-def test_who_is_as_sure_as_usual_but_for_rounding_is_in_doubt(missing: bool) -> None:
+def test_confidences_equal_but_for_rounding_are_issues(missing: bool) -> None:
     predictions = clear(1000, 4, 50.0)
     planted = np.random.default_rng(9).random(predictions.truth.shape) < 0.05
     planted &= predictions.truth == missing
     labelled = RandomPredictions(predictions.logits, predictions.truth ^ planted)
-    doubted = marked(find(labelled), planted.shape)
-    assert np.array_equal(doubted, planted)
+    mask = issue_mask(find(labelled), planted.shape)
+    assert np.array_equal(mask, planted)
     for tag, (logits, labels) in enumerate(zip(*(a.T for a in labelled), strict=True)):
-        assert np.array_equal(doubted[:, tag], by_cleanlab(logits, labels))
+        assert np.array_equal(mask[:, tag], cleanlab_mask(logits, labels))
 
 
-def test_a_doubt_says_what_the_label_says_not() -> None:
+def test_an_issue_contradicts_its_label() -> None:
     predictions, _ = flipped(clear(500, 6), 0.05)
     found = find(predictions, limit=ALL)
     assert len(found.most_certain) == found.missing.sum() + found.wrong.sum()
-    for picture, tag, missing, confidence, _ in found.most_certain:
-        assert missing == (not predictions.truth[picture, tag])
+    for image, tag, missing, confidence, _ in found.most_certain:
+        assert missing == (not predictions.truth[image, tag])
         assert missing == (confidence > 0.5)
-        assert confidence == pytest.approx(expit(predictions.logits[picture, tag]))
+        assert confidence == pytest.approx(expit(predictions.logits[image, tag]))
 
 
-def test_planted_errors_are_the_surest_doubts() -> None:
-    """By chance a twentieth would be, the share that is planted."""
+def test_planted_errors_are_the_most_certain_issues() -> None:
+    """By chance a twentieth would be, the fraction that is planted."""
     predictions, planted = flipped(clear(2000, 20), 0.05)
-    surest = find(predictions).most_certain
-    hits = np.array([planted[one.image, one.tag] for one in surest])
+    most_certain = find(predictions).most_certain
+    hits = np.array([planted[one.image, one.tag] for one in most_certain])
     assert 1900 < planted.sum() < 2100
     assert hits[:1000].mean() > 0.99
     assert hits[: planted.sum()].mean() > 0.95
-    missing = np.array([one.missing for one in surest])
+    missing = np.array([one.missing for one in most_certain])
     for kind, least in ((missing, 150), (~missing, 1000)):
         assert hits[kind].mean() > 0.9
         assert kind.sum() > least
 
 
-def test_tags_that_the_model_does_not_know_are_doubted_last() -> None:
+def test_issues_of_tags_the_model_does_not_know_come_last() -> None:
     """By self-confidence their labels, of which it thinks nothing, come before planted errors."""
     known, labels = (
         flipped(clear(2000, 10), 0.01)[0],
@@ -130,15 +130,15 @@ def test_tags_that_the_model_does_not_know_are_doubted_last() -> None:
         *(np.hstack(pair) for pair in zip(known, (noise, labels), strict=True))
     )
     found = find(both, limit=ALL)
-    doubted = int(found.missing[:10].sum() + found.wrong[:10].sum())
+    mask = int(found.missing[:10].sum() + found.wrong[:10].sum())
     assert found.wrong[10:].sum() > 150
-    assert {one.tag < 10 for one in found.most_certain[:doubted]} == {True}
+    assert {one.tag < 10 for one in found.most_certain[:mask]} == {True}
     sure = [one.confidence if one.missing else 1 - one.confidence for one in found.most_certain]
     by_confidence = np.argsort(sure)[::-1][:100]
     assert np.mean([found.most_certain[place].tag >= 10 for place in by_confidence]) > 0.5
 
 
-def test_of_errors_as_confident_that_of_the_tag_known_better_comes_first() -> None:
+def test_of_equally_confident_errors_that_of_the_better_known_tag_comes_first() -> None:
     truth = np.arange(600)[:, None] < [20, 20]
     logits = np.where(truth, [4, 0], [-4, -8]).astype(np.float32)
     logits[50] = 4
@@ -159,7 +159,7 @@ def test_the_most_certain_issues_do_not_depend_on_how_tags_are_read() -> None:
                 assert found == everything[:limit]
 
 
-def test_doubts_that_are_as_sure_are_in_the_order_of_tags_and_pictures() -> None:
+def test_equally_certain_issues_are_in_the_order_of_tags_and_images() -> None:
     truth = np.zeros((40, 2), np.bool_)
     truth[:20] = True
     logits = np.where(truth, 3, -3).astype(np.float32)
@@ -171,19 +171,19 @@ def test_doubts_that_are_as_sure_are_in_the_order_of_tags_and_pictures() -> None
     ]
 
 
-def test_what_is_unknown_is_never_in_doubt() -> None:
+def test_unknown_labels_are_never_issues() -> None:
     predictions, _ = flipped(clear(600, 4), 0.05)
     predictions.truth[::3, :2] = False
     known = predictions.truth[:, :2].any(axis=1)
-    doubted = marked(find(predictions, unlabelled=[np.array([0, 1])]), predictions.truth.shape)
-    assert not doubted[~known, :2].any()
+    mask = issue_mask(find(predictions, unlabelled=[np.array([0, 1])]), predictions.truth.shape)
+    assert not mask[~known, :2].any()
     for tag in (0, 1):
-        expected = by_cleanlab(predictions.logits[known, tag], predictions.truth[known, tag])
-        assert np.array_equal(doubted[known, tag], expected)
+        expected = cleanlab_mask(predictions.logits[known, tag], predictions.truth[known, tag])
+        assert np.array_equal(mask[known, tag], expected)
 
 
 @pytest.mark.parametrize("few", [True, False])
-def test_tags_on_or_off_too_few_pictures_are_not_judged(few: bool) -> None:
+def test_tags_with_too_few_positives_or_negatives_have_no_issues(few: bool) -> None:
     truth = np.zeros((50, 3), np.bool_)
     for tag, count in enumerate((4, 5, 25)):
         truth[:count, tag] = True
@@ -197,14 +197,14 @@ def test_tags_on_or_off_too_few_pictures_are_not_judged(few: bool) -> None:
 
 
 @pytest.mark.parametrize("density", [0.0, 1.0])
-@pytest.mark.parametrize("pictures", [0, 20])
-def test_a_tag_on_no_picture_or_on_all_is_in_doubt_nowhere(pictures: int, density: float) -> None:
-    found = find(random_predictions(pictures, 3, density=density), min_support=0)
+@pytest.mark.parametrize("images", [0, 20])
+def test_a_tag_on_no_image_or_on_all_has_no_issues(images: int, density: float) -> None:
+    found = find(random_predictions(images, 3, density=density), min_support=0)
     assert (found.missing.tolist(), found.wrong.tolist()) == ([0] * 3, [0] * 3)
     assert found.most_certain == []
 
 
-def test_logits_as_large_as_they_may_be_are_judged() -> None:
+def test_the_largest_logits_can_be_issues() -> None:
     truth = np.arange(40)[:, None] < [20]
     logits = np.where(truth, 65504, -65504).astype(np.float32)
     labels = truth.copy()
@@ -213,7 +213,7 @@ def test_logits_as_large_as_they_may_be_are_judged() -> None:
     assert sorted((one.image, one.missing) for one in found) == [(3, True), (35, False)]
 
 
-def test_rows_name_the_picture_the_tag_and_the_issue() -> None:
+def test_rows_name_the_image_the_tag_and_the_issue() -> None:
     found = [LabelIssue(1, 0, True, 0.98765432, 9.0), LabelIssue(0, 3, False, 0.01, 8.0)]
     listed = label_issues.rows("test", found, ["7", "9"], ["a.png", "b.png"], make_tags(4))
     assert [dict(zip(label_issues.HEADER, row, strict=True)) for row in listed] == [

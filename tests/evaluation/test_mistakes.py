@@ -1,4 +1,4 @@
-"""Right, wrong and missed are what the thresholds say; the worst tags show why they are."""
+"""Right, wrong and missed tags follow from the thresholds; the hardest tags come with images."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -35,101 +35,103 @@ from tagger.evaluation.mistakes import (
 from tagger.evaluation.prediction_store import PredictionStore
 from tagger.evaluation.quantized_logits import QuantizedLogits
 
-LIMIT = 0.4
+THRESHOLD = 0.4
 TILE = 10  # images
 
 
-def shares(predictions: RandomPredictions) -> Floats:
+def probabilities(predictions: RandomPredictions) -> Floats:
     return sigmoid(predictions.logits)
 
 
-def judge(
+def find(
     predictions: RandomPredictions,
-    limits: Floats | None = None,
+    thresholds: Floats | None = None,
     unlabelled: list[Ints] | None = None,
 ) -> Mistakes:
-    limits = np.full(predictions.truth.shape[1], LIMIT) if limits is None else limits
-    with TemporaryStore(predictions, unlabelled=unlabelled or [], tile_size=TILE) as part:
-        return mistakes.find(part, limits)
+    thresholds = (
+        np.full(predictions.truth.shape[1], THRESHOLD) if thresholds is None else thresholds
+    )
+    with TemporaryStore(predictions, unlabelled=unlabelled or [], tile_size=TILE) as store:
+        return mistakes.find(store, thresholds)
 
 
-def look(predictions: RandomPredictions, pictures: list[int]) -> list[ImageMistakes]:
-    with TemporaryStore(predictions, tile_size=TILE) as part:
-        found = mistakes.find(part, np.full(part.tag_count, LIMIT))
-        return mistakes.image_mistakes(part, found, pictures)
+def inspect(predictions: RandomPredictions, images: list[int]) -> list[ImageMistakes]:
+    with TemporaryStore(predictions, tile_size=TILE) as store:
+        found = mistakes.find(store, np.full(store.tag_count, THRESHOLD))
+        return mistakes.image_mistakes(store, found, images)
 
 
-def worst(predictions: RandomPredictions, **most: int) -> list[HardTag]:
-    listed = make_tags(predictions.truth.shape[1])
-    with TemporaryStore(predictions, tile_size=TILE) as part:
+def hard_tags(predictions: RandomPredictions, **most: int) -> list[HardTag]:
+    tags = make_tags(predictions.truth.shape[1])
+    with TemporaryStore(predictions, tile_size=TILE) as store:
         return mistakes.hard_tags(
-            part, score_counts.count(part, tag_metrics.pool_numbers(listed)), **most
+            store, score_counts.count(store, tag_metrics.pool_numbers(tags)), **most
         )
 
 
 @settings(max_examples=60)
 @given(small_predictions(), st.integers(0, 2**32 - 1))
-def test_each_pair_is_what_its_tags_threshold_says(
+def test_each_pair_is_decided_by_the_threshold_of_its_tag(
     predictions: RandomPredictions, seed: int
 ) -> None:
-    limits = np.random.default_rng(seed).uniform(0.05, 0.95, predictions.truth.shape[1:])
-    found = judge(predictions, limits)
-    high, truth = shares(predictions) >= limits, predictions.truth
+    thresholds = np.random.default_rng(seed).uniform(0.05, 0.95, predictions.truth.shape[1:])
+    found = find(predictions, thresholds)
+    high, truth = probabilities(predictions) >= thresholds, predictions.truth
     assert np.array_equal(found.right.toarray(), high & truth)
     assert np.array_equal(found.wrong.toarray(), high & ~truth)
     assert np.array_equal(found.missed.toarray(), ~high & truth)
     assert {kind.dtype for kind in vars(found).values()} == {np.dtype(np.bool_)}
 
 
-def test_mistakes_are_those_that_figures_are_worked_out_from() -> None:
-    predictions, listed = random_predictions(300, 8), make_tags(8)
-    limits: Floats = np.linspace(0.2, 0.8, 8)
-    found = judge(predictions, limits)
-    with TemporaryStore(predictions, tile_size=TILE) as part:
-        marks = quantized_logits.quantize_thresholds(limits)[:, None]
-        counts = score_counts.count(part, tag_metrics.pool_numbers(listed), thresholds=marks)
-    true, given_, support, _ = counts.decisions(0)
+def test_mistakes_agree_with_the_counted_decisions() -> None:
+    predictions, tags = random_predictions(300, 8), make_tags(8)
+    thresholds: Floats = np.linspace(0.2, 0.8, 8)
+    found = find(predictions, thresholds)
+    with TemporaryStore(predictions, tile_size=TILE) as store:
+        quantized = quantized_logits.quantize_thresholds(thresholds)[:, None]
+        counts = score_counts.count(store, tag_metrics.pool_numbers(tags), thresholds=quantized)
+    true, predicted, support, _ = counts.decisions(0)
     right, wrong, missed = (kind.sum(axis=0) for kind in vars(found).values())
     assert right.tolist() == true.tolist()
-    assert (right + wrong).tolist() == given_.tolist()
+    assert (right + wrong).tolist() == predicted.tolist()
     assert (right + missed).tolist() == support.tolist()
 
 
 @pytest.mark.parametrize("limit", [1e-9, 0.4, 0.999])
-def test_what_is_unknown_is_neither_right_nor_wrong_nor_missed(limit: float) -> None:
+def test_unknown_labels_are_neither_right_nor_wrong_nor_missed(limit: float) -> None:
     predictions = random_predictions(60, 4)
     predictions.truth[::3, :2] = False
     unknown = ~predictions.truth[:, :2].any(axis=1)
-    found = judge(predictions, np.full(4, limit), [np.array([0, 1])])
+    found = find(predictions, np.full(4, limit), [np.array([0, 1])])
     for kind in vars(found).values():
         assert not kind.toarray()[unknown, :2].any()
-    alone = judge(predictions, np.full(4, limit))
+    alone = find(predictions, np.full(4, limit))
     assert np.array_equal(found.wrong.toarray()[~unknown], alone.wrong.toarray()[~unknown])
     assert np.array_equal(found.wrong.toarray()[:, 2:], alone.wrong.toarray()[:, 2:])
 
 
-def test_without_a_picture_there_is_no_mistake() -> None:
+def test_an_empty_store_has_no_mistakes() -> None:
     predictions = random_predictions(0, 3)
-    assert {kind.shape for kind in vars(judge(predictions)).values()} == {(0, 3)}
-    assert look(predictions, []) == []
-    assert worst(predictions) == []
+    assert {kind.shape for kind in vars(find(predictions)).values()} == {(0, 3)}
+    assert inspect(predictions, []) == []
+    assert hard_tags(predictions) == []
 
 
 @settings(max_examples=40)
 @given(small_predictions(), st.randoms(use_true_random=False))
-def test_pictures_are_looked_at_in_the_order_asked_for(
+def test_images_are_returned_in_the_order_of_the_request(
     predictions: RandomPredictions, random: Random
 ) -> None:
-    pictures = random.choices(range(len(predictions.truth)), k=5)
-    found = look(predictions, pictures)
-    assert [one.image for one in found] == pictures
+    images = random.choices(range(len(predictions.truth)), k=5)
+    found = inspect(predictions, images)
+    assert [one.image for one in found] == images
     for one in found:
-        p, truth = shares(predictions)[one.image], predictions.truth[one.image]
-        high = p >= LIMIT
+        p, truth = probabilities(predictions)[one.image], predictions.truth[one.image]
+        high = p >= THRESHOLD
         kinds = (one.right, high & truth), (one.wrong, high & ~truth), (one.missed, ~high & truth)
-        for said, inside in kinds:
+        for actual, inside in kinds:
             expected = sorted(np.flatnonzero(inside).tolist(), key=lambda tag: (-p[tag], tag))
-            assert said == [TagConfidence(tag, float(p[tag])) for tag in expected]
+            assert actual == [TagConfidence(tag, float(p[tag])) for tag in expected]
 
 
 def test_only_the_tiles_of_the_images_are_read() -> None:
@@ -140,28 +142,28 @@ def test_only_the_tiles_of_the_images_are_read() -> None:
                 yield tile
 
     predictions = random_predictions(95, 3)
-    with TemporaryStore(predictions, tile_size=TILE) as part:
-        found = mistakes.find(part, np.full(3, LIMIT))
+    with TemporaryStore(predictions, tile_size=TILE) as store:
+        found = mistakes.find(store, np.full(3, THRESHOLD))
         read: list[slice] = []
-        store = CountingStore(**vars(part))
+        store = CountingStore(**vars(store))
         mistakes.image_mistakes(store, found, [12, 3])
     assert len(read) == 2
 
 
 @settings(max_examples=60)
 @given(small_predictions())
-def test_the_worst_tags_are_those_of_lowest_average_precision(
+def test_the_hardest_tags_have_the_lowest_average_precision(
     predictions: RandomPredictions,
 ) -> None:
-    listed = make_tags(predictions.truth.shape[1])
-    with TemporaryStore(predictions, tile_size=TILE) as part:
-        counted = score_counts.count(part, tag_metrics.pool_numbers(listed))
-        found = mistakes.hard_tags(part, counted, tags=3, images=4, min_support=2)
+    tags = make_tags(predictions.truth.shape[1])
+    with TemporaryStore(predictions, tile_size=TILE) as store:
+        counts = score_counts.count(store, tag_metrics.pool_numbers(tags))
+        found = mistakes.hard_tags(store, counts, tags=3, images=4, min_support=2)
     enough = np.flatnonzero(predictions.truth.sum(axis=0) >= 2).tolist()
-    expected = sorted(enough, key=lambda tag: (counted.average_precision[tag], tag))[:3]
+    expected = sorted(enough, key=lambda tag: (counts.average_precision[tag], tag))[:3]
     assert [one.tag for one in found] == expected
     for tag, missed, wrong in found:
-        p, truth = shares(predictions)[:, tag], predictions.truth[:, tag]
+        p, truth = probabilities(predictions)[:, tag], predictions.truth[:, tag]
         rows = range(len(p))
         lowest = sorted((row for row in rows if truth[row]), key=lambda row: (p[row], row))[:4]
         highest = sorted((row for row in rows if not truth[row]), key=lambda row: (-p[row], row))
@@ -169,40 +171,40 @@ def test_the_worst_tags_are_those_of_lowest_average_precision(
         assert wrong == [ImageConfidence(row, float(p[row])) for row in highest[:4]]
 
 
-def test_a_tag_that_the_model_has_wrong_is_the_worst() -> None:
+def test_a_tag_that_is_always_wrong_is_the_hardest() -> None:
     predictions = random_predictions(200, 10)
     predictions.logits[:, 7] = np.where(predictions.truth[:, 7], -5, 5)
-    found = worst(predictions, tags=1)
+    found = hard_tags(predictions, tags=1)
     assert [one.tag for one in found] == [7]
     assert {seen.confidence < 0.01 for seen in found[0].missed} == {True}
     assert {seen.confidence > 0.99 for seen in found[0].wrong} == {True}
 
 
-def test_a_tag_on_too_few_pictures_is_not_told_to_be_the_worst() -> None:
+def test_a_tag_on_too_few_images_is_not_a_hard_tag() -> None:
     predictions = random_predictions(100, 5)
     predictions.truth[:, 2] = np.arange(100) < 4
     predictions.truth[:, 3] = False
-    assert sorted(one.tag for one in worst(predictions)) == [0, 1, 4]
+    assert sorted(one.tag for one in hard_tags(predictions)) == [0, 1, 4]
 
 
-def test_a_tag_on_every_picture_is_wrong_on_none() -> None:
+def test_a_tag_on_every_image_is_wrong_on_none() -> None:
     predictions = random_predictions(20, 1, density=1.0)
-    (found,) = worst(predictions)
+    (found,) = hard_tags(predictions)
     assert (len(found.missed), found.wrong) == (4, [])
 
 
 @pytest.mark.parametrize("labelled", [True, False])
-def test_pictures_on_which_a_tag_is_unknown_do_not_show_it(labelled: bool) -> None:
-    predictions, listed = random_predictions(90, 2), make_tags(2)
+def test_images_with_an_unknown_label_do_not_show_a_hard_tag(labelled: bool) -> None:
+    predictions, tags = random_predictions(90, 2), make_tags(2)
     predictions.truth[::3] = False
     known = predictions.truth.sum(axis=1) > 0
-    with TemporaryStore(predictions, unlabelled=[np.array([0, 1])]) as part:
-        counted = score_counts.count(part, tag_metrics.pool_numbers(listed))
+    with TemporaryStore(predictions, unlabelled=[np.array([0, 1])]) as store:
+        counts = score_counts.count(store, tag_metrics.pool_numbers(tags))
         if labelled:
             labels = predictions.truth | ~known[:, None]
-            part = replace(part, labels=csr_array(labels))
-        for one in mistakes.hard_tags(part, counted, images=90):
+            store = replace(store, labels=csr_array(labels))
+        for one in mistakes.hard_tags(store, counts, images=90):
             shown = {seen.image for seen in (*one.missed, *one.wrong)}
             assert shown == set(np.flatnonzero(known).tolist())
-        missed = mistakes.find(part, np.full(2, LIMIT)).missed.toarray()
+        missed = mistakes.find(store, np.full(2, THRESHOLD)).missed.toarray()
         assert not missed[~known].any()

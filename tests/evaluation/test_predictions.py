@@ -1,4 +1,4 @@
-"""Predictions on disk are those of the model, of every picture that can be read, once each."""
+"""Predictions on disk are those of the model, of every readable image, once each."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -30,7 +30,7 @@ Run = Callable[..., SplitPredictions]
 
 @pytest.fixture
 def run(tags: list[Tag], model: nn.Module, preprocessing: Preprocess, tmp_path: Path) -> Run:
-    """Predict a part; return what is on disk."""
+    """Predict a split; return the store."""
 
     def run(
         part: Split,
@@ -52,14 +52,14 @@ def run(tags: list[Tag], model: nn.Module, preprocessing: Preprocess, tmp_path: 
 
 @pytest.fixture(scope="module")
 def expected(model: nn.Module, split: Split, preprocessing: Preprocess) -> npt.NDArray[np.float64]:
-    """The logits of the model, (pictures, tags)."""
+    """The logits of the model, (images, tags)."""
     scores = predict_split(model, split, preprocessing, batch_size=7, workers=0).scores
     return np.asarray(logit(scores.astype(np.float64)))
 
 
-def kept(scored: PredictionStore) -> npt.NDArray[np.uint16]:
-    """Return the codes on disk, (pictures, tags)."""
-    return scored.read_tags(0, scored.tag_count).T
+def kept(store: PredictionStore) -> npt.NDArray[np.uint16]:
+    """Return the codes on disk, (images, tags)."""
+    return store.read_tags(0, store.tag_count).T
 
 
 def near(found: npt.NDArray[np.float64], expected: npt.NDArray[np.float64]) -> bool:
@@ -68,9 +68,9 @@ def near(found: npt.NDArray[np.float64], expected: npt.NDArray[np.float64]) -> b
 
 
 def with_unreadable(part: Split, folder: Path, *rows: int) -> Split:
-    """Return the part with files in place of some pictures that are none."""
+    """Return the part with files in place of some images that are none."""
     broken = folder / "broken.png"
-    broken.write_bytes(b"no picture")
+    broken.write_bytes(b"no image")
     places = list(part.locations)
     for row in rows:
         places[row] = places[row]._replace(path=str(broken))
@@ -81,24 +81,24 @@ def with_unreadable(part: Split, folder: Path, *rows: int) -> Split:
 def test_rows_and_logits_are_those_of_the_model(
     run: Run, split: Split, expected: npt.NDArray[np.float64], batch_size: int, workers: int
 ) -> None:
-    scored, failures = run(split, batch_size, workers)
-    assert scored.rows.tolist() == list(range(len(split)))
+    store, failures = run(split, batch_size, workers)
+    assert store.rows.tolist() == list(range(len(split)))
     assert failures == {}
-    assert near(quantized_logits.logit_table()[kept(scored)], expected)
-    assert np.array_equal(scored.labels.toarray(), split.labels.toarray())
+    assert near(quantized_logits.logit_table()[kept(store)], expected)
+    assert np.array_equal(store.labels.toarray(), split.labels.toarray())
 
 
 def test_unreadable_pictures_are_told_and_the_others_keep_their_rows(
     run: Run, split: Split, tmp_path: Path, expected: npt.NDArray[np.float64]
 ) -> None:
     lost = [0, 5, 6, 7, 8, 9, 23]  # one batch of them whole
-    scored, failures = run(with_unreadable(split, tmp_path, *lost))
+    store, failures = run(with_unreadable(split, tmp_path, *lost))
     left = sorted(set(range(len(split))) - set(lost))
     assert list(failures) == lost
     assert {reason.count("\n") for reason in failures.values()} == {0}
-    assert scored.rows.tolist() == left
-    assert near(quantized_logits.logit_table()[kept(scored)], expected[left])
-    assert np.array_equal(scored.labels.toarray(), split.labels.toarray()[left])
+    assert store.rows.tolist() == left
+    assert near(quantized_logits.logit_table()[kept(store)], expected[left])
+    assert np.array_equal(store.labels.toarray(), split.labels.toarray()[left])
 
 
 def test_tags_of_a_category_are_unknown_where_a_picture_has_none_of_them(
@@ -110,8 +110,8 @@ def test_tags_of_a_category_are_unknown_where_a_picture_has_none_of_them(
     for name in names:
         labels[np.ix_(without, vocabulary.category_columns(tags, name))] = False
     bare = replace(split, labels=csr_array(labels))
-    scored, _ = run(bare, unlabelled=names)
-    unknown = kept(scored) == quantized_logits.UNKNOWN
+    store, _ = run(bare, unlabelled=names)
+    unknown = kept(store) == quantized_logits.UNKNOWN
     expected = np.zeros_like(unknown)
     for name in names:
         inside = vocabulary.category_columns(tags, name)
@@ -128,15 +128,15 @@ def test_groups_are_those_of_the_pictures_that_are_left(
     run: Run, split: Split, tmp_path: Path
 ) -> None:
     grouped = replace(split, groups=np.arange(len(split)) // 4 * 10)
-    scored, _ = run(with_unreadable(grouped, tmp_path, 0, 1, 2, 3, 9))
+    store, _ = run(with_unreadable(grouped, tmp_path, 0, 1, 2, 3, 9))
     expected = [row // 4 - 1 for row in range(len(split)) if row not in (0, 1, 2, 3, 9)]
-    assert scored.groups.tolist() == expected
+    assert store.groups.tolist() == expected
 
 
 def test_one_picture_is_enough(run: Run, split: Split, tmp_path: Path) -> None:
-    scored, failures = run(with_unreadable(split, tmp_path, *range(1, len(split))))
-    assert (len(scored), len(failures)) == (1, len(split) - 1)
-    assert kept(scored).shape == (1, split.labels.shape[1])
+    store, failures = run(with_unreadable(split, tmp_path, *range(1, len(split))))
+    assert (len(store), len(failures)) == (1, len(split) - 1)
+    assert kept(store).shape == (1, split.labels.shape[1])
 
 
 def test_none_that_can_be_read_is_told(run: Run, split: Split, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Codes have the order of logits, ties included, and thresholds mean the same in both."""
+"""Quantized logits have the order of logits, ties included, and thresholds mean the same."""
 
 import numpy as np
 import numpy.typing as npt
@@ -16,19 +16,19 @@ FINITE = st.floats(-80, 80, width=32)
 
 
 @given(arrays(np.float32, 20, elements=FINITE))
-def test_codes_are_ordered_as_half_precision_is(logits: Logits) -> None:
+def test_quantized_logits_have_the_order_of_half_precision(logits: Logits) -> None:
     halves = logits.astype(np.float16)
-    coded = quantized_logits.quantize(logits)
-    assert np.array_equal(np.sign(np.subtract.outer(halves, halves)), _order(coded))
-    assert np.array_equal(quantized_logits.logit_table()[coded], halves)
+    quantized = quantized_logits.quantize(logits)
+    assert np.array_equal(np.sign(np.subtract.outer(halves, halves)), _order(quantized))
+    assert np.array_equal(quantized_logits.logit_table()[quantized], halves)
 
 
-def _order(coded: quantized_logits.QuantizedLogits) -> npt.NDArray[np.int64]:
-    whole = coded.astype(np.int64)
+def _order(quantized: quantized_logits.QuantizedLogits) -> npt.NDArray[np.int64]:
+    whole = quantized.astype(np.int64)
     return np.sign(np.subtract.outer(whole, whole))
 
 
-def test_minus_zero_is_zero_and_what_half_precision_cannot_hold_is_its_largest() -> None:
+def test_minus_zero_is_zero_and_large_logits_are_clipped() -> None:
     zeros = quantized_logits.quantize(np.array([-0.0, 0.0, -1e-12, 1e-12], np.float32))
     assert len(set(zeros.tolist())) == 1
     assert quantized_logits.logit_table()[
@@ -39,23 +39,25 @@ def test_minus_zero_is_zero_and_what_half_precision_cannot_hold_is_its_largest()
     ]
 
 
-def test_no_number_has_the_code_of_what_is_unknown() -> None:
+def test_no_logit_is_quantized_to_unknown() -> None:
     assert (
         quantized_logits.quantize(np.array([-np.inf, -1e30, np.inf])) > quantized_logits.UNKNOWN
     ).all()
 
 
 @given(st.floats(0, 1), arrays(np.float32, 20, elements=FINITE))
-def test_a_threshold_gives_the_probabilities_from_it_on(threshold: float, logits: Logits) -> None:
-    coded = quantized_logits.quantize(logits)
-    given_ = coded >= quantized_logits.quantize_thresholds(threshold)
-    expected = quantized_logits.logit_table()[coded] >= logit(threshold)
-    assert np.array_equal(given_, expected)
+def test_a_quantized_threshold_selects_probabilities_from_it_on(
+    threshold: float, logits: Logits
+) -> None:
+    quantized = quantized_logits.quantize(logits)
+    selected = quantized >= quantized_logits.quantize_thresholds(threshold)
+    expected = quantized_logits.logit_table()[quantized] >= logit(threshold)
+    assert np.array_equal(selected, expected)
 
 
-def test_a_score_at_the_threshold_is_given() -> None:
-    coded = quantized_logits.quantize(np.array([0.0, -1e-3]))
-    assert (coded >= quantized_logits.quantize_thresholds(0.5)).tolist() == [True, False]
+def test_a_score_at_the_threshold_is_selected() -> None:
+    quantized = quantized_logits.quantize(np.array([0.0, -1e-3]))
+    assert (quantized >= quantized_logits.quantize_thresholds(0.5)).tolist() == [True, False]
 
 
 @given(arrays(np.float32, 2, elements=FINITE, unique=True))
@@ -75,8 +77,8 @@ def test_halfway_lies_between(logits: Logits) -> None:
 
 
 def test_probabilities_of_0_and_1_have_logits() -> None:
-    shares = np.array([0, 1e-44, 0.25, 1 - 2.0**-24, 1], np.float32)
-    logits = finite_logit(shares)
+    probabilities = np.array([0, 1e-44, 0.25, 1 - 2.0**-24, 1], np.float32)
+    logits = finite_logit(probabilities)
     assert np.isfinite(logits).all()
     assert (np.diff(logits) >= 0).all()
     assert logits[-1] > logits[-2]

@@ -1,4 +1,4 @@
-"""The page says what was measured, of any names, needs nothing from elsewhere, and can be used."""
+"""The report shows all metrics for any names of tags, loads nothing else, and can be used."""
 
 import base64
 import io
@@ -7,22 +7,34 @@ import weakref
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageChops
 from playwright.sync_api import Browser, Page
+from scipy.special import logit
 
 from support import browser
 from support.browser import contrasts, open_page
-from support.predictions import TemporaryStore, make_tags, random_predictions
+from support.predictions import (
+    RandomPredictions,
+    TemporaryStore,
+    make_tags,
+    random_predictions,
+    write_store,
+)
+from tagger.core.colours import WHITE
+from tagger.core.location import Location
+from tagger.core.vocabulary import Tag
 from tagger.evaluation import result
+from tagger.evaluation.inspection import SplitInspection
 from tagger.evaluation.report import html_page, tables
 from tagger.evaluation.report.html_page import Gallery, GalleryImage, ReportContent, ReportTable
 from tagger.images import decode
 from tagger.images.dataset import Split
 
-LIMITS = np.linspace(0.2, 0.6, 30)
+THRESHOLDS = np.linspace(0.2, 0.6, 30)
 HOSTILE = (
     "<script>alert(1)</script>",
     "</noscript></table><img src=x onerror=alert(2)>",
@@ -37,7 +49,7 @@ NOTHING = ReportContent("none", {}, {"test": {"images": 0, "tags": 0}}, [], [], 
 
 
 class Seen(HTMLParser):
-    """What a parser without scripts makes of a page."""
+    """The elements and texts of a page, without scripts."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -58,37 +70,37 @@ class Seen(HTMLParser):
 
 @pytest.fixture(scope="module")
 def content(split: Split, tmp_path_factory: pytest.TempPathFactory) -> ReportContent:
-    """An evaluation of predictions as they were drawn, with real pictures."""
-    listed = make_tags(30, (9, 0, 4))
+    """An evaluation of random predictions, with real images."""
+    tags = make_tags(30, (9, 0, 4))
     with (
         TemporaryStore(random_predictions(150, 30)) as test,
         TemporaryStore(random_predictions(100, 30, seed=1)) as validation,
     ):
-        found = result.evaluate(test, listed, LIMITS, seed=0)
-        figures = {"test": found.metrics}
-        figures["validation"] = result.evaluate(validation, listed, LIMITS, seed=0).metrics
-    pictures = [
+        evaluation = result.evaluate(test, tags, THRESHOLDS, seed=0)
+        metrics = {"test": evaluation.metrics}
+        metrics["validation"] = result.evaluate(validation, tags, THRESHOLDS, seed=0).metrics
+    images = [
         GalleryImage(
-            decode.open_rgb(place),
-            Path(place.path).name,
+            decode.open_rgb(location),
+            Path(location.path).name,
             [(f"tag_{n}", 0.9) for n in range(20)],
             [("tag_1", 0.81), ("tag_2", 0.8)],
             [("tag_3", 0.1)],
             "loss 4.1",
         )
-        for place in split.locations[:12]
+        for location in split.locations[:12]
     ]
     return ReportContent(
         "small tagger",
         {"Backbone": "test_efficientnet", "MLflow run": "0" * 32},
-        figures,
-        tables.tag_rows(found.counts, listed, LIMITS),
-        tables.pr_rows(found.counts),
-        tables.f1_rows(found.counts),
-        tables.reliability_rows(found.counts),
-        [ReportTable("Confused tags", "For one another.", ("tag", "share"), [("tag_1", 0.25)])],
+        metrics,
+        tables.tag_rows(evaluation.counts, tags, THRESHOLDS),
+        tables.pr_rows(evaluation.counts),
+        tables.f1_rows(evaluation.counts),
+        tables.reliability_rows(evaluation.counts),
+        [ReportTable("Confusions", "One for another.", ("tag", "fraction"), [("tag_1", 0.25)])],
         [
-            Gallery("Predictions", "The first.", pictures),
+            Gallery("Predictions", "The first.", images),
             Gallery("Lost", "Gone.", [GalleryImage(None, "gone.png", [], [], [])]),
         ],
     )
@@ -104,31 +116,32 @@ def file(content: ReportContent, tmp_path_factory: pytest.TempPathFactory) -> Pa
 def hostile(content: ReportContent) -> ReportContent:
     names = [*HOSTILE, *(str(row[0]) for row in content.tags[len(HOSTILE) :])]
     rows = [[name, *row[1:]] for name, row in zip(names, content.tags, strict=True)]
-    said = [(name, 0.5) for name in HOSTILE]
-    shown = [GalleryImage(None, name, said, said, said, name) for name in HOSTILE]
+    confidences = [(name, 0.5) for name in HOSTILE]
+    kinds = confidences, confidences, confidences
+    images = [GalleryImage(None, name, *kinds, name) for name in HOSTILE]
     report_tables = [ReportTable(name, name, (name,), [(name,), (None,)]) for name in HOSTILE]
-    galleries = [Gallery(name, name, shown) for name in HOSTILE]
+    galleries = [Gallery(name, name, images) for name in HOSTILE]
     facts = {name: name for name in HOSTILE}
     changed = content._replace(title=HOSTILE[0], facts=facts, tags=rows)
     return changed._replace(tables=report_tables, galleries=galleries)
 
 
-def test_the_page_says_what_was_measured(content: ReportContent, file: Path) -> None:
+def test_the_report_shows_the_metrics(content: ReportContent, file: Path) -> None:
     texts = Seen(file.read_text()).texts
-    for part in content.metrics.values():
+    for split in content.metrics.values():
         for name in ("macro_ap", "micro_ap", "macro_f1", "micro_f1", "brier"):
-            assert html_page.format_number(part[name]) in texts
-        low, high = part["intervals"]["macro_ap"]
+            assert html_page.format_number(split[name]) in texts
+        low, high = split["intervals"]["macro_ap"]
         assert f"{low:.3f} to {high:.3f}" in texts
     for group in ("categories", "bands"):
         for name, found in content.metrics["test"][group].items():
             assert name in texts
             assert html_page.format_number(found["micro_f1"]) in texts
-    assert {"small tagger", "Confused tags", "0.250", "gone.png", "cannot be read"} <= set(texts)
+    assert {"small tagger", "Confusions", "0.250", "gone.png", "cannot be read"} <= set(texts)
     assert f"The mean distance (ECE) is {content.metrics['test']['ece']:.3f}." in file.read_text()
 
 
-def test_each_tag_has_a_row_with_all_its_figures(content: ReportContent, file: Path) -> None:
+def test_each_tag_has_a_row_with_all_its_metrics(content: ReportContent, file: Path) -> None:
     table = file.read_text().partition("<noscript>")[2].partition("</noscript>")[0]
     rows = table.partition("<tbody>")[2].split("<tr>")[1:]
     assert len(rows) == 30
@@ -137,7 +150,7 @@ def test_each_tag_has_a_row_with_all_its_figures(content: ReportContent, file: P
         assert cells == [html_page.format_number(value) for value in known]
 
 
-def test_what_is_said_of_a_tag_is_marked_by_sign_and_in_words(file: Path) -> None:
+def test_predictions_are_marked_by_sign_and_in_words(file: Path) -> None:
     seen = Seen(file.read_text())
     assert seen.texts.count("predicted and true:") == 12 * 20
     assert seen.texts.count("predicted, not true:") == 12 * 2
@@ -146,11 +159,11 @@ def test_what_is_said_of_a_tag_is_marked_by_sign_and_in_words(file: Path) -> Non
     assert seen.texts.count("8 more predicted and true") == 12
 
 
-def test_the_page_is_the_same_each_time(content: ReportContent, file: Path) -> None:
+def test_the_report_is_reproducible(content: ReportContent, file: Path) -> None:
     assert html_page.render(content) == file.read_text()
 
 
-def test_nothing_is_loaded_from_elsewhere(file: Path) -> None:
+def test_the_report_loads_nothing_from_elsewhere(file: Path) -> None:
     seen, text = Seen(file.read_text()), file.read_text()
     assert all(re.match("data:|#", value) for value in seen.values("src", "href", "srcset"))
     assert set(re.findall(r"url\((.)", text)) == {"#"}
@@ -158,7 +171,7 @@ def test_nothing_is_loaded_from_elsewhere(file: Path) -> None:
     assert "default-src 'none'" in seen.values("content")[0]
 
 
-def test_the_page_is_well_made(file: Path) -> None:
+def test_the_report_is_valid_and_accessible_html(file: Path) -> None:
     seen = Seen(file.read_text())
     ids = seen.values("id")
     assert len(ids) == len(set(ids))
@@ -172,14 +185,14 @@ def test_the_page_is_well_made(file: Path) -> None:
     assert levels.count(1) == 1
 
 
-def test_thumbnails_are_small_and_whole(file: Path) -> None:
+def test_thumbnails_are_small_and_complete(file: Path) -> None:
     sources = [source for source in Seen(file.read_text()).values("src") if source]
     assert len(sources) == 12
     for source in sources:
         data = base64.b64decode(source.removeprefix("data:image/webp;base64,"), validate=True)
-        with Image.open(io.BytesIO(data)) as picture:
-            picture.load()
-            assert picture.size == (64, 64)
+        with Image.open(io.BytesIO(data)) as image:
+            image.load()
+            assert image.size == (64, 64)
     wide = Image.new("RGBA", (4000, 10))
     text = html_page.render(
         NOTHING._replace(galleries=[Gallery("", "", [GalleryImage(wide, "", [], [], [])])])
@@ -187,7 +200,7 @@ def test_thumbnails_are_small_and_whole(file: Path) -> None:
     assert 'width="192" height="1"' in text
 
 
-def test_names_are_text_whatever_they_are(content: ReportContent) -> None:
+def test_hostile_names_are_text(content: ReportContent) -> None:
     plain, seen = Seen(html_page.render(content)), Seen(html_page.render(hostile(content)))
     scripts = [tag for tag, _ in seen.elements if tag == "script"]
     assert scripts == ["script"]
@@ -198,23 +211,23 @@ def test_names_are_text_whatever_they_are(content: ReportContent) -> None:
         assert name.replace("\udcff", "\\udcff") in seen.texts
 
 
-def test_pictures_need_not_be_in_memory_together(content: ReportContent) -> None:
-    painted: list[weakref.ref[Image.Image]] = []
+def test_images_need_not_fit_into_memory_together(content: ReportContent) -> None:
+    references: list[weakref.ref[Image.Image]] = []
 
-    def pictures() -> Iterator[GalleryImage]:
+    def images() -> Iterator[GalleryImage]:
         for _ in range(5):
-            picture = Image.new("RGB", (8, 8))
-            painted.append(weakref.ref(picture))
-            yield GalleryImage(picture, "", [], [], [])
-            del picture
-            assert sum(one() is not None for one in painted) == 1
+            image = Image.new("RGB", (8, 8))
+            references.append(weakref.ref(image))
+            yield GalleryImage(image, "", [], [], [])
+            del image
+            assert sum(one() is not None for one in references) == 1
 
-    text = html_page.render(content._replace(galleries=iter([Gallery("", "", pictures())])))
+    text = html_page.render(content._replace(galleries=iter([Gallery("", "", images())])))
     assert text.count("<img ") == 5
 
 
 @pytest.mark.parametrize("figures", [{}, {"test": {}}, NOTHING.metrics])
-def test_without_pictures_and_tags_the_page_says_so(figures: dict[str, object]) -> None:
+def test_a_report_without_images_and_tags_says_so(figures: dict[str, object]) -> None:
     texts = Seen(html_page.render(NOTHING._replace(metrics=figures))).texts
     assert "Nothing to evaluate: no test image has a tag of the vocabulary." in texts
     assert {"There are no tags.", "There are none.", "no image has a tag"} <= set(texts)
@@ -238,7 +251,7 @@ def test_without_pictures_and_tags_the_page_says_so(figures: dict[str, object]) 
         (True, "True"),
     ],
 )
-def test_numbers_are_short_and_never_nothing(value: object, text: str) -> None:
+def test_numbers_are_short_and_never_rounded_to_zero(value: object, text: str) -> None:
     assert html_page.format_number(value) == text
 
 
@@ -248,11 +261,11 @@ def chromium() -> Iterator[Browser]:
         yield found
 
 
-def test_the_page_opens_without_errors_and_asks_for_nothing(chromium: Browser, file: Path) -> None:
+def test_the_report_opens_without_errors_and_requests(chromium: Browser, file: Path) -> None:
     with open_page(chromium, file.as_uri()) as (page, errors, requests):
         assert page.title() == "small tagger: evaluation"
-        pictures = page.locator(".images img")
-        assert pictures.evaluate_all("all => all.map(one => one.naturalWidth)") == [64] * 12
+        images = page.locator(".images img")
+        assert images.evaluate_all("all => all.map(one => one.naturalWidth)") == [64] * 12
         assert not errors
         assert requests == [file.as_uri()]
 
@@ -287,7 +300,9 @@ def test_tags_are_found_by_name_and_category(chromium: Browser, file: Path) -> N
         assert names(page) == []
 
 
-def test_names_stay_text_when_scripts_sort_them(chromium: Browser, content: ReportContent) -> None:
+def test_hostile_names_stay_text_in_the_sorted_table(
+    chromium: Browser, content: ReportContent
+) -> None:
     rows = hostile(content)
     text = html_page.render(rows)
     with open_page(chromium, "about:blank") as (page, errors, requests):
@@ -304,13 +319,13 @@ def test_names_stay_text_when_scripts_sort_them(chromium: Browser, content: Repo
         assert requests == []
 
 
-def test_without_scripts_all_tags_are_there(chromium: Browser, file: Path) -> None:
+def test_all_tags_are_shown_without_scripts(chromium: Browser, file: Path) -> None:
     with open_page(chromium, file.as_uri(), scripts=False) as (page, _, _):
         assert len(names(page)) == 30
         assert not page.get_by_label("Find a tag").is_visible()
 
 
-def test_of_ten_thousand_tags_rows_come_as_one_scrolls(
+def test_rows_of_ten_thousand_tags_are_added_while_scrolling(
     chromium: Browser, content: ReportContent, tmp_path: Path
 ) -> None:
     rows = [[f"tag_{n}", *content.tags[n % 30][1:]] for n in range(10_000)]
@@ -326,9 +341,7 @@ def test_of_ten_thousand_tags_rows_come_as_one_scrolls(
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
-def test_texts_stand_out_from_their_ground(
-    chromium: Browser, file: Path, theme: browser.Theme
-) -> None:
+def test_texts_have_enough_contrast(chromium: Browser, file: Path, theme: browser.Theme) -> None:
     with open_page(chromium, file.as_uri(), theme=theme) as (page, _, _):
         ground = page.evaluate("getComputedStyle(document.body).backgroundColor")
         assert ground == {"light": "rgb(255, 255, 255)", "dark": "rgb(20, 23, 27)"}[theme]
@@ -339,9 +352,27 @@ def test_texts_stand_out_from_their_ground(
 
 
 @pytest.mark.parametrize("width", [320, 390, 820, 1280])
-def test_a_page_is_as_wide_as_its_window(
+def test_the_report_does_not_overflow_its_window(
     chromium: Browser, content: ReportContent, tmp_path: Path, width: int
 ) -> None:
     html_page.write(tmp_path / "long.html", hostile(content))
     with open_page(chromium, (tmp_path / "long.html").as_uri(), width=width) as (page, _, _):
         assert browser.horizontal_overflow(page) == 0
+
+
+def test_a_removed_image_is_grey_on_the_contact_sheet(
+    split: Split, tags: list[Tag], tmp_path: Path
+) -> None:
+    labels = split.labels.toarray()
+    logits = logit(np.where(labels, 0.9, 0.1)).astype(np.float32)
+    store = write_store(RandomPredictions(logits, labels), tmp_path)
+    unused: Any = None
+    thresholds = np.full(len(tags), 0.5)
+    removed = [Location(str(tmp_path / "removed.png"), 0, 8), *split.locations[1:]]
+    complete, sheet = (
+        SplitInspection("test", store, images, tags, thresholds, unused, WHITE).sheet()
+        for images in (split, Split(removed, split.labels))
+    )
+    box = (12, 34, 12 + 168, 34 + 168)
+    assert ImageChops.difference(complete, sheet).getbbox() == box
+    assert sheet.crop(box).getcolors() == [(168 * 168, (234, 238, 242))]

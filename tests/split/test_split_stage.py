@@ -1,4 +1,4 @@
-"""The stage parts a manifest by any method, reports on it, and says a mistake in one line."""
+"""The stage splits a manifest by any method, reports on it, and prints an error in one line."""
 
 import csv
 import json
@@ -59,10 +59,10 @@ def write(rows: list[dict[str, Any]]) -> None:
 
 @pytest.fixture
 def run(default_params: Params) -> Run:
-    """Run the stage as it is shipped but for some parameters."""
+    """Run the stage with the default parameters, but for some."""
 
     def run(seed: int = 0, **values: Any) -> None:
-        content = default_params.split.model_dump() | {"given": "mine.csv"} | values
+        content = default_params.split.model_dump() | {"table": "mine.csv"} | values
         split.main(SplitParams.model_validate(content), seed)
 
     return run
@@ -70,7 +70,7 @@ def run(default_params: Params) -> Run:
 
 @pytest.fixture
 def mistake(run: Run, capsys: pytest.CaptureFixture[str], project: Path) -> Mistake:
-    """Return the one line that the stage says; nothing is left that was not there before."""
+    """Return the error line of the stage, which leaves no file."""
 
     def mistake(**values: Any) -> str:
         before = contents(project)
@@ -97,26 +97,26 @@ def read() -> tuple[Posts, Labels]:
 
 
 def written() -> list[int]:
-    """Return the parts in data/split.parquet, which names each post in its place."""
+    """Return the splits in data/split.parquet, which names each post in its place."""
     return listed(manifest.read_split(split.SPLIT, read()[0].ids))
 
 
-def listed(parts: library.SplitIndices) -> list[int]:
-    return [int(part) for part in parts]
+def listed(splits: library.SplitIndices) -> list[int]:
+    return [int(name) for name in splits]
 
 
-def expected(method: str, seed: int, shares: tuple[float, ...]) -> list[int]:
+def expected(method: str, seed: int, fractions: tuple[float, ...]) -> list[int]:
     """Return what the library has for the manifest."""
     found, labels = read()
     ids, groups = found.ids, found.groups
     ways: dict[str, Callable[[], library.SplitIndices]] = {
-        "stratified": lambda: library.stratified(labels, shares, groups=groups, seed=seed),
-        "iterative": lambda: library.iterative(labels, shares, groups=groups, seed=seed),
-        "random": lambda: library.random(labels, shares, groups=groups, seed=seed),
-        "hash": lambda: deterministic.by_hash(ids, shares, groups=groups, seed=seed),
-        "modulo": lambda: deterministic.by_modulo(ids, shares, groups=groups),
+        "stratified": lambda: library.stratified(labels, fractions, groups=groups, seed=seed),
+        "iterative": lambda: library.iterative(labels, fractions, groups=groups, seed=seed),
+        "random": lambda: library.random(labels, fractions, groups=groups, seed=seed),
+        "hash": lambda: deterministic.by_hash(ids, fractions, groups=groups, seed=seed),
+        "modulo": lambda: deterministic.by_modulo(ids, fractions, groups=groups),
         "time": lambda: deterministic.by_time(
-            found.table["created_at"], ids, shares, groups=groups
+            found.table["created_at"], ids, fractions, groups=groups
         ),
         "given": lambda: np.array([(n % 5 == 0) + (n % 10 == 0) for n in range(POSTS)], np.int8),
     }
@@ -124,16 +124,16 @@ def expected(method: str, seed: int, shares: tuple[float, ...]) -> list[int]:
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_each_method_parts_the_posts_with_its_seed_shares_and_groups(run: Run, method: str) -> None:
+def test_each_method_splits_with_its_seed_fractions_and_groups(run: Run, method: str) -> None:
     run(method=method, seed=3, train=0.6, validation=0.25, test=0.15)
-    parts = written()
-    assert parts == expected(method, 3, (0.6, 0.25, 0.15))
+    splits = written()
+    assert splits == expected(method, 3, (0.6, 0.25, 0.15))
     copies = range(2, POSTS, 3)
-    assert all(parts[copy] == parts[copy - 1] for copy in copies) == (method != "given")
+    assert all(splits[copy] == splits[copy - 1] for copy in copies) == (method != "given")
 
 
 @pytest.mark.parametrize("method", ["stratified", "iterative"])
-def test_order_two_is_handed_on(run: Run, method: str) -> None:
+def test_order_two_is_passed_on(run: Run, method: str) -> None:
     run(method=method, order=2)
     found, labels = read()
     way = getattr(library, method)
@@ -144,7 +144,7 @@ def test_order_two_is_handed_on(run: Run, method: str) -> None:
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_reports_and_what_is_printed_agree_with_the_parts(
+def test_reports_and_output_agree_with_the_splits(
     run: Run, method: str, capsys: pytest.CaptureFixture[str], project: Path
 ) -> None:
     run(method=method)
@@ -153,21 +153,21 @@ def test_reports_and_what_is_printed_agree_with_the_parts(
     report = json.loads(split.REPORT.read_text(encoding="utf-8"))
     assert list(report) == ["posts", *SPLITS, "groups"]
     assert report["posts"] == POSTS
-    assert [report[part]["posts"] for part in SPLITS] == sizes
-    assert [report[part]["wanted"] for part in SPLITS] == [0.8, 0.1, 0.1]
-    assert report["groups"]["of_several"] == POSTS // 3
-    assert (report["groups"]["parted"] > 0) == (method == "given")
+    assert [report[name]["posts"] for name in SPLITS] == sizes
+    assert [report[name]["target"] for name in SPLITS] == [0.8, 0.1, 0.1]
+    assert report["groups"]["of_several_posts"] == POSTS // 3
+    assert (report["groups"]["divided"] > 0) == (method == "given")
 
     with split.PER_TAG.open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert [row["tag"] for row in rows] == [tag.name for tag in TAGS]
     totals = read()[1].sum(axis=0).tolist()
     assert [int(row["posts"]) for row in rows] == totals
-    assert [sum(int(row[part]) for part in SPLITS) for row in rows] == totals
+    assert [sum(int(row[name]) for name in SPLITS) for row in rows] == totals
     with split.PER_BAND.open(encoding="utf-8") as file:
         bands = list(csv.DictReader(file))
-    for part in SPLITS:
-        assert sum(int(band["tags"]) for band in bands if band["part"] == part) == len(TAGS)
+    for name in SPLITS:
+        assert sum(int(band["tags"]) for band in bands if band["split"] == name) == len(TAGS)
     with Image.open(split.PLOT) as drawn:
         assert drawn.format == "PNG"
     files = {Path(path).relative_to(project) for path in contents(project)}
@@ -177,14 +177,14 @@ def test_reports_and_what_is_printed_agree_with_the_parts(
     train, validation, test = sizes
     told = f"{train} train, {validation} validation, {test} test -> data/split.parquet"
     assert lines[0] == told
-    missing = [part for part in SPLITS if report[part]["tags_without_post"]]
-    starts = [f"tags without a post in {part}: " for part in missing]
-    starts += ["groups in several parts: "] * (method == "given")
+    missing = [name for name in SPLITS if report[name]["tags_without_post"]]
+    starts = [f"tags without a post in {name}: " for name in missing]
+    starts += ["groups divided between splits: "] * (method == "given")
     assert all(line.startswith(start) for line, start in zip(lines[1:], starts, strict=True))
     assert printed.err == ""
 
 
-def test_a_tag_that_a_part_lacks_and_a_parted_group_are_told(
+def test_missing_tags_and_divided_groups_are_reported(
     run: Run, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write([row(n, tags=[4] if n == 0 else [1, 0, 2, 5]) for n in range(POSTS)])
@@ -194,59 +194,59 @@ def test_a_tag_that_a_part_lacks_and_a_parted_group_are_told(
     assert lines == [
         "tags without a post in train: 1 of 5, see metrics/split_tags.csv",
         "tags without a post in validation: 1 of 5, see metrics/split_tags.csv",
-        "groups in several parts: 16, so that a model is judged on copies",
+        "groups divided between splits: 16. The model is evaluated on copies of its training images.",
     ]
 
 
-def test_a_table_of_other_columns_and_more_posts_is_taken(run: Run) -> None:
+def test_a_table_may_have_other_columns_and_more_posts(run: Run) -> None:
     table = {"post": range(0, 3571 * 200, 3571), "fold": [SPLITS[n % 3] for n in range(200)]}
     pq.write_table(pa.table({key: list(value) for key, value in table.items()}), "folds.parquet")
-    run(method="given", given="folds.parquet", id_column="post", split_column="fold")
+    run(method="given", table="folds.parquet", id_column="post", split_column="fold")
     assert written() == [n % 3 for n in range(POSTS)]
     report = json.loads(split.REPORT.read_text(encoding="utf-8"))
-    assert report["test"]["wanted"] == pytest.approx(1 / 3, abs=1e-6)  # as the table has it
+    assert report["test"]["target"] == pytest.approx(1 / 3, abs=1e-6)  # as the table has it
 
 
 @pytest.mark.parametrize(
     ("values", "reason"),
     [
-        ({"method": "given", "given": "none.csv"}, "none.csv cannot be read"),
+        ({"method": "given", "table": "none.csv"}, "none.csv cannot be read"),
         ({"method": "given", "id_column": "ids"}, "no 'ids'. Did you mean 'id'?"),
-        ({"method": "given", "given": "data/posts.parquet"}, "row 1 has no 'split'."),
-        ({"method": "hash", "train": 0.998, "validation": 0.001, "test": 0.001}, "No post falls"),
+        ({"method": "given", "table": "data/posts.parquet"}, "row 1 has no 'split'."),
+        ({"method": "hash", "train": 0.998, "validation": 0.001, "test": 0.001}, "has no post"),
     ],
 )
-def test_parameters_that_do_not_fit_are_told(
+def test_unsuitable_parameters_are_reported(
     mistake: Mistake, values: dict[str, Any], reason: str
 ) -> None:
     assert reason in mistake(**values)
 
 
-def test_a_mistake_leaves_an_earlier_split_as_it_was(
+def test_an_error_leaves_an_earlier_split_unchanged(
     run: Run, mistake: Mistake, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run(method="random")
     capsys.readouterr()
-    assert "none.csv cannot be read" in mistake(method="given", given="none.csv")
-    assert "No post falls to" in mistake(train=0.998, validation=0.001, test=0.001, method="hash")
+    assert "none.csv cannot be read" in mistake(method="given", table="none.csv")
+    assert "has no post" in mistake(train=0.998, validation=0.001, test=0.001, method="hash")
 
 
-def test_a_manifest_that_does_not_suit_the_method_is_refused(mistake: Mistake) -> None:
+def test_a_manifest_unsuitable_for_the_method_is_refused(mistake: Mistake) -> None:
     write([row(n, created_at=None) if n % 4 == 0 else row(n) for n in range(POSTS)])
     assert "30 of 120 have none" in mistake(method="time")
     write([row(n, id=f"{n}.png") for n in range(POSTS)])
-    assert "takes ids that are numbers" in mistake(method="modulo")
-    assert "mine.csv misses 120 of 120 posts, '0.png' first" in mistake(method="given")
+    assert "needs ids that are numbers" in mistake(method="modulo")
+    assert "mine.csv lacks 120 of 120 posts, '0.png' first" in mistake(method="given")
     write([row(n, group=n % 2) for n in range(POSTS)])
     for method in ("stratified", "iterative", "random"):
-        assert "2 groups of posts cannot fill 3 parts" in mistake(method=method)
+        assert "2 groups of posts cannot fill 3 splits" in mistake(method=method)
     for method in ("hash", "time"):
-        assert "No post falls to" in mistake(method=method)
+        assert "has no post" in mistake(method=method)
     write([row(n, tags=[]) for n in range(POSTS)])
-    assert "No post of train has a tag" in mistake(method="stratified")
+    assert "No post of the split train has a tag" in mistake(method="stratified")
 
 
 @pytest.mark.parametrize("path", [split.POSTS, split.TAGS, split.VOCABULARY])
-def test_what_an_earlier_stage_writes_is_asked_for(mistake: Mistake, path: Path) -> None:
+def test_a_missing_input_is_reported(mistake: Mistake, path: Path) -> None:
     path.unlink()
     assert f"{path} is missing" in mistake()

@@ -72,13 +72,13 @@ class SplitParams(Frozen):
     split_column: str
 
     @property
-    def proportions(self) -> tuple[float, float, float]:
+    def fractions(self) -> tuple[float, float, float]:
         return self.train, self.validation, self.test
 
     @model_validator(mode="after")
     def _sums_to_one(self) -> Self:
-        if abs(sum(self.proportions) - 1) > 1e-6:
-            raise ValueError(f"train, validation and test sum to {sum(self.proportions):g}, not 1")
+        if abs(sum(self.fractions) - 1) > 1e-6:
+            raise ValueError(f"train, validation and test sum to {sum(self.fractions):g}, not 1")
         return self
 
 

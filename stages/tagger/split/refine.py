@@ -1,231 +1,190 @@
-"""Even out a split: move groups between its parts where that brings tags nearer their shares.
+"""Balance a split: move groups between splits if that brings tags nearer their fractions.
 
-A part ends within the size of the largest group of what it should hold. A tag on as many groups as
-there are parts ends in each, unless no single move can bring that about.
+Each split ends within the size of the largest group of what it should hold. A tag on as many
+groups as there are splits ends in each split, unless no single move can achieve that.
 
 Written for numba, and for lists: small splits are refined by the interpreter.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from numba.extending import register_jitable
 
-# Arrays, or lists, with which Python alone is faster.
-Ints = Any
-Floats = Any
+# Arrays, or lists, which are faster in plain Python.
+IntSequence = Any
+FloatSequence = Any
 
-_PASSES = 2  # over all groups; further ones gain little
-_ROUNDS = 3  # of giving parts the tags that they lack
-_LOSSES = (0.0, 0.1, 0.5)  # to tags, that evening sizes may cost; below 1 none goes missing
+_PASSES = 2  # over all groups; further passes gain little
+_ROUNDS = 3  # of giving splits the tags that they lack
+_MAX_LOSSES = (0.0, 0.1, 0.5)  # to tags, for even sizes; below 1 no tag goes missing
 _NONE = -1
-_LEAST = 1e-9  # gain that is more than rounding
+_EPSILON = 1e-9  # a gain above rounding errors
+
+
+class Assignment(NamedTuple):
+    """Groups of posts, their tags, and the split of each group."""
+
+    starts: IntSequence  # (groups + 1,), where the tags of each group's posts start
+    tags: IntSequence  # (labels,)
+    sizes: IntSequence  # (groups,), posts
+    tag_starts: IntSequence  # (tags + 1,), where the groups of each tag start
+    tag_groups: IntSequence  # (labels,), as often as a group has posts with the tag
+    missing: FloatSequence  # (tags * splits,), posts of each tag that each split lacks
+    counts: IntSequence  # (tags * splits,), posts of each tag in each split
+    room: FloatSequence  # (splits,), posts that each split lacks
+    split_of: IntSequence  # (groups,), -1: not assigned yet
 
 
 @register_jitable
-def refine(
-    starts: Ints,  # (groups + 1,), of the tags of each group's posts
-    tags: Ints,  # (labels,)
-    sizes: Ints,  # (groups,), posts
-    tag_starts: Ints,  # (tags + 1,), of each tag's groups
-    tag_groups: Ints,  # (labels,)
-    wanted: Floats,  # (tags * parts,), posts that each part wants more of each tag
-    inside: Ints,  # (tags * parts,), posts of each tag in each part
-    room: Floats,  # (parts,), posts that each part wants more
-    part_of: Ints,  # (groups,)
-) -> None:
-    """Even the shares of tags, then sizes; then give parts the tags they lack, and even again."""
+def refine(state: Assignment) -> None:
+    """Balance tags, then sizes; then give splits the tags they lack, and balance sizes again."""
     for _ in range(_PASSES):
-        _even_tags(starts, tags, sizes, wanted, inside, room, part_of)
-    for loss in _LOSSES:
-        _even_sizes(starts, tags, sizes, wanted, inside, room, part_of, loss)
-    _bound_sizes(starts, tags, sizes, wanted, inside, room, part_of)
+        _balance_tags(state)
+    for loss in _MAX_LOSSES:
+        _balance_sizes(state, loss)
+    _bound_sizes(state)
     for _ in range(_ROUNDS):
-        _spread(starts, tags, sizes, tag_starts, tag_groups, wanted, inside, room, part_of)
-        for loss in _LOSSES:
-            _even_sizes(starts, tags, sizes, wanted, inside, room, part_of, loss)
+        _spread_tags(state)
+        for loss in _MAX_LOSSES:
+            _balance_sizes(state, loss)
 
 
 @register_jitable
-def _even_tags(
-    starts: Ints,
-    tags: Ints,
-    sizes: Ints,
-    wanted: Floats,
-    inside: Ints,
-    room: Floats,
-    part_of: Ints,
-) -> None:
-    """Move each group where its tags are wanted; a part may get one too many or lack one."""
-    for group in range(len(part_of)):
-        here = part_of[group]
-        best = here
-        most = _LEAST
-        for part in range(len(room)):
-            if part != here and room[part] >= 0 and room[here] <= 0:
-                gain = _gain(starts, tags, sizes, wanted, inside, len(room), group, here, part)
-                if gain > most:
-                    most = gain
-                    best = part
-        if best != here:
-            _move(starts, tags, sizes, wanted, inside, room, part_of, group, best)
+def _balance_tags(state: Assignment) -> None:
+    """Move groups to where their tags are missing; a size may end one post off."""
+    room, split_of = state.room, state.split_of
+    for group in range(len(split_of)):
+        source = split_of[group]
+        best = source
+        best_gain = _EPSILON
+        for split in range(len(room)):
+            if split != source and room[split] >= 0 and room[source] <= 0:
+                gain = _gain(state, group, source, split)
+                if gain > best_gain:
+                    best_gain = gain
+                    best = split
+        if best != source:
+            _move(state, group, best)
 
 
 @register_jitable
-def _even_sizes(
-    starts: Ints,
-    tags: Ints,
-    sizes: Ints,
-    wanted: Floats,
-    inside: Ints,
-    room: Floats,
-    part_of: Ints,
-    loss: float,
-) -> None:
-    """Move groups where that evens the sizes of parts, at no greater loss to their tags."""
-    for group in range(len(part_of)):
-        here = part_of[group]
-        best = here
-        most = -loss
-        for part in range(len(room)):
-            if room[here] < 0 < room[part] and _excess(room, here, part, sizes[group]) < -_LEAST:
-                gain = _gain(starts, tags, sizes, wanted, inside, len(room), group, here, part)
-                if gain >= most:
-                    most = gain
-                    best = part
-        if best != here:
-            _move(starts, tags, sizes, wanted, inside, room, part_of, group, best)
+def _balance_sizes(state: Assignment, loss: float) -> None:
+    """Move groups if that evens the sizes of splits, at no greater loss to their tags."""
+    room, split_of = state.room, state.split_of
+    for group in range(len(split_of)):
+        source = split_of[group]
+        best = source
+        best_gain = -loss
+        for split in range(len(room)):
+            if (
+                room[source] < 0 < room[split]
+                and _excess(room, source, split, state.sizes[group]) < -_EPSILON
+            ):
+                gain = _gain(state, group, source, split)
+                if gain >= best_gain:
+                    best_gain = gain
+                    best = split
+        if best != source:
+            _move(state, group, best)
 
 
 @register_jitable
-def _bound_sizes(
-    starts: Ints,
-    tags: Ints,
-    sizes: Ints,
-    wanted: Floats,
-    inside: Ints,
-    room: Floats,
-    part_of: Ints,
-) -> None:
-    """Move groups from the fullest part to the emptiest until none is off by more than a group."""
+def _bound_sizes(state: Assignment) -> None:
+    """Move groups from the fullest split to the emptiest until none is off by more than a group."""
+    room, sizes, split_of = state.room, state.sizes, state.split_of
     largest = max(sizes)
-    while max(max(room), -min(room)) > largest + _LEAST:
+    while max(max(room), -min(room)) > largest + _EPSILON:
         full = 0
         empty = 0
-        for part in range(1, len(room)):
-            if room[part] < room[full]:
-                full = part
-            if room[part] > room[empty]:
-                empty = part
+        for split in range(1, len(room)):
+            if room[split] < room[full]:
+                full = split
+            if room[split] > room[empty]:
+                empty = split
         chosen = _NONE
-        for group in range(len(part_of)):
-            if part_of[group] == full and (chosen == _NONE or sizes[group] > sizes[chosen]):
+        for group in range(len(split_of)):
+            if split_of[group] == full and (chosen == _NONE or sizes[group] > sizes[chosen]):
                 chosen = group
-        _move(starts, tags, sizes, wanted, inside, room, part_of, chosen, empty)
+        _move(state, chosen, empty)
 
 
 @register_jitable
-def _spread(
-    starts: Ints,
-    tags: Ints,
-    sizes: Ints,
-    tag_starts: Ints,
-    tag_groups: Ints,
-    wanted: Floats,
-    inside: Ints,
-    room: Floats,
-    part_of: Ints,
-) -> None:
-    """Give parts the tags that they lack, as far as sizes stay near those wanted."""
-    parts = len(room)
+def _spread_tags(state: Assignment) -> None:
+    """Give splits the tags that they lack, as far as their sizes allow."""
+    room, sizes = state.room, state.sizes
     slack = min(max(sizes), 2 + sum(sizes) // 50)
-    for tag in range(len(tag_starts) - 1):
-        for part in range(parts):
-            if inside[tag * parts + part]:
+    for tag in range(len(state.tag_starts) - 1):
+        for split in range(len(room)):
+            if state.counts[tag * len(room) + split]:
                 continue
             chosen = _NONE
-            most = _LEAST
-            for place in range(tag_starts[tag], tag_starts[tag + 1]):
-                group = tag_groups[place]
-                here = part_of[group]
-                if here != part and _fits(room, here, part, sizes[group], slack):
-                    gain = _gain(starts, tags, sizes, wanted, inside, parts, group, here, part)
-                    if gain > most:
-                        most = gain
+            best_gain = _EPSILON
+            for place in range(state.tag_starts[tag], state.tag_starts[tag + 1]):
+                group = state.tag_groups[place]
+                source = state.split_of[group]
+                if source != split and _fits(room, source, split, sizes[group], slack):
+                    gain = _gain(state, group, source, split)
+                    if gain > best_gain:
+                        best_gain = gain
                         chosen = group
             if chosen != _NONE:
-                _move(starts, tags, sizes, wanted, inside, room, part_of, chosen, part)
+                _move(state, chosen, split)
 
 
 @register_jitable
-def _fits(room: Floats, here: int, there: int, size: int, slack: int) -> bool:
-    """Return whether two parts are as large as wanted, but for some posts, after such a move."""
-    return bool(abs(room[here] + size) <= slack and abs(room[there] - size) <= slack)
+def _fits(room: FloatSequence, source: int, target: int, size: int, slack: int) -> bool:
+    """Return whether two splits have their sizes, give or take some posts, after such a move."""
+    return bool(abs(room[source] + size) <= slack and abs(room[target] - size) <= slack)
 
 
 @register_jitable
-def _excess(room: Floats, here: int, there: int, size: int) -> float:
-    """Return by how many posts moving so many makes the sizes of two parts worse."""
-    before = abs(room[here]) + abs(room[there])
-    return float(abs(room[here] + size) + abs(room[there] - size) - before)
+def _excess(room: FloatSequence, source: int, target: int, size: int) -> float:
+    """Return by how many posts moving so many makes the sizes of two splits worse."""
+    before = abs(room[source]) + abs(room[target])
+    return float(abs(room[source] + size) + abs(room[target] - size) - before)
 
 
 @register_jitable
-def _move(
-    starts: Ints,
-    tags: Ints,
-    sizes: Ints,
-    wanted: Floats,
-    inside: Ints,
-    room: Floats,
-    part_of: Ints,
-    group: int,
-    there: int,
-) -> None:
-    here = part_of[group]
-    part_of[group] = there
-    room[here] += sizes[group]
-    room[there] -= sizes[group]
-    for label in range(starts[group], starts[group + 1]):
-        _shift(wanted, inside, tags[label] * len(room), here, there)
+def _move(state: Assignment, group: int, target: int) -> None:
+    source = state.split_of[group]
+    state.split_of[group] = target
+    state.room[source] += state.sizes[group]
+    state.room[target] -= state.sizes[group]
+    for label in range(state.starts[group], state.starts[group + 1]):
+        _shift(state, state.tags[label] * len(state.room), source, target)
 
 
 @register_jitable
-def _shift(wanted: Floats, inside: Ints, row: int, here: int, there: int) -> None:
+def _shift(state: Assignment, row: int, source: int, target: int) -> None:
     """Move one post of a tag."""
-    wanted[row + here] += 1
-    inside[row + here] -= 1
-    wanted[row + there] -= 1
-    inside[row + there] += 1
+    missing, counts = state.missing, state.counts
+    missing[row + source] += 1
+    counts[row + source] -= 1
+    missing[row + target] -= 1
+    counts[row + target] += 1
 
 
 @register_jitable
-def _gain(
-    starts: Ints,
-    tags: Ints,
-    sizes: Ints,
-    wanted: Floats,
-    inside: Ints,
-    parts: int,
-    group: int,
-    here: int,
-    there: int,
-) -> float:
-    """Return by how much moving a group evens the shares of its tags, in shares of their posts.
+def _gain(state: Assignment, group: int, source: int, target: int) -> float:
+    """Return by how much a move balances the tags of a group, in fractions of their posts.
 
-    A tag that a part gets or loses altogether counts one.
+    A tag that a split gets or loses altogether counts one.
     """
+    missing, counts, tags = state.missing, state.counts, state.tags
+    splits = len(state.room)
+    several = state.sizes[group] > 1  # their posts may share tags
     gain = 0.0
-    for label in range(starts[group], starts[group + 1]):
-        row = tags[label] * parts
+    for label in range(state.starts[group], state.starts[group + 1]):
+        row = tags[label] * splits
         posts = 0
-        for part in range(parts):
-            posts += inside[row + part]
-        before = abs(wanted[row + here]) + abs(wanted[row + there])
-        after = abs(wanted[row + here] + 1) + abs(wanted[row + there] - 1)
-        gain += (before - after) / posts + (inside[row + there] == 0) - (inside[row + here] == 1)
-        if sizes[group] > 1:  # its posts may share tags
-            _shift(wanted, inside, row, here, there)
-    if sizes[group] > 1:
-        for label in range(starts[group], starts[group + 1]):
-            _shift(wanted, inside, tags[label] * parts, there, here)
+        for split in range(splits):
+            posts += counts[row + split]
+        before = abs(missing[row + source]) + abs(missing[row + target])
+        after = abs(missing[row + source] + 1) + abs(missing[row + target] - 1)
+        gain += (before - after) / posts + (counts[row + target] == 0) - (counts[row + source] == 1)
+        if several:
+            _shift(state, row, source, target)
+    if several:
+        for label in range(state.starts[group], state.starts[group + 1]):
+            _shift(state, tags[label] * splits, target, source)
     return gain
