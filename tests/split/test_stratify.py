@@ -192,7 +192,7 @@ def test_compiled_and_interpreted_splits_are_the_same(monkeypatch: pytest.Monkey
                 monkeypatch.setattr(stratify, "compiled_if_long", choice)
                 arguments: Any = {"groups": groups, "seed": 5, "order": order}
                 splits.append(methods.stratified(labels, fractions, **arguments))
-            assert np.array_equal(*splits)
+            assert np.array_equal(splits[0], splits[1])
 
 
 def test_a_tag_on_ten_posts_is_split_by_the_fractions() -> None:
