@@ -1,9 +1,9 @@
-"""Measure infer.py on a folder of pictures of 1,024 px, beside what its parts allow and its peers.
+"""Measure infer.py on a folder of images of 1,024 px, beside what its parts allow and its peers.
 
 python tests/benchmarks/infer_folder.py
 
-The peers are the loops of dghs-imgutils (Pillow and ONNX Runtime, a picture at a time) and of
-wdtagger (Pillow, timm's transform and torch, a picture at a time), on the same weights.
+The peers are the loops of dghs-imgutils (Pillow and ONNX Runtime, a image at a time) and of
+wdtagger (Pillow, timm's transform and torch, a image at a time), on the same weights.
 """
 
 import argparse
@@ -33,7 +33,7 @@ PRESETS: dict[str, tuple[str, dict[str, Any], int]] = {  # arguments of timm, pi
     "mobilenet": ("mobilenetv4_conv_small", {}, 256),
 }
 _TAGS = 1_000
-_PICTURES = 300
+_IMAGES = 300
 
 
 def make_models(folder: Path) -> None:
@@ -60,59 +60,59 @@ def make_models(folder: Path) -> None:
         onnx_graph.write_model(model, target / layouts.ONNX, size=size, opset=17)
 
 
-def make_pictures(folder: Path) -> None:
+def make_images(folder: Path) -> None:
     """Draw a third each of JPEG, PNG and WebP."""
     with tempfile.TemporaryDirectory() as drawn:
         input_pipeline.draw(Path(drawn))
-        for number in range(_PICTURES):
+        for number in range(_IMAGES):
             kind = ("jpeg", "png", "webp")[number % 3]
             source = sorted(Path(drawn, kind).iterdir())[number // 3 % input_pipeline.DRAWN]
             (folder / f"{number:03d}.{kind}").write_bytes(source.read_bytes())
 
 
-def made(folder: Path, pictures: Path) -> dict[str, float]:
-    """Make models and pictures, in a process of its own: torch would count as memory of others."""
+def made(folder: Path, images: Path) -> dict[str, float]:
+    """Make models and images, in a process of its own: torch would count as memory of others."""
     make_models(folder)
-    make_pictures(pictures)
+    make_images(images)
     return {}
 
 
-def ours(model: Path, pictures: Path) -> dict[str, float]:
-    """Return the pictures a second of a whole run, by its own closing line."""
+def ours(model: Path, images: Path) -> dict[str, float]:
+    """Return the images a second of a whole run, by its own closing line."""
     with tempfile.TemporaryDirectory() as target:
-        command = _command(pictures, model)
+        command = _command(images, model)
         options = ["--output", "jsonl", "--output-dir", target]
         ended = subprocess.run([*command, *options], capture_output=True, text=True, check=True)
-    told = re.search(r"pictures, ([\d,.]+) a second", ended.stderr)
+    told = re.search(r"images, ([\d,.]+) a second", ended.stderr)
     assert told, ended.stderr
     return {"rate": float(told[1].replace(",", ""))}
 
 
-def _command(pictures: Path, model: Path) -> list[str]:
+def _command(images: Path, model: Path) -> list[str]:
     script = str(_ROOT / "stages/infer.py")
-    return [sys.executable, script, str(pictures), "--model", str(model), "--device", "cpu"]
+    return [sys.executable, script, str(images), "--model", str(model), "--device", "cpu"]
 
 
-def first(model: Path, pictures: Path) -> dict[str, float]:
-    """Return the seconds from start to end for one picture."""
+def first(model: Path, images: Path) -> dict[str, float]:
+    """Return the seconds from start to end for one image."""
     start = time.perf_counter()
-    subprocess.run(_command(pictures / "000.jpeg", model), capture_output=True, check=True)
+    subprocess.run(_command(images / "000.jpeg", model), capture_output=True, check=True)
     return {"seconds": time.perf_counter() - start}
 
 
-def decoding(model: Path, pictures: Path) -> dict[str, float]:
+def decoding(model: Path, images: Path) -> dict[str, float]:
     from tagger.images import preprocess
     from tagger.inference import decoders
 
     prepared = preprocess.read(model / "preprocess.json")
-    paths = sorted(pictures.iterdir())
+    paths = sorted(images.iterdir())
     found = decoders.decode_squares(paths, prepared, workers=2, timeout=60, stop=threading.Event())
     next(found)
     start = time.perf_counter()
     return {"rate": sum(1 for _ in found) / (time.perf_counter() - start)}
 
 
-def computing(model: Path, pictures: Path) -> dict[str, float]:
+def computing(model: Path, images: Path) -> dict[str, float]:
     from tagger.images import decode, preprocess
     from tagger.models import runtimes
 
@@ -128,7 +128,7 @@ def computing(model: Path, pictures: Path) -> dict[str, float]:
     return {"rate": rounds * len(squares) / (time.perf_counter() - start)}
 
 
-def imgutils(model: Path, pictures: Path) -> dict[str, float]:
+def imgutils(model: Path, images: Path) -> dict[str, float]:
     import onnxruntime as ort
 
     from tagger.images import preprocess
@@ -141,10 +141,10 @@ def imgutils(model: Path, pictures: Path) -> dict[str, float]:
             inputs = prepared(image.convert("RGB"))
         session.run(["prediction"], {"input": inputs[None]})
 
-    return _each(tag, pictures)
+    return _each(tag, images)
 
 
-def wdtagger(model: Path, pictures: Path) -> dict[str, float]:
+def wdtagger(model: Path, images: Path) -> dict[str, float]:
     import timm
     import torch
 
@@ -156,11 +156,11 @@ def wdtagger(model: Path, pictures: Path) -> dict[str, float]:
         with Image.open(path) as image, torch.inference_mode():
             network(transform(image.convert("RGB"))[None]).sigmoid()
 
-    return _each(tag, pictures)
+    return _each(tag, images)
 
 
-def _each(tag: Callable[[Path], None], pictures: Path) -> dict[str, float]:
-    paths = sorted(pictures.iterdir())
+def _each(tag: Callable[[Path], None], images: Path) -> dict[str, float]:
+    paths = sorted(images.iterdir())
     tag(paths[0])
     start = time.perf_counter()
     for path in paths:
@@ -174,10 +174,10 @@ PARTS: dict[str, Callable[[Path, Path], dict[str, float]]] = {
 
 
 def compare(folder: Path, rounds: int) -> None:
-    pictures = folder / "pictures"
+    images = folder / "images"
 
     def run(part: str, name: str) -> measure.Run:
-        return measure.run(__file__, "--part", part, folder / name, pictures)
+        return measure.run(__file__, "--part", part, folder / name, images)
 
     shares, peers = [], []
     for _ in range(rounds):
@@ -198,7 +198,7 @@ def compare(folder: Path, rounds: int) -> None:
         print(f", imgutils' loop {rates[1]:.1f}/s, wdtagger's {rates[2]:.1f}/s", flush=True)
     _target(f"{median(peers):.2f} times the faster peer", median(peers) >= 2, "2")
     seconds = median(run("first", "mobilenet").answer["seconds"] for _ in range(5))
-    _target(f"{seconds:.2f} s for one picture", seconds < 1.5, "1.5 s")
+    _target(f"{seconds:.2f} s for one image", seconds < 1.5, "1.5 s")
     _target(f"{mine.peak:.2f} GB at the peak", mine.peak < 0.6, "0.6 GB")
 
 
@@ -209,18 +209,18 @@ def _target(told: str, met: bool, wanted: str) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--folder", type=Path, help="where models and pictures are kept")
-    parser.add_argument("--part", nargs=3, metavar=("PART", "MODEL", "PICTURES"))
+    parser.add_argument("--folder", type=Path, help="where models and images are kept")
+    parser.add_argument("--part", nargs=3, metavar=("PART", "MODEL", "IMAGES"))
     asked = parser.parse_args()
     if asked.part:
-        name, model, pictures = asked.part
-        print(json.dumps(PARTS[name](Path(model), Path(pictures))))
+        name, model, images = asked.part
+        print(json.dumps(PARTS[name](Path(model), Path(images))))
         return
     with tempfile.TemporaryDirectory() as temporary:
         folder = asked.folder or Path(temporary)
-        if not (folder / "pictures").exists():
-            (folder / "pictures").mkdir(parents=True)
-            measure.run(__file__, "--part", "made", folder, folder / "pictures")
+        if not (folder / "images").exists():
+            (folder / "images").mkdir(parents=True)
+            measure.run(__file__, "--part", "made", folder, folder / "images")
         compare(folder, asked.rounds)
 
 

@@ -1,8 +1,8 @@
-"""Measure how fast pictures become normalised tensors of 448 px, beside timm's loader.
+"""Measure how fast images become normalised tensors of 448 px, beside timm's loader.
 
 python tests/benchmarks/input_pipeline.py --rounds 3
 
-Decoders, milliseconds for one picture on one core, bytes to (448, 448, 3) by antialiased bicubic,
+Decoders, milliseconds for one image on one core, bytes to (448, 448, 3) by antialiased bicubic,
 and the largest and mean difference from Pillow (0 to 255), as measured with --decoders:
 
              Pillow  its draft       torchvision    simplejpeg     libvips          ours
@@ -37,19 +37,19 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "stages"))
 from tagger.core.location import Location
 
 SIZE = 448
-KINDS = {  # format, side in pixels, times the pictures are read, times as fast as timm
+KINDS = {  # format, side in pixels, times the images are read, times as fast as timm
     "jpeg": ("JPEG", 1024, 12, 3.0),
     "png": ("PNG", 1024, 12, 2.5),
     "webp": ("WEBP", 1024, 12, 2.5),
     "webp of 4 megapixels": ("WEBP", 2000, 6, 2.0),
 }
-DRAWN = 24  # pictures of each kind
+DRAWN = 24  # images of each kind
 _WORKERS = 2
 _BATCH = 16
 
 
 def draw(folder: Path) -> None:
-    """Draw pictures like illustrations: flat shapes, soft shading, a little grain."""
+    """Draw images like illustrations: flat shapes, soft shading, a little grain."""
     random = np.random.default_rng(0)
     for number in range(DRAWN):
         grid = random.integers(0, 255, (8, 8, 3), np.uint8)
@@ -58,21 +58,21 @@ def draw(folder: Path) -> None:
         shade = Image.fromarray(soft).resize((2000, 2000), Image.Resampling.BICUBIC)
         grain = random.normal(0, 1.5, (2000, 2000, 1))
         pixels = np.asarray(Image.blend(flat, shade, 0.5)) + grain
-        picture = Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).rotate(number * 7)
+        image = Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).rotate(number * 7)
         for kind, (form, side, _, _) in KINDS.items():
             path = folder / kind / f"{number:03d}"
             path.parent.mkdir(parents=True, exist_ok=True)
-            picture.resize((side, side)).save(path, form, quality=92)
+            image.resize((side, side)).save(path, form, quality=92)
 
 
 def rate(batches: Iterable[Any], count: Callable[[Any], int]) -> float:
-    """Return the pictures a second after the first batch, for which processes are started."""
+    """Return the images a second after the first batch, for which processes are started."""
     remaining = iter(batches)
     next(remaining)
-    start, pictures = time.perf_counter(), 0
+    start, images = time.perf_counter(), 0
     for batch in remaining:
-        pictures += count(batch)
-    return pictures / (time.perf_counter() - start)
+        images += count(batch)
+    return images / (time.perf_counter() - start)
 
 
 def ours(files: list[Path]) -> float:
@@ -171,17 +171,17 @@ def show_decoders(folder: Path) -> None:
     print(f"{'':22}" + "".join(f"{decoder.__name__:>22}" for decoder in decoders))
     for kind in KINDS:
         cells = []
-        pictures = [path.read_bytes() for path in sorted((folder / kind).iterdir())]
+        images = [path.read_bytes() for path in sorted((folder / kind).iterdir())]
         for decoder in decoders:
             if decoder is simplejpeg and kind != "jpeg":
                 cells.append("")
                 continue
             seconds = []
-            for data in (pictures[0], *pictures):
+            for data in (images[0], *images):
                 start = time.perf_counter()
                 pixels = decoder(data)
                 seconds.append(time.perf_counter() - start)
-            off = np.abs(pixels.astype(int) - pillow(pictures[-1]))
+            off = np.abs(pixels.astype(int) - pillow(images[-1]))
             cells.append(f"{median(seconds) * 1e3:.1f} ({off.max()}, {off.mean():.2f})")
         print(f"{kind:22}" + "".join(f"{cell:>22}" for cell in cells), flush=True)
 
@@ -204,7 +204,7 @@ def compare(folder: Path, rounds: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--folder", type=Path, help="where pictures are kept for the next time")
+    parser.add_argument("--folder", type=Path, help="where images are kept for the next time")
     parser.add_argument("--decoders", action="store_true")
     parser.add_argument("--part", nargs=2, metavar=("PART", "KIND"))
     asked = parser.parse_args()
@@ -214,7 +214,7 @@ def main() -> None:
         print(json.dumps({"timm": timm, "ours": ours}[name](files)))
         return
     with tempfile.TemporaryDirectory() as temporary:
-        folder = asked.folder or Path(temporary, "pictures")
+        folder = asked.folder or Path(temporary, "images")
         if not folder.exists():
             draw(folder)
         if asked.decoders:

@@ -1,6 +1,6 @@
-"""Measure how fast a folder of small pictures is read, verified by header, and grouped.
+"""Measure how fast a folder of small images is read, verified by header, and grouped.
 
-python tests/benchmarks/prepare_pictures.py --pictures 100000 --rounds 3
+python tests/benchmarks/prepare_images.py --images 100000 --rounds 3
 """
 
 import argparse
@@ -32,7 +32,7 @@ _TARGET = 3  # times as fast as the loop
 
 
 def draw(folder: Path, count: int) -> None:
-    """Draw pictures of 48 to 96 pixels with sidecars, a thousand to a folder."""
+    """Draw images of 48 to 96 pixels with sidecars, a thousand to a folder."""
     random = np.random.default_rng(0)
     for number in range(count):
         side = int(random.integers(6, 13)) * 8
@@ -40,12 +40,12 @@ def draw(folder: Path, count: int) -> None:
         path = folder / f"{number // _IN_FOLDER:03d}" / f"{number:06d}.txt"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(f"1girl, long_hair, tag_{number % 500}, smile, general")
-        picture = Image.fromarray(blocks).resize((side, side), Image.Resampling.NEAREST)
-        picture.save(path.with_suffix(_SUFFIXES[number % len(_SUFFIXES)]))
+        image = Image.fromarray(blocks).resize((side, side), Image.Resampling.NEAREST)
+        image.save(path.with_suffix(_SUFFIXES[number % len(_SUFFIXES)]))
 
 
 def ours(folder: Path, parts: int | None) -> dict[str, float]:
-    """Return the seconds of two steps: sidecars read, pictures verified and grouped."""
+    """Return the seconds of two steps: sidecars read, images verified and grouped."""
     below = sorted(folder.iterdir())[:parts]
     shipped = params.load(_ROOT / params.PATH).prepare
     chosen = {"path": below[0], "more_folders": below[1:], "verify": "header"}
@@ -58,11 +58,11 @@ def ours(folder: Path, parts: int | None) -> dict[str, float]:
     posts, _ = verify.verify(posts, p)
     posts = groups.group(posts, p.groups)
     end = time.perf_counter()
-    return {"posts": len(posts), "sidecars": read - start, "pictures": end - read}
+    return {"posts": len(posts), "sidecars": read - start, "images": end - read}
 
 
 def loop(folder: Path, parts: int | None) -> dict[str, float]:
-    """Return the seconds in which Pillow tells the same of each picture, one after the other."""
+    """Return the seconds in which Pillow tells the same of each image, one after the other."""
     start = time.perf_counter()
     first: dict[bytes, int] = {}
     facts: list[tuple[tuple[int, int], bool, int]] = []
@@ -73,7 +73,7 @@ def loop(folder: Path, parts: int | None) -> dict[str, float]:
             moves = getattr(image, "is_animated", False)
         content = hashlib.sha256(path.read_bytes()).digest()
         facts.append((size, moves, first.setdefault(content, len(facts))))
-    return {"posts": len(facts), "pictures": time.perf_counter() - start}
+    return {"posts": len(facts), "images": time.perf_counter() - start}
 
 
 PARTS: dict[str, Callable[[Path, int | None], dict[str, float]]] = {"ours": ours, "loop": loop}
@@ -87,9 +87,9 @@ def compare(folder: Path, rounds: int) -> None:
         plain = measure.run(__file__, "--part", "loop", folder).answer
         mine = measure.run(__file__, "--part", "ours", folder)
         assert plain["posts"] == mine.answer["posts"]
-        alone, whole = mine.answer["pictures"], sum(mine.answer.values()) - mine.answer["posts"]
-        ratios.append((plain["pictures"] / alone, plain["pictures"] / whole))
-        line = f"{plain['pictures']:9.2f} {alone:9.2f} {whole:18.2f} {mine.peak:10.2f}"
+        alone, whole = mine.answer["images"], sum(mine.answer.values()) - mine.answer["posts"]
+        ratios.append((plain["images"] / alone, plain["images"] / whole))
+        line = f"{plain['images']:9.2f} {alone:9.2f} {whole:18.2f} {mine.peak:10.2f}"
         print(f"{line} {ratios[-1][0]:13.2f} {ratios[-1][1]:15.2f}")
     alone, whole = (median(column) for column in zip(*ratios, strict=True))
     print(f"median{alone:57.2f} {whole:15.2f}")
@@ -101,13 +101,13 @@ def show_memory(folder: Path) -> None:
     parts = len(list(folder.iterdir()))
     for some in (parts // 4, parts // 2, parts):
         mine = measure.run(__file__, "--part", "ours", folder, "--of", some)
-        print(f"{mine.answer['posts']:9,} pictures: {mine.peak:5.2f} GB with all processes")
+        print(f"{mine.answer['posts']:9,} images: {mine.peak:5.2f} GB with all processes")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--pictures", type=int, default=100_000)
-    parser.add_argument("--folder", type=Path, help="where pictures are kept for the next time")
+    parser.add_argument("--images", type=int, default=100_000)
+    parser.add_argument("--folder", type=Path, help="where images are kept for the next time")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--part", nargs=2, metavar=("PART", "FOLDER"))
     parser.add_argument("--of", type=int, metavar="FOLDERS")
@@ -116,9 +116,9 @@ def main() -> None:
         print(json.dumps(PARTS[asked.part[0]](Path(asked.part[1]), asked.of)))
         return
     with tempfile.TemporaryDirectory() as temporary:
-        folder = asked.folder or Path(temporary, "pictures")
+        folder = asked.folder or Path(temporary, "images")
         if not folder.exists():
-            draw(folder, asked.pictures)
+            draw(folder, asked.images)
         compare(folder, asked.rounds)
         show_memory(folder)
 
