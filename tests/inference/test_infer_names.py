@@ -1,4 +1,4 @@
-"""Pictures of any name are tagged, and told in a way that no terminal and no table breaks of."""
+"""Images of any file name are tagged, listed in tables, and printed without control characters."""
 
 import json
 import os
@@ -39,7 +39,7 @@ def folder(split: Split, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def latin(split: Split, tmp_path: Path) -> Path:
-    """A picture whose name is no UTF-8."""
+    """An image whose name is no UTF-8."""
     path = os.fsencode(tmp_path / "latin") + b"/\xc4\xe3.png"
     (tmp_path / "latin").mkdir()
     shutil.copyfile(split.locations[0].path, path)
@@ -47,18 +47,18 @@ def latin(split: Split, tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("output", ["json", "jsonl", "csv", "parquet"])
-def test_tables_hold_every_name_as_it_is(run_infer: Infer, folder: Path, output: str) -> None:
+def test_tables_have_every_name_unchanged(run_infer: Infer, folder: Path, output: str) -> None:
     assert run_infer(folder, "--output", output) == 0
     path = Path(f"tags.{output}")
     if output == "csv":
-        found = [row["file"] for row in files.read_csv(path)]
+        names = [row["file"] for row in files.read_csv(path)]
     elif output == "parquet":
-        found = pq.read_table(path)["file"].to_pylist()
+        names = pq.read_table(path)["file"].to_pylist()
     else:
         lines = path.read_text(encoding="utf-8")
         content = json.loads(lines) if output == "json" else map(json.loads, lines.splitlines())
-        found = [one["file"] for one in content]
-    assert set(found) == {str(folder / name) for name in NAMES}
+        names = [image["file"] for image in content]
+    assert set(names) == {str(folder / name) for name in NAMES}
 
 
 def test_every_name_gets_its_sidecar(run_infer: Infer, folder: Path) -> None:
@@ -70,15 +70,15 @@ def test_text_shows_control_characters_escaped(
     run_infer: Infer, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run_infer(folder, "--threshold", 1) == 0
-    shown = [line for line in capsys.readouterr().out.splitlines() if "Image: " in line]
-    assert len(shown) == len(NAMES)
-    assert f"Image: {folder}/two\\nlines.png" in shown
+    lines = [line for line in capsys.readouterr().out.splitlines() if "Image: " in line]
+    assert len(lines) == len(NAMES)
+    assert f"Image: {folder}/two\\nlines.png" in lines
     assert messages.printable("-dash '\".png") == "-dash '\".png"
     assert messages.printable("\x1b]0;owned\x07") == "\\x1b]0;owned\\x07"
 
 
 @pytest.mark.parametrize("output", ["text", "txt", "json", "jsonl", "csv", "parquet"])
-def test_a_name_that_is_no_utf_8_is_tagged_and_gone_on_with(
+def test_an_image_whose_name_is_no_utf_8_is_tagged_and_skipped_later(
     run_infer: Infer, latin: Path, output: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     escaped = f"{latin.parent}/\\udcc4\\udce3.png"
@@ -94,19 +94,21 @@ def test_a_name_that_is_no_utf_8_is_tagged_and_gone_on_with(
         assert {row["file"] for row in files.read_csv(Path("tags.csv"))} == {escaped}
 
 
-def test_a_bad_picture_of_a_bad_name_is_listed(run_infer: Infer, latin: Path) -> None:
-    latin.write_bytes(b"no picture")
+def test_an_unreadable_image_whose_name_is_no_utf_8_is_listed(
+    run_infer: Infer, latin: Path
+) -> None:
+    latin.write_bytes(b"no image")
     assert run_infer(latin, "--output", "csv") == 1
     (failure,) = files.read_csv(Path("infer_failures.csv"))
     assert failure["file"] == f"{latin.parent}/\\udcc4\\udce3.png"
 
 
-def test_a_list_on_stdin_may_name_it(
+def test_a_list_on_stdin_may_have_a_name_that_is_no_utf_8(
     run_infer: Infer, latin: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    listed = tmp_path / "list.txt"
-    listed.write_bytes(os.fsencode(latin) + b"\n")
-    with listed.open() as file:
+    path = tmp_path / "list.txt"
+    path.write_bytes(os.fsencode(latin) + b"\n")
+    with path.open() as file:
         monkeypatch.setattr(sys, "stdin", file)
         assert run_infer("-", "--output", "jsonl") == 0
     assert json.loads(Path("tags.jsonl").read_text())["file"].endswith(".png")

@@ -1,4 +1,4 @@
-"""Runs that go on where another one ended, and sidecars that are there already."""
+"""Resumed runs of infer, and sidecars that exist already."""
 
 import json
 import signal
@@ -19,33 +19,33 @@ Infer = Callable[..., int]
 TABLES = ("json", "jsonl", "csv", "parquet")
 
 
-def whole(path: Path) -> object:
+def content_of(path: Path) -> object:
     return pq.read_table(path).to_pylist() if path.suffix == ".parquet" else path.read_bytes()
 
 
 @pytest.mark.parametrize("output", TABLES)
-def test_a_table_is_gone_on_with_to_what_one_run_would_have_made(
+def test_a_resumed_table_equals_that_of_one_run(
     run_infer: Infer, image_folder: Path, output: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = Path(f"tags.{output}")
     assert run_infer(image_folder, "--output", output, "--recursive") == 0
-    at_once = whole(path)
+    at_once = content_of(path)
     path.unlink()
     assert run_infer(image_folder / "a.png", "--output", output, "--skip-existing") == 0
     capsys.readouterr()
     assert run_infer(image_folder, "--output", output, "--recursive", "--skip-existing") == 0
-    assert whole(path) == at_once
-    told = capsys.readouterr().err
-    assert "tagged: 3 images" in told
-    assert "skipped: 1 images, which were done before" in told
+    assert content_of(path) == at_once
+    summary = capsys.readouterr().err
+    assert "tagged: 3 images" in summary
+    assert "skipped: 1 images, which were done before" in summary
     assert run_infer(image_folder, "--output", output, "--recursive", "--skip-existing") == 0
-    assert whole(path) == at_once
+    assert content_of(path) == at_once
     assert "skipped: 4 images" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("output", TABLES)
 @pytest.mark.parametrize("content", [b"\xff\xfe no table", b'{"a": 1}\n', b"x,y\n1,2\n"])
-def test_what_is_no_table_of_ours_is_not_gone_on_with(
+def test_another_file_is_not_resumed_as_a_table(
     run_infer: Infer,
     image_folder: Path,
     output: str,
@@ -60,7 +60,7 @@ def test_what_is_no_table_of_ours_is_not_gone_on_with(
     assert path.read_bytes() == content
 
 
-def test_sidecars_that_are_there_are_skipped(run_infer: Infer, image_folder: Path) -> None:
+def test_images_with_a_sidecar_are_skipped(run_infer: Infer, image_folder: Path) -> None:
     (image_folder / "b.txt").write_text("mine\n")
     assert run_infer(image_folder, "--output", "txt", "--skip-existing") == 0
     assert (image_folder / "b.txt").read_text() == "mine\n"
@@ -68,21 +68,19 @@ def test_sidecars_that_are_there_are_skipped(run_infer: Infer, image_folder: Pat
     assert (image_folder / "c.txt").is_file()
 
 
-def test_tags_are_added_to_sidecars_each_once(run_infer: Infer, image_folder: Path) -> None:
+def test_append_adds_each_tag_to_a_sidecar_once(run_infer: Infer, image_folder: Path) -> None:
     rest = ("--output", "txt", "--threshold", "0.5")
     assert run_infer(image_folder / "a.png", *rest) == 0
-    given = (image_folder / "a.txt").read_text().strip().split(", ")
-    mine = f"my_style, {given[-1].replace('_', ' ')}"
+    predicted = (image_folder / "a.txt").read_text().strip().split(", ")
+    mine = f"my_style, {predicted[-1].replace('_', ' ')}"
     (image_folder / "a.txt").write_text(f"{mine}\n")
     for _ in range(2):
         assert run_infer(image_folder / "a.png", *rest, "--append") == 0
-        expected = [*mine.split(", "), *given[:-1]]
+        expected = [*mine.split(", "), *predicted[:-1]]
         assert (image_folder / "a.txt").read_text().strip().split(", ") == expected
 
 
-def test_a_sidecar_in_another_encoding_is_left_as_it_is(
-    run_infer: Infer, image_folder: Path
-) -> None:
+def test_append_leaves_a_sidecar_in_another_encoding(run_infer: Infer, image_folder: Path) -> None:
     (image_folder / "a.txt").write_bytes("größe".encode("latin-1"))
     assert run_infer(image_folder, "--output", "txt", "--append") == 1
     assert (image_folder / "a.txt").read_bytes() == "größe".encode("latin-1")
@@ -91,9 +89,11 @@ def test_a_sidecar_in_another_encoding_is_left_as_it_is(
     assert (image_folder / "b.txt").is_file()
 
 
-def test_a_list_of_failures_goes_when_all_is_well(run_infer: Infer, image_folder: Path) -> None:
+def test_a_run_without_failures_removes_the_list_of_failures(
+    run_infer: Infer, image_folder: Path
+) -> None:
     good = (image_folder / "b.png").read_bytes()
-    (image_folder / "b.png").write_bytes(b"no picture")
+    (image_folder / "b.png").write_bytes(b"no image")
     assert run_infer(image_folder, "--output", "csv") == 1
     assert Path("infer_failures.csv").is_file()
     (image_folder / "b.png").write_bytes(good)
@@ -105,7 +105,7 @@ def test_a_list_of_failures_goes_when_all_is_well(run_infer: Infer, image_folder
 
 
 @pytest.mark.parametrize("suffix", embeddings.SUFFIXES)
-def test_a_picture_without_its_embedding_is_not_done(
+def test_an_image_without_its_embedding_is_not_done(
     run_infer: Infer, image_folder: Path, suffix: str
 ) -> None:
     vectors = Path(f"seen{suffix}")
@@ -122,7 +122,7 @@ def test_a_picture_without_its_embedding_is_not_done(
 
 
 @pytest.mark.parametrize("output", ["jsonl", "txt"])
-def test_ctrl_c_keeps_what_was_tagged_and_says_how_to_go_on(
+def test_ctrl_c_keeps_the_results_and_a_second_run_resumes(
     root: Path, export_folder: Path, large_image: Path, tmp_path: Path, output: str
 ) -> None:
     folder = tmp_path / "many"
@@ -138,21 +138,21 @@ def test_ctrl_c_keeps_what_was_tagged_and_says_how_to_go_on(
         wait_for(tmp_path, ".tags.jsonl.partial" if output == "jsonl" else "many/*.txt")
         time.sleep(seconds)
         started.send_signal(signal.SIGINT)
-        _, told = started.communicate(timeout=20)
-        assert started.returncode == 130, told
+        _, stderr = started.communicate(timeout=20)
+        assert started.returncode == 130, stderr
         if done := tagged(tmp_path):
             break
     assert 0 < len(done) < len(paths)
     assert done == list(map(str, paths[: len(done)]))
     left = len(paths) - len(done)
-    assert told.splitlines()[-1] == (
+    assert stderr.splitlines()[-1] == (
         f"stopped: {left} images are left. Give --skip-existing to go on."
     )
     assert not list(tmp_path.rglob("*.partial"))
     again = run(text=True)
-    _, told = again.communicate(timeout=60)
+    _, stderr = again.communicate(timeout=60)
     assert again.returncode == 0
-    assert f"tagged: {left} images" in told
+    assert f"tagged: {left} images" in stderr
     assert tagged(tmp_path) == list(map(str, paths))
 
 
@@ -165,7 +165,7 @@ def wait_for(folder: Path, pattern: str) -> None:
 
 
 def tagged(folder: Path) -> list[str]:
-    """Return the pictures in tags.jsonl, or else those with a sidecar."""
+    """Return the images in tags.jsonl, or else those with a sidecar."""
     if (folder / "tags.jsonl").exists():
         lines = (folder / "tags.jsonl").read_text().splitlines()
         return [json.loads(line)["file"] for line in lines]

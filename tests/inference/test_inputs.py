@@ -1,4 +1,4 @@
-"""Which pictures are meant: by files, folders, globs and lists, whatever their names."""
+"""Inputs of infer: files, folders, globs and lists, whatever their names."""
 
 import io
 import os
@@ -17,17 +17,19 @@ Paint = Callable[[str], Path]
 def names(
     write_image: Paint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[..., list[str]]:
-    """Find among some pictures, from the folder that holds them, and return the paths."""
+    """Find images from the folder that holds them, and return the paths."""
     for name in ("a.png", "b.jpg", "in/c.png", "in/deep/d.png", "thumbs/a.png"):
         write_image(name)
     (tmp_path / "a.txt").write_text("tag\n")
     monkeypatch.chdir(tmp_path)
 
     def find(
-        *given: str, recursive: bool = False, skip: tuple[str, ...] = (), stdin: bytes = b""
+        *arguments: str, recursive: bool = False, skip: tuple[str, ...] = (), stdin: bytes = b""
     ) -> list[str]:
-        found = inputs.find_inputs(given, recursive=recursive, skip=skip, stdin=io.BytesIO(stdin))
-        return [str(one.file) for one in found]
+        images = inputs.find_inputs(
+            arguments, recursive=recursive, skip=skip, stdin=io.BytesIO(stdin)
+        )
+        return [str(image.file) for image in images]
 
     return find
 
@@ -38,7 +40,7 @@ def test_files_and_folders_come_in_their_order_each_once(names: Callable[..., li
     assert names("in") == ["in/c.png"]
 
 
-def test_a_glob_finds_pictures_alone_and_two_stars_enter_folders(
+def test_a_glob_finds_images_alone_and_two_stars_enter_folders(
     names: Callable[..., list[str]],
 ) -> None:
     assert names("a.*") == ["a.png"]
@@ -64,7 +66,7 @@ def test_a_file_whose_name_looks_like_a_glob_is_itself(
         (("*/deep/*", "thumbs/*", "b.*"), ["a.png", "in/c.png"]),
     ],
 )
-def test_what_a_glob_skips_is_left_out(
+def test_images_that_match_skip_are_skipped(
     names: Callable[..., list[str]], skip: tuple[str, ...], left: list[str]
 ) -> None:
     assert names(".", recursive=True, skip=skip) == left
@@ -77,21 +79,21 @@ def test_a_list_on_stdin_names_files_and_folders(names: Callable[..., list[str]]
         names("-")
 
 
-def test_a_list_may_name_what_is_gone(names: Callable[..., list[str]]) -> None:
+def test_a_list_may_name_missing_files(names: Callable[..., list[str]]) -> None:
     """One of many that vanished since the list was made must not stop the others."""
     assert names("-", stdin=b"gone.png\na.png\n") == ["gone.png", "a.png"]
     with pytest.raises(TaggerError, match=r"There is no image or folder gone\.png\."):
         names("gone.png")
 
 
-def test_what_cannot_be_read_is_found_with_its_reason(
+def test_an_unreadable_entry_is_found_with_its_problem(
     tmp_path: Path, write_image: Paint, caplog: pytest.LogCaptureFixture
 ) -> None:
     write_image("set/a.png")
     os.mkfifo(tmp_path / "set" / "pipe.png")
     (tmp_path / "set" / "link").symlink_to(tmp_path)
-    found = inputs.find_inputs([str(tmp_path / "set")], recursive=True)
-    assert [(one.file.name, one.problem) for one in found] == [
+    images = inputs.find_inputs([str(tmp_path / "set")], recursive=True)
+    assert [(image.file.name, image.problem) for image in images] == [
         ("a.png", ""),
         ("pipe.png", "neither a file nor a folder"),
     ]
@@ -101,8 +103,8 @@ def test_what_cannot_be_read_is_found_with_its_reason(
 def test_the_base_is_the_folder_that_was_named(
     names: Callable[..., list[str]], tmp_path: Path
 ) -> None:
-    def bases(*given: str) -> list[str]:
-        return [str(one.base) for one in inputs.find_inputs(given, recursive=True)]
+    def bases(*arguments: str) -> list[str]:
+        return [str(image.base) for image in inputs.find_inputs(arguments, recursive=True)]
 
     assert bases("in/c.png") == ["in"]
     assert bases("in") == ["in", "in"]

@@ -1,4 +1,4 @@
-"""What a run leaves behind, also where it goes wrong half-way."""
+"""Outputs of a run of infer: tables, sidecars, and what an error leaves."""
 
 import csv
 import json
@@ -23,65 +23,67 @@ from tagger.system.world import World
 
 ALONE = World(0, 1, 0, 1)
 TAGS = [Tag(1, "safe", 9, 1), Tag(2, "cat", 0, 1)]
-FOUND = [InputImage(Path(f"{name}.png"), Path()) for name in "abc"]
+IMAGES = [InputImage(Path(f"{name}.png"), Path()) for name in "abc"]
 
 
 @pytest.fixture
-def asked(default_params: Params, root: Path, tmp_path: Path) -> Callable[..., Options]:
-    def asked(*words: str) -> Options:
-        arguments = ["x", "--output-dir", str(tmp_path / "out"), *words]
+def parse(default_params: Params, root: Path, tmp_path: Path) -> Callable[..., Options]:
+    def parse(*options: str) -> Options:
+        arguments = ["x", "--output-dir", str(tmp_path / "out"), *options]
         return cli.parse_args(arguments, default_params.infer, root, 2)
 
-    return asked
+    return parse
 
 
-def answer(found: InputImage, cat: float) -> ImagePrediction:
-    return ImagePrediction(found, np.array([0.7, cat], np.float32), None)
+def predict(image: InputImage, cat: float) -> ImagePrediction:
+    return ImagePrediction(image, np.array([0.7, cat], np.float32), None)
 
 
 @pytest.mark.parametrize("output", ["csv", "json", "jsonl", "parquet"])
-def test_an_error_half_way_keeps_what_came_before_it(
-    asked: Callable[..., Options], output: str
+def test_an_error_half_way_keeps_the_rows_before_it(
+    parse: Callable[..., Options], output: str
 ) -> None:
     def breaking() -> Iterator[list[ImagePrediction]]:
-        yield [answer(one, 0.9) for one in FOUND[:2]]
+        yield [predict(image, 0.9) for image in IMAGES[:2]]
         raise TaggerError("no room")
 
-    wanted = asked("--output", output)
-    plan = outputs.plan_outputs(wanted, FOUND, ALONE)
+    options = parse("--output", output)
+    plan = outputs.plan_outputs(options, IMAGES, ALONE)
     assert plan.table is not None
-    choose = Captioner(TAGS, np.array([0.5, 0.5]))
+    captioner = Captioner(TAGS, np.array([0.5, 0.5]))
     with pytest.raises(TaggerError, match="no room"):
-        outputs.write_outputs(breaking(), choose, wanted, plan, outputs.RunStatus())
+        outputs.write_outputs(breaking(), captioner, options, plan, outputs.RunStatus())
     assert tables.read_file_names(plan.table) == {"a.png", "b.png"}
 
 
-def test_an_error_at_once_leaves_nothing_and_an_earlier_table_as_it_is(
-    asked: Callable[..., Options],
+def test_an_error_at_once_keeps_the_earlier_table(
+    parse: Callable[..., Options],
 ) -> None:
     def breaking() -> Iterator[list[ImagePrediction]]:
         raise TaggerError("no room")
         yield []
 
-    wanted = asked("--output", "csv")
-    plan = outputs.plan_outputs(wanted, FOUND, ALONE)
+    options = parse("--output", "csv")
+    plan = outputs.plan_outputs(options, IMAGES, ALONE)
     assert plan.table is not None
     files.write_text(plan.table, "earlier\n")
     with pytest.raises(TaggerError, match="no room"):
         outputs.write_outputs(
-            breaking(), Captioner(TAGS, np.zeros(2)), wanted, plan, outputs.RunStatus()
+            breaking(), Captioner(TAGS, np.zeros(2)), options, plan, outputs.RunStatus()
         )
     assert plan.table.read_text() == "earlier\n"
     assert list(plan.table.parent.iterdir()) == [plan.table]
 
 
-def test_a_file_is_not_taken_for_a_folder(asked: Callable[..., Options], tmp_path: Path) -> None:
+def test_an_output_folder_that_is_a_file_is_refused(
+    parse: Callable[..., Options], tmp_path: Path
+) -> None:
     (tmp_path / "out").write_text("")
     with pytest.raises(TaggerError, match=r"out is no folder\. Name another to write to\."):
-        outputs.plan_outputs(asked("--output", "csv"), FOUND, ALONE)
+        outputs.plan_outputs(parse("--output", "csv"), IMAGES, ALONE)
 
 
-def test_what_is_no_picture_at_all_is_listed_and_has_no_sidecar(
+def test_a_pipe_is_listed_as_failed_and_has_no_sidecar(
     run_infer: Callable[..., int], image_folder: Path
 ) -> None:
     os.mkfifo(image_folder / "pipe.png")
@@ -93,8 +95,8 @@ def test_what_is_no_picture_at_all_is_listed_and_has_no_sidecar(
     assert not (image_folder / "pipe.txt").exists()
 
 
-def caption(name: str, *given: PredictedTag) -> Caption:
-    return Caption(InputImage(Path(name), Path()), PredictedTag("safe", "rating", 0.75), given)
+def caption(name: str, *tags: PredictedTag) -> Caption:
+    return Caption(InputImage(Path(name), Path()), PredictedTag("safe", "rating", 0.75), tags)
 
 
 CAPTIONS = [
@@ -113,10 +115,10 @@ ROWS = [
 ]
 
 
-def test_tables_of_rows_hold_each_tag_and_always_the_rating(
+def test_csv_and_parquet_have_each_tag_and_always_the_rating(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tables, "_ROW_GROUP", 2)
+    monkeypatch.setattr(tables, "ROWS_PER_GROUP", 2)
     for suffix in ("csv", "parquet"):
         tables.write(CAPTIONS, tmp_path / f"t.{suffix}", ["rating", "general"], frozenset())
     with (tmp_path / "t.csv").open(encoding="utf-8", newline="") as file:
@@ -131,9 +133,7 @@ def test_tables_of_rows_hold_each_tag_and_always_the_rating(
 
 @pytest.mark.parametrize("suffix", ["json", "jsonl"])
 @pytest.mark.parametrize("count", [0, 1, 3])
-def test_tables_of_objects_are_json_and_one_picture_a_line(
-    tmp_path: Path, suffix: str, count: int
-) -> None:
+def test_json_has_one_image_a_line(tmp_path: Path, suffix: str, count: int) -> None:
     path = tmp_path / f"t.{suffix}"
     tables.write(CAPTIONS[:count], path, ["rating", "general"], frozenset())
     lines = path.read_text(encoding="utf-8").splitlines()
@@ -143,9 +143,9 @@ def test_tables_of_objects_are_json_and_one_picture_a_line(
         {"safe": 0.75, "dog": 0.25},
         {"safe": 0.75},
     ]
-    assert [one["rating"] for one in objects] == ["safe"] * count
-    assert [list(one["tags"]) for one in objects] == [["rating", "general"]] * count
-    tags = [one["tags"]["rating"] | one["tags"]["general"] for one in objects]
+    assert [image["rating"] for image in objects] == ["safe"] * count
+    assert [list(image["tags"]) for image in objects] == [["rating", "general"]] * count
+    tags = [image["tags"]["rating"] | image["tags"]["general"] for image in objects]
     assert tags == expected[:count]
     assert len(lines) == count + (2 if suffix == "json" else 0)
-    assert tables.read_file_names(path) == {str(one.image.file) for one in CAPTIONS[:count]}
+    assert tables.read_file_names(path) == {str(each.image.file) for each in CAPTIONS[:count]}

@@ -216,7 +216,8 @@ def test_a_folder_without_weights_is_asked_for(tmp_path: Path) -> None:
 
 def test_without_a_network_pretrained_weights_are_refused_with_the_way_out(root: Path) -> None:
     program = (
-        "from tagger import params\nfrom tagger.core import errors\nfrom tagger.models import backbone\n"
+        "from tagger import params\nfrom tagger.core import errors\n"
+        "from tagger.models import backbone\n"
         "with errors.exit_on_error():\n"
         "    preset = params.load().models['convnext'].model_copy(update={'pretrained': True})\n"
         "    backbone.build_model(preset, 5)\n"

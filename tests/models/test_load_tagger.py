@@ -2,8 +2,6 @@
 
 import json
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -430,26 +428,3 @@ def test_tags_without_a_known_category_are_general(
     files.write_csv(folder / "selected_tags.csv", ("name",), [(tag.name,) for tag in tags])
     assert {tag.category for tag in layouts.read_tags(folder)} == {UNKNOWN}
     assert tags_of(folder, 0)["general"].keys() == {tag.name for tag in tags}
-
-
-def test_infer_of_an_export_loads_neither_torch_nor_other_heavy_packages(
-    root: Path, export_folder: Path, image_folder: Path, tmp_path: Path
-) -> None:
-    program = (
-        "import runpy, sys\n"
-        "sys.argv = sys.argv[1:]\n"
-        "try: runpy.run_path(sys.argv[0], run_name='__main__')\n"
-        "except SystemExit as ended: assert not ended.code\n"
-        "heavy = {'torch', 'timm', 'numba', 'pandas', 'scipy', 'pyarrow'}\n"
-        "print(sorted(heavy & sys.modules.keys()))\n"
-    )
-    arguments = [root / "stages" / "infer.py", image_folder / "a.png", "--model", export_folder]
-    ended = subprocess.run(
-        [sys.executable, "-c", program, *map(str, arguments), "--device", "cpu"],
-        env={"PYTHONPATH": str(root / "stages"), "PATH": ""},
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert ended.stdout.splitlines()[-1] == "[]"

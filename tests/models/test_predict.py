@@ -1,4 +1,4 @@
-"""The prediction loop: smaller batches if memory is short, float32, and the model left as it was."""
+"""The prediction loop: smaller batches if memory is short, float32, the model left as it was."""
 
 import logging
 from typing import Any

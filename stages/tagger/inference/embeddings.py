@@ -15,7 +15,7 @@ from tagger.core.errors import TaggerError
 from tagger.inference.pipeline import FloatRow, ImagePrediction
 
 SUFFIXES = (".npz", ".parquet")
-_BLOCK = 1_024  # rows held at a time
+ROWS_PER_BLOCK = 1_024  # rows held at a time
 
 AddEmbedding: TypeAlias = Callable[[str, FloatRow], None]
 
@@ -128,7 +128,7 @@ class _Parquet:
     def _add(self, file: str, row: FloatRow) -> None:
         self._names.append(file)
         self._block.append(row)
-        if len(self._names) == _BLOCK:
+        if len(self._names) == ROWS_PER_BLOCK:
             self._flush(len(row))
 
     def _flush(self, width: int) -> None:
@@ -153,7 +153,7 @@ class _Parquet:
 def _parquet_rows(path: Path) -> Iterator[tuple[str, FloatRow]]:
     import pyarrow.parquet as pq
 
-    for batch in pq.ParquetFile(path).iter_batches(_BLOCK, columns=["file", "embedding"]):
+    for batch in pq.ParquetFile(path).iter_batches(ROWS_PER_BLOCK, columns=["file", "embedding"]):
         rows = np.asarray(batch.column(1).flatten(), np.float32).reshape(len(batch), -1)
         yield from zip(batch.column(0).to_pylist(), rows, strict=True)
 

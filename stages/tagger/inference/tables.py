@@ -13,7 +13,7 @@ from tagger.core.errors import TaggerError
 from tagger.inference.captions import Caption
 
 HEADER = ("file", "tag", "category", "confidence")
-_ROW_GROUP = 65_536  # rows of a Parquet held at a time
+ROWS_PER_GROUP = 65_536  # rows of a Parquet held at a time
 
 WriteTable: TypeAlias = Callable[[Iterable[Caption], Path, Sequence[str], frozenset[str]], None]
 
@@ -140,7 +140,7 @@ def _write_parquet(
     )
     rows = chain(kept, new)
     with files.atomic_write(path) as partial, pq.ParquetWriter(partial, schema) as writer:
-        while group := list(islice(rows, _ROW_GROUP)):
+        while group := list(islice(rows, ROWS_PER_GROUP)):
             columns = zip(*group, strict=True)
             arrays = [pa.array(values, kind) for values, kind in zip(columns, types, strict=True)]
             writer.write_table(pa.table(arrays, schema=schema))

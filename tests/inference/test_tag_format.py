@@ -25,12 +25,12 @@ from tagger.inference.tag_format import TagFormat
         ("k-on!", "k-on!"),
     ],
 )
-def test_spaces_take_the_place_of_underscores_but_in_faces(tag: str, spaced: str) -> None:
+def test_spaces_replace_underscores_but_in_kaomoji(tag: str, spaced: str) -> None:
     assert TagFormat(spaces=True).format(tag) == spaced
     assert TagFormat().format(tag) == tag
 
 
-def test_prompts_take_parentheses_escaped_and_weights() -> None:
+def test_parentheses_are_escaped_and_weights_written() -> None:
     assert TagFormat(escape=True).format("saber_(fate)") == r"saber_\(fate\)"
     weighted = TagFormat(spaces=True, escape=True, confidence=True)
     assert weighted.format_weighted("saber_(fate)", 0.987) == r"(saber \(fate\):0.99)"
@@ -42,16 +42,16 @@ def test_prompts_take_parentheses_escaped_and_weights() -> None:
     st.booleans(),
     st.booleans(),
 )
-def test_a_written_tag_is_recognised_however_it_was_written(
+def test_a_tag_is_parsed_from_every_form(
     tag: str, spaces: bool, escape: bool, confidence: bool
 ) -> None:
     if not confidence and tag_format.parse_tag(tag) != tag:  # "(a:1)" looks like a weight
         return
-    how = TagFormat(spaces=spaces, escape=escape, confidence=confidence)
-    assert tag_format.parse_tag(how.format_weighted(tag, 0.5)) == tag
+    style = TagFormat(spaces=spaces, escape=escape, confidence=confidence)
+    assert tag_format.parse_tag(style.format_weighted(tag, 0.5)) == tag
 
 
-def test_merging_keeps_what_is_there_and_adds_what_is_not() -> None:
+def test_merged_tags_keep_the_present_ones_and_add_others() -> None:
     present = ["my_trigger", "Long Hair", " ", r"saber \(fate\)"]
     added = ["long_hair", "smile", "saber_(fate)"]
     assert tag_format.merge_tags(present, added) == [
@@ -62,12 +62,12 @@ def test_merging_keeps_what_is_there_and_adds_what_is_not() -> None:
     ]
 
 
-def test_a_known_tag_goes_first_where_given_and_another_word_always() -> None:
-    known = frozenset(("solo", "smile", "long_hair"))
-    written = ["smile", "long hair"]
-    assert tag_format.reorder_tags(written, ["long_hair"], known) == ["long hair", "smile"]
-    assert tag_format.reorder_tags(written, ["solo"], known) == written
-    assert tag_format.reorder_tags(written, ["sks", "long_hair"], known) == [
+def test_a_tag_goes_first_if_present_and_another_word_always() -> None:
+    names = frozenset(("solo", "smile", "long_hair"))
+    texts = ["smile", "long hair"]
+    assert tag_format.reorder_tags(texts, ["long_hair"], names) == ["long hair", "smile"]
+    assert tag_format.reorder_tags(texts, ["solo"], names) == texts
+    assert tag_format.reorder_tags(texts, ["sks", "long_hair"], names) == [
         "sks",
         "long hair",
         "smile",
