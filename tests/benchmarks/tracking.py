@@ -2,8 +2,8 @@
 
 python tests/benchmarks/tracking.py --minutes 5.2
 
-A training tracks what that of the default preset does: the judgements of metrics/train.csv with
-their sheets of pictures, both checkpoints, its files. Needs what `dvc repro` leaves.
+It logs what a training of the default preset logs: the validations of metrics/train.csv with their
+contact sheets, both checkpoints, its files. Run `dvc repro` first.
 """
 
 import argparse
@@ -29,99 +29,103 @@ from tagger.images import contact_sheet, dataset, decode
 from tagger.training import setup
 
 SAMPLING_SECONDS = 10  # MLflow takes a sample of the system metrics so often
-_SHARE = 0.01  # of the minutes of a training, at most
+_MAX_FRACTION = 0.01  # of the minutes of a training
 
 
 class Clock:
-    """Seconds by name, added up."""
+    """Sums seconds by name."""
 
     def __init__(self) -> None:
         self.spent: dict[str, float] = {}
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
-        begun = time.perf_counter()
+        started = time.perf_counter()
         yield
-        self.spent[name] = self.spent.get(name, 0) + time.perf_counter() - begun
+        self.spent[name] = self.spent.get(name, 0) + time.perf_counter() - started
 
 
 def training(folder: Path, minutes: float) -> dict[str, float]:
-    """Return the seconds that a training spends on tracking, by what it does."""
+    """Return the seconds that a training spends on tracking, by action."""
     p, clock = params.load(ROOT / params.PATH), Clock()
     tables = [ROOT / "data" / f"{name}.parquet" for name in ("posts", "tags", "split")]
-    known = ROOT / "data/vocabulary.csv"
-    os.chdir(ROOT)  # the pictures are named from there
-    tags, parts = dataset.read_splits(tables[0], tables[1], known, tables[2])
-    part = parts["validation"]
-    pictures = [decode.open_rgb(part.locations[row], (255, 255, 255)) for row in range(8)]
+    vocabulary = ROOT / "data/vocabulary.csv"
+    os.chdir(ROOT)  # paths of images are relative to it
+    tags, splits = dataset.read_splits(tables[0], tables[1], vocabulary, tables[2])
+    validation = splits["validation"]
+    images = [decode.open_rgb(validation.locations[row], (255, 255, 255)) for row in range(8)]
     scores = np.random.default_rng(0).random((8, len(tags)), np.float32)
-    truth, names = part.labels[:8].toarray(), [tag.name for tag in tags]
+    truth, names = validation.labels[:8].toarray(), [tag.name for tag in tags]
     os.environ["DVC_ROOT"] = str(folder)
     with clock("import"):
         from tagger.tracking import runs
     with clock("connect"):
-        opened = runs.start(p.model, preset=p.model, data="0123456789ab")
-        run = opened.__enter__()
+        context = runs.start(p.model, preset=p.model, data="0123456789ab")
+        run = context.__enter__()
     with clock("parameters, data, packages"):
         run.log_params(setup.settings(p))
-        counts = {"training": parts["train"].counts(), "validation": part.counts()}
+        counts = {"training": splits["train"].counts(), "validation": validation.counts()}
         run.log_data("demo", "0123456789ab", tables[0], counts)
         run.log_machine()
     rows = files.read_csv(ROOT / "metrics/train.csv")
     for row in rows:
-        figures = {key: float(value) for key, value in row.items()}
-        step = int(figures["step"])
-        with clock("figures"):
-            run.log_metrics(figures | dict.fromkeys("abcd", 1.0), step=step)
-        with clock("sheets drawn"):
-            drawn = contact_sheet.prediction_sheet(pictures, scores, truth, names, columns=4)
-        with clock("sheets"):
-            run.log_image(drawn, "validation", step)
+        metrics = {key: float(value) for key, value in row.items()}
+        step = int(metrics["step"])
+        with clock("metrics"):
+            run.log_metrics(metrics | dict.fromkeys("abcd", 1.0), step=step)
+        with clock("contact sheets drawn"):
+            sheet = contact_sheet.prediction_sheet(images, scores, truth, names, columns=4)
+        with clock("contact sheets"):
+            run.log_image(sheet, "validation", step)
     with clock("checkpoints"):
         for file in ("model.safetensors", "last.safetensors"):
             path = ROOT / "models/tagger" / file
-            run.log_checkpoint(path.stem, path, figures, step, files.sha256_file(path))
-    kept = ("models/tagger/train.log", "metrics/train.csv", "metrics/train.json")
+            run.log_checkpoint(path.stem, path, metrics, step, files.sha256_file(path))
+    names_of_files = ("models/tagger/train.log", "metrics/train.csv", "metrics/train.json")
     with clock("files"):
-        run.log_files(known, *(ROOT / name for name in kept))
-    with clock("load of the machine"):
+        run.log_files(vocabulary, *(ROOT / name for name in names_of_files))
+    with clock("system metrics"):
         seconds = _sample(str(run.id)) * minutes * 60 / SAMPLING_SECONDS
-    clock.spent["load of the machine"] = seconds  # beside the training, not in its way
+    clock.spent["system metrics"] = seconds  # in a thread of its own
     with clock("end"):
-        opened.__exit__(None, None, None)
+        context.__exit__(None, None, None)
     return clock.spent
 
 
 def _sample(run_id: str) -> float:
-    """Return the seconds of one look at the load, and of writing it down."""
+    """Return the seconds of one sample of the system metrics, logging included."""
     module: Any = import_module("mlflow.system_metrics.system_metrics_monitor")
     monitor = module.SystemMetricsMonitor(run_id)
-    looks, writes = [], []
+    samples, writes = [], []
     for _ in range(10):
-        begun = time.perf_counter()
+        started = time.perf_counter()
         monitor.collect_metrics()
         monitor.mlflow_logger.client.get_run(run_id)
-        looked = time.perf_counter()
+        sampled = time.perf_counter()
         monitor.publish_metrics(monitor.aggregate_metrics())
         monitor.mlflow_logger.flush()
-        looks.append(looked - begun)
-        writes.append(time.perf_counter() - looked)
-    return median(looks) + median(writes) / float(monitor.samples_before_logging)
+        samples.append(sampled - started)
+        writes.append(time.perf_counter() - sampled)
+    return median(samples) + median(writes) / float(monitor.samples_before_logging)
 
 
-def show_training(asked: argparse.Namespace) -> None:
-    """Tell the seconds of each part, in a new store and in one that is there."""
+def print_training(args: argparse.Namespace) -> None:
+    """Print the seconds of each action, in a new store and in an existing one."""
     with tempfile.TemporaryDirectory() as folder:
         first = again(folder)
-        rounds = [again(folder) for _ in range(asked.rounds)]
-    took = {name: median(one[name] for one in rounds) for name in first}
+        rounds = [again(folder) for _ in range(args.rounds)]
+    took = {name: median(round_[name] for round_ in rounds) for name in first}
     for name, seconds in took.items():
-        print(f"{name:28} {seconds:6.2f} s   {seconds / asked.minutes / 60:.2%}")
+        print(f"{name:28} {seconds:6.2f} s   {seconds / args.minutes / 60:.2%}")
     print(f"{'connect, in a new store':28} {first['connect']:6.2f} s, once for each project")
-    share = sum(took.values()) / asked.minutes / 60
-    calls = share - took["import"] / asked.minutes / 60
-    print(f"without the import {calls:.2%} of {asked.minutes} minutes")
-    target(f"in all {share:.2%} of {asked.minutes} minutes", share < _SHARE, f"{_SHARE:.0%}")
+    fraction = sum(took.values()) / args.minutes / 60
+    calls = fraction - took["import"] / args.minutes / 60
+    print(f"without the import {calls:.2%} of {args.minutes} minutes")
+    target(
+        f"in all {fraction:.2%} of {args.minutes} minutes",
+        fraction < _MAX_FRACTION,
+        f"{_MAX_FRACTION:.0%}",
+    )
 
 
 def again(folder: str) -> dict[str, float]:
@@ -135,11 +139,11 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=5.2, help="that the training takes")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--part")
-    asked = parser.parse_args()
-    if asked.part:
-        print(json.dumps(training(Path(asked.part), asked.minutes)))
+    args = parser.parse_args()
+    if args.part:
+        print(json.dumps(training(Path(args.part), args.minutes)))
     else:
-        show_training(asked)
+        print_training(args)
 
 
 if __name__ == "__main__":
