@@ -1,4 +1,4 @@
-"""The manifest: its columns are a contract, and what is written is what is read."""
+"""The manifest keeps the columns of its contract, and reads back what it wrote."""
 
 from pathlib import Path
 
@@ -29,8 +29,8 @@ TAGS = {"tag_id": pa.int64(), "name": pa.string(), "category": pa.int8(), "count
 
 
 def row(name: str, group: int, tags: list[int]) -> dict[str, object]:
-    place = {"file": f"data/{name}", "offset": 0, "size": 8}
-    return {"id": name, **place, "group": group, "tags": tags}
+    location = {"file": f"data/{name}", "offset": 0, "size": 8}
+    return {"id": name, **location, "group": group, "tags": tags}
 
 
 def write(rows: list[dict[str, object]], path: Path) -> None:
@@ -44,15 +44,15 @@ def schema(path: Path) -> dict[str, pa.DataType]:
 def test_files_have_the_columns_of_the_contract(tmp_path: Path) -> None:
     write([row("a", 0, [0])], tmp_path / "posts.parquet")
     manifest.write_tags([Tag(1, "a", 0, 1)], tmp_path / "tags.parquet")
-    parts = np.array([2], dtype=np.int8)
-    manifest.write_split(pa.chunked_array([["a"]]), parts, tmp_path / "split.parquet")
+    splits = np.array([2], dtype=np.int8)
+    manifest.write_split(pa.chunked_array([["a"]]), splits, tmp_path / "split.parquet")
     assert schema(tmp_path / "posts.parquet") == POSTS
     assert schema(tmp_path / "tags.parquet") == TAGS
     assert schema(tmp_path / "split.parquet") == {"id": pa.string(), "split": pa.string()}
     assert pq.read_table(tmp_path / "split.parquet")["split"].to_pylist() == ["test"]
 
 
-def test_labels_are_those_written(tmp_path: Path) -> None:
+def test_posts_and_labels_are_read_back(tmp_path: Path) -> None:
     path = tmp_path / "posts.parquet"
     write([row("a", 5, [2, 0]), row("b", 5, []), row("c", 9, [1])], path)
     read = manifest.read_posts(path, 4)
@@ -64,7 +64,7 @@ def test_labels_are_those_written(tmp_path: Path) -> None:
     assert read.labels.toarray().tolist() == [[1, 0, 1, 0], [0, 0, 0, 0], [0, 1, 0, 0]]
 
 
-def test_labels_of_a_file_with_many_row_groups_are_read_whole(tmp_path: Path) -> None:
+def test_labels_of_many_row_groups_are_read(tmp_path: Path) -> None:
     path = tmp_path / "posts.parquet"
     rows = [row(str(i), i, [i % 3]) for i in range(10)]
     pq.write_table(pa.Table.from_pylist(rows, schema=manifest.POSTS_SCHEMA), path, row_group_size=3)
@@ -74,17 +74,17 @@ def test_labels_of_a_file_with_many_row_groups_are_read_whole(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("tag", [3, -1])
-def test_a_tag_that_is_not_in_the_table_of_tags_is_refused(tmp_path: Path, tag: int) -> None:
+def test_labels_beyond_tags_parquet_are_an_error(tmp_path: Path, tag: int) -> None:
     write([row("a", 0, [0, tag])], tmp_path / "posts.parquet")
     with pytest.raises(TaggerError, match=r"tags beyond the 3 of tags\.parquet.*dvc repro"):
         manifest.read_posts(tmp_path / "posts.parquet", 3)
 
 
-def test_columns_follow_the_vocabulary() -> None:
+def test_selected_columns_follow_the_vocabulary() -> None:
     labels = csr_array(np.array([[1, 0, 1], [0, 1, 0]], dtype=np.float32))
     seen = [Tag(-1, name, 0, 1) for name in ("a", "b", "c")]
-    chosen = manifest.select_columns(labels, seen, [seen[2], seen[1]])
-    assert chosen.toarray().tolist() == [[1, 0], [0, 1]]
+    selected = manifest.select_columns(labels, seen, [seen[2], seen[1]])
+    assert selected.toarray().tolist() == [[1, 0], [0, 1]]
     with pytest.raises(TaggerError, match="No post has the tag 'd'"):
         manifest.select_columns(labels, seen, [Tag(-1, "d", 0, 1)])
 
@@ -95,7 +95,7 @@ def test_awkward_names_survive_parquet(tmp_path: Path) -> None:
     assert manifest.read_tags(tmp_path / "tags.parquet") == tags
 
 
-def test_a_split_of_other_posts_is_refused(tmp_path: Path) -> None:
+def test_splits_of_other_posts_are_an_error(tmp_path: Path) -> None:
     path = tmp_path / "split.parquet"
     ids = pa.chunked_array([["a"], ["b"]])
     manifest.write_split(ids, np.array([0, 1], dtype=np.int8), path)
@@ -105,6 +105,6 @@ def test_a_split_of_other_posts_is_refused(tmp_path: Path) -> None:
             manifest.read_split(path, pa.chunked_array([others]))
 
 
-def test_what_an_earlier_stage_writes_is_asked_for_by_name(tmp_path: Path) -> None:
+def test_missing_posts_are_an_error(tmp_path: Path) -> None:
     with pytest.raises(TaggerError, match=r"posts\.parquet is missing.*dvc repro"):
         manifest.read_posts(tmp_path / "posts.parquet", 1)

@@ -21,15 +21,15 @@ AWKWARD = [
 
 
 def test_tags_are_ordered_by_category_then_count_then_name() -> None:
-    given = [(5, 9), (1, 9), (3, 9), (4, 9), (0, 1), (0, 7), (9, 2)]
-    tags = [Tag(-1, f"tag_{i}", category, count) for i, (category, count) in enumerate(given)]
+    categories = [(5, 9), (1, 9), (3, 9), (4, 9), (0, 1), (0, 7), (9, 2)]
+    tags = [Tag(-1, f"tag_{i}", category, count) for i, (category, count) in enumerate(categories)]
     twin = Tag(-1, "a_twin", 0, 7)
     ordered = vocabulary.sort_tags([*tags, twin])
     assert [tag.category for tag in ordered] == [9, 0, 0, 0, 4, 3, 1, 5]
     assert [tag.name for tag in ordered[1:4]] == ["a_twin", "tag_5", "tag_4"]
 
 
-def test_categories_are_danboorus_in_the_order_promised() -> None:
+def test_categories_are_those_of_danbooru_in_vocabulary_order() -> None:
     assert list(CATEGORIES.items()) == [
         (9, "rating"),
         (0, "general"),
@@ -124,7 +124,7 @@ def test_a_tag_has_one_name_however_it_is_spelled(
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         ("name,count\na,50\nb,50\na,60\n", "line 4 repeats the tag 'a'"),
         ("name\nlong_hair\nLong Hair\n", "line 3 repeats the tag 'long_hair'"),
@@ -136,32 +136,34 @@ def test_a_tag_has_one_name_however_it_is_spelled(
         ("name,category\na,style\n", "line 2 has the unknown category 'style'"),
     ],
 )
-def test_mistakes_in_selected_tags_are_told_with_their_line(
-    write_file: Write, text: str, told: str
+def test_mistakes_in_selected_tags_are_errors_with_the_line(
+    write_file: Write, text: str, message: str
 ) -> None:
     path = write_file("selected_tags.csv", text)
-    with pytest.raises(TaggerError, match=rf"selected_tags\.csv: {told}"):
+    with pytest.raises(TaggerError, match=rf"selected_tags\.csv: {message}"):
         vocabulary.read_selected(path)
 
 
-def test_the_line_told_is_that_of_the_file(write_file: Write) -> None:
+def test_errors_count_the_lines_of_the_file(write_file: Write) -> None:
     path = write_file("selected_tags.csv", "name,category\na,0\n\n\nb,x\n")
     with pytest.raises(TaggerError, match=r"selected_tags\.csv: line 5 .*'x'"):
         vocabulary.read_selected(path)
 
 
-def test_a_name_of_blanks_is_no_name(write_file: Write) -> None:
+def test_blank_names_are_an_error(write_file: Write) -> None:
     with pytest.raises(TaggerError, match=r"selected_tags\.csv: line 3 has no 'name'"):
         vocabulary.read_selected(write_file("selected_tags.csv", "name,count\na,1\n  ,2\n"))
 
 
 @pytest.mark.parametrize("text", ["", "tag_id,count\n"])
-def test_a_selection_without_the_column_of_names_is_refused(write_file: Write, text: str) -> None:
+def test_selected_tags_without_names_are_an_error(write_file: Write, text: str) -> None:
     with pytest.raises(TaggerError, match=r"selected_tags\.csv.*(name|is empty)"):
         vocabulary.read_selected(write_file("selected_tags.csv", text))
 
 
-def test_a_missing_or_unreadable_selection_is_refused(write_file: Write, tmp_path: Path) -> None:
+def test_missing_and_unreadable_selected_tags_are_an_error(
+    write_file: Write, tmp_path: Path
+) -> None:
     with pytest.raises(TaggerError, match=r"there is no file .*none\.csv"):
         vocabulary.read_selected(tmp_path / "none.csv")
     with pytest.raises(TaggerError, match=r"cannot be read: .utf-8. codec"):
@@ -173,7 +175,7 @@ def test_categories_are_counted_by_name() -> None:
     assert list(vocabulary.count_categories(tags).items()) == [("general", 1), ("character", 2)]
 
 
-def test_tags_csv_is_read_as_it_is_named(tmp_path: Path) -> None:
+def test_vocabulary_is_plain_csv(tmp_path: Path) -> None:
     vocabulary.write([Tag(1, "nan", 0, 2)], tmp_path / "vocabulary.csv")
     with (tmp_path / "vocabulary.csv").open(encoding="utf-8", newline="") as file:
         assert next(iter(csv.DictReader(file)))["name"] == "nan"
@@ -181,5 +183,5 @@ def test_tags_csv_is_read_as_it_is_named(tmp_path: Path) -> None:
 
 def test_categories_may_be_names_and_numbers_as_tables_leave_them(write_file: Write) -> None:
     path = write_file("selected_tags.csv", "name,category,count\na,character,3.0\nb,4.0,2\nc,4,1\n")
-    found = vocabulary.read_selected(path).values()
-    assert [(tag.category, tag.count) for tag in found] == [(4, 3), (4, 2), (4, 1)]
+    tags = vocabulary.read_selected(path).values()
+    assert [(tag.category, tag.count) for tag in tags] == [(4, 3), (4, 2), (4, 1)]

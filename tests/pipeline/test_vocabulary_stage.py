@@ -231,8 +231,6 @@ def test_invalid_posts_leave_the_last_vocabulary_unchanged(
 
 ENDS: list[tuple[dict[str, Any], str]] = [
     ({"min_count": 99}, "No tag remains of 8 (8 too rare). The most frequent one is on 3 posts."),
-    ({"source": "none.csv"}, "vocabulary.source: there is no file none.csv."),
-    ({"categories": ["generals"]}, "params.yaml: vocabulary.categories.0 is 'generals'"),
     ({"max_tags": 0}, "params.yaml: vocabulary.max_tags is 0."),
 ]
 

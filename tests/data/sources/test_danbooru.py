@@ -1,4 +1,4 @@
-"""Danbooru's metadata with images in tars or loose: what is found, and what is not believed."""
+"""Danbooru's metadata: its columns, and the location of images in tars or as files."""
 
 import io
 import json
@@ -18,7 +18,7 @@ from tagger.core import manifest
 from tagger.core.errors import TaggerError
 from tagger.core.location import Location
 from tagger.data.hub import shards
-from tagger.data.posts import COLUMNS
+from tagger.data.posts import COLUMNS, LOCATION_COLUMNS
 from tagger.data.sources.danbooru import DanbooruSource
 from tagger.images import decode
 from tagger.params import Params
@@ -32,20 +32,23 @@ def metadata(path: Path, rows: list[Row]) -> Path:
     return path
 
 
+MakeSource = Callable[[list[Row]], DanbooruSource]
+
+
 def post(number: int, **columns: Any) -> Row:
     return {"id": number, "tag_string": "1girl smile", **columns}
 
 
 @pytest.fixture
-def source(tmp_path: Path, default_params: Params) -> Callable[[list[Row]], DanbooruSource]:
-    """Return a source of some metadata, with images in the folder `images`."""
+def make_source(tmp_path: Path, default_params: Params) -> MakeSource:
+    """Return a source with the given metadata, and the folder `images`."""
     (tmp_path / "images").mkdir()
 
-    def source(rows: list[Row]) -> DanbooruSource:
+    def make_source(rows: list[Row]) -> DanbooruSource:
         path = metadata(tmp_path / "metadata.parquet", rows)
         return DanbooruSource(path, tmp_path / "images", default_params.prepare.download)
 
-    return source
+    return make_source
 
 
 def read(source: DanbooruSource) -> list[Row]:
@@ -58,25 +61,25 @@ def read(source: DanbooruSource) -> list[Row]:
     return rows
 
 
-def located(source: DanbooruSource) -> dict[str, Row]:
-    """Return the place of the image of each post, by id."""
+def locate(source: DanbooruSource) -> dict[str, Row]:
+    """Return the location of the image of each post, by id."""
     (batch,) = source.read()
-    found = batch.posts
-    for name in ("file", "shard", "offset", "size", "modified"):
-        found = found.append_column(name, pa.nulls(len(found), COLUMNS[name]))
-    return {row["id"]: row for row in source.locate(found).to_pylist()}
+    posts = batch.posts
+    for name in LOCATION_COLUMNS:
+        posts = posts.append_column(name, pa.nulls(len(posts), COLUMNS[name]))
+    return {row["id"]: row for row in source.locate(posts).to_pylist()}
 
 
-def contents(source: DanbooruSource) -> dict[str, bytes | None]:
-    """Return the bytes of the image of each post, None where there is none."""
-    found = {}
-    for name, row in located(source).items():
-        place = Location(row["shard"] or row["file"] or "", row["offset"], row["size"])
-        found[name] = decode.read_bytes(place) if row["file"] else None
-    return found
+def read_images(source: DanbooruSource) -> dict[str, bytes | None]:
+    """Return the bytes of the image of each post, None if it has none."""
+    images = {}
+    for name, row in locate(source).items():
+        location = Location(row["shard"] or row["file"] or "", row["offset"], row["size"])
+        images[name] = decode.read_bytes(location) if row["file"] else None
+    return images
 
 
-def test_all_that_the_metadata_knows_is_read(source: Callable[[list[Row]], DanbooruSource]) -> None:
+def test_all_columns_of_the_metadata_are_read(make_source: MakeSource) -> None:
     row = post(
         8123456,
         created_at="2005-05-24T03:35:31.000-04:00",
@@ -94,12 +97,12 @@ def test_all_that_the_metadata_knows_is_read(source: Callable[[list[Row]], Danbo
         is_banned=False,
         md5="unused",
     )
-    one, two = read(source([row, {**row, "id": 2, "rating": None, "parent_id": None}]))
-    assert (one["id"], one["score"], one["parent"]) == ("8123456", -2, "8000000")
-    assert (one["width"], one["height"]) == (640, 480)
-    assert (one["deleted"], one["banned"]) == (True, False)
-    assert one["created_at"].isoformat() == "2005-05-24T07:35:31+00:00"
-    tags = {code: [tag for tag in tags if tag] for code, tags in one["tags"].items()}
+    first, second = read(make_source([row, {**row, "id": 2, "rating": None, "parent_id": None}]))
+    assert (first["id"], first["score"], first["parent"]) == ("8123456", -2, "8000000")
+    assert (first["width"], first["height"]) == (640, 480)
+    assert (first["deleted"], first["banned"]) == (True, False)
+    assert first["created_at"].isoformat() == "2005-05-24T07:35:31+00:00"
+    tags = {code: [tag for tag in tags if tag] for code, tags in first["tags"].items()}
     assert tags == {
         0: ["1girl", "smile"],
         4: ["saber"],
@@ -108,55 +111,49 @@ def test_all_that_the_metadata_knows_is_read(source: Callable[[list[Row]], Danbo
         5: ["highres"],
         9: ["questionable"],
     }
-    assert (two["tags"][9], two["parent"]) == ([], None)
+    assert (second["tags"][9], second["parent"]) == ([], None)
 
 
-def test_the_necessary_columns_are_enough(source: Callable[[list[Row]], DanbooruSource]) -> None:
-    assert read(source([post(1)])) == [{"id": "1", "tags": {None: ["1girl", "smile"]}}]
+def test_required_columns_are_enough(make_source: MakeSource) -> None:
+    assert read(make_source([post(1)])) == [{"id": "1", "tags": {None: ["1girl", "smile"]}}]
     row = {"id": 2, "tag_string_general": "smile"}
-    assert read(source([row])) == [{"id": "2", "tags": {0: ["smile"]}}]
+    assert read(make_source([row])) == [{"id": "2", "tags": {0: ["smile"]}}]
 
 
-def test_tags_of_a_category_without_a_column_are_among_all(
-    source: Callable[[list[Row]], DanbooruSource],
+def test_tag_string_is_used_if_a_category_has_no_column(
+    make_source: MakeSource,
 ) -> None:
-    (row,) = read(source([post(1, tag_string_general="smile")]))
+    (row,) = read(make_source([post(1, tag_string_general="smile")]))
     assert row["tags"] == {0: ["smile"], None: ["1girl", "smile"]}
 
 
 @pytest.mark.parametrize("row", [{"tag_string": "smile"}, {"id": 1}, {"id": 1, "rating": "g"}])
-def test_a_missing_column_is_told_with_those_there(
-    source: Callable[[list[Row]], DanbooruSource], row: Row
-) -> None:
+def test_missing_columns_are_errors(make_source: MakeSource, row: Row) -> None:
     with pytest.raises(TaggerError, match=r"metadata\.parquet has no column '(id|tag_string)'"):
-        read(source([row]))
+        read(make_source([row]))
 
 
-def test_what_is_no_parquet_or_not_there_is_told(
-    source: Callable[[list[Row]], DanbooruSource], tmp_path: Path
-) -> None:
-    found = source([post(1)])
-    found.metadata.write_bytes(b"id,tag_string\n1,smile\n")
+def test_missing_and_invalid_metadata_is_an_error(make_source: MakeSource, tmp_path: Path) -> None:
+    source = make_source([post(1)])
+    source.metadata.write_bytes(b"id,tag_string\n1,smile\n")
     with pytest.raises(TaggerError, match=r"metadata\.parquet cannot be read") as error:
-        read(found)
+        read(source)
     assert "\n" not in str(error.value)
-    found.metadata.unlink()
+    source.metadata.unlink()
     with pytest.raises(TaggerError, match=r"prepare\.path: there is no file"):
-        read(found)
+        read(source)
 
 
-def test_an_id_that_is_no_number_is_told(source: Callable[[list[Row]], DanbooruSource]) -> None:
+def test_ids_that_are_not_numbers_are_an_error(make_source: MakeSource) -> None:
     with pytest.raises(TaggerError, match="column 'id' holds more than numbers"):
-        located(source([{"id": "one", "tag_string": "smile"}]))
+        locate(make_source([{"id": "one", "tag_string": "smile"}]))
 
 
-def test_a_folder_of_images_that_is_not_there_is_named(
-    source: Callable[[list[Row]], DanbooruSource], tmp_path: Path
-) -> None:
-    found = source([post(1)])
+def test_missing_image_folders_are_an_error(make_source: MakeSource, tmp_path: Path) -> None:
+    source = make_source([post(1)])
     (tmp_path / "images").rmdir()
     with pytest.raises(TaggerError, match=r"prepare\.image_root: there is no folder"):
-        located(found)
+        locate(source)
 
 
 def pack(tar: Path, members: list[tuple[str, bytes]], **options: Any) -> None:
@@ -172,94 +169,60 @@ def pack(tar: Path, members: list[tuple[str, bytes]], **options: Any) -> None:
 MEMBERS = [(f"{number}.webp", bytes([number]) * number) for number in range(1, 8)]
 
 
-def wanted(*numbers: int) -> dict[str, bytes | None]:
+def images_of(*numbers: int) -> dict[str, bytes | None]:
     return {str(number): bytes([number]) * number for number in numbers}
 
 
-def test_images_are_found_loose_in_tars_and_below_folders(
-    source: Callable[[list[Row]], DanbooruSource], tmp_path: Path, write_file: Write
+def test_images_are_located_as_files_and_in_tars_of_any_folder(
+    make_source: MakeSource, tmp_path: Path, write_file: Write
 ) -> None:
     write_file("images/1.png", MEMBERS[0][1])
     write_file("images/0002/2.JPG", MEMBERS[1][1])
     shards.write_tar(tmp_path / "images/0003.tar", MEMBERS[2:4])
     pack(tmp_path / "images/below/0005.tar", [("./images/5.webp", MEMBERS[4][1])])
     pack(tmp_path / "images/0006.tar", [("d" * 120 + "/6.webp", MEMBERS[5][1])])
-    found = contents(source([post(number) for number in (6, 5, 4, 3, 2, 1, 99)]))
-    assert found == {**wanted(1, 2, 3, 4, 5, 6), "99": None}
+    images = read_images(make_source([post(number) for number in (6, 5, 4, 3, 2, 1, 99)]))
+    assert images == {**images_of(1, 2, 3, 4, 5, 6), "99": None}
 
 
-def test_where_the_first_or_last_image_is_missing_no_other_takes_its_place(
-    source: Callable[[list[Row]], DanbooruSource], tmp_path: Path
+def test_missing_images_are_not_replaced_by_neighbours(
+    make_source: MakeSource, tmp_path: Path
 ) -> None:
-    found = source([post(number) for number in (1, 4, 9)])
-    assert set(contents(found).values()) == {None}
+    source = make_source([post(number) for number in (1, 4, 9)])
+    assert set(read_images(source).values()) == {None}
     shards.write_tar(tmp_path / "images/0003.tar", [MEMBERS[2], MEMBERS[4]])
-    assert set(contents(found).values()) == {None}
+    assert set(read_images(source).values()) == {None}
 
 
-def test_what_lies_beside_a_image_is_none(
-    source: Callable[[list[Row]], DanbooruSource], tmp_path: Path, write_file: Write
+def test_other_files_are_not_images(
+    make_source: MakeSource, tmp_path: Path, write_file: Write
 ) -> None:
     members = [("1.json", b"{}"), ("1.txt", b"smile"), MEMBERS[0], ("a1.webp", b""), ("1", b"")]
     pack(tmp_path / "images/0001.tar", members)
     write_file("images/2.txt", "smile")
-    assert contents(source([post(1), post(2)])) == {**wanted(1), "2": None}
+    assert read_images(make_source([post(1), post(2)])) == {**images_of(1), "2": None}
 
 
-def test_the_first_of_two_images_of_an_id_counts(
-    source: Callable[[list[Row]], DanbooruSource], tmp_path: Path
-) -> None:
+def test_first_image_of_an_id_counts(make_source: MakeSource, tmp_path: Path) -> None:
     shards.write_tar(tmp_path / "images/a.tar", [("1.webp", b"first"), ("0001.webp", b"again")])
     shards.write_tar(tmp_path / "images/b.tar", [("1.webp", b"second")])
-    assert contents(source([post(1)])) == {"1": b"first"}
+    assert read_images(make_source([post(1)])) == {"1": b"first"}
 
 
-LIES: dict[str, Any] = {
-    "not JSON": lambda index: "{",
-    "a list": lambda index: [],
-    "past the end": lambda index: change(index, "7.webp", offset=10**9),
-    "negative": lambda index: change(index, "1.webp", offset=-5),
-    "overlapping": lambda index: change(index, "2.webp", offset=512),
-    "huge": lambda index: change(index, "3.webp", size=10**30),
-    "a text": lambda index: change(index, "3.webp", offset="512"),
-}
-
-
-def change(index: Any, name: str, **values: Any) -> Any:
-    index["files"][name].update(values)
-    return index
-
-
-@pytest.mark.parametrize("lie", LIES.values(), ids=LIES.keys())
-def test_a_false_index_costs_no_image_and_is_noted(
-    source: Callable[[list[Row]], DanbooruSource], tmp_path: Path, lie: Any
-) -> None:
+def test_wrong_indexes_cost_no_image_and_are_noted(make_source: MakeSource, tmp_path: Path) -> None:
     tar = tmp_path / "images/0001.tar"
     shards.write_tar(tar, MEMBERS)
-    path = tar.with_suffix(".json")
-    path.write_text(json.dumps(lie(json.loads(path.read_text()))))
-    found = source([post(number) for number in range(1, 8)])
-    assert contents(found) == wanted(*range(1, 8))
-    (note,) = found.notes
+    index = json.loads(tar.with_suffix(".json").read_text())
+    index["files"]["7.webp"]["offset"] = 10**9
+    tar.with_suffix(".json").write_text(json.dumps(index))
+    source = make_source([post(number) for number in range(1, 8)])
+    assert read_images(source) == images_of(*range(1, 8))
+    (note,) = source.notes
     assert "0001.json" in note and "read from the tar itself" in note
 
 
-def test_an_index_of_another_tar_costs_no_image(
-    source: Callable[[list[Row]], DanbooruSource], tmp_path: Path
-) -> None:
-    folder = tmp_path / "images"
-    shards.write_tar(folder / "a.tar", MEMBERS[:3])
-    shards.write_tar(folder / "b.tar", MEMBERS[3:])
-    (folder / "a.json").rename(folder / "c.json")
-    (folder / "b.json").rename(folder / "a.json")
-    (folder / "c.json").rename(folder / "b.json")
-    found = source([post(number) for number in range(1, 8)])
-    assert contents(found) == wanted(*range(1, 8))
-    assert len(found.notes) == 2
-
-
 def test_a_damaged_tar_costs_its_own_images_alone(
-    source: Callable[[list[Row]], DanbooruSource], tmp_path: Path, write_file: Write
+    make_source: MakeSource, tmp_path: Path, write_file: Write
 ) -> None:
     shards.write_tar(tmp_path / "images/a.tar", MEMBERS[:3])
     cut = tmp_path / "images/a.tar"
@@ -267,26 +230,26 @@ def test_a_damaged_tar_costs_its_own_images_alone(
     write_file("images/b.tar", b"no tar at all" * 100)
     write_file("images/c.tar", b"")
     shards.write_tar(tmp_path / "images/d.tar", MEMBERS[3:])
-    found = source([post(number) for number in range(1, 8)])
-    assert contents(found) == {**wanted(1, 4, 5, 6, 7), "2": None, "3": None}
-    assert [note.split("/")[-1][:5] for note in found.notes] == ["a.jso", "b.tar", "c.tar"]
+    source = make_source([post(number) for number in range(1, 8)])
+    assert read_images(source) == {**images_of(1, 4, 5, 6, 7), "2": None, "3": None}
+    assert [note.split("/")[-1][:5] for note in source.notes] == ["a.jso", "b.tar", "c.tar"]
 
 
 @pytest.mark.parametrize("name", ["../1.webp", "a/../../1.webp", "/etc/1.webp", "a\n/1.webp"])
 @pytest.mark.parametrize("indexed", [True, False])
-def test_members_of_unsafe_names_are_left_out_and_counted(
-    source: Callable[[list[Row]], DanbooruSource], tmp_path: Path, name: str, indexed: bool
+def test_members_with_unsafe_names_are_skipped_and_counted(
+    make_source: MakeSource, tmp_path: Path, name: str, indexed: bool
 ) -> None:
     members = [(name, b"evil"), MEMBERS[1]]
     tar = tmp_path / "images/0001.tar"
     shards.write_tar(tar, members) if indexed else pack(tar, members)
-    found = source([post(1), post(2)])
-    assert contents(found) == {"1": None, **wanted(2)}
-    assert any("1 members with unsafe names" in note for note in found.notes)
+    source = make_source([post(1), post(2)])
+    assert read_images(source) == {"1": None, **images_of(2)}
+    assert any("1 members with unsafe names" in note for note in source.notes)
 
 
 def test_names_that_are_no_utf8_cost_nothing_else(
-    source: Callable[[list[Row]], DanbooruSource], tmp_path: Path, write_file: Write
+    make_source: MakeSource, tmp_path: Path, write_file: Write
 ) -> None:
     odd = os.fsdecode(b"\xff\xfe")
     write_file("images/2.webp", MEMBERS[1][1])
@@ -298,23 +261,23 @@ def test_names_that_are_no_utf8_cost_nothing_else(
         [(f"{odd}.webp", b"x"), MEMBERS[0]],
         format=tarfile.GNU_FORMAT,
     )
-    assert contents(source([post(1), post(2)])) == wanted(1, 2)
+    assert read_images(make_source([post(1), post(2)])) == images_of(1, 2)
 
 
 def test_what_is_linked_or_hangs_costs_nothing_else(
-    source: Callable[[list[Row]], DanbooruSource], tmp_path: Path, write_file: Write
+    make_source: MakeSource, tmp_path: Path, write_file: Write
 ) -> None:
     write_file("images/1.webp", MEMBERS[0][1])
     (tmp_path / "images/loop").symlink_to(".")
     (tmp_path / "images/2.webp").symlink_to("nowhere.webp")
     os.mkfifo(tmp_path / "images/3.webp")
     os.mkfifo(tmp_path / "images/4.tar")
-    found = source([post(number) for number in (1, 2, 3)])
-    assert contents(found) == {**wanted(1), "2": None, "3": None}
-    assert any("loop" in note for note in found.notes)
+    source = make_source([post(number) for number in (1, 2, 3)])
+    assert read_images(source) == {**images_of(1), "2": None, "3": None}
+    assert any("loop" in note for note in source.notes)
 
 
-def test_a_whole_run_writes_places_from_which_images_are_read(
+def test_prepare_writes_locations_of_readable_images(
     tmp_path: Path, demo: Path, default_params: Params, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -340,9 +303,9 @@ def test_a_whole_run_writes_places_from_which_images_are_read(
         "questionable": (9999997, 9),
         "explicit": (9999996, 9),
     }
-    found = manifest.read_posts(prepare.POSTS, len(tags))
-    assert found.ids.to_pylist() == [str(number) for number in range(6)]
-    assert [decode.read_bytes(place) for place in manifest.locations(found.table)] == list(
+    posts = manifest.read_posts(prepare.POSTS, len(tags))
+    assert posts.ids.to_pylist() == [str(number) for number in range(6)]
+    assert [decode.read_bytes(location) for location in manifest.locations(posts.table)] == list(
         drawn.values()
     )
     sizes = pq.read_table(prepare.POSTS)["width"].to_pylist()
