@@ -23,7 +23,7 @@ from support.evaluations import (
     project_with_model,
     read_splits,
 )
-from support.trainings import TWO_PROCESSES, Project
+from support.projects import TWO_PROCESSES, Project
 from tagger import params
 from tagger.core import files
 from tagger.core.vocabulary import Tag

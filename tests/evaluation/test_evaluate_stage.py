@@ -29,7 +29,7 @@ from support.evaluations import (
     write_run_json,
 )
 from support.predictions import predict_split
-from support.trainings import ROOT, TWO_PROCESSES, Project, wait_until
+from support.projects import ROOT, TWO_PROCESSES, Project, wait_until
 from tagger import params
 from tagger.core import files, records, thresholds, vocabulary
 from tagger.core.thresholds import Objective

@@ -8,7 +8,7 @@ import pytest
 
 from support import clones, disks, processes
 from support.clones import STAGES
-from support.trainings import empty_mlflow_store
+from support.projects import empty_mlflow_store
 
 pytestmark = pytest.mark.timeout(300)
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import evaluate
-from support.trainings import Project, make_project
+from support.projects import Project, make_project
 from tagger import params
 from tagger.core import errors, files, manifest
 from tagger.core.vocabulary import Tag

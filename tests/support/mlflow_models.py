@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from support.trainings import empty_mlflow_store
+from support.projects import empty_mlflow_store
 from tagger.export import log_model
 from tagger.images.dataset import Split
 from tagger.tracking import runs

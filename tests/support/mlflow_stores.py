@@ -13,7 +13,7 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from support.trainings import empty_mlflow_store
+from support.projects import empty_mlflow_store
 from tagger.tracking import store
 
 

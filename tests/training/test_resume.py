@@ -13,18 +13,15 @@ import pytest
 import yaml
 
 from support import processes
+from support.projects import ROOT, Project, make_project, wait_until
 from support.trainings import (
-    ROOT,
     BuildTrainer,
-    Project,
     Splits,
     build_trainer,
     equal_weights,
-    make_project,
     small_params,
     train_and_kill,
     train_to_end,
-    wait_until,
 )
 from tagger.core.errors import TaggerError
 from tagger.core.vocabulary import Tag

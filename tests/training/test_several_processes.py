@@ -17,12 +17,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from support import clones
+from support.projects import ROOT, TWO_PROCESSES, Project, make_project
 from support.trainings import (
-    ROOT,
-    TWO_PROCESSES,
-    Project,
     Splits,
-    make_project,
     small_params,
 )
 from tagger.core import manifest

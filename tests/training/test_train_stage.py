@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from support.trainings import make_project
+from support.projects import make_project
 from tagger.core import files, manifest, vocabulary
 from tagger.core.vocabulary import Tag
 from tagger.models import backbone
