@@ -168,6 +168,9 @@ def test_map_of_the_code_shows_every_package_and_script() -> None:
     assert packages | scripts <= words
 
 
-def test_benchmarks_readme_names_every_benchmark() -> None:
-    scripts = {path.name for path in (ROOT / "tests/benchmarks").glob("*.py")}
-    assert scripts <= set(re.findall(r"`(\w+\.py)", read("tests/benchmarks/README.md")))
+def test_benchmarks_readme_names_every_benchmark_and_options_that_exist() -> None:
+    text = read("tests/benchmarks/README.md")
+    scripts = {path.name: path.read_text() for path in (ROOT / "tests/benchmarks").glob("*.py")}
+    assert scripts.keys() <= set(re.findall(r"`(\w+\.py)", text))
+    for option in re.findall(r"--[a-z][a-z-]*", text):
+        assert f'"{option}"' in "".join(scripts.values()), option
