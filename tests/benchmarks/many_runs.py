@@ -30,7 +30,7 @@ from training_step import ROOT, target
 
 from tagger import params
 from tagger.training import setup
-from tracking import Clock
+from tracking import Stopwatch
 
 _SLOWER = 2.0  # times as long as in a store with hardly any, at most
 _STEPS, _FIGURES = 12, 200  # of a run
@@ -90,7 +90,7 @@ def working(folder: Path) -> dict[str, float]:
     from tagger.tracking import registry, runs, store
 
     os.environ["DVC_ROOT"] = str(folder)
-    clock = Clock()
+    clock = Stopwatch()
     with clock("opening the store"):
         store.connect()
     import mlflow

@@ -32,7 +32,7 @@ SAMPLING_SECONDS = 10  # MLflow takes a sample of the system metrics so often
 _MAX_FRACTION = 0.01  # of the minutes of a training
 
 
-class Clock:
+class Stopwatch:
     """Sums seconds by name."""
 
     def __init__(self) -> None:
@@ -47,7 +47,7 @@ class Clock:
 
 def training(folder: Path, minutes: float) -> dict[str, float]:
     """Return the seconds that a training spends on tracking, by action."""
-    p, clock = params.load(ROOT / params.PATH), Clock()
+    p, clock = params.load(ROOT / params.PATH), Stopwatch()
     tables = [ROOT / "data" / f"{name}.parquet" for name in ("posts", "tags", "split")]
     vocabulary = ROOT / "data/vocabulary.csv"
     os.chdir(ROOT)  # paths of images are relative to it
