@@ -103,13 +103,10 @@ class Trainer:
         norm = state.gradient_norm()
         loss_value, norm_value = torch.stack([self.group.all_reduce(loss), norm]).tolist()
         if math.isfinite(loss_value) and math.isfinite(norm_value):
-            learning_rate = optimizer.set_learning_rate(
-                state.optimizer, self.schedule.fraction_of_peak(step)
-            )
-            if self.params.clip_grad_norm is not None:
-                clip_grads_with_norm_(
-                    state.trainable_parameters(), self.params.clip_grad_norm, norm
-                )
+            fraction = self.schedule.fraction_of_peak(step)
+            learning_rate = optimizer.set_learning_rate(state.optimizer, fraction)
+            if (largest_norm := self.params.clip_grad_norm) is not None:
+                clip_grads_with_norm_(state.trainable_parameters(), largest_norm, norm)
             state.scaler.step(state.optimizer)
             state.scaler.update()
             if state.ema:
