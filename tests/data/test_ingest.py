@@ -65,10 +65,10 @@ class Posts(Source):
 
 
 def ingested(
-    source: Posts, p: params.FilterParams, known: Rules = RULES
+    source: Posts, p: params.FilterParams, rules: Rules = RULES
 ) -> tuple[pa.Table, Lexicon, pa.Table]:
     """Return the posts of all steps before their images are located, and the rejected ones."""
-    lexicon = Lexicon(known)
+    lexicon = Lexicon(rules)
     posts, unwanted = ingest.read_posts(source, lexicon, p)
     posts, duplicates = ingest.drop_duplicate_ids(posts)
     posts, over_cap = sampling.cap_posts_per_tag(posts, lexicon, p)
@@ -273,13 +273,13 @@ def test_seed_decides_the_sample(make_filters: MakeFilters) -> None:
 
 
 def test_used_tags_are_in_vocabulary_order_with_ids(make_filters: MakeFilters) -> None:
-    known = {"artist": (1, 77), "general": (9, 9_999_999), "miku": (4, 5), "meta": (5, -1)}
+    known_tags = {"artist": (1, 77), "general": (9, 9_999_999), "miku": (4, 5), "meta": (5, -1)}
     batches = [
         [Post("1", ["z", "y", "general", "artist"]), Post("2", ["z", "x", "general", "miku"])],
         [Post("3", ["meta", "y", "z", "general"]), Post("4", ["excluded"])],
     ]
     p = make_filters(excluded_tags=["excluded"])
-    posts, lexicon, _ = ingested(Posts(batches), p, Rules(known_tags=known))
+    posts, lexicon, _ = ingested(Posts(batches), p, Rules(known_tags=known_tags))
     _, tags = ingest.renumber(posts, lexicon)
     assert tags == [
         Tag(9_999_999, "general", 9, 3),

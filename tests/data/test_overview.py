@@ -9,14 +9,13 @@ import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image, ImageFont
+from PIL import Image
 
 from tagger.core.vocabulary import Tag
 from tagger.data import overview
 from tagger.data.rejected import SCHEMA
 from tagger.data.tags.lexicon import Lexicon
 from tagger.data.tags.rules import Rules
-from tagger.images import contact_sheet
 
 Size = tuple[int | None, int | None]
 
@@ -28,7 +27,6 @@ TAGS = [
 ]
 LISTS = [[0, 1], [0], [0, 1, 2, 3]]
 SIZES: list[Size] = [(64, 64), (300, 100), (31, None)]
-ODD = ["", "^_^", "初音ミク" * 30, "العربية", "😀", "two\nlines", "W" * 500, "x " * 500, "\t"]
 
 
 def posts_of(
@@ -231,34 +229,3 @@ def test_rejected_images_are_found_in_every_folder(tmp_path: Path) -> None:
         *[None] * 5,
     ]
     assert not any(image for image, _ in overview.rejected_images(rejected, []))
-
-
-@pytest.mark.parametrize(("tiles", "rows"), [(0, 1), (1, 1), (6, 1), (7, 2), (1_000, 167)])
-def test_contact_sheet_has_room_for_every_tile(tiles: int, rows: int) -> None:
-    drawn = contact_sheet.caption_sheet([(None, "a")] * tiles)
-    assert drawn.width == 6 * 180 + 12
-    one = contact_sheet.caption_sheet([(None, "a")]).height - 12
-    assert drawn.height - 12 == rows * (one if tiles else one - 14)
-    places = [(90 + tile % 6 * 180, 90 + tile // 6 * one) for tile in range(6 * rows)]
-    grey = [drawn.getpixel(place) == (234, 238, 242) for place in places if place[1] < drawn.height]
-    assert sum(grey) == tiles
-
-
-@pytest.mark.parametrize("text", ODD)
-def test_captions_stay_within_the_width_of_their_tile(text: str) -> None:
-    image = Image.new("RGB", (900, 3), "red")
-    drawn = contact_sheet.caption_sheet([(image, text)] * 2, columns=2).convert("L")
-    between = drawn.crop((180 + 4, 0, 192 - 2, drawn.height))  # what parts the two tiles
-    assert between.getextrema() == (255, 255)
-    assert drawn.height <= 12 + 168 + 8 * 14 + 16
-    left, right = (drawn.crop((x, 0, x + 168, drawn.height)) for x in (12, 192))
-    assert left.tobytes() == right.tobytes()
-
-
-def test_long_captions_end_in_dots() -> None:
-    font = ImageFont.load_default(12)
-    assert contact_sheet.wrap_text("a, b", font) == ["a, b"]
-    long = contact_sheet.wrap_text("word " * 500, font)
-    assert len(long) == 8
-    assert [line.endswith(" ...") for line in long] == [False] * 7 + [True]
-    assert "".join(contact_sheet.wrap_text("W" * 40, font)) == "W" * 40

@@ -107,8 +107,8 @@ def with_chunk(png: bytes, kind: bytes, content: bytes, last: bool = False) -> b
     """Return a PNG with one more chunk, after its header or before its end."""
     chunk = struct.pack(">I", len(content)) + kind + content
     chunk += struct.pack(">I", zlib.crc32(kind + content))
-    place = len(png) - 12 if last else 33
-    return png[:place] + chunk + png[place:]
+    position = len(png) - 12 if last else 33
+    return png[:position] + chunk + png[position:]
 
 
 def test_orientation_behind_the_pixels_of_a_png_counts(write_file: Write) -> None:
@@ -264,11 +264,11 @@ def test_damaged_images_give_one_row_and_the_same_size_at_both_levels(
 
 
 def mutated(data: bytes, mutations: list[tuple[tuple[str, int], bytes]]) -> bytes:
-    for (kind, place), value in mutations:
-        place = min(place, len(data))
-        after = place + (len(value) if kind in ("set", "cut out") else 0)
+    for (kind, position), value in mutations:
+        position = min(position, len(data))
+        after = position + (len(value) if kind in ("set", "cut out") else 0)
         put = value if kind in ("set", "put in") else b""
-        data = data[:place] + put + (b"" if kind == "cut off" else data[after:])
+        data = data[:position] + put + (b"" if kind == "cut off" else data[after:])
     return data
 
 

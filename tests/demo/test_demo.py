@@ -241,8 +241,8 @@ def test_styles_have_every_value_of_the_tables(style: str) -> None:
         if option in definition["components"]:
             assert values <= definition["components"][option]["variants"].keys()
         else:
-            known = {f"{name}Color" for name in definition["colors"]}
-            assert option in known | {"pose", "finish", "background", "backgroundColor"}
+            colours = {f"{name}Color" for name in definition["colors"]}
+            assert option in colours | {"pose", "finish", "background", "backgroundColor"}
 
 
 @pytest.mark.parametrize("style", avatar_options.load_tables().styles)

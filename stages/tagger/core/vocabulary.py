@@ -48,13 +48,13 @@ def matches_glob(name: str, glob: str) -> bool:
 
 
 def parse_category(value: object) -> int | None:
-    """Return the code of a category, given as a name or a number, None if there is no such one."""
+    """Return the code of a category, given as a name or a number, None if it is unknown."""
     code = _CODES.get(str(value).strip().lower(), parse_integer(value))
     return code if code in CATEGORIES else None
 
 
 def parse_integer(value: object) -> int | None:
-    """Return an integer, also from a float of an integral value: columns with gaps become floats."""
+    """Return an integer, also from an integral float: columns with gaps become floats."""
     try:
         number = float(str(value))
     except ValueError:
@@ -85,8 +85,7 @@ def write(tags: Sequence[Tag], path: Path) -> None:
 def read(path: Path) -> list[Tag]:
     """Return a vocabulary that `write` wrote."""
     return [
-        _parse(row, place)
-        for place, row in records.read_rows(files.check_size(files.require(path)))
+        _parse(row, line) for line, row in records.read_rows(files.check_size(files.require(path)))
     ]
 
 
@@ -100,29 +99,29 @@ def read_selected(path: Path) -> dict[str, Tag]:
         raise TaggerError(f"vocabulary.source: there is no file {path}.")
     tags: dict[str, Tag] = {}
     unknown = dict.fromkeys(("tag_id", "category", "count"), UNKNOWN)
-    for place, row in records.read_rows(path):
-        tag = _parse(unknown | {k: v for k, v in row.items() if v not in ("", None)}, place)
+    for line, row in records.read_rows(path):
+        tag = _parse(unknown | {k: v for k, v in row.items() if v not in ("", None)}, line)
         name = normalize_name(tag.name)
         if not name:
-            raise TaggerError(f"{place} has no 'name'.")
+            raise TaggerError(f"{line} has no 'name'.")
         if name in tags:
-            raise TaggerError(f"{place} repeats the tag {name!r}. Remove one.")
+            raise TaggerError(f"{line} repeats the tag {name!r}. Remove one.")
         tags[name] = tag._replace(name=name)
     if not tags:
         raise TaggerError(f"{path} lists no tags. It must have a column 'name'.")
     return tags
 
 
-def _parse(row: Mapping[str, Any], place: str) -> Tag:
+def _parse(row: Mapping[str, Any], line: str) -> Tag:
     for column in Tag._fields:
         if column not in row:
-            raise TaggerError(f"{place} has no {column!r}.")
+            raise TaggerError(f"{line} has no {column!r}.")
     value = row["category"]
     category = UNKNOWN if value == UNKNOWN else parse_category(value)
     if category is None:
-        raise TaggerError(f"{place} has the unknown category {str(value)!r}.")
+        raise TaggerError(f"{line} has the unknown category {str(value)!r}.")
     tag_id, count = parse_integer(row["tag_id"]), parse_integer(row["count"])
     if tag_id is None or count is None:
         column = "tag_id" if tag_id is None else "count"
-        raise TaggerError(f"{place}: {column} is {str(row[column])!r}, not an integer.")
+        raise TaggerError(f"{line}: {column} is {str(row[column])!r}, not an integer.")
     return Tag(tag_id, str(row["name"]), category, count)

@@ -111,9 +111,9 @@ def used_tags(lexicon: Lexicon, counts: npt.NDArray[np.int64]) -> list[Tag]:
 
     counts: posts with each tag of the lexicon, (tags,)
     """
-    known = lexicon.rules.known_tags
+    known_tags = lexicon.rules.known_tags
     tags = sort_tags(
-        Tag(known.get(name, (0, -1))[1], name, lexicon.category(number), int(counts[number]))
+        Tag(known_tags.get(name, (0, -1))[1], name, lexicon.category(number), int(counts[number]))
         for number, name in enumerate(lexicon.names)
         if counts[number]
     )

@@ -49,8 +49,8 @@ class Lexicon:
 
     def category(self, number: int) -> int:
         """Return the category of a tag: that of the rules, else of the source, else general."""
-        known = self.rules.known_tags.get(self.names[number])
-        return known[0] if known else max(0, int(self._categories[number]))
+        rule = self.rules.known_tags.get(self.names[number])
+        return rule[0] if rule else max(0, int(self._categories[number]))
 
     @property
     def changes(self) -> Counter[TagChange]:
