@@ -31,7 +31,7 @@ from tagger.images.preprocess import Preprocess
 from tagger.models import backbone
 from tagger.params import Params, Preset
 
-PICTURES = 24
+IMAGES = 24
 
 # No deadline: other work slows a machine at times. CI repeats itself: --hypothesis-profile=ci
 settings.register_profile("default", deadline=None)
@@ -59,15 +59,15 @@ def default_params(root: Path) -> Params:
 
 @pytest.fixture(scope="session")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of drawn pictures with sidecars and tags.csv. Copy it to change it."""
-    drawn = tmp_path_factory.mktemp("data") / "demo"
-    draw.draw_images(drawn, images=PICTURES, size=64, seed=0)
-    return drawn
+    """A folder of drawn images with sidecars and tags.csv. Copy it to change it."""
+    folder = tmp_path_factory.mktemp("data") / "demo"
+    draw.draw_images(folder, images=IMAGES, size=64, seed=0)
+    return folder
 
 
 @pytest.fixture(scope="session")
 def tags_and_split(demo: Path, default_params: Params) -> tuple[list[Tag], Split]:
-    """The tags on at least three of the drawn pictures, and all pictures with these labels."""
+    """The tags on at least three of the drawn images, and all images with these labels."""
     p = default_params.prepare
     lexicon = Lexicon(rules.read(demo))
     posts, _ = ingest.read_posts(FolderSource([demo], p.separator), lexicon, p.filters)
@@ -93,7 +93,7 @@ def split(tags_and_split: tuple[list[Tag], Split]) -> Split:
 
 @pytest.fixture(scope="session")
 def preset() -> Preset:
-    """The smallest network that has batch norm, as most that are trained do."""
+    """The smallest network with batch norm, which most networks have."""
     return Preset(
         backbone="test_efficientnet",
         image_size=32,
@@ -107,18 +107,18 @@ def preset() -> Preset:
 
 @pytest.fixture(scope="session")
 def model_folder(tmp_path_factory: pytest.TempPathFactory, tags: list[Tag], preset: Preset) -> Path:
-    """models/tagger as training leaves it, with weights as they were drawn."""
-    written = tmp_path_factory.mktemp("project") / "models" / "tagger"
+    """models/tagger as training leaves it, with random weights."""
+    folder = tmp_path_factory.mktemp("project") / "models" / "tagger"
     torch.manual_seed(0)
     model = backbone.build_model(preset, len(tags))
     for weights in model.get_classifier().parameters():  # type: ignore[operator]
         torch.nn.init.normal_(weights, std=0.5)  # else every probability is near a half
-    prepared = backbone.build_preprocess(model, preset)
-    prepared.write(written / "preprocess.json")
-    vocabulary.write(tags, written / "vocabulary.csv")
-    backbone.save_config(model, prepared, written)
-    backbone.save_weights(model.state_dict(), written / backbone.WEIGHTS)
-    return written
+    preprocessing = backbone.build_preprocess(model, preset)
+    preprocessing.write(folder / "preprocess.json")
+    vocabulary.write(tags, folder / "vocabulary.csv")
+    backbone.save_config(model, preprocessing, folder)
+    backbone.save_weights(model.state_dict(), folder / backbone.WEIGHTS)
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -133,7 +133,7 @@ def preprocessing(model_folder: Path) -> Preprocess:
 
 @pytest.fixture(scope="session")
 def export_folder(model_folder: Path, tags: list[Tag]) -> Path:
-    """models/export, by the stage's own hand."""
+    """models/export as the stage writes it."""
     import export
     from tagger.export import package
 
@@ -141,14 +141,14 @@ def export_folder(model_folder: Path, tags: list[Tag]) -> Path:
         Threshold(name, "", 0.5, "global" if name == ALL else "category")
         for name in (ALL, *CATEGORIES.values())
     ]
-    limits = np.linspace(0.3, 0.7, len(tags))
+    cutoffs = np.linspace(0.3, 0.7, len(tags))
     project = model_folder.parent.parent
     thresholds.write(fitted, project / export.THRESHOLDS)
     temperatures = {row.category: 1.5 + place / 10 for place, row in enumerate(fitted)}
     calibration.write(temperatures, project / export.CALIBRATION)
-    with files.atomic_write(project / export.EXPORT) as unfinished:
-        names = package.ExportTags(tags, limits, fitted)
-        package.write(unfinished, model_folder, project / export.CALIBRATION, names, 17)
+    with files.atomic_write(project / export.EXPORT) as folder:
+        names = package.ExportTags(tags, cutoffs, fitted)
+        package.write(folder, model_folder, project / export.CALIBRATION, names, 17)
     return project / export.EXPORT
 
 
@@ -187,7 +187,7 @@ def write_file(tmp_path: Path) -> Callable[[str, str | bytes], Path]:
 
 @pytest.fixture
 def write_image(tmp_path: Path) -> Callable[[str], Path]:
-    """Write a picture of 8 x 8 pixels in one colour below the test's folder; return its path."""
+    """Write an image of 8 x 8 pixels in one colour below the test's folder; return its path."""
 
     def paint(name: str) -> Path:
         path = tmp_path / name
@@ -200,7 +200,7 @@ def write_image(tmp_path: Path) -> Callable[[str], Path]:
 
 @pytest.fixture(scope="session")
 def large_image(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A picture that takes some time to decode."""
+    """An image that takes some time to decode."""
     path = tmp_path_factory.mktemp("noise") / "noise.png"
     pixels = np.random.default_rng(0).integers(0, 256, (2000, 2000, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(path, compress_level=1)
@@ -209,8 +209,8 @@ def large_image(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def image_folder(split: Split, tmp_path: Path) -> Path:
-    """A folder of three pictures without sidecars, and one more in a subfolder."""
-    folder = tmp_path / "pictures"
+    """A folder of three images without sidecars, and one more in a subfolder."""
+    folder = tmp_path / "images"
     (folder / "inner").mkdir(parents=True)
     for place, name in zip(
         split.locations, ["a.png", "b.png", "c.png", "inner/d.png"], strict=False

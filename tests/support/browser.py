@@ -60,25 +60,25 @@ def open_page(
     """Yield a page that has been opened, in a window of some width, in pixels."""
     size = {"width": width, "height": 900}
     context = browser.new_context(viewport=size, color_scheme=theme, java_script_enabled=scripts)  # type: ignore[arg-type]
-    found = OpenedPage(context.new_page(), [], [])
-    found.page.on("pageerror", lambda error: found.errors.append(str(error)))
-    found.page.on("console", lambda said: _note(found, said.type, said.text))
-    found.page.on("request", lambda request: _ask(found, request.url))
+    opened = OpenedPage(context.new_page(), [], [])
+    opened.page.on("pageerror", lambda error: opened.errors.append(str(error)))
+    opened.page.on("console", lambda said: _record_message(opened, said.type, said.text))
+    opened.page.on("request", lambda request: _record_request(opened, request.url))
     try:
-        found.page.goto(address)
-        yield found
+        opened.page.goto(address)
+        yield opened
     finally:
         context.close()
 
 
-def _note(found: OpenedPage, kind: str, text: str) -> None:
+def _record_message(opened: OpenedPage, kind: str, text: str) -> None:
     if kind in ("error", "warning"):
-        found.errors.append(text)
+        opened.errors.append(text)
 
 
-def _ask(found: OpenedPage, address: str) -> None:
+def _record_request(opened: OpenedPage, address: str) -> None:
     if not address.startswith("data:"):
-        found.requests.append(address)
+        opened.requests.append(address)
 
 
 def contrasts(page: Page, selector: str = "body *") -> dict[str, float]:

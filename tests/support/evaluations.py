@@ -1,4 +1,4 @@
-"""Projects with a model to be judged, and what judges it in this process."""
+"""Projects with a model, and `evaluate` in this process."""
 
 import io
 import shutil
@@ -22,8 +22,8 @@ from tagger.images.dataset import Split
 from tagger.params import Params, Preset
 from tagger.training import setup
 
-SIZES = (4, 9, 11)  # pictures of each part
-LOADING = {"batch_size": 4, "workers": 0}  # neither part is a number of whole batches
+SIZES = (4, 9, 11)  # images of each split
+LOADING = {"batch_size": 4, "workers": 0}  # no split is a number of whole batches
 
 
 def project_with_model(
@@ -34,34 +34,34 @@ def project_with_model(
     model: Path,
     sizes: Sequence[int] = SIZES,
 ) -> Project:
-    """Return a project that has a model as if it had trained it, out of MLflow's sight."""
-    made = make_project(folder, shipped, demo, preset, sizes)
-    made.edit_params(evaluate=LOADING)
+    """Return a project with a model as if it had trained it, without a run in MLflow."""
+    project = make_project(folder, shipped, demo, preset, sizes)
+    project.edit_params(evaluate=LOADING)
     shutil.copytree(model, folder / "models" / "tagger")
-    write_run_json(made, None)
-    return made
+    write_run_json(project, None)
+    return project
 
 
-def write_run_json(made: Project, run_id: str | None) -> None:
-    """Say of the model of a project in which run of MLflow it was trained."""
-    data = [made.folder / "data" / name for name in ("posts.parquet", "split.parquet")]
+def write_run_json(project: Project, run_id: str | None) -> None:
+    """Write the run.json of a project's model; run_id is the MLflow run that trained it."""
+    data = [project.folder / "data" / name for name in ("posts.parquet", "split.parquet")]
     hashes = {path.stem: files.sha256_file(path) for path in data} | {
         "vocabulary": "as of the model"
     }
-    settings = setup.settings(params.load(made.folder / "params.yaml"))
+    settings = setup.settings(params.load(project.folder / "params.yaml"))
     content = {"run_id": run_id, "params": settings, "data": hashes}
-    files.write_json(made.folder / "models" / "tagger" / "run.json", content)
+    files.write_json(project.folder / "models" / "tagger" / "run.json", content)
 
 
-def relabel(made: Project, change: Callable[[int, set[str]], set[str]]) -> None:
-    """Change the tags of each post, known by its number."""
-    path = made.folder / "data" / "posts.parquet"
-    seen = manifest.read_tags(made.folder / "data" / "tags.parquet")
+def relabel(project: Project, change: Callable[[int, set[str]], set[str]]) -> None:
+    """Change the tags of each post. `change` takes its number and tags."""
+    path = project.folder / "data" / "posts.parquet"
+    seen = manifest.read_tags(project.folder / "data" / "tags.parquet")
     number = {tag.name: place for place, tag in enumerate(seen)}
     table = pq.read_table(path)
     lists = [
-        sorted(number[name] for name in change(post, {seen[place].name for place in own}))
-        for post, own in enumerate(table["tags"].to_pylist())
+        sorted(number[name] for name in change(post, {seen[place].name for place in posts_tags}))
+        for post, posts_tags in enumerate(table["tags"].to_pylist())
     ]
     column = table.schema.get_field_index("tags")
     tags = pa.array(lists, table.schema.field("tags").type)
@@ -69,26 +69,26 @@ def relabel(made: Project, change: Callable[[int, set[str]], set[str]]) -> None:
 
 
 @contextmanager
-def inside_project(made: Project) -> Iterator[None]:
-    """Be in a project as a stage is that DVC runs, and leave torch as it was."""
+def inside_project(project: Project) -> Iterator[None]:
+    """Work in a project as a stage does that DVC runs; restore torch's settings afterwards."""
     threads = torch.get_num_threads()
     with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(made.folder)
-        patch.setenv("DVC_ROOT", str(made.folder))
+        patch.chdir(project.folder)
+        patch.setenv("DVC_ROOT", str(project.folder))
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
         yield
     torch.set_num_threads(threads)
 
 
-def run_evaluate(made: Project) -> str:
+def run_evaluate(project: Project) -> str:
     """Return what the stage printed."""
-    with inside_project(made), redirect_stdout(io.StringIO()) as printed:
+    with inside_project(project), redirect_stdout(io.StringIO()) as printed:
         evaluate.main(params.load())
     return printed.getvalue()
 
 
 def error_line(action: Callable[[], object], capsys: pytest.CaptureFixture[str]) -> str:
-    """Return the one line that a mistake of the user's ends in."""
+    """Return the one line that an action prints, which must end in a user's mistake."""
     capsys.readouterr()
     with pytest.raises(SystemExit) as ended, errors.exit_on_error():
         action()
@@ -100,14 +100,14 @@ def error_line(action: Callable[[], object], capsys: pytest.CaptureFixture[str])
     return line.removeprefix("error: ")
 
 
-def read_splits(made: Project) -> tuple[list[Tag], dict[str, Split]]:
-    """Return the tags of the model, and the parts of the split."""
-    with inside_project(made):
+def read_splits(project: Project) -> tuple[list[Tag], dict[str, Split]]:
+    """Return the tags of the model and the splits."""
+    with inside_project(project):
         return dataset.read_splits(
             evaluate.POSTS, evaluate.TAGS, evaluate.MODEL / "vocabulary.csv", evaluate.SPLIT
         )
 
 
-def read_metrics(made: Project) -> Mapping[str, Any]:
-    found: Mapping[str, Any] = files.read_json(made.folder / evaluate.METRICS)
-    return found
+def read_metrics(project: Project) -> Mapping[str, Any]:
+    metrics: Mapping[str, Any] = files.read_json(project.folder / evaluate.METRICS)
+    return metrics

@@ -1,4 +1,4 @@
-"""What someone who means harm makes of the folder of a model."""
+"""Changes by which someone who means harm prepares the folder of a model."""
 
 import csv
 import io
@@ -14,13 +14,13 @@ from onnx import TensorProto, helper, numpy_helper
 
 SIZE = 32  # pixels
 BULK = 1 << 20  # bytes, more than the weights of our model
-HUGE = 8 << 30  # bytes, of a file that takes no room on the disk
+HUGE = 8 << 30  # bytes, of a sparse file
 
 Change = Callable[[Path], object]
 
 
 class MaliciousPickle:
-    """What makes a folder as it is unpickled."""
+    """An object that creates a folder when it is unpickled."""
 
     def __init__(self, proof: Path) -> None:
         self.proof = proof
@@ -38,7 +38,7 @@ def replace_content(name: str, data: bytes) -> Change:
 
 
 def make_huge(name: str) -> Change:
-    """Make a file as long as a disk may be, without writing it."""
+    """Make a file as long as a disk, without writing it."""
     return lambda folder: os.truncate(folder / name, HUGE)
 
 
@@ -81,11 +81,12 @@ def replace_graph(
     at: str = "",
     end: str = "Sigmoid",
 ) -> Change:
-    """Put a small graph in the place of the model: as many outputs as there are tags, and more.
+    """Replace the model by a small graph.
 
-    shape: that its weights declare, which are some bytes
-    at: the file that these are said to lie in
-    end: what is made of the logits
+    more: outputs beyond the number of tags
+    shape: the shape that the weights declare, whatever they hold
+    at: the file that the weights are said to be in
+    end: the operator after the logits
     """
 
     def change(folder: Path) -> None:
@@ -97,30 +98,32 @@ def replace_graph(
         if at:
             weights.ClearField("raw_data")
             weights.data_location = TensorProto.EXTERNAL
-            for key, said in (("location", at), ("length", str(12 * tags))):
-                weights.external_data.add(key=key, value=said)
+            for key, text in (("location", at), ("length", str(12 * tags))):
+                weights.external_data.add(key=key, value=text)
             (folder.parent / "secret").write_bytes(bytes(12 * tags))
-        taken = helper.make_tensor_value_info("input", TensorProto.FLOAT, ["n", 3, SIZE, SIZE])
-        given = helper.make_tensor_value_info("prediction", TensorProto.FLOAT, None)
+        inputs = helper.make_tensor_value_info("input", TensorProto.FLOAT, ["n", 3, SIZE, SIZE])
+        outputs = helper.make_tensor_value_info("prediction", TensorProto.FLOAT, None)
         nodes = [
             helper.make_node("GlobalAveragePool", ["input"], ["means"]),
             helper.make_node("Flatten", ["means"], ["flat"]),
             helper.make_node("MatMul", ["flat", "weights"], ["logits"]),
             helper.make_node(end, ["logits"], ["prediction"]),
         ]
-        made = helper.make_graph(nodes, "small", [taken], [given], [weights])
-        model = helper.make_model(made, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+        model_graph = helper.make_graph(nodes, "small", [inputs], [outputs], [weights])
+        model = helper.make_model(
+            model_graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8
+        )
         onnx.save(model, folder / "model.onnx")
 
     return change
 
 
 def weights_outside_folder(folder: Path) -> None:
-    """Let the weights lie in a file beside the folder, by its whole path."""
+    """Name weights outside the folder by their absolute path."""
     replace_graph(at=str(folder.parent / "secret"))(folder)
 
 
 def weights_by_link(folder: Path) -> None:
-    """Let the weights lie in a file of the folder that is a link out of it."""
+    """Name weights in a file of the folder that links to one outside."""
     (folder / "weights").symlink_to("../secret")
     replace_graph(at="weights")(folder)

@@ -1,4 +1,4 @@
-"""A hub of one data set or model on this machine: the protocol as huggingface_hub 2.4 speaks it.
+"""A hub with one data set or model on this machine, in the protocol of huggingface_hub 2.4.
 
 Files with a suffix of `LFS` are in Git LFS: asked for one, the hub names its hash and sends the
 client on to a content server of another name, which must not see the token.
@@ -30,7 +30,7 @@ PAGE = 3  # entries of the file list in one answer
 
 
 class Fault(NamedTuple):
-    """What goes wrong with one answer that would bring bytes of a file."""
+    """What goes wrong with one answer that carries bytes of a file."""
 
     status: int = 0  # instead of the bytes
     headers: dict[str, str] = {}  # noqa: RUF012 - never changed
@@ -51,7 +51,7 @@ class Request(NamedTuple):
 
 
 class HubServer(ThreadingHTTPServer):
-    """Serves `files`, and what a test orders: faults of a file are used up one an answer."""
+    """Serves `files`. Faults that a test injects for a file are used up one an answer."""
 
     daemon_threads = True
 
@@ -78,8 +78,8 @@ class HubServer(ThreadingHTTPServer):
         self.faults[path] = iter(faults)
 
     def requested_ranges(self, path: str) -> list[str]:
-        """Return the ranges of a file that were asked of the hub, in order."""
-        return [one.range for one in self.log if one.path == path and one.host == "hub"]
+        """Return the ranges of a file that were requested from the hub, in order."""
+        return [r.range for r in self.log if r.path == path and r.host == "hub"]
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         if not isinstance(sys.exc_info()[1], ConnectionError):  # of a client that went away
@@ -144,26 +144,26 @@ class Handler(BaseHTTPRequestHandler):
             self.refuse(404)
         elif path.startswith("/content/"):
             name, fault = self.server.links[path]
-            self.note(name, "content")
+            self.record(name, "content")
             self.send_file(name, fault)
         elif path.startswith(data):
-            self.note(path, "hub")
+            self.record(path, "hub")
             what, _, revision = path.removeprefix(data).lstrip("/").partition("/")
             if self.may_pass(revision or "main"):
                 self.send_tree() if what == "tree" else self.send_about()
         elif path.startswith(files):
             _, _, rest = path.partition("/resolve/")
             revision, _, name = rest.partition("/")
-            self.note(name, "hub")
+            self.record(name, "hub")
             if self.may_pass(revision, gate=True):
                 self.resolve(name)
         else:
-            self.note(path, "hub")
+            self.record(path, "hub")
             self.refuse(404 if self.headers["Authorization"] else 401, "RepoNotFound")
 
-    def note(self, path: str, host: str) -> None:
-        token, asked = self.headers["Authorization"] or "", self.headers["Range"] or ""
-        self.server.log.append(Request(self.command, path, asked, token, host))
+    def record(self, path: str, host: str) -> None:
+        token, range_ = self.headers["Authorization"] or "", self.headers["Range"] or ""
+        self.server.log.append(Request(self.command, path, range_, token, host))
 
     def may_pass(self, revision: str, gate: bool = False) -> bool:
         """Return whether the request is allowed; answer it where it is not."""

@@ -1,4 +1,4 @@
-"""Pictures byte by byte, for what no encoder writes; and the oddest that are still pictures."""
+"""Images built byte by byte, which no encoder writes, and rare but valid formats."""
 
 import io
 import struct

@@ -81,8 +81,8 @@ def write_store(
 
     def blocks() -> Iterator[prediction_store.LogitBlock]:
         for start in range(0, len(predictions.logits), 50):
-            some = predictions.logits[start : start + 50]
-            yield range(start, start + len(some)), some
+            block = predictions.logits[start : start + 50]
+            yield range(start, start + len(block)), block
 
     truth = prediction_store.StoreLabels(csr_array(predictions.truth), groups, unlabelled)
     return prediction_store.write(folder / "test.logits", truth, blocks(), tile_size)

@@ -1,4 +1,4 @@
-"""A hub that takes a model: the protocol by which huggingface_hub 2.4 writes.
+"""A hub that takes uploads of a model, in the protocol of huggingface_hub 2.4.
 
 What was uploaded can be downloaded again, see `hub_server`.
 """
@@ -63,7 +63,7 @@ class _Handler(Handler):
 
     def do_GET(self) -> None:
         if "/xet-write-token/" in self.path:
-            self.note(self.path, "hub")
+            self.record(self.path, "hub")
             if self.may_write("xet"):
                 self.send_xet_token()
         elif self.path.startswith("/cas/"):
@@ -72,17 +72,17 @@ class _Handler(Handler):
             super().do_GET()
 
     def do_PUT(self) -> None:
-        self.note(self.path, "content")
+        self.record(self.path, "content")
         content = self.body()  # of a refused request, too: else it is read as the next one
         if not self.fails("put"):
-            kept = self.server.store_object(content)
-            self.answer(200 if self.path.endswith(kept) else 400, b"", {})
+            digest = self.server.store_object(content)
+            self.answer(200 if self.path.endswith(digest) else 400, b"", {})
 
     def do_POST(self) -> None:
         body, path = self.body(), self.path.partition("?")[0]
         if path.startswith(("/cas/", "/v1/telemetry")):
             return self.take_xet(path, body)
-        self.note(path, "hub")
+        self.record(path, "hub")
         model = f"/api/models/{self.server.model}/"
         steps = {
             "/api/repos/create": self.create,
@@ -121,20 +121,20 @@ class _Handler(Handler):
         self.answer(status, json.dumps(content).encode(), {"Content-Type": "application/json"})
 
     def create(self, body: bytes) -> None:
-        asked = json.loads(body)
-        name = f"{asked['organization'] or OWNER}/{asked['name']}"
+        request = json.loads(body)
+        name = f"{request['organization'] or OWNER}/{request['name']}"
         there = self.server.model == name
         if not there:
             self.server.model = name
-            self.server.visibility = asked.get("visibility")
+            self.server.visibility = request.get("visibility")
             self.server.private = self.server.visibility == "private"
             self.server.add({".gitattributes": b""}, "initial commit")
         self.reply({"url": f"{self.server.url}/{name}"}, 409 if there else 200)
 
     def validate(self, body: bytes) -> None:
         _, _, rest = json.loads(body)["content"].partition("---\n")
-        head, found, _ = rest.partition("---\n")
-        warnings = [] if found else [{"message": "empty or missing yaml metadata in repo card"}]
+        head, end, _ = rest.partition("---\n")
+        warnings = [] if end else [{"message": "empty or missing yaml metadata in repo card"}]
         try:
             yaml.safe_load(head)
         except yaml.YAMLError:
@@ -152,23 +152,23 @@ class _Handler(Handler):
         if path in self.server.files:
             content = self.server.files[path]
             blob = b"blob %d\0" % len(content) + content  # as git has it
-            known = hashlib.sha256(content) if large else hashlib.sha1(blob)
-            plan["oid"] = known.hexdigest()
+            digest = hashlib.sha256(content) if large else hashlib.sha1(blob)
+            plan["oid"] = digest.hexdigest()
         return plan
 
     def batch(self, body: bytes) -> None:
         objects = json.loads(body)["objects"]
-        for one in objects:
-            if one["oid"] not in self.server.objects:
-                put = f"http://localhost:{self.server.server_port}/content/{one['oid']}"
+        for item in objects:
+            if item["oid"] not in self.server.objects:
+                put = f"http://localhost:{self.server.server_port}/content/{item['oid']}"
                 verify = {"href": f"{self.server.url}/verify"}
-                one["actions"] = {"upload": {"href": put}, "verify": verify}
+                item["actions"] = {"upload": {"href": put}, "verify": verify}
         self.reply({"transfer": "basic", "objects": objects})
 
     def verify(self, body: bytes) -> None:
-        asked = json.loads(body)
-        content = self.server.objects.get(asked["oid"], b"")
-        self.reply({}, 200 if len(content) == asked["size"] else 400)
+        request = json.loads(body)
+        content = self.server.objects.get(request["oid"], b"")
+        self.reply({}, 200 if len(content) == request["size"] else 400)
 
     def take_commit(self, body: bytes) -> None:
         files: dict[str, bytes] = {}
@@ -200,7 +200,7 @@ class _Handler(Handler):
 
     def take_xet(self, path: str, body: bytes) -> None:
         """Keep each chunk as if it were a file: one of less than 8 KiB is a single chunk."""
-        self.note(path, "xet")
+        self.record(path, "xet")
         if "/v1/xorbs/" in path and not self.fails("xorb"):
             while body:
                 size = int.from_bytes(body[1:4], "little")
