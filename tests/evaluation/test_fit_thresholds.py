@@ -26,6 +26,7 @@ from tagger.evaluation import (
     tag_metrics,
 )
 from tagger.evaluation.objectives import DecisionCurves
+from tagger.evaluation.score_counts import Histogram
 
 
 def fit(predictions: RandomPredictions, objective: Objective = "f1") -> list[Threshold]:
@@ -91,6 +92,16 @@ def test_a_threshold_lies_halfway_between_scores() -> None:
     logits = np.array([[3.0], [1.0], [-1.0], [-2.0]], np.float32)
     own, pooled = best(RandomPredictions(logits, logits > 0))
     assert own.tolist() == [pooled] == [0.5]
+
+
+def test_pools_of_billions_of_pairs_do_not_overflow() -> None:
+    high, low = quantized_logits.quantize(np.array([2.0, -2.0]))
+    pooled = Histogram(*np.zeros((2, quantized_logits.LEVELS), np.int64))
+    pooled.pairs[[high, low]] = 3_000_000_000
+    pooled.positives[[high, low]] = 2_900_000_000, 100_000_000
+    curves = DecisionCurves.of_pool(pooled)
+    assert curves.steps.predicted.tolist() == [3_000_000_000, 6_000_000_000]
+    assert objectives.best_thresholds(curves, "f1").tolist() == [0]
 
 
 def test_a_tag_on_every_image_has_a_threshold_of_half_at_most() -> None:

@@ -1,4 +1,4 @@
-"""Thresholds: the confidence from which a tag is given. Fitted on validation, used everywhere."""
+"""Thresholds: the confidence from which a tag is predicted. Fitted on validation."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -65,9 +65,9 @@ def check_objective(rows: Sequence[Threshold], objective: Objective, target: flo
     """Raise TaggerError if the thresholds were fitted for another objective."""
     for row in rows:
         if (row.objective, row.target) != (objective, target):
-            fitted, wanted = describe(row.objective, row.target), describe(objective, target)
+            fitted, expected = describe(row.objective, row.target), describe(objective, target)
             raise TaggerError(
-                f"The thresholds are fitted for {fitted}, and evaluate.threshold asks for {wanted}. "
+                f"The thresholds are fitted for {fitted}, and evaluate.threshold asks for {expected}. "
                 "Evaluate again."
             )
 

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from tagger.core.arrays import Floats, Ints
 from tagger.evaluation.jackknife import Jackknife, RareTag
 from tagger.evaluation.metrics.average_precision import average_precision
-from tagger.evaluation.score_counts import ImageCounts
+from tagger.evaluation.steps import ImageCounts
 
 METRICS = ("macro_ap", "micro_ap", "macro_f1", "micro_f1")
 OVERALL = "all"
@@ -40,22 +40,22 @@ def intervals(jackknife: Jackknife, seed: int) -> Intervals:
     return _intervals(jackknife.categories, metric, resampled, (0.0, 1.0))
 
 
-def differences(one: Jackknife, other: Jackknife, seed: int) -> Intervals:
-    """Return how much better one model is than another, with the 95 % interval of the difference.
+def differences(ours: Jackknife, theirs: Jackknife, seed: int) -> Intervals:
+    """Return how much better our model is than theirs, with the 95 % interval of the difference.
 
     Both must be of the same images and tags; both are resampled alike. Each entry holds the
     difference and the ends of its interval.
     """
-    if one.categories != other.categories or one.groups != other.groups:
+    if ours.categories != theirs.categories or ours.groups != theirs.groups:
         raise ValueError("the models are evaluated on different images or tags")
-    weights = draw_weights(one.groups, seed)
-    resampled = _resampled_metrics(one, weights) - _resampled_metrics(other, weights)
+    weights = draw_weights(ours.groups, seed)
+    resampled = _resampled_metrics(ours, weights) - _resampled_metrics(theirs, weights)
 
     def difference(place: int, name: str) -> float:
-        return float(one.metrics[place][name] - other.metrics[place][name])
+        return float(ours.metrics[place][name] - theirs.metrics[place][name])
 
-    ends = _intervals(one.categories, difference, resampled, (-1.0, 1.0))
-    for place, name in enumerate((*one.categories, OVERALL)):
+    ends = _intervals(ours.categories, difference, resampled, (-1.0, 1.0))
+    for place, name in enumerate((*ours.categories, OVERALL)):
         for metric in METRICS:
             ends[name][metric].insert(0, round(difference(place, metric), 6))
     return ends

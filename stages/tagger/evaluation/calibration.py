@@ -1,7 +1,8 @@
 """Fit temperatures, which divide logits so that a probability says how often its tag is there.
 
 Guo et al. 2017, https://arxiv.org/abs/1706.04599, section 4.2. The validation split decides, by
-the least binary cross-entropy. The order of scores stays, and every metric but those of calibration.
+the least binary cross-entropy. The order of scores stays, and all metrics but those of
+calibration.
 """
 
 from collections.abc import Sequence

@@ -166,7 +166,7 @@ def _with_best_channels(
     dataset = ImageDataset(split, compared.preprocess)
     batches = list(loader.build_loader(dataset, sampler, workers=data.predictor.workers))
     reversed_channels = replace(compared, runtime=replace(tagger, takes_bgr=True))
-    rgb, bgr = (_macro_ap(one, batches) for one in (compared, reversed_channels))
+    rgb, bgr = (_macro_ap(each, batches) for each in (compared, reversed_channels))
     if data.predictor.group.is_main:
         _log.warning(
             "Its files do not name the order of channels: macro AP %.3f as RGB, %.3f as BGR, on "

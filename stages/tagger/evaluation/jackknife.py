@@ -17,7 +17,8 @@ from tagger.core.vocabulary import Tag
 from tagger.evaluation import quantized_logits, tag_metrics
 from tagger.evaluation.prediction_store import PredictionStore, TagBlock
 from tagger.evaluation.quantized_logits import LEVELS, QuantizedLogits
-from tagger.evaluation.score_counts import Histogram, ImageCounts, ScoreCounts
+from tagger.evaluation.score_counts import Histogram, ScoreCounts
+from tagger.evaluation.steps import ImageCounts
 
 RARE_SUPPORT = 50  # positives; the scores of tags with fewer are kept
 _MAX_FALSE_RATIO = 10  # false positives for each true one; beyond, the false are not weighed

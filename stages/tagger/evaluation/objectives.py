@@ -6,9 +6,10 @@ import numpy as np
 
 from tagger.core.arrays import Floats, Ints, Mask
 from tagger.core.thresholds import Objective
-from tagger.evaluation import quantized_logits, score_counts
+from tagger.evaluation import quantized_logits
 from tagger.evaluation.quantized_logits import UNKNOWN
-from tagger.evaluation.score_counts import BreakEven, Histogram, ScoreCounts, Steps
+from tagger.evaluation.score_counts import Histogram, ScoreCounts
+from tagger.evaluation.steps import BreakEven, Steps, count_steps
 
 
 @dataclass(frozen=True)
@@ -22,26 +23,16 @@ class DecisionCurves:
 
     @classmethod
     def of_tags(cls, counts: ScoreCounts) -> "DecisionCurves":
-        return cls(counts.tag_of, _widened(counts.steps), counts.support, counts.break_even)
+        return cls(counts.tag_of, counts.steps.widened(), counts.support, counts.break_even)
 
     @classmethod
     def of_pool(cls, pooled: Histogram) -> "DecisionCurves":
         """pooled: (LEVELS,)"""
         seen, positive_seen = (np.flatnonzero(counts).astype(np.uint16) for counts in pooled)
         positives = pooled.positives[positive_seen]
-        steps, break_even = score_counts.count_steps(
-            seen, pooled.pairs[seen], positive_seen, positives
-        )
+        steps, break_even = count_steps(seen, pooled.pairs[seen], positive_seen, positives)
         owner = np.zeros(len(positives), np.int64)
-        return cls(owner, _widened(steps), positives.sum(keepdims=True), break_even)
-
-
-def _widened(steps: Steps) -> Steps:
-    """Return the steps with counts of 64 bits, which products of counts need."""
-    return steps._replace(
-        true_positives=steps.true_positives.astype(np.int64),
-        predicted=steps.predicted.astype(np.int64),
-    )
+        return cls(owner, steps, positives.sum(keepdims=True), break_even)
 
 
 def best_thresholds(

@@ -3,7 +3,7 @@
 Memory grows with the positives, 20 bytes each, and with the tags, half a kilobyte each.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from typing import Any, NamedTuple
@@ -23,27 +23,10 @@ from tagger.evaluation.quantized_logits import (
     probability_table,
     softplus_table,
 )
-
-ImageCounts = npt.NDArray[np.integer[Any]]
+from tagger.evaluation.steps import BreakEven, ImageCounts, Steps, count_steps
 
 CURVE_THRESHOLDS = np.round(np.arange(0.01, 1.0, 0.01), 2)  # of the curve of F1
 BINS = 15  # of probability, equally wide, for the calibration error
-
-
-class Steps(NamedTuple):
-    """Counts at each distinct score of the positives, from the highest score to the lowest."""
-
-    scores: QuantizedLogits
-    next_scores: QuantizedLogits  # the next lower score of any image, or UNKNOWN
-    true_positives: ImageCounts  # positives with at least this score
-    predicted: ImageCounts  # images with at least this score
-
-
-class BreakEven(NamedTuple):
-    """Where as many images are predicted as there are positives; both UNKNOWN without any."""
-
-    score: QuantizedLogits  # the lowest score that predicts no more images than positives
-    next_score: QuantizedLogits  # the next lower score of any image, or UNKNOWN
 
 
 class Decisions(NamedTuple):
@@ -58,9 +41,9 @@ class Decisions(NamedTuple):
 class CalibrationBins(NamedTuple):
     """Sums over the pairs of each bin of probability, (tags, BINS) or (BINS,)."""
 
-    pairs: ImageCounts
-    probability: Floats
-    positives: ImageCounts
+    pairs: npt.NDArray[Any]
+    probability: npt.NDArray[Any]
+    positives: npt.NDArray[Any]
 
 
 class Histogram(NamedTuple):
@@ -71,16 +54,17 @@ class Histogram(NamedTuple):
 
 
 class _TagCounts(NamedTuple):
-    """The counts of one tag; the fields of `ScoreCounts` say what they are."""
+    """The counts of one tag; see `ScoreCounts`."""
 
     steps: Steps
     break_even: BreakEven
+    bins: CalibrationBins
+    support: int
     labelled: int
     true_positives_at: Ints
     predicted_at: Ints
     squared_error: float
     cross_entropy: float
-    bins: CalibrationBins
 
 
 @dataclass(frozen=True)
@@ -88,32 +72,26 @@ class ScoreCounts:
     """The counts of all tags. The steps of a tag start at its entry of `starts`."""
 
     images: int
+    pools: Histogram  # (pools, LEVELS)
+    pool_of: Ints  # (tags,)
     starts: Ints  # (tags + 1,)
     steps: Steps  # (steps,)
     break_even: BreakEven  # (tags,)
+    bins: CalibrationBins  # (tags, BINS)
+    support: Ints  # (tags,), positives
     labelled: Ints  # (tags,), images
     true_positives_at: Ints  # (tags, thresholds)
     predicted_at: Ints  # (tags, thresholds), images
     squared_error: Floats  # (tags,), sum over images
     cross_entropy: Floats  # (tags,), sum over images, in nats
-    bins: CalibrationBins  # (tags, BINS)
-    pools: Histogram  # (pools, LEVELS)
-    pool_of: Ints  # (tags,)
 
     def __len__(self) -> int:
         return len(self.labelled)
 
     def steps_of(self, tag: int) -> Steps:
+        scores, next_scores, true, predicted = self.steps
         inside = slice(*self.starts[tag : tag + 2])
-        scores, next_scores, true_positives, predicted = self.steps
-        return Steps(scores[inside], next_scores[inside], true_positives[inside], predicted[inside])
-
-    @cached_property
-    def support(self) -> Ints:
-        """Positives of each tag, (tags,)."""
-        supported = self.starts[1:] > self.starts[:-1]
-        last = np.append(self.steps.true_positives, 0)[self.starts[1:] - 1]
-        return np.where(supported, last, 0)
+        return Steps(scores[inside], next_scores[inside], true[inside], predicted[inside])
 
     @cached_property
     def tag_of(self) -> Ints:
@@ -124,8 +102,7 @@ class ScoreCounts:
     def average_precision(self) -> Floats:
         """Of each tag, (tags,), NaN without a positive."""
         steps = map(self.steps_of, range(len(self)))
-        values = [average_precision(tag.true_positives, tag.predicted) for tag in steps]
-        return np.array(values, np.float64)
+        return np.array([average_precision(tag.true_positives, tag.predicted) for tag in steps])
 
     def decisions(self, index: int) -> Decisions:
         """Return the counts at one of the thresholds that were counted, (tags,) each."""
@@ -172,7 +149,7 @@ def count(
         total.pairs[pools] += histogram.pairs
         total.positives[pools] += histogram.positives
         tags += counts
-    return _combine(len(store), tags, thresholds.shape[1], total, pool_of)
+    return _combine(len(store), tags, total, pool_of)
 
 
 def _empty_histogram(pools: int) -> Histogram:
@@ -195,18 +172,19 @@ def _count_tag(
     nats = softplus_table()[seen], logit_table()[positive_seen]
     bins, positive_bins = _bin_of()[seen], _bin_of()[positive_seen]
     return _TagCounts(
-        steps,
+        steps.narrowed(),
         break_even,
-        int(images.sum()),
-        _count_from(positive_seen, positives, thresholds),
-        _count_from(seen, images, thresholds),
-        float((images * p**2).sum() + (positives * (1 - 2 * positive_p)).sum()),
-        float((images * nats[0]).sum() - (positives * nats[1]).sum()),
         CalibrationBins(
-            np.bincount(bins, images, BINS).astype(np.int64),
-            np.asarray(np.bincount(bins, images * p, BINS), np.float64),
-            np.bincount(positive_bins, positives, BINS).astype(np.int64),
+            np.bincount(bins, images, BINS),
+            np.bincount(bins, images * p, BINS),
+            np.bincount(positive_bins, positives, BINS),
         ),
+        support=int(positives.sum()),
+        labelled=int(images.sum()),
+        true_positives_at=_count_from(positive_seen, positives, thresholds),
+        predicted_at=_count_from(seen, images, thresholds),
+        squared_error=float((images * p**2).sum() + (positives * (1 - 2 * positive_p)).sum()),
+        cross_entropy=float((images * nats[0]).sum() - (positives * nats[1]).sum()),
     )
 
 
@@ -216,32 +194,6 @@ def _bin_of() -> Ints:
     return np.clip(np.searchsorted(edges, probability_table(), side="right") - 1, 0, BINS - 1)
 
 
-def count_steps(
-    seen: npt.NDArray[Any], images: Ints, positive_seen: npt.NDArray[Any], positives: Ints
-) -> tuple[Steps, BreakEven]:
-    """Return the steps of a tag, or of a pool of tags, and its break-even point.
-
-    seen, images: distinct scores, rising, and how many images have each
-    positive_seen, positives: the same of the images that have the tag
-    """
-    predicted = np.cumsum(images[::-1])[::-1]  # images with at least each score
-    true_positives = np.cumsum(positives[::-1])[::-1]
-    place = np.searchsorted(seen, positive_seen)
-    lower = np.where(place > 0, seen[place - 1], UNKNOWN)
-    steps = Steps(
-        positive_seen[::-1].astype(np.uint16),
-        lower[::-1].astype(np.uint16),
-        true_positives[::-1].astype(np.int32),
-        predicted[place][::-1].astype(np.int32),
-    )
-    score = next_score = UNKNOWN
-    if len(positives):
-        even = int(np.searchsorted(-predicted, -true_positives[0]))
-        score = seen[even] if even < len(seen) else seen[-1] + 1
-        next_score = seen[even - 1] if even else UNKNOWN
-    return steps, BreakEven(np.array([score], np.uint16), np.array([next_score], np.uint16))
-
-
 def _count_from(scores: QuantizedLogits, counts: Ints, thresholds: QuantizedLogits) -> Ints:
     """Return how many of some counted scores, rising, reach each threshold, (thresholds,)."""
     from_top = np.append(np.cumsum(counts[::-1])[::-1], 0)
@@ -249,44 +201,26 @@ def _count_from(scores: QuantizedLogits, counts: Ints, thresholds: QuantizedLogi
 
 
 def _combine(
-    images: int, tags: Sequence[_TagCounts], thresholds: int, pools: Histogram, pool_of: Ints
+    images: int, tags: Sequence[_TagCounts], pools: Histogram, pool_of: Ints
 ) -> ScoreCounts:
-    steps, break_even = [tag.steps for tag in tags], [tag.break_even for tag in tags]
+    steps, break_even, bins, *columns = zip(*tags, strict=True)
+    numbers: Iterator[Any] = map(np.array, columns)
     return ScoreCounts(
-        images=images,
-        starts=np.cumsum([0, *(len(tag.scores) for tag in steps)]),
-        steps=Steps(
-            _join((tag.scores for tag in steps), np.uint16),
-            _join((tag.next_scores for tag in steps), np.uint16),
-            _join((tag.true_positives for tag in steps), np.int32),
-            _join((tag.predicted for tag in steps), np.int32),
-        ),
-        break_even=BreakEven(
-            _join((tag.score for tag in break_even), np.uint16),
-            _join((tag.next_score for tag in break_even), np.uint16),
-        ),
-        labelled=np.array([tag.labelled for tag in tags], np.int64),
-        true_positives_at=_stack((tag.true_positives_at for tag in tags), thresholds, np.int64),
-        predicted_at=_stack((tag.predicted_at for tag in tags), thresholds, np.int64),
-        squared_error=np.array([tag.squared_error for tag in tags]),
-        cross_entropy=np.array([tag.cross_entropy for tag in tags]),
-        bins=CalibrationBins(
-            _stack((tag.bins.pairs for tag in tags), BINS, np.int64),
-            _stack((tag.bins.probability for tag in tags), BINS, np.float64),
-            _stack((tag.bins.positives for tag in tags), BINS, np.int64),
-        ),
-        pools=pools,
-        pool_of=pool_of,
+        images,
+        pools,
+        pool_of,
+        np.cumsum([0, *(len(tag.scores) for tag in steps)]),
+        Steps(*_join_fields(steps, np.concatenate)),
+        BreakEven(*_join_fields(break_even, np.concatenate)),
+        CalibrationBins(*_join_fields(bins, np.stack)),
+        *numbers,
     )
 
 
-def _join(arrays: Iterable[npt.NDArray[Any]], kind: type) -> npt.NDArray[Any]:
-    return np.concatenate([np.empty(0, kind), *arrays])
-
-
-def _stack(rows: Iterable[npt.NDArray[Any]], width: int, kind: type) -> npt.NDArray[Any]:
-    table = list(rows)
-    return np.array(table, kind).reshape(len(table), width)
+def _join_fields(
+    rows: Sequence[Sequence[Any]], join: Callable[[Sequence[Any]], Any]
+) -> Iterator[Any]:
+    return map(join, zip(*rows, strict=True))
 
 
 def evaluation_thresholds(thresholds: Floats) -> QuantizedLogits:
