@@ -31,7 +31,7 @@ from tagger.evaluation import (
     fit_thresholds,
     jackknife,
     prediction_store,
-    ranking,
+    result,
     score_counts,
     tag_metrics,
 )
@@ -42,7 +42,7 @@ from tagger.images.dataset import Split
 
 T = TypeVar("T")
 
-_BATCH = 256  # pictures that a model would predict at a time
+_BATCH = 256  # images that a model would predict at a time
 _TIMES = 5
 _FASTER = 20
 _LIMITS = {(200_000, 10_000): (300, 4)}  # seconds, GB
@@ -62,64 +62,57 @@ def blocks(labels: csr_array, shift: float = 3.0) -> Iterator[LogitBlock]:
     for start in range(0, labels.shape[0], _BATCH):
         rows = range(start, min(start + _BATCH, labels.shape[0]))
         logits = random.standard_normal((len(rows), labels.shape[1]), np.float32) + base
-        some = labels[rows.start : rows.stop].tocoo()
-        logits[some.coords] += shift
+        block = labels[rows.start : rows.stop].tocoo()
+        logits[block.coords] += shift
         yield rows, logits
 
 
 def timed(seconds: dict[str, float], name: str, function: Callable[[], T]) -> T:
     start = time.perf_counter()
-    answer = function()
+    result_ = function()
     seconds[name] = time.perf_counter() - start
-    return answer
+    return result_
 
 
-def whole(path: Path) -> dict[str, Any]:
-    """Do all that evaluation does, but predict: seconds of each part."""
+def all_of_evaluation(path: Path) -> dict[str, Any]:
+    """Compute everything but the predictions: seconds of each step."""
     labels = stratified_split.load(path)
     tags = tags_of(labels)
-    took: dict[str, float] = {}
-    drawing = sum(len(rows) for rows, _ in timed(took, "drawing", lambda: list(_drawn(labels))))
-    assert drawing == labels.shape[0]
-    with timed(
-        took,
-        "drawing and writing",
-        lambda: prediction_store.write(
-            path.with_suffix(".logits"), StoreLabels(labels), blocks(labels)
-        ),
-    ) as part:
-        return judge(part, tags, took)
+    seconds: dict[str, float] = {}
+    rows = timed(seconds, "drawing", lambda: sum(len(rows) for rows, _ in blocks(labels)))
+    assert rows == labels.shape[0]
+    with timed(seconds, "drawing and writing", lambda: write_store(path, labels)) as store:
+        return evaluate(store, tags, seconds)
 
 
-def _drawn(labels: csr_array) -> Iterator[tuple[range, None]]:
-    """Yield what `blocks` does, without keeping the logits."""
-    for rows, _ in blocks(labels):
-        yield range(len(rows)), None
+def write_store(path: Path, labels: csr_array) -> PredictionStore:
+    return prediction_store.write(path.with_suffix(".logits"), StoreLabels(labels), blocks(labels))
 
 
-def judge(part: PredictionStore, tags: list[Tag], took: dict[str, float]) -> dict[str, Any]:
-    rows = timed(took, "thresholds", lambda: fit_thresholds.fit(part, tags))
-    limits = np.array([row.threshold for row in rows if row.name])
-    pools, marks = tag_metrics.pool_numbers(tags), score_counts.evaluation_thresholds(limits)
-    counted = timed(took, "metrics", lambda: score_counts.count(part, pools, thresholds=marks))
-    ranked = timed(took, "ranking", lambda: ranking.rank_labels(part))
-    timed(took, "temperatures", lambda: calibration.fit(counted, tags))
-    moved = timed(took, "influence", lambda: jackknife.compute(part, counted, tags, limits))
-    timed(took, "bootstrap", lambda: bootstrap.intervals(moved, 0))
-    summed = tag_metrics.summarize(counted, tags, ranked)
-    look = SplitInspection(
+def evaluate(store: PredictionStore, tags: list[Tag], seconds: dict[str, float]) -> dict[str, Any]:
+    rows = timed(seconds, "thresholds", lambda: fit_thresholds.fit(store, tags))
+    thresholds = np.array([row.threshold for row in rows if row.name])
+    counts, ranking, metrics = timed(
+        seconds, "metrics", lambda: result.measure(store, tags, thresholds)
+    )
+    timed(seconds, "temperatures", lambda: calibration.fit(counts, tags))
+    influences = timed(
+        seconds, "jackknife", lambda: jackknife.compute(store, counts, tags, thresholds)
+    )
+    timed(seconds, "bootstrap", lambda: bootstrap.intervals(influences, 0))
+    inspection = SplitInspection(
         name="test",
-        store=part,
-        split=Split([Location("", 0, 0)] * len(part), part.labels),
+        store=store,
+        split=Split([Location("", 0, 0)] * len(store), store.labels),
         tags=tags,
-        thresholds=limits,
-        result=EvaluationResult(counted, ranked, moved, summed),
+        thresholds=thresholds,
+        result=EvaluationResult(counts, ranking, influences, metrics),
         background=WHITE,
     )
-    timed(took, "mistakes", lambda: look.mistakes)
-    timed(took, "tags confused", lambda: look.confusions)
-    timed(took, "labels in doubt", lambda: look.label_issues)
-    return {"seconds": took, "macro_ap": summed["macro_ap"], "micro_f1": summed["micro_f1"]}
+    timed(seconds, "mistakes", lambda: inspection.mistakes)
+    timed(seconds, "confusions", lambda: inspection.confusions)
+    timed(seconds, "label issues", lambda: inspection.label_issues)
+    return {"seconds": seconds, "macro_ap": metrics["macro_ap"], "micro_f1": metrics["micro_f1"]}
 
 
 def beside(path: Path) -> dict[str, Any]:
@@ -127,49 +120,49 @@ def beside(path: Path) -> dict[str, Any]:
     from sklearn.metrics import average_precision_score
 
     labels = stratified_split.load(path)
-    tags = tags_of(labels)
-    pools = tag_metrics.pool_numbers(tags)
-    with prediction_store.write(
-        path.with_suffix(".logits"), StoreLabels(labels), blocks(labels)
-    ) as part:
-        logits = np.concatenate([some for _, some in blocks(labels)]).astype(np.float16)
-        score_counts.count(part, pools)  # loads the compiled code
-        ours: list[float] = []
+    pools = tag_metrics.pool_numbers(tags_of(labels))
+    with write_store(path, labels) as store:
+        logits = np.concatenate([rows for _, rows in blocks(labels)]).astype(np.float16)
+        seconds: list[float] = []
         for _ in range(_TIMES):
             start = time.perf_counter()
-            found = score_counts.count(part, pools).average_precision
-            ours.append(time.perf_counter() - start)
+            ours = score_counts.count(store, pools).average_precision
+            seconds.append(time.perf_counter() - start)
     truth, columns = labels.toarray().T.copy(), logits.T.astype(np.float32)
-    has = np.flatnonzero(truth.any(axis=1))
+    supported = np.flatnonzero(truth.any(axis=1))
     start = time.perf_counter()
-    theirs = [average_precision_score(truth[tag], columns[tag]) for tag in has]
+    reference = [average_precision_score(truth[tag], columns[tag]) for tag in supported]
     loop = time.perf_counter() - start
-    apart = float(np.abs(found[has] - theirs).max())
-    return {"ours": median(ours), "scikit-learn": loop, "apart": apart}
+    apart = float(np.abs(ours[supported] - reference).max())
+    return {"ours": median(seconds), "scikit-learn": loop, "apart": apart}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--beside", nargs="*", default=[], metavar="PICTURESxTAGSxPER_PICTURE")
-    parser.add_argument("--alone", nargs="*", default=[], metavar="PICTURESxTAGSxPER_PICTURE")
+    parser.add_argument("--beside", nargs="*", default=[], metavar="IMAGESxTAGSxPER_IMAGE")
+    parser.add_argument("--alone", nargs="*", default=[], metavar="IMAGESxTAGSxPER_IMAGE")
     parser.add_argument("--folder", type=Path, help="where labels are kept for the next time")
     parser.add_argument("--part", nargs=2, metavar=("PART", "FILE"))
-    asked = parser.parse_args()
-    if asked.part:
-        print(json.dumps({"whole": whole, "beside": beside}[asked.part[0]](Path(asked.part[1]))))
+    args = parser.parse_args()
+    if args.part:
+        print(
+            json.dumps(
+                {"all": all_of_evaluation, "beside": beside}[args.part[0]](Path(args.part[1]))
+            )
+        )
         return
     with tempfile.TemporaryDirectory() as temporary:
-        folder = asked.folder or Path(temporary)
-        for number, size in enumerate((*asked.beside, *asked.alone)):
+        folder = args.folder or Path(temporary)
+        for number, size in enumerate((*args.beside, *args.alone)):
             path = folder / f"{size}.npz"
-            pictures, tags, per_picture = map(int, size.split("x"))
+            images, tags, per_image = map(int, size.split("x"))
             if not path.exists():
-                stratified_split.draw(path, pictures, tags, per_picture)
-            print(f"{pictures:,} pictures x {tags:,} tags, {per_picture} a picture")
-            if number < len(asked.beside):
+                stratified_split.draw(path, images, tags, per_image)
+            print(f"{images:,} images x {tags:,} tags, {per_image} an image")
+            if number < len(args.beside):
                 compare(path)
             else:
-                alone(path, (pictures, tags))
+                alone(path, (images, tags))
 
 
 def compare(path: Path) -> None:
@@ -182,13 +175,13 @@ def compare(path: Path) -> None:
 
 
 def alone(path: Path, size: tuple[int, int]) -> None:
-    run = measure.run(__file__, "--part", "whole", path)
-    took = run.answer["seconds"]
-    drawing = took.pop("drawing")
-    took["writing"] = took.pop("drawing and writing") - drawing
-    for name, seconds in took.items():
+    run = measure.run(__file__, "--part", "all", path)
+    seconds_of = run.answer["seconds"]
+    drawing = seconds_of.pop("drawing")
+    seconds_of["writing"] = seconds_of.pop("drawing and writing") - drawing
+    for name, seconds in seconds_of.items():
         print(f"{'':4}{name:14} {seconds:7.1f} s")
-    total = sum(took.values())
+    total = sum(seconds_of.values())
     print(f"{'':4}{'in all':14} {total:7.1f} s, {run.peak:.2f} GB")
     if size in _LIMITS:
         seconds, gigabytes = _LIMITS[size]

@@ -24,14 +24,14 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "stages"))
 
 from tagger.split import balance, methods
 
-SHARES = (0.8, 0.1, 0.1)
+FRACTIONS = (0.8, 0.1, 0.1)
 _POSTS = 200_000  # drawn at a time
 _TIMES = 7  # that ours is run on fewer than so many posts
 _LARGE = 1_000_000
 _FASTER = {"scikit-multilearn": 500, "iterative-stratification": 200}  # at 20,000 posts
 _LIMITS = {1_000_000: (6, None), 8_000_000: (60, 5)}  # seconds, GB beyond the labels
 
-Parts = methods.SplitIndices
+Splits = methods.SplitIndices
 
 
 def draw(path: Path, posts: int, tags: int, per_post: int) -> None:
@@ -61,36 +61,36 @@ def load(path: Path) -> csr_array:
     return labels
 
 
-def ours(labels: csr_array) -> Parts:
-    return methods.stratified(labels, SHARES)
+def ours(labels: csr_array) -> Splits:
+    return methods.stratified(labels, FRACTIONS)
 
 
-def scikit_multilearn(labels: csr_array) -> Parts:
-    return methods.iterative(labels, SHARES)
+def scikit_multilearn(labels: csr_array) -> Splits:
+    return methods.iterative(labels, FRACTIONS)
 
 
-def iterative_stratification(labels: csr_array) -> Parts:
-    """Part into two, and the smaller part into two again: the peer deals out no more."""
+def iterative_stratification(labels: csr_array) -> Splits:
+    """Split in two, and the smaller split in two again: the peer makes no more."""
     from iterstrat.ml_stratifiers import MultilabelStratifiedShuffleSplit as Peer
 
     dense = labels.toarray().astype(int)
-    parts = np.zeros(len(dense), dtype=np.int8)
+    splits = np.zeros(len(dense), dtype=np.int8)
     _, rest = next(Peer(n_splits=1, test_size=0.2, random_state=0).split(dense, dense))
     halves = Peer(n_splits=1, test_size=0.5, random_state=0).split(dense[rest], dense[rest])
-    for part, members in enumerate(next(halves), start=1):
-        parts[rest[members]] = part
-    return parts
+    for split, members in enumerate(next(halves), start=1):
+        splits[rest[members]] = split
+    return splits
 
 
-PEERS: dict[str, Callable[[csr_array], Parts]] = {
+PEERS: dict[str, Callable[[csr_array], Splits]] = {
     "ours": ours,
     "scikit-multilearn": scikit_multilearn,
     "iterative-stratification": iterative_stratification,
 }
 
 
-def one(name: str, path: Path) -> dict[str, Any]:
-    """Run one of the peers: its seconds, memory beyond the labels, and how even its parts are."""
+def run(name: str, path: Path) -> dict[str, Any]:
+    """Run a method: its seconds, memory beyond the labels, and how balanced its splits are."""
     warnings.simplefilter("ignore")  # of old code about SciPy
     labels = load(path)
     before = _resident()
@@ -98,17 +98,17 @@ def one(name: str, path: Path) -> dict[str, Any]:
     times = _TIMES if name == "ours" and labels.shape[0] < _LARGE else 1
     while len(seconds) < times:
         start = time.perf_counter()
-        parts = PEERS[name](labels)
+        splits = PEERS[name](labels)
         seconds.append(time.perf_counter() - start)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    even = balance.measure(parts, labels, SHARES)
+    measured = balance.measure(splits, labels, FRACTIONS)
     return {
         "first": seconds[0],
         "seconds": median(seconds[1:] or seconds),
         "gigabytes": (peak - before) / 1e9,
-        "deviation": float(even.deviations.mean()),
-        "missing": int((even.counts[:, even.totals >= len(SHARES)] == 0).sum()),
-        "size": float(np.abs(even.sizes / even.sizes.sum() - SHARES).max()),
+        "deviation": float(measured.deviations.mean()),
+        "missing": int((measured.counts[:, measured.totals >= len(FRACTIONS)] == 0).sum()),
+        "size": float(np.abs(measured.sizes / measured.sizes.sum() - FRACTIONS).max()),
         "labels": int(labels.nnz),
     }
 
@@ -126,26 +126,26 @@ def show(name: str, run: dict[str, Any], ratio: float | None) -> None:
 
 def compare(path: Path, posts: int) -> None:
     """Print ours beside the peers on the same labels, and whether the targets are met."""
-    mine = measure.run(__file__, "--part", "ours", path).answer
-    show("ours", mine, None)
+    ours_ = measure.run(__file__, "--part", "ours", path).answer
+    show("ours", ours_, None)
     for name, factor in _FASTER.items():
         peer = measure.run(__file__, "--part", name, path).answer
-        ratio = peer["seconds"] / mine["seconds"]
+        ratio = peer["seconds"] / ours_["seconds"]
         show(name, peer, ratio)
-        evener = all(mine[key] <= peer[key] for key in ("deviation", "missing", "size"))
-        told = f"{factor} times as fast: {_met(ratio >= factor)}" if posts == 20_000 else ""
-        print(f"{'':4}target: {told}{', ' if told else ''}no less even: {_met(evener)}")
+        evener = all(ours_[key] <= peer[key] for key in ("deviation", "missing", "size"))
+        speed = f"{factor} times as fast: {_met(ratio >= factor)}, " if posts == 20_000 else ""
+        print(f"{'':4}target: {speed}no less balanced: {_met(evener)}")
 
 
 def alone(path: Path, posts: int) -> None:
     """Print ours at a size that the peers do not reach."""
-    mine = measure.run(__file__, "--part", "ours", path).answer
-    show("ours", mine, None)
+    ours_ = measure.run(__file__, "--part", "ours", path).answer
+    show("ours", ours_, None)
     seconds, gigabytes = _LIMITS.get(posts, (None, None))
     if seconds is not None:
-        print(f"{'':4}target: {seconds} s: {_met(mine['first'] <= seconds)}")
+        print(f"{'':4}target: {seconds} s: {_met(ours_['first'] <= seconds)}")
     if gigabytes is not None:
-        met = _met(mine["gigabytes"] <= gigabytes)
+        met = _met(ours_["gigabytes"] <= gigabytes)
         print(f"{'':4}target: {gigabytes} GB beyond the labels: {met}")
 
 
@@ -159,20 +159,20 @@ def main() -> None:
     parser.add_argument("--alone", nargs="*", default=[], metavar="POSTSxTAGSxPER_POST")
     parser.add_argument("--folder", type=Path, help="where labels are kept for the next time")
     parser.add_argument("--part", nargs=2, metavar=("PART", "FILE"))
-    asked = parser.parse_args()
-    if asked.part:
-        print(json.dumps(one(asked.part[0], Path(asked.part[1]))))
+    args = parser.parse_args()
+    if args.part:
+        print(json.dumps(run(args.part[0], Path(args.part[1]))))
         return
     with tempfile.TemporaryDirectory() as temporary:
-        folder = asked.folder or Path(temporary)
-        for size in (*asked.beside, *asked.alone):
+        folder = args.folder or Path(temporary)
+        for size in (*args.beside, *args.alone):
             path = folder / f"{size}.npz"
             posts, tags, per_post = map(int, size.split("x"))
             if not path.exists():
                 draw(path, posts, tags, per_post)
             print(f"{posts:,} posts x {tags:,} tags, {per_post} a post")
             print(f"{'':26} first, s   next, s     GB  deviation  missing  size off  times as fast")
-            (compare if size in asked.beside else alone)(path, posts)
+            (compare if size in args.beside else alone)(path, posts)
 
 
 if __name__ == "__main__":
