@@ -123,12 +123,14 @@ def test_decisions_count_scores_that_reach_the_threshold(predictions: RandomPred
     pools = tag_metrics.pool_numbers(make_tags(len(thresholds)))
     with TemporaryStore(predictions) as store:
         counts = score_counts.count(store, pools, thresholds=thresholds)
+        alone = score_counts.count_decisions(store, thresholds)
     for index in range(4):
         reached = scores >= thresholds[:, index]
         decisions = counts.decisions(index)
         assert decisions.predicted.tolist() == reached.sum(axis=0).tolist()
         true = (reached & predictions.truth).sum(axis=0)
         assert decisions.true_positives.tolist() == true.tolist()
+        assert np.array_equal(decisions, alone[index])
 
 
 def test_unknown_labels_do_not_count() -> None:
@@ -181,12 +183,16 @@ def test_metrics_without_a_positive_are_zero(images: int) -> None:
 def test_excluded_images_do_not_count() -> None:
     predictions = random_predictions(90, 4)
     excluded = np.arange(90) % 3 == 0
+    thresholds = np.full((4, 1), 1 << 15, np.uint16)
     pools = tag_metrics.pool_numbers(make_tags(4))
     with TemporaryStore(predictions) as store:
-        counts = score_counts.count(store, pools, excluded=excluded)
+        counts = score_counts.count(store, pools, thresholds=thresholds, excluded=excluded)
+        (decisions,) = score_counts.count_decisions(store, thresholds, excluded)
     rest = RandomPredictions(predictions.logits[~excluded], predictions.truth[~excluded])
     with TemporaryStore(rest) as store:
-        alone = score_counts.count(store, pools)
+        alone = score_counts.count(store, pools, thresholds=thresholds)
+    assert np.array_equal(decisions, alone.decisions(0))
+    assert np.array_equal(counts.decisions(0), alone.decisions(0))
     assert counts.average_precision == pytest.approx(alone.average_precision)
     for actual, expected in zip(counts.pools, alone.pools, strict=True):
         assert np.array_equal(actual, expected)

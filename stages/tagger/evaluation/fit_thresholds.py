@@ -18,7 +18,8 @@ from tagger.core.vocabulary import CATEGORIES, Tag
 from tagger.evaluation import objectives, quantized_logits, score_counts, tag_metrics
 from tagger.evaluation.objectives import DecisionCurves
 from tagger.evaluation.prediction_store import PredictionStore
-from tagger.evaluation.score_counts import Decisions, ScoreCounts
+from tagger.evaluation.score_counts import ScoreCounts
+from tagger.evaluation.steps import Decisions
 
 STRENGTHS = np.array([0.0, 1, 2, 4, 8, 16, 32, 64, 128, 256, np.inf])  # values of k to try
 _GRID = np.round(np.arange(-10, 10.01, 0.1), 1)  # logits, for one threshold of a category
@@ -55,7 +56,8 @@ def fit(
         rows.append(_with_metrics(row, _decisions(counts, pooled.tags, threshold)))
     strengths = np.array([strength])
     thresholds = _rounded(shrunk_thresholds(counts, tags, strengths, objective, target)[:, 0])
-    decisions = _count_at(store, tags, thresholds[:, None]).decisions(0)
+    quantized = quantized_logits.quantize_thresholds(thresholds)
+    (decisions,) = score_counts.count_decisions(store, quantized[:, None])
     for tag, threshold, *decision in zip(tags, thresholds.tolist(), *decisions, strict=True):
         key = CATEGORIES[tag.category], tag.name, threshold
         row = Threshold(*key, "tag", objective, target, strength)
@@ -92,16 +94,10 @@ def _with_metrics(row: Threshold, decisions: Decisions) -> Threshold:
 
 def count(store: PredictionStore, tags: Sequence[Tag], excluded: Mask | None = None) -> ScoreCounts:
     """Count what thresholds are fitted on; excluded: (images,), images that do not count."""
-    grid = np.broadcast_to(sigmoid(_GRID), (len(tags), len(_GRID)))
-    return _count_at(store, tags, grid, excluded)
-
-
-def _count_at(
-    store: PredictionStore, tags: Sequence[Tag], thresholds: Floats, excluded: Mask | None = None
-) -> ScoreCounts:
-    quantized = quantized_logits.quantize_thresholds(thresholds)
+    grid = quantized_logits.quantize_thresholds(sigmoid(_GRID))
+    grids = np.broadcast_to(grid, (len(tags), len(grid)))
     pools = tag_metrics.pool_numbers(tags)
-    return score_counts.count(store, pools, thresholds=quantized, excluded=excluded)
+    return score_counts.count(store, pools, thresholds=grids, excluded=excluded)
 
 
 def pooled_thresholds(
@@ -135,11 +131,10 @@ def best_strength(
     for half in (first, ~first):
         counts = count(store, tags, half)
         thresholds = shrunk_thresholds(counts, tags, STRENGTHS, objective, target)
-        other = _count_at(store, tags, sigmoid(thresholds), ~half)
-        supported = other.support > 0
-        for number in range(len(STRENGTHS)):
-            metrics = tag_metrics.decision_metrics(other.decisions(number))
-            totals[number] += _score(metrics, supported, objective, target)
+        quantized = quantized_logits.quantize_thresholds(sigmoid(thresholds))
+        for number, decisions in enumerate(score_counts.count_decisions(store, quantized, ~half)):
+            metrics = tag_metrics.decision_metrics(decisions)
+            totals[number] += _score(metrics, decisions.support > 0, objective, target)
     return float(STRENGTHS[np.argmax(totals)])
 
 

@@ -39,6 +39,15 @@ class BreakEven(NamedTuple):
     next_score: QuantizedLogits  # the next lower score of any image, or UNKNOWN
 
 
+class Decisions(NamedTuple):
+    """Counts of decisions at one threshold, from which precision, recall and the like follow."""
+
+    true_positives: ImageCounts
+    predicted: ImageCounts
+    support: ImageCounts  # positives
+    labelled: ImageCounts  # images, or pairs of image and tag, with a known label
+
+
 def count_steps(
     seen: npt.NDArray[Any], images: Ints, positive_seen: npt.NDArray[Any], positives: Ints
 ) -> tuple[Steps, BreakEven]:

@@ -10,7 +10,8 @@ from tagger.core.arrays import Floats, Ints, Mask
 from tagger.core.vocabulary import CATEGORIES, Tag
 from tagger.evaluation.metrics.average_precision import average_precision
 from tagger.evaluation.ranking import Ranking
-from tagger.evaluation.score_counts import CalibrationBins, Decisions, Histogram, ScoreCounts
+from tagger.evaluation.score_counts import CalibrationBins, Histogram, ScoreCounts
+from tagger.evaluation.steps import Decisions
 
 MetricTree = dict[str, Any]
 

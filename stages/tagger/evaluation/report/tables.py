@@ -11,9 +11,9 @@ from tagger.evaluation import tag_metrics
 from tagger.evaluation.score_counts import (
     CURVE_THRESHOLDS,
     CalibrationBins,
-    Decisions,
     ScoreCounts,
 )
+from tagger.evaluation.steps import Decisions
 
 TAG_HEADER = (
     *("name", "category", "band", "count", "support", "threshold", "ap"),
