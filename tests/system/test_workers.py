@@ -14,7 +14,8 @@ import pytest
 
 from support.misbehave import misbehave
 from tagger.core.errors import TaggerError
-from tagger.system.workers import Begin, Lost, StartError, run_tasks
+from tagger.system.worker_loop import Begin
+from tagger.system.workers import Lost, StartError, run_tasks
 
 KILLED = "its process was killed, perhaps for want of memory"
 

@@ -133,7 +133,7 @@ def check_size(path: Path, max_bytes: float = MAX_BYTES) -> Path:
     size = path.stat().st_size
     if size > max_bytes:
         raise TaggerError(
-            f"{path} holds {decimal(size)}, and no such file has more than {decimal(int(max_bytes))}. "
+            f"{path} has {decimal(size)}; such a file has {decimal(int(max_bytes))} at most. "
             "Get it again."
         )
     return path

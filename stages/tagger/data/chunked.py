@@ -22,7 +22,8 @@ from tagger.core.errors import TaggerError
 from tagger.core.location import Location
 from tagger.images import decode
 from tagger.system import processes, workers, world
-from tagger.system.workers import Begin, Lost
+from tagger.system.worker_loop import Begin
+from tagger.system.workers import Lost
 
 Work: TypeAlias = partial[pa.Table]  # of a function of a module, with settings that print whole
 

@@ -16,6 +16,7 @@ from tagger.core.errors import TaggerError
 from tagger.demo import avatar_options
 from tagger.demo.avatar_options import AvatarOptions
 from tagger.system import progress, workers, world
+from tagger.system.worker_loop import Begin
 
 DrawingJob = tuple[str, AvatarOptions]  # file name without suffix, and what to draw
 
@@ -79,7 +80,7 @@ def _draw_all(folder: Path, jobs: Sequence[DrawingJob], size: int) -> None:
 
 
 def _draw_style(
-    task: tuple[str, Sequence[DrawingJob]], begin: workers.Begin, *, folder: Path, size: int
+    task: tuple[str, Sequence[DrawingJob]], begin: Begin, *, folder: Path, size: int
 ) -> None:
     name, jobs = task
     style = Style(json.loads((resources("dicebear_styles") / f"{name}.json").read_bytes()))

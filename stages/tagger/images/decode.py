@@ -7,11 +7,11 @@ import os
 import stat
 import struct
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
-from typing import TypeAlias, cast
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +19,7 @@ from PIL import ExifTags, Image, ImageCms, ImageOps, UnidentifiedImageError
 
 from tagger.core.colours import WHITE, Colour
 from tagger.core.location import Location
-from tagger.images import jpegxl
+from tagger.images import fast_decoders, jpegxl
 
 Pixels = npt.NDArray[np.uint8]  # (height, width, 3), R, G, B
 File: TypeAlias = Path | Location | bytes  # bytes: the content itself
@@ -30,7 +30,6 @@ SUFFIXES = frozenset(
 
 # Pillow hands other formats to programs of the system.
 _FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "GIF", "BMP", "DIB", "TIFF", "PPM", "TGA")
-_PNG = b"\x89PNG\r\n\x1a\n"
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # parameters of mallopt
 
 # Pillow's decoders raise these on damaged or hostile files.
@@ -65,7 +64,7 @@ def init_process() -> None:
     and page faults, one for every 4 KB, would take up to half the time of decoding.
     Pillow's warnings about odd files are silenced: Unreadable tells what matters.
     """
-    with suppress(AttributeError, OSError):  # another system
+    with suppress(AttributeError, OSError):  # not glibc
         libc = ctypes.CDLL(None)
         libc.mallopt(_MMAP_THRESHOLD, 1 << 30)
         libc.mallopt(_TRIM_THRESHOLD, (1 << 31) - 1)
@@ -97,9 +96,10 @@ def _read_file(path: str, offset: int = 0, size: int | None = None) -> bytes:
         file = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a pipe would block
         try:
             status = os.fstat(file)
+            if stat.S_ISDIR(status.st_mode):
+                raise Unreadable("is a directory")
             if not stat.S_ISREG(status.st_mode):
-                is_folder = stat.S_ISDIR(status.st_mode)
-                raise Unreadable("is a directory" if is_folder else "is no file")
+                raise Unreadable("is no file")
             return os.pread(file, status.st_size if size is None else size, offset)
         finally:
             os.close(file)
@@ -132,7 +132,7 @@ def open_pixels(file: File, background: Colour = WHITE) -> Pixels:
     Raises Unreadable if it cannot be decoded whole.
     """
     data = _content(file)
-    decode = _fast_decoder(data)
+    decode = fast_decoders.find_decoder(data)
     if decode:
         with _opened(data) as image:
             plain = _is_plain(image)
@@ -140,35 +140,6 @@ def open_pixels(file: File, background: Colour = WHITE) -> Pixels:
             with suppress(ValueError, RuntimeError):  # Pillow says what is wrong
                 return decode(data)
     return np.asarray(open_rgb(data, background))
-
-
-def _fast_decoder(data: bytes) -> Callable[[bytes], Pixels] | None:
-    """Return a function that decodes a plain image as Pillow does, to the bit, or None."""
-    if data.startswith(b"\xff\xd8\xff"):
-        from simplejpeg import decode_jpeg
-
-        return cast(Callable[[bytes], Pixels], decode_jpeg)
-    if data.startswith(_PNG):
-        from imagecodecs import spng_decode
-
-        eight_bits_of_rgb = data[24:26] == b"\x08\x02"
-        return spng_decode if eight_bits_of_rgb and not _may_be_rotated(data) else None
-    if data[:4] + data[8:12] == b"RIFFWEBP":
-        from imagecodecs import webp_decode
-
-        return cast(Callable[[bytes], Pixels], webp_decode)
-    return None
-
-
-def _may_be_rotated(png: bytes) -> bool:
-    """Return whether a PNG has EXIF or XMP. It may follow the pixels: Pillow reads it late."""
-    place = len(_PNG)
-    while place + 8 <= len(png):
-        length, name = int.from_bytes(png[place : place + 4]), png[place + 4 : place + 8]
-        if name == b"eXIf" or png.startswith((b"Raw profile", b"XML:com.adobe"), place + 8):
-            return True
-        place += length + 12
-    return False
 
 
 def _is_plain(image: Image.Image) -> bool:

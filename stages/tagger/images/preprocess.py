@@ -1,4 +1,4 @@
-"""From an RGB image to the backbone's input: defined once, saved with the model, read by every tool.
+"""From an RGB image to the backbone's input: defined once and saved with the model.
 
 `preprocess.json` holds a list of steps under the keys `test` and `val`, as dghs-imgutils reads it.
 """

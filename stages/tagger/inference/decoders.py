@@ -17,7 +17,8 @@ from tagger.core.errors import TaggerError
 from tagger.images import decode
 from tagger.images.decode import Pixels
 from tagger.images.preprocess import Preprocess
-from tagger.system.workers import Begin, Lost, StartError, run_tasks
+from tagger.system.worker_loop import Begin
+from tagger.system.workers import Lost, StartError, run_tasks
 
 Square: TypeAlias = Pixels | str  # (size, size, 3), or why there is none
 OpenImage: TypeAlias = Callable[[Any, Colour], Pixels]  # as `decode.open_pixels`, to be pickled

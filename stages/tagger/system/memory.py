@@ -1,4 +1,4 @@
-"""Smaller batches if the memory of the device does not suffice. This module does not import torch."""
+"""Smaller batches if the memory of the device does not suffice, without importing torch."""
 
 import logging
 import sys

@@ -99,7 +99,7 @@ def temporary_folder(stage: str) -> Iterator[Path]:
 
 @contextmanager
 def resumable_folder(stage: str) -> Iterator[Path]:
-    """Yield a folder that is removed when the stage succeeds: else the next run continues from it."""
+    """Yield a folder that is removed if the stage succeeds; else the next run continues from it."""
     folder = _working_copy_folder(stage)
     with locked(folder):
         yield folder

@@ -1,25 +1,20 @@
 """The pool of worker processes: results in order; one that dies or hangs costs its item only."""
 
-import os
-import pickle
 import threading
 import time
-import traceback
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
-from queue import SimpleQueue
 from typing import Any, NamedTuple, TypeAlias
 
 from tagger.core.errors import TaggerError
 from tagger.system import processes
+from tagger.system.worker_loop import Raised, TaskFunction, receive, send, work
 
-# Called by a function that works on several items of a task, with the number of each in turn.
-Begin: TypeAlias = Callable[[int], None]
-Function: TypeAlias = Callable[[Any, Begin], Any]  # of a task; like tasks and results, pickled
+Retry: TypeAlias = Callable[[Any, "Lost"], Any]
 
 _DEPTH = 2  # tasks that a worker is given before it has answered
 _TRIES = 2  # how often a worker may die of an item
@@ -33,36 +28,32 @@ class StartError(TaggerError):
 
 
 class Lost(NamedTuple):
-    """An item that a worker died of, or that took too long, in place of the result of its task."""
+    """An item that killed its worker, or took too long, in place of the result of its task."""
 
     item: int  # number within the task
     reason: str
 
 
-class _Raised(NamedTuple):
-    error: Exception
-
-
 def run_tasks(
-    function: Function,
+    function: TaskFunction,
     tasks: Iterable[Any],
     *,
     workers: int,
     timeout: float | None,
     window: int,
     init: Callable[[], None] | None = None,
-    retry: Callable[[Any, Lost], Any] | None = None,
+    retry: Retry | None = None,
     stop: threading.Event | None = None,
 ) -> Iterator[Any]:
-    """Yield the result of each task, or the Lost item of it, in their order.
+    """Yield the results of the tasks in order, or for a task without a result its Lost item.
 
-    Raises what the function raises, at the turn of its task, and StartError.
+    Raises the function's errors, each at the turn of its task, and StartError.
 
     timeout: seconds that an item may take
     window: tasks that are begun before their turn
-    init: called once by each worker
-    retry: makes the task anew without its lost item, so that the others still get a result
-    stop: once set, no more results come
+    init: called once in each worker
+    retry: returns the task without its lost item, so that the other items still get a result
+    stop: no more results come after it is set
     """
     pool = _Pool(function, init, timeout, retry)
     return pool.run(iter(tasks), workers, window, stop or threading.Event())
@@ -82,10 +73,10 @@ class _Worker:
 class _Pool:
     def __init__(
         self,
-        function: Function,
+        function: TaskFunction,
         init: Callable[[], None] | None,
         timeout: float | None,
-        retry: Callable[[Any, Lost], Any] | None,
+        retry: Retry | None,
     ) -> None:
         self._arguments = function, init
         self._timeout = timeout
@@ -116,7 +107,7 @@ class _Pool:
                 self._collect(0 if has_room else _POLL)
                 while done in self._results and not stop.is_set():
                     result = self._results.pop(done)
-                    if isinstance(result, _Raised):
+                    if isinstance(result, Raised):
                         raise result.error
                     yield result
                     done += 1
@@ -129,7 +120,7 @@ class _Pool:
         context = processes.context()
         ours, theirs = context.Pipe()
         item = context.RawValue("q", 0)
-        process = processes.start(_work, (theirs, item, *self._arguments))
+        process = processes.start(work, (theirs, item, *self._arguments))
         theirs.close()
         return _Worker(process, ours, item)
 
@@ -145,10 +136,10 @@ class _Pool:
             worker.since = time.monotonic()
         worker.numbers.append(number)
         with suppress(OSError):  # it died, as `_collect` will see
-            _send(worker.connection, self._tasks[number])
+            send(worker.connection, self._tasks[number])
 
     def _collect(self, seconds: float) -> None:
-        """Take results, and replace workers that died or take too long."""
+        """Take results; replace workers that died or take too long."""
         connections = [worker.connection for worker in self._workers]
         answered = wait(connections, seconds)
         for worker in list(self._workers):
@@ -163,7 +154,7 @@ class _Pool:
                 self._replace(worker, reason or self._cause_of_death(worker))
 
     def _take(self, worker: _Worker) -> None:
-        result = _receive(worker.connection)
+        result = receive(worker.connection)
         worker.since = time.monotonic()
         if not worker.is_ready:
             worker.is_ready = True
@@ -182,7 +173,7 @@ class _Pool:
         return seconds > (self._timeout or _START if worker.is_ready else _START)
 
     def _cause_of_death(self, worker: _Worker) -> str:
-        """Return what is wrong with the item that a worker died of, "" to try it again."""
+        """Return the reason why a worker lost its item, or "" to try it again."""
         if not worker.is_ready:
             self._false_starts += 1
             if self._false_starts > 2 * len(self._workers):
@@ -190,9 +181,9 @@ class _Pool:
             return ""
         if not worker.numbers:
             return ""
-        place = worker.numbers[0], worker.item.value
-        self._deaths[place] += 1
-        if self._deaths[place] < _TRIES:
+        item = worker.numbers[0], worker.item.value
+        self._deaths[item] += 1
+        if self._deaths[item] < _TRIES:
             return ""
         return "its process was killed, perhaps for want of memory"
 
@@ -212,53 +203,3 @@ class _Pool:
             numbers.popleft()
             del self._tasks[number]
             self._results[number] = lost
-
-
-def _work(
-    connection: Connection, item: Any, function: Function, init: Callable[[], None] | None
-) -> None:
-    """Answer each task with its result, until nobody asks any more."""
-    processes.settle()
-    if init:
-        init()
-    tasks: SimpleQueue[Any] = SimpleQueue()
-    threading.Thread(target=_read, args=(connection, tasks), daemon=True).start()
-
-    def begin(number: int) -> None:
-        item.value = number
-
-    _send(connection, None)
-    while True:
-        result: Any
-        try:
-            result = function(tasks.get(), begin)
-        except Exception as error:
-            if not isinstance(error, TaggerError):
-                error.add_note(traceback.format_exc())
-            result = _Raised(error)
-        item.value = 0
-        _send(connection, result)
-
-
-def _read(connection: Connection, tasks: "SimpleQueue[Any]") -> None:
-    """Read tasks as they come: a parent that waits for room in the pipe would not take results."""
-    try:
-        while True:
-            tasks.put(_receive(connection))
-    except (EOFError, OSError):
-        os._exit(0)
-
-
-def _send(connection: Connection, content: Any) -> None:
-    """Send an object, its arrays without copying them."""
-    buffers: list[pickle.PickleBuffer] = []
-    message = pickle.dumps(content, 5, buffer_callback=buffers.append)
-    connection.send_bytes(len(buffers).to_bytes(4, "little") + message)
-    for buffer in buffers:
-        connection.send_bytes(buffer.raw())
-
-
-def _receive(connection: Connection) -> Any:
-    message = connection.recv_bytes()
-    buffers = [connection.recv_bytes() for _ in range(int.from_bytes(message[:4], "little"))]
-    return pickle.loads(memoryview(message)[4:], buffers=buffers)
