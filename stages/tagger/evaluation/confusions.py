@@ -24,7 +24,7 @@ _PAIR = np.dtype(
         ("missed", np.int64),  # images on which the tag is missed
     ]
 )
-_Pairs = npt.NDArray[np.void]  # (pairs,), of _PAIR
+_TagPairs = npt.NDArray[np.void]  # (pairs,), of _PAIR
 
 
 class Confusion(NamedTuple):
@@ -59,7 +59,7 @@ def find(
     return list(map(Confusion, *(column.tolist() for column in columns)))
 
 
-def _within(mistakes: Mistakes, tags: Ints, chunk: int) -> Iterator[_Pairs]:
+def _within(mistakes: Mistakes, tags: Ints, chunk: int) -> Iterator[_TagPairs]:
     """Yield the confused pairs of some tags, chunk by chunk."""
     missed = csc_array(mistakes.missed[:, tags]).astype(np.int32).T  # (tags, images)
     wrong = csr_array(mistakes.wrong[:, tags]).astype(np.int32)  # (images, tags)
@@ -79,7 +79,7 @@ def _within(mistakes: Mistakes, tags: Ints, chunk: int) -> Iterator[_Pairs]:
         yield pairs[pairs["surplus"] > 0]
 
 
-def _first(pairs: _Pairs, limit: int) -> _Pairs:
+def _first(pairs: _TagPairs, limit: int) -> _TagPairs:
     order = np.lexsort((pairs["taken_for"], pairs["tag"], -pairs["surplus"]))
     return pairs[order[:limit]]
 

@@ -14,7 +14,7 @@ from tagger.evaluation.prediction_store import PredictionStore
 from tagger.evaluation.quantized_logits import UNKNOWN, QuantizedLogits
 from tagger.evaluation.score_counts import ScoreCounts
 
-_Pairs = npt.NDArray[np.int32]  # (2, pairs), images and tags
+_ImageTagPairs = npt.NDArray[np.int32]  # (2, pairs), images and tags
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def find(store: PredictionStore, thresholds: Floats) -> Mistakes:
     thresholds: (tags,)
     """
     lowest = quantized_logits.quantize_thresholds(thresholds)
-    kinds: tuple[list[_Pairs], ...] = ([], [], [])
+    kinds: tuple[list[_ImageTagPairs], ...] = ([], [], [])
     for images, tile in store.tiles():
         decided = _decide(tile, store.labels[images], lowest, images.start)
         for blocks, pairs in zip(kinds, decided, strict=True):
@@ -74,7 +74,7 @@ def find(store: PredictionStore, thresholds: Floats) -> Mistakes:
 
 def _decide(
     tile: QuantizedLogits, labels: csr_array, lowest: QuantizedLogits, first: int
-) -> tuple[_Pairs, _Pairs, _Pairs]:
+) -> tuple[_ImageTagPairs, _ImageTagPairs, _ImageTagPairs]:
     """Return the pairs that are right, wrong and missed, (2, pairs) each: images and tags.
 
     tile: (tags, images); labels: boolean (images, tags); first: the number of the first image
@@ -93,7 +93,7 @@ def _decide(
     )
 
 
-def _sparse(blocks: Sequence[_Pairs], shape: tuple[int, int]) -> csr_array:
+def _sparse(blocks: Sequence[_ImageTagPairs], shape: tuple[int, int]) -> csr_array:
     images, tags = np.concatenate([np.empty((2, 0), np.int32), *blocks], axis=1)
     return csr_array((np.ones(len(tags), np.bool_), (images, tags)), shape)
 

@@ -11,7 +11,7 @@ _POLL = 0.1  # seconds
 _END = object()
 
 
-class _Raised(Exception):
+class _ProducerError(Exception):
     """Brings an error, its cause, from the thread."""
 
 
@@ -38,7 +38,7 @@ def _make(items: Iterable[Any], queue: Queue[Any], stop: threading.Event) -> Non
                 return
         _offer(_END, queue, stop)
     except BaseException as error:
-        raised = _Raised()
+        raised = _ProducerError()
         raised.__cause__ = error
         _offer(raised, queue, stop)
 
@@ -60,7 +60,7 @@ def _taken(queue: Queue[Any], thread: threading.Thread, stop: threading.Event) -
                 continue
             if item is _END:
                 return
-            if isinstance(item, _Raised):
+            if isinstance(item, _ProducerError):
                 assert item.__cause__
                 raise item.__cause__
             yield item
