@@ -106,7 +106,7 @@ def test_channels_last_weights_are_saved_unchanged(preset: Preset, save: Save) -
 
 
 @pytest.mark.parametrize(
-    ("name", "told"),
+    ("name", "message"),
     [
         (
             "mobilenetv4_conv_smal",

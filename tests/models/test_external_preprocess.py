@@ -182,7 +182,7 @@ def test_one_constant_is_for_all_channels(write_file: Write) -> None:
 
 
 @pytest.mark.parametrize(
-    ("stages", "reason"),
+    ("steps", "reason"),
     [
         ([{"type": "random_crop", "size": 32}], "'random_crop' is none of pad_to_size, resize, "),
         ([{"type": "rescale", "rescale_factor": 1 / 255}, CROP], "'rescale' is none of"),

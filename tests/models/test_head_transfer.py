@@ -126,9 +126,9 @@ def test_predictions_for_tags_that_stay_are_those_of_the_old_model_on_real_pictu
     new_tags = [*general("not_seen", "red_hair_never_seen"), *reversed(tags[3:])]
     model, outcomes = start(folder, preset, new_tags)
     old = outputs(backbone.load_model(model_folder), split, preset)
-    matches = outputs(model, split, preset)
+    logits = outputs(model, split, preset)
     assert old.std() > 0.1
-    torch.testing.assert_close(matches[:, 2:], old[:, 3:].flip(1), rtol=0, atol=1e-6)
+    torch.testing.assert_close(logits[:, 2:], old[:, 3:].flip(1), rtol=0, atol=1e-6)
     assert Counter(tag.outcome for tag in outcomes) == {
         "transferred": len(tags) - 3,
         "new": 2,
@@ -306,7 +306,7 @@ TAGS = st.lists(
 )
 
 
-@given(tags=TAGS, olds=TAGS, aliases=st.dictionaries(NAMES, NAMES))
+@given(tags=TAGS, old_tags=TAGS, aliases=st.dictionaries(NAMES, NAMES))
 def test_every_tag_has_one_outcome(
     tags: list[Tag], old_tags: list[Tag], aliases: dict[str, str]
 ) -> None:

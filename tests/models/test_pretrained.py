@@ -63,7 +63,7 @@ FAMILIES: list[tuple[str, dict[str, Any], dict[str, Any], str]] = [
 
 
 @pytest.fixture(autouse=True)
-def told(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
+def log(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
     """The log of both modules."""
     caplog.set_level(logging.INFO, logger="tagger")
     return caplog
