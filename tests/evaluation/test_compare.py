@@ -56,7 +56,8 @@ def trained_model(
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
     for _ in range(60):
         optimizer.zero_grad()
-        nn.functional.binary_cross_entropy_with_logits(model(pixels), targets).backward()  # type: ignore[no-untyped-call]
+        loss = nn.functional.binary_cross_entropy_with_logits(model(pixels), targets)
+        loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
     backbone.save_weights(model.state_dict(), folder / backbone.WEIGHTS)
     return folder

@@ -1,9 +1,10 @@
-"""The evaluate stage: its metrics, tables, thresholds and report, its errors, and its MLflow run."""
+"""The evaluate stage: metrics, tables, thresholds and report, errors, and the MLflow run."""
 
 import logging
 import os
 import signal
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -250,7 +251,7 @@ def test_export_uses_the_fitted_thresholds_and_refuses_those_for_another_objecti
             changed = p.evaluate.threshold.model_copy(update=other)
             evaluation = p.evaluate.model_copy(update={"threshold": changed})
             refused = p.model_copy(update={"evaluate": evaluation})
-            line = error_line(lambda refused=refused: export.main(refused), capsys)  # type: ignore[misc]
+            line = error_line(partial(export.main, refused), capsys)
             assert "The thresholds are fitted for precision 0.9, and evaluate.threshold" in line
 
 

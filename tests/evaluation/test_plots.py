@@ -146,6 +146,7 @@ def test_categories_have_bars_and_intervals() -> None:
     axes = plots.by_category(METRICS).axes[0]
     widths = [bar.get_width() for bar in axes.patches]  # type: ignore[attr-defined]
     assert widths == [0.7, 0.6, 0.4, 0.3]
-    whiskers = [list(line.get_xdata()) for line in axes.lines if len(line.get_xdata())]  # type: ignore[arg-type]
+    lines = [np.asarray(line.get_xdata()).tolist() for line in axes.lines]
+    whiskers = [line for line in lines if line]
     assert whiskers == [[0.65, 0.75]]
     assert [label.get_text() for label in axes.get_yticklabels()] == ["general", "artist"]

@@ -194,7 +194,8 @@ def test_missing_tags_and_divided_groups_are_reported(
     assert lines == [
         "tags without a post in train: 1 of 5, see metrics/split_tags.csv",
         "tags without a post in validation: 1 of 5, see metrics/split_tags.csv",
-        "groups divided between splits: 16. The model is evaluated on copies of its training images.",
+        "groups divided between splits: 16. The model is evaluated on copies of its training "
+        "images.",
     ]
 
 
