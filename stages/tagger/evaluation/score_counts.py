@@ -181,6 +181,7 @@ def _count_tag(
     """
     seen, images = np.unique(scores[scores != UNKNOWN], return_counts=True)
     positive_seen, positives = np.unique(scores[rows], return_counts=True)
+    seen, positive_seen = seen.astype(np.intp), positive_seen.astype(np.intp)
     steps, break_even = count_steps(seen, images, positive_seen, positives)
     pool.pairs[seen] += images
     pool.positives[positive_seen] += positives
