@@ -150,7 +150,7 @@ def test_chunks_are_the_table_cut_up(numbers: list[int], rows: int) -> None:
 
 
 def test_a_process_that_dies_of_a_chunk_is_one_clear_line() -> None:
-    with pytest.raises(TaggerError, match=r"A process died while working on dies.*Run again"):
+    with pytest.raises(TaggerError, match=r"A process was killed in dies.*Run again"):
         list(chunked.map_chunks(partial(dies), values(*range(6))))
 
 
@@ -172,7 +172,7 @@ def test_an_image_that_kills_or_hangs_its_worker_costs_its_own_row(
         assert first["name"].to_pylist() == ["a", None, "b", None, "c"]
         assert first["reason"].to_pylist() == [None, lost, None, lost, None]
         details = first["detail"].to_pylist()
-        assert details[1] == "its process was killed, perhaps for want of memory"
+        assert details[1] == "its process was killed, perhaps by a lack of memory"
         assert details[3] == "took more than 1 seconds"
     assert len(log.read_text().splitlines()) == len(chunks)
 

@@ -61,7 +61,7 @@ def test_an_image_that_kills_or_hangs_its_decoder_costs_itself_only(
 ) -> None:
     mixed = [Path("die.png"), *paths[:others], Path("hang.png")]
     first, *squares, last = decode_all(mixed, workers=2, timeout=1.0, open_image=open_or_misbehave)
-    assert first == "its process was killed, perhaps for want of memory"
+    assert first == "its process was killed, perhaps by a lack of memory"
     assert last == "took more than 1 seconds"
     assert not any(isinstance(square, str) for square in squares)
 

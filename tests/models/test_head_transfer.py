@@ -199,7 +199,7 @@ def test_another_kind_of_head_starts_anew_with_a_warning(
     tags = general("a", "b", "c")
     _, outcomes = start(trained(tags, preset, old), preset, tags, head=new)
     assert {tag.outcome for tag in outcomes} == {"new", "dropped"}
-    assert caplog.messages[-1].startswith("The head starts anew, without ")
+    assert caplog.messages[-1].startswith("The head is newly initialised, without ")
     assert caplog.messages[-1].endswith("its head is of another form.")
 
 

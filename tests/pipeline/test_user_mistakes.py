@@ -125,7 +125,7 @@ def test_a_limit_on_file_size_is_one_line_and_leaves_no_partial_file(project: Pa
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096)),
     )
     assert process.returncode == 2
-    line = r"error: \S+: File too large\. Make room, then run again\.\n"
+    line = r"error: File too large: \S+\. Free some space\.\n"
     assert re.fullmatch(line, process.stderr)
     assert not (project / "data/posts.parquet").exists()
     assert not list(project.rglob("*.partial"))

@@ -14,7 +14,7 @@ pytestmark = pytest.mark.timeout(300)
 
 # Where the disk is full, as fractions of what the stage writes.
 FRACTIONS = dict.fromkeys(STAGES, (0.0, 0.5)) | {"demo": (0.5,), "prepare": (0.5,)}
-FULL = r"error: (.+): No space left on device\. Make room, then run again\."
+FULL = r"error: No space left on device: (.+)\. Free some space\."
 NO_ROOM = rf"{FULL}|error: \S+ has .+ free, and .+ are needed\. Make room, .+"
 NO_MLFLOW = "MLflow cannot be written, going on without it: "
 

@@ -17,7 +17,7 @@ from tagger.core.errors import TaggerError
 from tagger.system.worker_loop import Begin
 from tagger.system.workers import Lost, StartError, run_tasks
 
-KILLED = "its process was killed, perhaps for want of memory"
+KILLED = "its process was killed, perhaps by a lack of memory"
 
 
 def run(tasks: Any, function: Any, **options: Any) -> Iterator[Any]:

@@ -338,7 +338,7 @@ def test_snapshot_of_another_version_is_refused_with_a_way_out(
     folder = finished.parent
     with pytest.raises(TaggerError, match=rf"\A{folder} is of another version .*{word}") as error:
         build_trainer(folder="finished", epochs=1)
-    assert str(error.value).endswith(f"Use that version. Or remove {folder} to start anew.")
+    assert str(error.value).endswith(f"Use that version. Or remove {folder} to start again.")
     with pytest.raises(TaggerError, match=rf"\A{finished} is of another version .*{word}.*\Z"):
         build_trainer(folder="b", resume_from=finished)
 
@@ -349,5 +349,5 @@ def test_own_snapshot_that_does_not_fit_is_refused_with_a_way_out(
     content = snapshots.read(finished)
     content["state"]["model"]["renamed"] = content["state"]["model"].popitem()[1]
     snapshots.write(finished, content)
-    with pytest.raises(TaggerError, match=rf"\A.*Or remove {finished.parent} to start anew\.\Z"):
+    with pytest.raises(TaggerError, match=rf"\A.*Or remove {finished.parent} to start again\.\Z"):
         build_trainer(folder="finished", epochs=1)

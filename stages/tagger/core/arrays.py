@@ -5,6 +5,6 @@ import numpy.typing as npt
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
-Scores = npt.NDArray[np.float32]  # (pictures, tags), probabilities
-Truth = npt.NDArray[np.bool_]  # (pictures, tags)
+Scores = npt.NDArray[np.float32]  # (images, tags), probabilities
+Truth = npt.NDArray[np.bool_]  # (images, tags)
 Mask = npt.NDArray[np.bool_]  # (posts,)

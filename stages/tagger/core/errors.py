@@ -35,11 +35,9 @@ def exit_on_error() -> Iterator[None]:
     except OSError as error:
         if error.errno not in (*DISK_FULL, *PERMISSION_DENIED):
             raise
-        path = f"{error.filename}: " if error.filename else ""
-        advice = "Make room" if error.errno in DISK_FULL else "Make it writable"
-        print(
-            f"error: {path}{os.strerror(error.errno)}. {advice}, then run again.", file=sys.stderr
-        )
+        path = f": {error.filename}" if error.filename else ""
+        advice = "Free some space" if error.errno in DISK_FULL else "Check its owner and mode"
+        print(f"error: {os.strerror(error.errno)}{path}. {advice}.", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

@@ -1,6 +1,6 @@
 """Errors of the Hugging Face hub in plain words, with what to do.
 
-huggingface_hub heeds HF_TOKEN, HF_ENDPOINT and HF_HUB_OFFLINE.
+huggingface_hub reads HF_TOKEN, HF_ENDPOINT and HF_HUB_OFFLINE.
 """
 
 from typing import Literal, TypeAlias

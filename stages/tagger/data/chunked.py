@@ -1,7 +1,7 @@
 """The same work on many chunks of a table: on every core, in their order, not again after a stop.
 
 Only a few chunks are held at a time. With a folder to remember in, each result is kept there until
-the caller removes it, so that a run that was killed goes on where it was.
+the caller removes it, so that a killed run continues there.
 """
 
 import hashlib
@@ -50,8 +50,8 @@ def map_chunks(
     for result in _run(_ChunkWork(work, memory), chain(first, chunks), timeout=None, stop=stop):
         if isinstance(result, Lost):
             raise TaggerError(
-                f"A process died while working on {work.func.__name__.replace('_', ' ')}, perhaps "
-                "for want of memory. Run again: it goes on where it was."
+                f"A process was killed in {work.func.__name__.replace('_', ' ')}, perhaps by a lack "
+                "of memory. Run again to continue."
             )
         yield result
 

@@ -51,7 +51,7 @@ def find(store: PredictionStore, limit: int = 10_000, min_support: int = 5) -> L
     """Return label issues, the same as cleanlab's `confident_learning`.
 
     limit: how many to return one by one
-    min_support: images with a tag, and without it; fewer do not tell what is usual for it
+    min_support: images with a tag, and without it; fewer do not show what is usual for it
     """
 
     def find_in_block(block: TagBlock) -> tuple[list[tuple[int, int]], _Issues]:

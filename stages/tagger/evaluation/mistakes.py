@@ -146,7 +146,7 @@ def hard_tags(
     """Return the tags of lowest average precision, the worst first, with images that show why.
 
     tags, images: how many, of each kind, to return at most
-    min_support: images with the tag; fewer do not tell how well it is learned
+    min_support: images with the tag; fewer do not show how well it is learned
     """
     eligible = np.flatnonzero(counts.support >= min_support)
     order = np.argsort(counts.average_precision[eligible], kind="stable")

@@ -65,7 +65,7 @@ def transfer_head(
     matches = match.match_tags(tags, old_tags, aliases) if old_rows else {}
     if not matches:
         reason = "the model has none of its tags" if old_rows else "its head is of another form"
-        _log.warning("The head starts anew, without %s: %s.", folder, reason)
+        _log.warning("The head is newly initialised, without %s: %s.", folder, reason)
     starts = match.group_new_tags(tags, sorted(matches), new) if matches else []
     if matches:
         _set_rows(model, old_rows, {row: old for row, (old, _) in matches.items()}, starts)

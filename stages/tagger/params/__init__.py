@@ -121,9 +121,9 @@ class ExportParams(Frozen):
 
 class InferParams(Frozen):
     model: Path  # an export folder, an ONNX file in one, or a training folder
-    batch_size: Annotated[PositiveInt | None, AUTO]  # pictures; auto: as suits the device
+    batch_size: Annotated[PositiveInt | None, AUTO]  # images; auto: as suits the device
     workers: Annotated[NonNegativeInt | None, AUTO]  # that decode; auto: one per core
-    timeout: PositiveFloat  # seconds to decode a picture
+    timeout: PositiveFloat  # seconds to decode an image
     calibrated: bool  # confidences by the temperatures fitted
     lang: Literal["en", "zh"]
 

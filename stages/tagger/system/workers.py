@@ -185,7 +185,7 @@ class _Pool:
         self._deaths[item] += 1
         if self._deaths[item] < _TRIES:
             return ""
-        return "its process was killed, perhaps for want of memory"
+        return "its process was killed, perhaps by a lack of memory"
 
     def _replace(self, worker: _Worker, reason: str) -> None:
         """Start another worker, which goes on without the lost item if there is a reason to."""

@@ -24,7 +24,7 @@ def restore(
         try:
             position = _load(state, snapshot, folder)
         except TaggerError as error:
-            raise TaggerError(f"{error} Or remove {folder} to start anew.") from error
+            raise TaggerError(f"{error} Or remove {folder} to start again.") from error
         _log.info(f"resuming after step {position.step:,} of {schedule.steps:,}")
         return position
     source = schedule.params.resume_from

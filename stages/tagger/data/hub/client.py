@@ -1,6 +1,6 @@
 """A data set of the hub: what it holds, and the bytes of its files.
 
-huggingface_hub heeds HF_TOKEN, HF_ENDPOINT and HF_HUB_OFFLINE.
+huggingface_hub reads HF_TOKEN, HF_ENDPOINT and HF_HUB_OFFLINE.
 """
 
 from collections.abc import Iterator
