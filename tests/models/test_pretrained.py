@@ -251,7 +251,9 @@ def test_missing_unexpected_and_misshapen_entries_are_named(
     assert first == f"test_vit: {total - 3} of {total} tensors from {tmp_path}/a.safetensors"
     lacks, shapes, has = (message.partition("a.safetensors ")[2] for message in warned)
     assert lacks == "lacks blocks.0.norm1.weight, blocks.0.norm1.bias: these are newly initialised."
-    assert shapes == "has other shapes: norm.weight (65 instead of 64). These are newly initialised."
+    assert (
+        shapes == "has other shapes: norm.weight (65 instead of 64). These are newly initialised."
+    )
     assert (
         has == "has entries that test_vit lacks: more.0, more.1, more.2, more.3, more.4 and 2 more."
     )

@@ -174,10 +174,14 @@ def _log_fit(model: nn.Module, source: str, fit: _Fit) -> None:
     name = _architecture(model)
     _log.info("%s: %d of %d tensors from %s", name, len(fit.taken), total, source)
     if fit.missing:
-        _log.warning("%s lacks %s: these are newly initialised.", source, shortened_list(fit.missing))
+        _log.warning(
+            "%s lacks %s: these are newly initialised.", source, shortened_list(fit.missing)
+        )
     if fit.misshapen:
         shapes = [f"{entry} ({shapes})" for entry, shapes in fit.misshapen.items()]
-        _log.warning("%s has other shapes: %s. These are newly initialised.", source, shortened_list(shapes))
+        _log.warning(
+            "%s has other shapes: %s. These are newly initialised.", source, shortened_list(shapes)
+        )
     if fit.unexpected:
         _log.warning(
             "%s has entries that %s lacks: %s.", source, name, shortened_list(fit.unexpected)

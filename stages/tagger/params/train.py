@@ -149,5 +149,7 @@ class TrainParams(Frozen):
     @model_validator(mode="after")
     def _check_starting_point(self) -> Self:
         if self.init_from and self.resume_from:
-            raise ValueError("init_from starts a training and resume_from continues one: give one of them")
+            raise ValueError(
+                "init_from starts a training and resume_from continues one: give one of them"
+            )
         return self
