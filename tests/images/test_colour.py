@@ -1,4 +1,4 @@
-"""Colour profiles: other profiles are converted to sRGB; sRGB and broken profiles change nothing."""
+"""Colour profiles are converted to sRGB; sRGB and broken profiles change nothing."""
 
 import io
 import warnings

@@ -1,7 +1,7 @@
-"""Tag pictures by the tools of others; run in their environment, see tests/export/tools.txt.
+"""Tag images by the tools of others; run in their environment, see tests/export/tools.txt.
 
-python run_other_taggers.py EXPORT GENERAL CHARACTER PICTURE...: thresholds, then pictures. Prints JSON:
-tool -> picture -> tag -> confidence. Instead of downloading, each takes the files of the export.
+usage: run_other_taggers.py EXPORT GENERAL CHARACTER IMAGE...: thresholds, then images. Prints
+JSON: tool -> image -> tag -> confidence. Each takes the files of the export, downloading none.
 """
 
 import json

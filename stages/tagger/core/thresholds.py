@@ -67,8 +67,8 @@ def check_objective(rows: Sequence[Threshold], objective: Objective, target: flo
         if (row.objective, row.target) != (objective, target):
             fitted, expected = describe(row.objective, row.target), describe(objective, target)
             raise TaggerError(
-                f"The thresholds are fitted for {fitted}, and evaluate.threshold asks for {expected}. "
-                "Evaluate again."
+                f"The thresholds are fitted for {fitted}, and evaluate.threshold asks for "
+                f"{expected}. Evaluate again."
             )
 
 

@@ -50,8 +50,8 @@ def map_chunks(
     for result in _run(_ChunkWork(work, memory), chain(first, chunks), timeout=None, stop=stop):
         if isinstance(result, Lost):
             raise TaggerError(
-                f"A process was killed in {work.func.__name__.replace('_', ' ')}, perhaps by a lack "
-                "of memory. Run again to continue."
+                f"A process was killed in {work.func.__name__.replace('_', ' ')}, perhaps by a "
+                "lack of memory. Run again to continue."
             )
         yield result
 
