@@ -24,9 +24,6 @@ def main(arguments: Sequence[str]) -> int:
 
     Return the exit code: 0, 1 if images failed, 130 if it was stopped.
     """
-    from tagger.system import processes
-
-    processes.prestart("tagger.inference.decoders")  # while this process loads the rest
     from tagger import params
     from tagger.inference import cli, inputs, outputs
     from tagger.system.world import read_world
@@ -59,10 +56,12 @@ def run(options: "Options", plan: "OutputPlan", world: "World", status: "RunStat
     from tagger.inference import outputs, pipeline
     from tagger.models import load_tagger
     from tagger.models.runtimes import Device
-    from tagger.system import progress, signals
+    from tagger.system import processes, progress, signals
 
     decode.init_process()
-    is_shared = options.pipeline.workers > 0
+    is_shared = options.pipeline.workers > 0 and len(plan.todo) > 1
+    if is_shared:
+        processes.prestart("tagger.inference.decoders")  # meanwhile this process loads the model
     device = Device(options.device, world.local_rank, world.cores, cores_are_shared=is_shared)
     tagger = load_tagger(options.model, device, calibrated=options.calibrated)
     captioner = outputs.build_captioner(options, tagger)

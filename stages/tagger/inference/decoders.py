@@ -33,6 +33,7 @@ def decode_squares(
     workers: int,
     timeout: float,
     stop: threading.Event,
+    isolate_single: bool = False,
     open_image: OpenImage = decode.open_pixels,
 ) -> Iterator[Square]:
     """Yield the square of each image, or the reason why it has none, in their order.
@@ -40,9 +41,11 @@ def decode_squares(
     workers: processes, 0 for none
     timeout: seconds that an image may take
     stop: once set, no more come
+    isolate_single: whether a single image, too, is decoded by a worker, which takes time to start;
+        if not, an image that kills its decoder ends this process, where nothing else is lost
     open_image: makes pixels of a file, or raises Unreadable
     """
-    if not workers:
+    if not workers or (len(paths) == 1 and not isolate_single):
         yield from _decode_here(paths, preprocess, timeout, stop, open_image)
         return
     if len(paths) >= MIN_FOR_JIT:

@@ -93,7 +93,9 @@ class Album:
         links = [Upload(self._link(upload.path), safe_name(upload.name)) for upload in uploads]
         for path in {upload.path for upload in uploads}:
             path.unlink(missing_ok=True)
-        decode_squares = partial(decoders.decode_squares, open_image=decode_upload)
+        decode_squares = partial(
+            decoders.decode_squares, isolate_single=True, open_image=decode_upload
+        )
         images = [InputImage(link.path, self.folder) for link in links]
         batches = pipeline.tag_images(
             tagger, images, options, embed=False, stop=threading.Event(), decode=decode_squares
