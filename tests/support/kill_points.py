@@ -15,7 +15,7 @@ def install() -> None:
 
     It dies just before the finished file takes its name. Writes that leave the same state behind
     are one: snapshots of different steps, and outputs with the same folder and suffix, as outputs
-    are removed before the stage runs again. MLflow's own files are left alone.
+    are removed before the stage runs again. MLflow's own files are left alone, and temporary ones.
     """
     if LOG in os.environ:
         points = _KillPoints(Path(os.environ[LOG]), alone=ALONE in os.environ)
@@ -37,7 +37,7 @@ class _KillPoints:
         target = os.path.relpath(os.fsdecode(arguments[1]), self._folder)  # type: ignore[arg-type]
         write = _write(Path(target))
         orphan = self._pid not in (os.getpid(), os.getppid())
-        if orphan or target.startswith("mlruns") or write in self._passed:
+        if orphan or target.startswith(("mlruns", os.pardir)) or write in self._passed:
             return
         with self._log.open("a", encoding="utf-8") as file:
             file.write(write + "\n")
