@@ -44,7 +44,7 @@ T = TypeVar("T")
 
 _BATCH = 256  # images that a model would predict at a time
 _TIMES = 5
-_FASTER = 20
+_FASTER = 10
 _LIMITS = {(200_000, 10_000): (300, 4)}  # seconds, GB
 
 
