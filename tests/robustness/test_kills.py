@@ -31,6 +31,7 @@ WRITES = {  # atomic writes of each stage that leave different states behind, at
     "evaluate": 6,
     "export": 2,
 }
+MOST_WRITES = 30  # of any stage
 WITH_DVC = ("prepare", "train", "export")  # stages during which dvc itself is killed as well
 LOCK_ERROR = "Unable to read RWLock-file '.dvc/tmp/rwlock'. JSON structure is corrupted"
 LOADING = 1.0  # seconds that an ordinary Python takes to begin a stage, at least
@@ -57,8 +58,7 @@ class Pipeline:
 
     def kill_at_each_write(self, stage: str, log: Path) -> int:
         """Run a stage until it survives; it dies at each atomic write once. Return its deaths."""
-        deaths = 0
-        while True:
+        for deaths in range(MOST_WRITES + 1):
             clones.remove_outputs(self.folder, stage)
             alone = {kill_points.ALONE: "1"} if deaths % 2 else {}
             variables = {kill_points.LOG: str(log), **alone}
@@ -67,7 +67,7 @@ class Pipeline:
                 assert process.success_output
                 return deaths
             self.stop_others(alone=bool(alone))
-            deaths += 1
+        raise AssertionError(log.read_text(encoding="utf-8"))
 
     def kill_after(self, seconds: float, *command: str, alone: bool) -> bool:
         """Start a command and kill it after a time; return False if it had ended by then.
