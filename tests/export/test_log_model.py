@@ -85,7 +85,7 @@ def test_registered_run_is_served(
         *rows, failed = post(address, dataframe_split={"columns": ["image"], "data": images})
         assert_same_tags(rows, expected)
         assert (failed["tags"], failed["rating"]) == ({}, None)
-        assert "of a known kind" in failed["error"]
+        assert "of a known format" in failed["error"]
         paths = [{"path": str(path)} for path in image_files]
         assert_same_tags(post(address, dataframe_records=paths), expected)
         with pytest.raises(HTTPError) as error:

@@ -64,7 +64,7 @@ def test_unreadable_image_costs_no_other(mlflow_model: Any, image_files: list[Pa
     for row, alone in ((rows[0], first), (rows[3], last)):
         assert row["tags"] == pytest.approx(alone["tags"], abs=1e-5)
     assert (rows[1]["rating"], rows[1]["tags"]) == (None, {})
-    assert "of a known kind" in rows[1]["error"]
+    assert "of a known format" in rows[1]["error"]
     assert rows[2]["error"]
     (missing,) = predict(mlflow_model, path=[str(image_files[0].with_name("none.png"))])
     assert missing["error"] == "No such file or directory"

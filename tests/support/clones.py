@@ -45,7 +45,7 @@ FINISHED_PARAMS: dict[str, Any] = {
 
 _RUN_VALUES = (  # MLflow run ids and measured speeds
     rb"(?<![0-9a-f])[0-9a-f]{32}(?![0-9a-f])",
-    rb'"speed": [\d.]+',
+    rb'"speedup": [\d.]+',
     rb"(?<=MB, )[\d.]+ times as fast|(?<=\| )[\d.]+ x(?= \|)",
 )
 
