@@ -9,6 +9,7 @@ from typing import Any
 import mlflow
 import onnxruntime
 import pytest
+import yaml
 
 from support import clones, processes
 
@@ -85,17 +86,24 @@ def test_an_export_is_checked_in_any_folder_and_damage_is_named(
     assert re.match(r"error: .*wd14/model.onnx has changed since the export", error_line)
 
 
-def test_the_model_card_names_scores_tools_and_shipped_models(finished_project: Path) -> None:
-    card = (finished_project / "models/export/README.md").read_text(encoding="utf-8")
-    report = read_json(finished_project / "metrics/export.json")
-    metrics = read_json(finished_project / "metrics/evaluate.json")["test"]
+def test_the_model_card_names_scores_tools_and_shipped_models(
+    finished_project: Path, tmp_path: Path
+) -> None:
+    clone = Path(shutil.copytree(finished_project, tmp_path / "clone", symlinks=True))
+    params = yaml.safe_load((clone / "params.yaml").read_text(encoding="utf-8"))
+    params["export"]["quantize"] = ["fp16", "int8"]
+    (clone / "params.yaml").write_text(yaml.safe_dump(params), encoding="utf-8")
+    assert processes.run(clone, "stages/export.py").success_output
+    card = (clone / "models/export/README.md").read_text(encoding="utf-8")
+    report = read_json(clone / "metrics/export.json")
+    metrics = read_json(clone / "metrics/evaluate.json")["test"]
     assert f"{metrics['macro_ap']:.3f} (" in card
     assert set(report["tools"]) >= {"timm", "imgutils", "kohya"}
     assert all(tool in card for tool in report["tools"])
     assert report["quantized"].keys() == {"fp16", "int8"}
     for name, model in report["quantized"].items():
-        file = finished_project / f"models/export/model_{name}.onnx"
+        file = clone / f"models/export/model_{name}.onnx"
         assert file.is_file() is model["shipped"]
         assert (f"`model_{name}.onnx` |" in card) is model["shipped"]
-    for path in (finished_project / "models/export/samples").glob("*.jpg"):
+    for path in (clone / "models/export/samples").glob("*.jpg"):
         assert path.with_suffix(".txt").read_text(encoding="utf-8").strip() in card

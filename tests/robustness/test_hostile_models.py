@@ -112,8 +112,8 @@ REFUSED: dict[str, tuple[Change, str]] = {
         replace_content("preprocess.json", b"[" * 10**6),
         "preprocess.json cannot be read",
     ),
-    "JSON as long as a disk": (make_huge("preprocess.json"), "preprocess.json holds 8.6 GB"),
-    "tags as long as a disk": (make_huge("selected_tags.csv"), "selected_tags.csv holds 8.6 GB"),
+    "JSON as long as a disk": (make_huge("preprocess.json"), "preprocess.json has 8.6 GB"),
+    "tags as long as a disk": (make_huge("selected_tags.csv"), "selected_tags.csv has 8.6 GB"),
     "tags without an end": (
         replace_by_link("selected_tags.csv", "/dev/zero"),
         "lacks selected_tags.csv",

@@ -39,7 +39,6 @@ FINISHED_PARAMS: dict[str, Any] = {
     "vocabulary": {"min_count": 6},
     "train": {"workers": 1, "snapshot_every": "1 step"},
     "evaluate": {"workers": 1},
-    "export": {"quantize": ["fp16", "int8"]},
     "models": {"vit": {"backbone": "test_vit", "image_size": 32, "batch_size": 16}},
 }
 
