@@ -1,6 +1,6 @@
 """Child processes: they end with their parent, and by no signal of others.
 
-Ctrl-C and the end of a job come to all processes of a group. The parent alone heeds them: it stops
+Ctrl-C and the end of a job come to all processes of a group. The parent alone acts on them: it stops
 when its work is whole, for which it needs its children, and then ends them.
 """
 
@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,6 +17,9 @@ from typing import Any
 
 from tagger.system.signals import block_stop_signals
 
+_SOCKET = "/pymp-12345678/listener-12345678"  # multiprocessing's, below the temporary folder
+_MAX_SOCKET_PATH = 103  # bytes, on macOS; Linux allows 107
+
 
 def context() -> Any:
     """Return multiprocessing's way to start a process without the threads of this one."""
@@ -23,7 +27,9 @@ def context() -> Any:
 
 
 def _has_fork_server() -> bool:
-    return "forkserver" in multiprocessing.get_all_start_methods()
+    """Whether the system has it, and its socket in the temporary folder a path that is allowed."""
+    fits = len(os.fsencode(tempfile.gettempdir())) + len(_SOCKET) <= _MAX_SOCKET_PATH
+    return fits and "forkserver" in multiprocessing.get_all_start_methods()
 
 
 def prestart(*modules: str) -> None:
