@@ -111,7 +111,8 @@ def load_wd14(path: Path, device: Device) -> OnnxRuntime:
             "preprocess.json lies beside it. Get the folder again."
         )
     outputs: tuple[Output, ...] = ("probabilities", "embeddings")
-    names = {o: found.name for o, found in zip(outputs, session.get_outputs(), strict=False)}
+    nodes = session.get_outputs()
+    names = {output: node.name for output, node in zip(outputs, nodes, strict=False)}
     return OnnxRuntime(path, shape[1], session, _to_bgr, names)
 
 

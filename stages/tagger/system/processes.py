@@ -1,7 +1,7 @@
 """Child processes: they end with their parent, and by no signal of others.
 
-Ctrl-C and the end of a job come to all processes of a group. The parent alone acts on them: it stops
-when its work is whole, for which it needs its children, and then ends them.
+Ctrl-C and the end of a job come to all processes of a group. The parent alone acts on them: it
+stops when its work is whole, for which it needs its children, and then ends them.
 """
 
 import multiprocessing

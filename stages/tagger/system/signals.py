@@ -1,4 +1,4 @@
-"""Signals that ask a program to stop: heeded at a moment when nothing is lost."""
+"""Signals that ask a program to stop: acted on when nothing is lost."""
 
 import signal
 import threading
