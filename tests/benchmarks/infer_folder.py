@@ -83,9 +83,9 @@ def ours(model: Path, images: Path) -> dict[str, float]:
         command = _command(images, model)
         options = ["--output", "jsonl", "--output-dir", target]
         ended = subprocess.run([*command, *options], capture_output=True, text=True, check=True)
-    told = re.search(r"images, ([\d,.]+) a second", ended.stderr)
-    assert told, ended.stderr
-    return {"rate": float(told[1].replace(",", ""))}
+    rate_match = re.search(r"images, ([\d,.]+) a second", ended.stderr)
+    assert rate_match, ended.stderr
+    return {"rate": float(rate_match[1].replace(",", ""))}
 
 
 def _command(images: Path, model: Path) -> list[str]:
@@ -106,10 +106,12 @@ def decoding(model: Path, images: Path) -> dict[str, float]:
 
     prepared = preprocess.read(model / "preprocess.json")
     paths = sorted(images.iterdir())
-    found = decoders.decode_squares(paths, prepared, workers=2, timeout=60, stop=threading.Event())
-    next(found)
+    squares = decoders.decode_squares(
+        paths, prepared, workers=2, timeout=60, stop=threading.Event()
+    )
+    next(squares)
     start = time.perf_counter()
-    return {"rate": sum(1 for _ in found) / (time.perf_counter() - start)}
+    return {"rate": sum(1 for _ in squares) / (time.perf_counter() - start)}
 
 
 def computing(model: Path, images: Path) -> dict[str, float]:
@@ -192,7 +194,7 @@ def compare(folder: Path, rounds: int) -> None:
     _target(f"{median(shares):.0%} of what its parts allow", median(shares) >= 0.95, "95 %")
     for _ in range(rounds):
         mine, *others = (run(part, "mobilenet") for part in ("ours", "imgutils", "wdtagger"))
-        rates = [one.answer["rate"] for one in (mine, *others)]
+        rates = [measurement.answer["rate"] for measurement in (mine, *others)]
         peers.append(rates[0] / max(rates[1:]))
         print(f"mobilenet: infer.py {rates[0]:.1f}/s, {mine.peak:.2f} GB", end="")
         print(f", imgutils' loop {rates[1]:.1f}/s, wdtagger's {rates[2]:.1f}/s", flush=True)
@@ -202,8 +204,8 @@ def compare(folder: Path, rounds: int) -> None:
     _target(f"{mine.peak:.2f} GB at the peak", mine.peak < 0.6, "0.6 GB")
 
 
-def _target(told: str, met: bool, wanted: str) -> None:
-    print(f"{told}; target {wanted}: {'met' if met else 'MISSED'}", flush=True)
+def _target(result: str, met: bool, goal: str) -> None:
+    print(f"{result}; target {goal}: {'met' if met else 'MISSED'}", flush=True)
 
 
 def main() -> None:

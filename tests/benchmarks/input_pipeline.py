@@ -89,7 +89,7 @@ def ours(files: list[Path]) -> float:
     order = loader.ResumableBatchSampler(len(files), _BATCH)
     batches = loader.build_loader(dataset.ImageDataset(part, prepared), order, workers=_WORKERS)
     cpu = torch.device("cpu")
-    return rate((loader.to_device(one, cpu, prepared)[0] for one in batches), len)
+    return rate((loader.to_device(batch, cpu, prepared)[0] for batch in batches), len)
 
 
 def timm(files: list[Path]) -> float:
@@ -188,7 +188,7 @@ def show_decoders(folder: Path) -> None:
 
 def compare(folder: Path, rounds: int) -> None:
     """Print pairs in turn, each in a fresh process, and the median of their ratios."""
-    for kind, (_, _, _, wanted) in KINDS.items():
+    for kind, (_, _, _, goal) in KINDS.items():
         ratios = []
         for _ in range(rounds):
             theirs, mine = (
@@ -197,8 +197,8 @@ def compare(folder: Path, rounds: int) -> None:
             )
             ratios.append(mine / theirs)
             print(f"{kind:22} timm {theirs:6.1f}/s   ours {mine:6.1f}/s   {ratios[-1]:5.2f}")
-        met = "met" if median(ratios) >= wanted else "MISSED"
-        print(f"{kind:22} median {median(ratios):.2f}, target {wanted}: {met}", flush=True)
+        met = "met" if median(ratios) >= goal else "MISSED"
+        print(f"{kind:22} median {median(ratios):.2f}, target {goal}: {met}", flush=True)
 
 
 def main() -> None:

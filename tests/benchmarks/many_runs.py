@@ -162,7 +162,10 @@ def show_stores(asked: argparse.Namespace) -> None:
             again("fill", folder, "--runs", count)
         print(f"{asked.runs} runs: {(folders[1] / 'mlflow.db').stat().st_size / 1e6:,.0f} MB")
         for _ in range(asked.rounds):
-            few, many = (again("working", one) | again("pages", one) for one in folders)
+            few, many = (
+                again("working", store_folder) | again("pages", store_folder)
+                for store_folder in folders
+            )
             for name, seconds in few.items():
                 took.setdefault(name, []).append((seconds, many[name]))
     for name, pairs in took.items():
@@ -172,8 +175,8 @@ def show_stores(asked: argparse.Namespace) -> None:
     rows = zip(*(pairs for name, pairs in took.items() if _of_run(name)), strict=True)
     sums = [[sum(column) for column in zip(*row, strict=True)] for row in rows]
     longer = median(many / few for few, many in sums)
-    told = f"a run takes {median(more - less for less, more in sums):.2f} s longer"
-    target(f"{told}, {longer:.2f} times as long", longer <= _SLOWER, f"{_SLOWER}")
+    result = f"a run takes {median(more - less for less, more in sums):.2f} s longer"
+    target(f"{result}, {longer:.2f} times as long", longer <= _SLOWER, f"{_SLOWER}")
 
 
 def _of_run(name: str) -> bool:

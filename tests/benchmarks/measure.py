@@ -40,7 +40,7 @@ def _family(process: int) -> list[int]:
         children = [child for task in tasks for child in (task / "children").read_text().split()]
     except OSError:  # it has ended meanwhile
         return []
-    return [process, *(one for child in children for one in _family(int(child)))]
+    return [process, *(descendant for child in children for descendant in _family(int(child)))]
 
 
 def _proportional(process: int) -> int:

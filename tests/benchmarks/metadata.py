@@ -108,10 +108,10 @@ def _tags(posts: int, category: str, texts: pa.Array, random: np.random.Generato
 def write_rules(folder: Path) -> None:
     """Write tags, tag_aliases and tag_implications: the latter up to two steps deep."""
     folder.mkdir(parents=True, exist_ok=True)
-    known = [(name, _CODES[category]) for category in SIZES for name in names(category)]
-    tags = [(name, category, number) for number, (name, category) in enumerate(known)]
+    tag_categories = [(name, _CODES[category]) for category in SIZES for name in names(category)]
+    tags = [(name, category, number) for number, (name, category) in enumerate(tag_categories)]
     _write(folder / "tags.csv", ("name", "category", "tag_id"), tags)
-    aliases = [(f"old_{name}", name) for name, _ in known[-ALIASES:]]
+    aliases = [(f"old_{name}", name) for name, _ in tag_categories[-ALIASES:]]
     _write(folder / "tag_aliases.csv", ("alias", "tag"), aliases)
     general = names("general")
     rare = range(len(general) - IMPLICATIONS, len(general))

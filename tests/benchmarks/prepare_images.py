@@ -99,8 +99,8 @@ def compare(folder: Path, rounds: int) -> None:
 def show_memory(folder: Path) -> None:
     """Print the peak for a quarter of the folder, for half and for all of it."""
     parts = len(list(folder.iterdir()))
-    for some in (parts // 4, parts // 2, parts):
-        mine = measure.run(__file__, "--part", "ours", folder, "--of", some)
+    for part_count in (parts // 4, parts // 2, parts):
+        mine = measure.run(__file__, "--part", "ours", folder, "--of", part_count)
         print(f"{mine.answer['posts']:9,} images: {mine.peak:5.2f} GB with all processes")
 
 

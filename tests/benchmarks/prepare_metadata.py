@@ -33,13 +33,13 @@ def ours(posts: Path, folder: Path) -> int:
     from tagger.data.tags.lexicon import Lexicon
 
     shipped = params.load(_ROOT / params.PATH).prepare
-    wanted = {
+    filter_values = {
         "min_tags": 10,
         "min_score": 0,
         "excluded_tags": ["*_sword_9*"],
         "keep_deleted": False,
     }
-    filters = shipped.filters.model_copy(update=wanted)
+    filters = shipped.filters.model_copy(update=filter_values)
     source = prepare.open_source(shipped.model_copy(update={"source": "danbooru", "path": posts}))
     lexicon = Lexicon(rules.read(folder / "rules"))
     table, unwanted = ingest.read_posts(source, lexicon, filters)
@@ -98,11 +98,11 @@ def compare(posts: int, folder: Path) -> tuple[float, float, dict[str, float]]:
 
 
 def judge(sizes: list[int], folder: Path) -> None:
-    found = {posts: compare(posts, folder) for posts in sizes}
+    measurements = {posts: compare(posts, folder) for posts in sizes}
     print(f"\n* from {_SIMPLE:,} posts; seconds without imports; memory with everything\n")
     most, least = max(sizes), min(sizes)
-    seconds, peak, ratios = found[most]
-    of_million = [found[size][0] / size * _MILLION for size in (least, most)]
+    seconds, peak, ratios = measurements[most]
+    of_million = [measurements[size][0] / size * _MILLION for size in (least, most)]
     flat = of_million[1] <= 1.25 * of_million[0]
     plain = 1 / min(ratios["duckdb"], ratios["polars"])
     share = most / (8 * _MILLION)

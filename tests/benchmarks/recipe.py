@@ -83,9 +83,9 @@ def train(p: Params) -> dict[str, float]:
         predictor = SplitPredictor(group, Path(folder), (), 64, p.train.workers)
 
         def predicted(name: str) -> PredictionStore:
-            found = predictor(name, splits[name], tags, runtime, trainer.preprocess)
-            assert found is not None
-            return found.store
+            predictions = predictor(name, splits[name], tags, runtime, trainer.preprocess)
+            assert predictions is not None
+            return predictions.store
 
         limits = thresholds.per_tag(
             fit_thresholds.fit(predicted("validation"), tags), tags, "global"

@@ -75,7 +75,7 @@ def build_curves(scored: ScoredLabels) -> Curves:
         return len(column) - np.searchsorted(np.sort(column), GRID).astype(float)
 
     pairs = list(zip(scored.logits.T, scored.truth.T, strict=True))
-    true = np.stack([above(column[own]) for column, own in pairs])
+    true = np.stack([above(column[labels]) for column, labels in pairs])
     return Curves(true, np.stack([above(column) for column, _ in pairs]), true[:, 0])
 
 
@@ -161,13 +161,13 @@ def mixed_curves(curves: Curves, categories: Integers, strength: float) -> Float
 
 def empirical_bayes(curves: Curves, categories: Integers) -> Floats:
     """Take the strength from how far thresholds are from their category's, by support."""
-    toward, own = each_category(curves, categories, common), best(curves.f1)
+    toward, tag_thresholds = each_category(curves, categories, common), best(curves.f1)
     has = curves.support > 0
     noise = np.stack([np.ones(has.sum()), 1 / curves.support[has]], axis=1)
     root = np.sqrt(curves.support[has])
-    (between, within), _ = nnls(noise * root[:, None], (own - toward)[has] ** 2 * root)
+    (between, within), _ = nnls(noise * root[:, None], (tag_thresholds - toward)[has] ** 2 * root)
     fraction = weight(curves, within / max(between, 1e-9))
-    return np.asarray(fraction * own + (1 - fraction) * toward)
+    return np.asarray(fraction * tag_thresholds + (1 - fraction) * toward)
 
 
 def chosen(
@@ -271,12 +271,13 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=20)
     for name, rows in cases(parser.parse_args().seeds):
         print(f"{name}, {len(rows)} seeds")
-        own = np.array([row["its own"] for row in rows])
+        baseline = np.array([row["its own"] for row in rows])
         for method in rows[0]:
-            gains = np.array([row[method] for row in rows]) - own
+            gains = np.array([row[method] for row in rows]) - baseline
             error = 1.96 * gains.std(ddof=1) / len(rows) ** 0.5
             print(
-                f"{'':4}{method:42} {(own + gains).mean():.4f}  {gains.mean():+.4f} ± {error:.4f}"
+                f"{'':4}{method:42} {(baseline + gains).mean():.4f}  "
+                f"{gains.mean():+.4f} ± {error:.4f}"
             )
 
 

@@ -204,15 +204,17 @@ def show_whole(asked: argparse.Namespace) -> None:
     shares = []
     for rate, alone, waiting in again("whole").answer:
         shares.append(rate / alone)
-        told = f"its step alone {alone:7.1f}/s   {shares[-1]:5.2f}   {waiting:.1%} waiting for data"
-        print(f"training {rate:7.1f}/s   {told}")
+        comparison = (
+            f"its step alone {alone:7.1f}/s   {shares[-1]:5.2f}   {waiting:.1%} waiting for data"
+        )
+        print(f"training {rate:7.1f}/s   {comparison}")
     share = median(shares)
     target(f"{asked.model}: median {share:.2f} times the step alone", share >= 0.9, "0.9")
 
 
 def show_snapshots(model: str) -> None:
     run = again("written", "--model", model)
-    took = {name: median(one[name] for one in run.answer) for name in run.answer[0]}
+    took = {name: median(snapshot[name] for snapshot in run.answer) for name in run.answer[0]}
     blocked = took["copy"] + took["wait"] + max(0.0, took["write"] - 60)
     parts = ", ".join(f"{name} {took[name]:.3f}" for name in ("save", "fsync", "sha256_file"))
     print(f"{model}: {run.peak:.1f} GB of memory, training stops for {blocked:.3f} s", end="")

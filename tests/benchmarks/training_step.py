@@ -218,13 +218,13 @@ def compare(asked: argparse.Namespace) -> None:
         target(f"median {ratio:.3f} times timm's", ratio >= 1, "1")
         if asked.device == "cuda":
             name = torch.cuda.get_device_name()
-            peak = next((most for known, most in _PEAKS.items() if known in name), math.nan)
+            peak = next((most for device, most in _PEAKS.items() if device in name), math.nan)
             used = got["operations"] * median(rate for _, rate in got["rates"]) / peak
             print(f"{used:.0%} of the peak of {name} ({peak / 1e12:.0f} Tflop/s in bf16)")
 
 
-def target(told: str, met: bool, wanted: str) -> None:
-    print(f"{told}; target {wanted}: {'met' if met else 'MISSED'}", flush=True)
+def target(result: str, met: bool, goal: str) -> None:
+    print(f"{result}; target {goal}: {'met' if met else 'MISSED'}", flush=True)
 
 
 def options() -> argparse.ArgumentParser:

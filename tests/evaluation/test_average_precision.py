@@ -57,15 +57,15 @@ def test_unknown_labels_do_not_change_the_metrics(
     """Whatever scores and truth say there."""
     scores, truth = scored
     random = np.random.default_rng(seed)
-    known = random.random(truth.shape) < fraction
-    others = np.where(known, scores, random.random(scores.shape)).astype(np.float32)
-    other_truth = np.where(known, truth, random.random(truth.shape) < 0.5)
-    for tag, value in enumerate(dense.tag_average_precision(scores, truth, known)):
-        inside = known[:, tag]
+    known_labels = random.random(truth.shape) < fraction
+    others = np.where(known_labels, scores, random.random(scores.shape)).astype(np.float32)
+    other_truth = np.where(known_labels, truth, random.random(truth.shape) < 0.5)
+    for tag, value in enumerate(dense.tag_average_precision(scores, truth, known_labels)):
+        inside = known_labels[:, tag]
         (alone,) = dense.tag_average_precision(scores[inside][:, [tag]], truth[inside][:, [tag]])
         assert value == alone or (np.isnan(value) and np.isnan(alone))
     for metric in (dense.macro_ap, dense.micro_ap, dense.cross_entropy):
-        assert metric(scores, truth, known) == metric(others, other_truth, known)
+        assert metric(scores, truth, known_labels) == metric(others, other_truth, known_labels)
     assert dense.cross_entropy(scores, truth, np.zeros_like(truth)) == 0
 
 

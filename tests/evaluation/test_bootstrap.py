@@ -121,9 +121,9 @@ def test_paired_differences_have_narrower_intervals_than_the_metrics() -> None:
 
 
 def test_models_evaluated_on_different_images_are_not_compared() -> None:
-    one, other = (compute_jackknife(random_predictions(images, 4)) for images in (30, 31))
+    statistics, other = (compute_jackknife(random_predictions(images, 4)) for images in (30, 31))
     with pytest.raises(ValueError, match="different images"):
-        bootstrap.differences(one, other, 0)
+        bootstrap.differences(statistics, other, 0)
 
 
 def test_resample_weights_follow_poissons_law_with_mean_one() -> None:

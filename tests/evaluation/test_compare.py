@@ -83,15 +83,15 @@ def compared(project: Project, other: Path) -> tuple[str, ComparisonJson]:
     """Return what the comparison prints, and what it writes."""
     with inside_project(project), redirect_stdout(io.StringIO()) as printed:
         compare.main(params.load(), other)
-    found: ComparisonJson = files.read_json(project.folder / compare.METRICS)
-    return printed.getvalue(), found
+    metrics: ComparisonJson = files.read_json(project.folder / compare.METRICS)
+    return printed.getvalue(), metrics
 
 
-def close(one: object, other: object) -> bool:
+def close(value: object, other: object) -> bool:
     """Return whether metrics are equal, but for rounding."""
-    if isinstance(one, dict) and isinstance(other, dict):
-        return one.keys() == other.keys() and all(close(one[key], other[key]) for key in one)
-    return bool(one == pytest.approx(other, abs=1e-5))
+    if isinstance(value, dict) and isinstance(other, dict):
+        return value.keys() == other.keys() and all(close(value[key], other[key]) for key in value)
+    return bool(value == pytest.approx(other, abs=1e-5))
 
 
 def rearranged(folder: Path, rows: Sequence[int], negated: Sequence[int] = ()) -> None:
@@ -107,14 +107,14 @@ def rearranged(folder: Path, rows: Sequence[int], negated: Sequence[int] = ()) -
 def test_a_model_does_not_differ_from_itself(
     project: Project, trained_model: Path, tags: list[Tag], tmp_path: Path
 ) -> None:
-    printed, found = compared(
+    printed, metrics = compared(
         project, third_party_layouts.write_timm_layout(trained_model, tags, tmp_path / "same")
     )
-    assert close(found["ours"], found["theirs"])
-    assert found["ours"]["macro_ap"] > 0.8
+    assert close(metrics["ours"], metrics["theirs"])
+    assert metrics["ours"]["macro_ap"] > 0.8
     lines = [line for line in printed.splitlines() if "undecided" in line]
-    assert len(lines) == 4 * len(found["differences"]) >= 12
-    for differences in found["differences"].values():
+    assert len(lines) == 4 * len(metrics["differences"]) >= 12
+    for differences in metrics["differences"].values():
         assert list(differences.values()) == [[0, 0, 0]] * 4
 
 
@@ -131,10 +131,10 @@ def test_a_model_does_not_differ_from_its_onnx_graph(
         )
         shutil.copyfile(trained_model / "preprocess.json", other / "preprocess.json")
         formats.write_selected_tags(tags, np.full(len(tags), 0.5), other / "selected_tags.csv")
-    printed, found = compared(project, other)
-    assert found["tags"] == len(tags)
+    printed, metrics = compared(project, other)
+    assert metrics["tags"] == len(tags)
     assert "is better" not in printed
-    for differences in found["differences"].values():
+    for differences in metrics["differences"].values():
         assert np.ravel(list(differences.values())) == pytest.approx(0, abs=1e-3)
 
 
@@ -157,17 +157,17 @@ def test_a_model_with_wrong_tags_is_significantly_worse(
     other = third_party_layouts.write_timm_layout(trained_model, tags, tmp_path / "worse")
     general = [row for row, tag in enumerate(tags) if tag.category == 0]
     rearranged(other, range(len(tags)), negated=general)
-    printed, found = compared(project, other)
+    printed, metrics = compared(project, other)
     for place in ("all", "general"):
         for metric in ("macro_ap", "micro_ap"):
-            difference, low, high = found["differences"][place][metric]
+            difference, low, high = metrics["differences"][place][metric]
             ours, theirs = (
-                (found[side] if place == "all" else found[side]["categories"][place])[metric]
+                (metrics[side] if place == "all" else metrics[side]["categories"][place])[metric]
                 for side in ("ours", "theirs")
             )
             assert difference == pytest.approx(ours - theirs, abs=2e-6)
             assert 0 < low <= difference <= high
-    assert list(found["differences"]["copyright"].values()) == [[0, 0, 0]] * 4
+    assert list(metrics["differences"]["copyright"].values()) == [[0, 0, 0]] * 4
     (line,) = (line for line in printed.splitlines() if line.startswith("all macro AP"))
     assert line.endswith("ours is better")
 
@@ -182,16 +182,16 @@ def test_tags_are_matched_by_current_name(
     shuffled = np.random.default_rng(0).permutation(len(tags)).tolist()
     old = [tag._replace(name="gasp") if tag.name == "open_mouth" else tag for tag in plain]
     general = [row for row, tag in enumerate(tags) if tag.category == 0]
-    found = []
+    comparisons = []
     for name, order, names in (("plain", range(len(tags)), plain), ("other", shuffled, old)):
         folder = third_party_layouts.write_timm_layout(
             trained_model, [names[row] for row in order], tmp_path / name
         )
         rearranged(folder, order, negated=general[::2])
-        found.append(compared(project, folder)[1])
-    assert found[0]["tags"] == len(shared)
-    assert any(row != [0, 0, 0] for row in found[0]["differences"]["general"].values())
-    assert found[1] == found[0]
+        comparisons.append(compared(project, folder)[1])
+    assert comparisons[0]["tags"] == len(shared)
+    assert any(row != [0, 0, 0] for row in comparisons[0]["differences"]["general"].values())
+    assert comparisons[1] == comparisons[0]
 
 
 @pytest.mark.parametrize("bgr", [False, True])
@@ -205,11 +205,11 @@ def test_the_order_of_channels_is_detected_and_logged(
 ) -> None:
     other = third_party_layouts.write_timm_layout(trained_model, tags, tmp_path / "other", bgr=bgr)
     with caplog.at_level(logging.WARNING):
-        _, found = compared(project, other)
+        _, metrics = compared(project, other)
     (message,) = (message for message in caplog.messages if "channels" in message)
     assert "on 9 validation images" in message
     assert message.endswith("Using BGR." if bgr else "Using RGB.")
-    for differences in found["differences"].values():
+    for differences in metrics["differences"].values():
         assert np.ravel(list(differences.values())) == pytest.approx(0, abs=1e-3)
 
 
@@ -224,7 +224,8 @@ def test_each_tagger_is_evaluated_with_its_own_preprocessing(
     padded = replace(tagger, preprocess=preprocess.read(export_folder / "preprocess.json"))
     _, content = compared(project, folder)
     expected, other = (
-        dense.macro_ap(one.probabilities(images), test.labels.toarray()) for one in (tagger, padded)
+        dense.macro_ap(candidate.probabilities(images), test.labels.toarray())
+        for candidate in (tagger, padded)
     )
     assert content["theirs"]["macro_ap"] == pytest.approx(expected, abs=1e-4)
     assert other != pytest.approx(expected, abs=1e-4)
@@ -240,17 +241,17 @@ def test_two_processes_compare_like_one(
     whole = Path(test).read_bytes()
     Path(test).write_bytes(whole[:40])
     try:
-        printed, one = compared(project, other)
+        printed, single_metrics = compared(project, other)
         (project.folder / compare.METRICS).unlink()
         said = project.run_stage(other, stage="compare", by=TWO_PROCESSES).success_output
     finally:
         Path(test).write_bytes(whole)
-    two = files.read_json(project.folder / compare.METRICS)
-    assert one["ours"]["images"] == two["ours"]["images"] == 10
-    assert two["differences"].keys() == one["differences"].keys()
-    for place, differences in one["differences"].items():
+    parallel_metrics = files.read_json(project.folder / compare.METRICS)
+    assert single_metrics["ours"]["images"] == parallel_metrics["ours"]["images"] == 10
+    assert parallel_metrics["differences"].keys() == single_metrics["differences"].keys()
+    for place, differences in single_metrics["differences"].items():
         for metric, row in differences.items():
-            assert two["differences"][place][metric] == pytest.approx(row, abs=1e-6)
+            assert parallel_metrics["differences"][place][metric] == pytest.approx(row, abs=1e-6)
     assert said.count("the order of channels") == said.count("shared tags") == 1
     assert printed.splitlines()[0] in said
 
@@ -271,6 +272,6 @@ def test_channels_are_rgb_without_validation_images(
     )
     with inside_project(project):
         compare.main(params.load(), other)
-    found = files.read_json(project.folder / compare.METRICS)
-    assert found["ours"]["images"] == 9
-    assert close(found["ours"], found["theirs"])
+    metrics = files.read_json(project.folder / compare.METRICS)
+    assert metrics["ours"]["images"] == 9
+    assert close(metrics["ours"], metrics["theirs"])

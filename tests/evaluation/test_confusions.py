@@ -22,23 +22,23 @@ THRESHOLD = 0.4
 
 def find(predictions: RandomPredictions, tags: list[Tag], *limits: int) -> list[Confusion]:
     with TemporaryStore(predictions) as store:
-        found = mistakes.find(store, np.full(store.tag_count, THRESHOLD))
-    return confusions.find(found, tags, predictions.truth.sum(axis=0), *limits)
+        decisions = mistakes.find(store, np.full(store.tag_count, THRESHOLD))
+    return confusions.find(decisions, tags, predictions.truth.sum(axis=0), *limits)
 
 
 def count_pairs(predictions: RandomPredictions, tags: list[Tag]) -> list[Confusion]:
     """Count all pairs of tags, one by one."""
     high = 1 / (1 + np.exp(-predictions.logits.astype(float))) >= THRESHOLD
     missed, wrong = predictions.truth & ~high, high & ~predictions.truth
-    found = []
+    confused_pairs = []
     for tag, other in permutations(range(len(tags)), 2):
         both = int((missed[:, tag] & wrong[:, other]).sum())
         times = int(missed[:, tag].sum())
         surplus = both - times * int(wrong[:, other].sum()) / len(high)
         if both >= 2 and surplus > 0 and tags[tag].category == tags[other].category:
             support = int(predictions.truth[:, tag].sum())
-            found.append((-surplus, Confusion(tag, other, both, support, both / times)))
-    return [pair for _, pair in sorted(found)]
+            confused_pairs.append((-surplus, Confusion(tag, other, both, support, both / times)))
+    return [pair for _, pair in sorted(confused_pairs)]
 
 
 @settings(max_examples=100)
@@ -64,8 +64,8 @@ def test_swapped_tags_come_first() -> None:
     logits[noise] *= -1
     swapped = predictions.truth[:, 2] & ~predictions.truth[:, 5] & (np.arange(1000) % 3 == 0)
     logits[swapped, 2], logits[swapped, 5] = -4, 4
-    found = find(RandomPredictions(logits, predictions.truth), make_tags(12))
-    first, second = found[:2]
+    pairs = find(RandomPredictions(logits, predictions.truth), make_tags(12))
+    first, second = pairs[:2]
     assert (first.tag, first.taken_for) == (2, 5)
     assert first.images >= swapped.sum()
     assert first.support == predictions.truth[:, 2].sum()

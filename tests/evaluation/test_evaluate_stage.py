@@ -109,23 +109,25 @@ def test_metrics_equal_scikit_learn_without_the_unknown_labels(
     logits = logit(predictions.scores.astype(np.float64)).astype(np.float16).astype(np.float64)
     fitted = rows(evaluated, evaluate.THRESHOLDS)
     predicted = expit(logits) >= np.array([float(fitted[tag.name]["threshold"]) for tag in tags])
-    truth, known = predictions.truth, np.ones(predictions.truth.shape, np.bool_)
+    truth, known_labels = predictions.truth, np.ones(predictions.truth.shape, np.bool_)
     ratings = vocabulary.category_columns(tags, "rating")
-    known[np.ix_(~truth[:, ratings].any(axis=1), ratings)] = False
-    assert (~known).sum() == (2 if name == "test" else 1)
-    each = [(truth[k, tag], logits[k, tag], predicted[k, tag]) for tag, k in enumerate(known.T)]
+    known_labels[np.ix_(~truth[:, ratings].any(axis=1), ratings)] = False
+    assert (~known_labels).sum() == (2 if name == "test" else 1)
+    each = [
+        (truth[k, tag], logits[k, tag], predicted[k, tag]) for tag, k in enumerate(known_labels.T)
+    ]
     supported = [columns for columns in each if columns[0].any()]
     precisions = [average_precision_score(true, scores) for true, scores, _ in supported]
     expected = {
         "macro_ap": np.mean(precisions),
-        "micro_ap": average_precision_score(truth[known], logits[known]),
+        "micro_ap": average_precision_score(truth[known_labels], logits[known_labels]),
         "macro_f1": np.mean([f1_score(true, given) for true, _, given in supported]),
-        "micro_f1": f1_score(truth[known], predicted[known]),
+        "micro_f1": f1_score(truth[known_labels], predicted[known_labels]),
     }
     ours = read_metrics(evaluated)[name]
     assert {metric: ours[metric] for metric in expected} == pytest.approx(expected, abs=1e-6)
     assert (ours["tags"], ours["unsupported"]) == (len(supported), len(each) - len(supported))
-    assert (ours["unknown"], ours["images"]) == ((~known).sum(), len(truth))
+    assert (ours["unknown"], ours["images"]) == ((~known_labels).sum(), len(truth))
 
 
 def test_every_metric_lies_in_its_interval(evaluated: Project) -> None:
@@ -178,8 +180,8 @@ def test_thresholds_follow_the_parameters(
     fitted = rows(copied, evaluate.THRESHOLDS)
     expected = objective, "" if target is None else str(target)
     assert {(row["objective"], row["target"]) for row in fitted.values()} == {expected}
-    own = {name: float(row["threshold"]) for name, row in fitted.items()}
-    assert (used == own) == (kind == "tag")
+    fitted_thresholds = {name: float(row["threshold"]) for name, row in fitted.items()}
+    assert (used == fitted_thresholds) == (kind == "tag")
     assert (len(set(used.values())) == 1) == (kind == "global")
 
 

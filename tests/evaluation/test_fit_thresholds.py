@@ -90,8 +90,8 @@ def test_fitted_thresholds_are_the_best(predictions: RandomPredictions, target: 
 
 def test_a_threshold_lies_halfway_between_scores() -> None:
     logits = np.array([[3.0], [1.0], [-1.0], [-2.0]], np.float32)
-    own, pooled = best(RandomPredictions(logits, logits > 0))
-    assert own.tolist() == [pooled] == [0.5]
+    tag_thresholds, pooled = best(RandomPredictions(logits, logits > 0))
+    assert tag_thresholds.tolist() == [pooled] == [0.5]
 
 
 def test_pools_of_billions_of_pairs_do_not_overflow() -> None:
@@ -106,9 +106,9 @@ def test_pools_of_billions_of_pairs_do_not_overflow() -> None:
 
 def test_a_tag_on_every_image_has_a_threshold_of_half_at_most() -> None:
     logits = np.array([[3.0, -3.0], [5.0, -2.0]], np.float32)
-    own, _ = best(RandomPredictions(logits, np.ones((2, 2), np.bool_)))
-    assert own[0] == 0.5
-    assert own[1] < sigmoid(np.array(-3.0))
+    tag_thresholds, _ = best(RandomPredictions(logits, np.ones((2, 2), np.bool_)))
+    assert tag_thresholds[0] == 0.5
+    assert tag_thresholds[1] < sigmoid(np.array(-3.0))
 
 
 def test_the_table_has_a_row_for_all_tags_each_category_and_each_tag() -> None:
@@ -161,11 +161,11 @@ def test_shrinkage_goes_from_the_tags_to_the_categorys_threshold() -> None:
     with TemporaryStore(predictions) as store:
         counts = fit_thresholds.count(store, tags)
         values = fit_thresholds.shrunk_thresholds(counts, tags, np.array([0, 30, np.inf]), "f1")
-    own = objectives.best_thresholds(DecisionCurves.of_tags(counts), "f1")
-    assert values[:, 0] == pytest.approx(own)
+    tag_thresholds = objectives.best_thresholds(DecisionCurves.of_tags(counts), "f1")
+    assert values[:, 0] == pytest.approx(tag_thresholds)
     assert np.ptp(values[:3, 2]) == np.ptp(values[3:, 2]) == 0
     weight = counts.support / (counts.support + 30)
-    assert values[:, 1] == pytest.approx(weight * own + (1 - weight) * values[:, 2])
+    assert values[:, 1] == pytest.approx(weight * tag_thresholds + (1 - weight) * values[:, 2])
 
 
 def test_similar_rare_tags_are_shrunk_and_different_ones_are_not() -> None:
@@ -185,12 +185,12 @@ def test_shrinkage_improves_f1_on_new_images() -> None:
         rows = fit(seen)
         values = thresholds.per_tag(rows, make_tags(60), "tag")
         with TemporaryStore(seen) as store:
-            own = objectives.best_thresholds(
+            tag_thresholds = objectives.best_thresholds(
                 DecisionCurves.of_tags(fit_thresholds.count(store, make_tags(60))), "f1"
             )
         scores = [
             mean_f1(new, sigmoid(logit(values))),
-            mean_f1(new, sigmoid(own)),
+            mean_f1(new, sigmoid(tag_thresholds)),
         ]
         gains.append(scores[0] - scores[1])
     assert np.mean(gains) > 0.01

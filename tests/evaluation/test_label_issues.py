@@ -32,11 +32,11 @@ def find(
         return label_issues.find(store, **limits)
 
 
-def issue_mask(found: LabelIssues, shape: tuple[int, ...]) -> Truth:
+def issue_mask(issues: LabelIssues, shape: tuple[int, ...]) -> Truth:
     """Return the labels that are issues, (images, tags)."""
     mask = np.zeros(shape, np.bool_)
-    for one in found.most_certain:
-        mask[one.image, one.tag] = True
+    for issue in issues.most_certain:
+        mask[issue.image, issue.tag] = True
     return mask
 
 
@@ -64,14 +64,14 @@ def clear(images: int, count: int, apart: float = 9.0) -> RandomPredictions:
 @settings(max_examples=150)
 @given(small_predictions())
 def test_label_issues_equal_cleanlab(predictions: RandomPredictions) -> None:
-    found = find(predictions, limit=ALL, min_support=1)
-    mask = issue_mask(found, predictions.truth.shape)
+    issues = find(predictions, limit=ALL, min_support=1)
+    mask = issue_mask(issues, predictions.truth.shape)
     for tag, (logits, labels) in enumerate(zip(*(a.T for a in predictions), strict=True)):
         both = 0 < labels.sum() < len(labels)
         expected = cleanlab_mask(logits, labels) if both else np.zeros(len(labels), np.bool_)
         assert mask[:, tag].tolist() == expected.tolist()
-        assert found.missing[tag] == (expected & ~labels).sum()
-        assert found.wrong[tag] == (expected & labels).sum()
+        assert issues.missing[tag] == (expected & ~labels).sum()
+        assert issues.wrong[tag] == (expected & labels).sum()
 
 
 @pytest.mark.parametrize("apart", [-2.0, 0.0, 3.0, 12.0])
@@ -97,9 +97,9 @@ def test_confidences_equal_but_for_rounding_are_issues(missing: bool) -> None:
 
 def test_an_issue_contradicts_its_label() -> None:
     predictions, _ = flipped(clear(500, 6), 0.05)
-    found = find(predictions, limit=ALL)
-    assert len(found.most_certain) == found.missing.sum() + found.wrong.sum()
-    for image, tag, missing, confidence, _ in found.most_certain:
+    issues = find(predictions, limit=ALL)
+    assert len(issues.most_certain) == issues.missing.sum() + issues.wrong.sum()
+    for image, tag, missing, confidence, _ in issues.most_certain:
         assert missing == (not predictions.truth[image, tag])
         assert missing == (confidence > 0.5)
         assert confidence == pytest.approx(expit(predictions.logits[image, tag]))
@@ -109,11 +109,11 @@ def test_planted_errors_are_the_most_certain_issues() -> None:
     """By chance a twentieth would be, the fraction that is planted."""
     predictions, planted = flipped(clear(2000, 20), 0.05)
     most_certain = find(predictions).most_certain
-    hits = np.array([planted[one.image, one.tag] for one in most_certain])
+    hits = np.array([planted[issue.image, issue.tag] for issue in most_certain])
     assert 1900 < planted.sum() < 2100
     assert hits[:1000].mean() > 0.99
     assert hits[: planted.sum()].mean() > 0.95
-    missing = np.array([one.missing for one in most_certain])
+    missing = np.array([issue.missing for issue in most_certain])
     for kind, least in ((missing, 150), (~missing, 1000)):
         assert hits[kind].mean() > 0.9
         assert kind.sum() > least
@@ -121,21 +121,23 @@ def test_planted_errors_are_the_most_certain_issues() -> None:
 
 def test_issues_of_tags_the_model_does_not_know_come_last() -> None:
     """By self-confidence their labels, of which it thinks nothing, come before planted errors."""
-    known, labels = (
+    predictions, labels = (
         flipped(clear(2000, 10), 0.01)[0],
         random_predictions(2000, 10, 1, density=0.02).truth,
     )
     noise = np.random.default_rng(2).normal(-6, 1, labels.shape)
     both = RandomPredictions(
-        *(np.hstack(pair) for pair in zip(known, (noise, labels), strict=True))
+        *(np.hstack(pair) for pair in zip(predictions, (noise, labels), strict=True))
     )
-    found = find(both, limit=ALL)
-    mask = int(found.missing[:10].sum() + found.wrong[:10].sum())
-    assert found.wrong[10:].sum() > 150
-    assert {one.tag < 10 for one in found.most_certain[:mask]} == {True}
-    sure = [one.confidence if one.missing else 1 - one.confidence for one in found.most_certain]
+    issues = find(both, limit=ALL)
+    mask = int(issues.missing[:10].sum() + issues.wrong[:10].sum())
+    assert issues.wrong[10:].sum() > 150
+    assert {issue.tag < 10 for issue in issues.most_certain[:mask]} == {True}
+    sure = [
+        issue.confidence if issue.missing else 1 - issue.confidence for issue in issues.most_certain
+    ]
     by_confidence = np.argsort(sure)[::-1][:100]
-    assert np.mean([found.most_certain[place].tag >= 10 for place in by_confidence]) > 0.5
+    assert np.mean([issues.most_certain[place].tag >= 10 for place in by_confidence]) > 0.5
 
 
 def test_of_equally_confident_errors_that_of_the_better_known_tag_comes_first() -> None:
@@ -155,8 +157,8 @@ def test_the_most_certain_issues_do_not_depend_on_how_tags_are_read() -> None:
         for block_bytes in (1, 1 << 20):
             blocks = replace(store, block_bytes=block_bytes)
             for limit in (0, 1, 50, ALL):
-                found = label_issues.find(blocks, limit=limit).most_certain
-                assert found == everything[:limit]
+                issues = label_issues.find(blocks, limit=limit).most_certain
+                assert issues == everything[:limit]
 
 
 def test_equally_certain_issues_are_in_the_order_of_tags_and_images() -> None:
@@ -165,8 +167,8 @@ def test_equally_certain_issues_are_in_the_order_of_tags_and_images() -> None:
     logits = np.where(truth, 3, -3).astype(np.float32)
     labels = truth.copy()
     labels[[25, 23, 30]] = True
-    found = find(RandomPredictions(logits, labels)).most_certain
-    assert [(one.tag, one.image) for one in found] == [
+    issues = find(RandomPredictions(logits, labels)).most_certain
+    assert [(issue.tag, issue.image) for issue in issues] == [
         (tag, row) for tag in (0, 1) for row in (23, 25, 30)
     ]
 
@@ -174,12 +176,14 @@ def test_equally_certain_issues_are_in_the_order_of_tags_and_images() -> None:
 def test_unknown_labels_are_never_issues() -> None:
     predictions, _ = flipped(clear(600, 4), 0.05)
     predictions.truth[::3, :2] = False
-    known = predictions.truth[:, :2].any(axis=1)
+    labelled_images = predictions.truth[:, :2].any(axis=1)
     mask = issue_mask(find(predictions, unlabelled=[np.array([0, 1])]), predictions.truth.shape)
-    assert not mask[~known, :2].any()
+    assert not mask[~labelled_images, :2].any()
     for tag in (0, 1):
-        expected = cleanlab_mask(predictions.logits[known, tag], predictions.truth[known, tag])
-        assert np.array_equal(mask[known, tag], expected)
+        expected = cleanlab_mask(
+            predictions.logits[labelled_images, tag], predictions.truth[labelled_images, tag]
+        )
+        assert np.array_equal(mask[labelled_images, tag], expected)
 
 
 @pytest.mark.parametrize("few", [True, False])
@@ -191,17 +195,17 @@ def test_tags_with_too_few_positives_or_negatives_have_no_issues(few: bool) -> N
     logits = np.where(labels, 4, -4).astype(np.float32)
     logits[0] = -logits[0]
     logits[-1] = -logits[-1]
-    found = find(RandomPredictions(logits, labels))
-    assert (found.missing + found.wrong).tolist() == [0, 2, 2]
-    assert {one.tag for one in found.most_certain} == {1, 2}
+    issues = find(RandomPredictions(logits, labels))
+    assert (issues.missing + issues.wrong).tolist() == [0, 2, 2]
+    assert {issue.tag for issue in issues.most_certain} == {1, 2}
 
 
 @pytest.mark.parametrize("density", [0.0, 1.0])
 @pytest.mark.parametrize("images", [0, 20])
 def test_a_tag_on_no_image_or_on_all_has_no_issues(images: int, density: float) -> None:
-    found = find(random_predictions(images, 3, density=density), min_support=0)
-    assert (found.missing.tolist(), found.wrong.tolist()) == ([0] * 3, [0] * 3)
-    assert found.most_certain == []
+    issues = find(random_predictions(images, 3, density=density), min_support=0)
+    assert (issues.missing.tolist(), issues.wrong.tolist()) == ([0] * 3, [0] * 3)
+    assert issues.most_certain == []
 
 
 def test_the_largest_logits_can_be_issues() -> None:
@@ -209,13 +213,13 @@ def test_the_largest_logits_can_be_issues() -> None:
     logits = np.where(truth, 65504, -65504).astype(np.float32)
     labels = truth.copy()
     labels[[3, 35]] ^= True
-    found = find(RandomPredictions(logits, labels)).most_certain
-    assert sorted((one.image, one.missing) for one in found) == [(3, True), (35, False)]
+    issues = find(RandomPredictions(logits, labels)).most_certain
+    assert sorted((issue.image, issue.missing) for issue in issues) == [(3, True), (35, False)]
 
 
 def test_rows_name_the_image_the_tag_and_the_issue() -> None:
-    found = [LabelIssue(1, 0, True, 0.98765432, 9.0), LabelIssue(0, 3, False, 0.01, 8.0)]
-    listed = label_issues.rows("test", found, ["7", "9"], ["a.png", "b.png"], make_tags(4))
+    issues = [LabelIssue(1, 0, True, 0.98765432, 9.0), LabelIssue(0, 3, False, 0.01, 8.0)]
+    listed = label_issues.rows("test", issues, ["7", "9"], ["a.png", "b.png"], make_tags(4))
     assert [dict(zip(label_issues.HEADER, row, strict=True)) for row in listed] == [
         {
             **{"split": "test", "id": "9", "file": "b.png", "category": "general"},

@@ -54,8 +54,8 @@ def plot(name: str) -> Figure:
 
 
 def line(axes: Axes, label: str) -> Any:
-    (found,) = (line for line in axes.lines if line.get_label() == label)
-    return found.get_xydata()
+    (curve,) = (line for line in axes.lines if line.get_label() == label)
+    return curve.get_xydata()
 
 
 def png(figure: Figure) -> bytes:
@@ -86,7 +86,7 @@ def test_an_svg_has_the_colours_typeface_and_ids_of_its_page(name: str) -> None:
     assert not re.search("#[0-9a-f]{6}|font-family|http|<style|<image|matplotlib.org", text)
     ids = re.findall(r' id="([^"]*)"', text)
     assert ids
-    assert all(found.startswith(f"{name}-") for found in ids)
+    assert all(identifier.startswith(f"{name}-") for identifier in ids)
     assert set(re.findall(r"(?:href=\"|url\()#([^\")]*)", text)) <= set(ids)
     assert 'aria-label="it&#x27;s &quot;so&quot;"' in text
 

@@ -60,8 +60,8 @@ def test_a_store_holds_only_the_predicted_images(tmp_path: Path) -> None:
         assert store.groups.tolist() == [1, 0, 3, 2]
 
 
-def write(folder: Path, some: Iterator[LogitBlock], truth: StoreLabels) -> PredictionStore:
-    return prediction_store.write(folder / "test.logits", truth, some)
+def write(folder: Path, logit_blocks: Iterator[LogitBlock], truth: StoreLabels) -> PredictionStore:
+    return prediction_store.write(folder / "test.logits", truth, logit_blocks)
 
 
 def test_scores_are_unknown_if_a_post_has_no_tag_of_an_unlabelled_category(

@@ -43,9 +43,9 @@ def run(tags: list[Tag], model: nn.Module, preprocessing: Preprocess, tmp_path: 
             SINGLE_PROCESS, tmp_path / "kept", unlabelled, batch_size, workers
         )
         runtime = TorchRuntime(network, preprocessing)
-        found = predictor("test", part, tags, runtime, preprocessing)
-        assert found is not None
-        return found
+        split_predictions = predictor("test", part, tags, runtime, preprocessing)
+        assert split_predictions is not None
+        return split_predictions
 
     return run
 
@@ -62,9 +62,9 @@ def kept(store: PredictionStore) -> npt.NDArray[np.uint16]:
     return store.read_tags(0, store.tag_count).T
 
 
-def near(found: npt.NDArray[np.float64], expected: npt.NDArray[np.float64]) -> bool:
+def near(logits: npt.NDArray[np.float64], expected: npt.NDArray[np.float64]) -> bool:
     """Whether logits are the same up to what float16 holds of them."""
-    return np.allclose(found, expected, rtol=2.0**-10, atol=1e-5)
+    return np.allclose(logits, expected, rtol=2.0**-10, atol=1e-5)
 
 
 def with_unreadable(part: Split, folder: Path, *rows: int) -> Split:
@@ -176,6 +176,6 @@ def test_alone_is_alone_among_others_too(
         monkeypatch.setenv(name, str(value))
     predictor = predictions.local_predictor(tmp_path / "kept", (), batch_size=5, workers=0)
     runtime = TorchRuntime(model, preprocessing)
-    found = predictor("test", split, tags, runtime, preprocessing)
-    assert found is not None and len(found.store) == len(split)
+    split_predictions = predictor("test", split, tags, runtime, preprocessing)
+    assert split_predictions is not None and len(split_predictions.store) == len(split)
     assert predictor.group.world.cores == max(1, available_cores() // 2)  # the other has its share

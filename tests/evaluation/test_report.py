@@ -65,7 +65,12 @@ class Seen(HTMLParser):
         self.texts.append(data.strip())
 
     def values(self, *names: str) -> list[str]:
-        return [found[name] for _, found in self.elements for name in names if name in found]
+        return [
+            attributes[name]
+            for _, attributes in self.elements
+            for name in names
+            if name in attributes
+        ]
 
 
 @pytest.fixture(scope="module")
@@ -134,9 +139,9 @@ def test_the_report_shows_the_metrics(content: ReportContent, file: Path) -> Non
         low, high = split["intervals"]["macro_ap"]
         assert f"{low:.3f} to {high:.3f}" in texts
     for group in ("categories", "bands"):
-        for name, found in content.metrics["test"][group].items():
+        for name, group_metrics in content.metrics["test"][group].items():
             assert name in texts
-            assert html_page.format_number(found["micro_f1"]) in texts
+            assert html_page.format_number(group_metrics["micro_f1"]) in texts
     assert {"small tagger", "Confusions", "0.250", "gone.png", "cannot be read"} <= set(texts)
     assert f"The mean distance (ECE) is {content.metrics['test']['ece']:.3f}." in file.read_text()
 
@@ -145,9 +150,9 @@ def test_each_tag_has_a_row_with_all_its_metrics(content: ReportContent, file: P
     table = file.read_text().partition("<noscript>")[2].partition("</noscript>")[0]
     rows = table.partition("<tbody>")[2].split("<tr>")[1:]
     assert len(rows) == 30
-    for row, known in zip(rows, content.tags, strict=True):
+    for row, tag in zip(rows, content.tags, strict=True):
         cells = [cell.strip() for cell in re.split("<t[hd][^>]*>|</tbody>", row)[1:15]]
-        assert cells == [html_page.format_number(value) for value in known]
+        assert cells == [html_page.format_number(value) for value in tag]
 
 
 def test_predictions_are_marked_by_sign_and_in_words(file: Path) -> None:
@@ -177,9 +182,9 @@ def test_the_report_is_valid_and_accessible_html(file: Path) -> None:
     assert len(ids) == len(set(ids))
     assert {value[1:] for value in seen.values("href") if value.startswith("#")} <= set(ids)
     assert set(seen.values("aria-labelledby")) <= set(ids)
-    assert all(found.get("alt") for tag, found in seen.elements if tag == "img")
-    assert all("scope" in found for tag, found in seen.elements if tag == "th")
-    assert all("aria-label" in found for tag, found in seen.elements if tag == "svg")
+    assert all(attributes.get("alt") for tag, attributes in seen.elements if tag == "img")
+    assert all("scope" in attributes for tag, attributes in seen.elements if tag == "th")
+    assert all("aria-label" in attributes for tag, attributes in seen.elements if tag == "svg")
     levels = [int(tag[1]) for tag, _ in seen.elements if re.fullmatch("h[1-6]", tag)]
     assert levels[0] == 1
     assert levels.count(1) == 1
@@ -204,7 +209,7 @@ def test_hostile_names_are_text(content: ReportContent) -> None:
     plain, seen = Seen(html_page.render(content)), Seen(html_page.render(hostile(content)))
     scripts = [tag for tag, _ in seen.elements if tag == "script"]
     assert scripts == ["script"]
-    assert "onerror" not in {name for _, found in seen.elements for name in found}
+    assert "onerror" not in {name for _, attributes in seen.elements for name in attributes}
     assert [t for t, _ in plain.elements if t == "img"] == ["img"] * 12
     assert not [t for t, _ in seen.elements if t == "img"]
     for name in HOSTILE:
@@ -220,7 +225,7 @@ def test_images_need_not_fit_into_memory_together(content: ReportContent) -> Non
             references.append(weakref.ref(image))
             yield GalleryImage(image, "", [], [], [])
             del image
-            assert sum(one() is not None for one in references) == 1
+            assert sum(reference() is not None for reference in references) == 1
 
     text = html_page.render(content._replace(galleries=iter([Gallery("", "", images())])))
     assert text.count("<img ") == 5
@@ -257,8 +262,8 @@ def test_numbers_are_short_and_never_rounded_to_zero(value: object, text: str) -
 
 @pytest.fixture(scope="module")
 def chromium() -> Iterator[Browser]:
-    with browser.chromium() as found:
-        yield found
+    with browser.chromium() as instance:
+        yield instance
 
 
 def test_the_report_opens_without_errors_and_requests(chromium: Browser, file: Path) -> None:
@@ -346,9 +351,9 @@ def test_texts_have_enough_contrast(chromium: Browser, file: Path, theme: browse
         ground = page.evaluate("getComputedStyle(document.body).backgroundColor")
         assert ground == {"light": "rgb(255, 255, 255)", "dark": "rgb(20, 23, 27)"}[theme]
         page.locator("details").evaluate_all("all => all.forEach(one => one.open = true)")
-        found = contrasts(page)
-        assert {"small tagger", "tag_3", "posts with the tag in training"} <= found.keys()
-        assert {text: ratio for text, ratio in found.items() if ratio < 4.5} == {}
+        ratios = contrasts(page)
+        assert {"small tagger", "tag_3", "posts with the tag in training"} <= ratios.keys()
+        assert {text: ratio for text, ratio in ratios.items() if ratio < 4.5} == {}
 
 
 @pytest.mark.parametrize("width", [320, 390, 820, 1280])

@@ -136,18 +136,25 @@ def test_decisions_count_scores_that_reach_the_threshold(predictions: RandomPred
 def test_unknown_labels_do_not_count() -> None:
     predictions = random_predictions(120, 6)
     predictions.truth[::3, :2] = False
-    known = predictions.truth[:, :2].any(axis=1)
+    labelled_images = predictions.truth[:, :2].any(axis=1)
     counts, image_ranking, metrics = measure(predictions, unlabelled=[np.array([0, 1])])
-    alone, *_ = measure(RandomPredictions(predictions.logits[known], predictions.truth[known]))
-    assert counts.labelled.tolist() == [known.sum()] * 2 + [120] * 4
+    alone, *_ = measure(
+        RandomPredictions(predictions.logits[labelled_images], predictions.truth[labelled_images])
+    )
+    assert counts.labelled.tolist() == [labelled_images.sum()] * 2 + [120] * 4
     assert counts.average_precision[:2] == pytest.approx(alone.average_precision[:2])
     for actual, expected in zip(counts.decisions(0), alone.decisions(0), strict=True):
         assert actual[:2].tolist() == expected[:2].tolist()
-    assert metrics["unknown"] == 2 * (~known).sum()
-    rest, labels = predictions.logits[~known][:, 2:], predictions.truth[~known][:, 2:]
-    assert image_ranking.coverage[~known].mean() == pytest.approx(coverage_error(labels, rest))
+    assert metrics["unknown"] == 2 * (~labelled_images).sum()
+    rest, labels = (
+        predictions.logits[~labelled_images][:, 2:],
+        predictions.truth[~labelled_images][:, 2:],
+    )
+    assert image_ranking.coverage[~labelled_images].mean() == pytest.approx(
+        coverage_error(labels, rest)
+    )
     expected_ap = label_ranking_average_precision_score(labels, rest)
-    assert image_ranking.label_ranking_ap[~known].mean() == pytest.approx(expected_ap)
+    assert image_ranking.label_ranking_ap[~labelled_images].mean() == pytest.approx(expected_ap)
 
 
 def test_tags_without_a_positive_do_not_count_in_macro_metrics() -> None:

@@ -34,18 +34,18 @@ def test_each_category_is_evaluated_as_if_alone() -> None:
     predictions = random_predictions(200, 12)
     metrics = evaluate(predictions).metrics
     assert list(metrics["categories"]) == ["rating", "general", "character"]
-    for number, found in enumerate(metrics["categories"].values()):
+    for number, category_metrics in enumerate(metrics["categories"].values()):
         inside = slice(4 * number, 4 * number + 4)
         truth, logits = predictions.truth[:, inside], predictions.logits[:, inside]
         predicted = sigmoid(logits) >= THRESHOLDS[inside]
-        assert found["tags"] == 4
+        assert category_metrics["tags"] == 4
         for average in ("macro", "micro"):
             ap = average_precision_score(truth, logits, average=average)
-            assert found[f"{average}_ap"] == pytest.approx(ap, abs=1e-6)
+            assert category_metrics[f"{average}_ap"] == pytest.approx(ap, abs=1e-6)
             f1 = f1_score(truth, predicted, average=average)
-            assert found[f"{average}_f1"] == pytest.approx(f1, abs=1e-6)
-        for metric, (low, high) in found["intervals"].items():
-            assert 0 <= low <= found[metric] <= high <= 1
+            assert category_metrics[f"{average}_f1"] == pytest.approx(f1, abs=1e-6)
+        for metric, (low, high) in category_metrics["intervals"].items():
+            assert 0 <= low <= category_metrics[metric] <= high <= 1
 
 
 def test_bands_are_a_tenth_four_tenths_and_half_of_the_tags_by_count() -> None:
@@ -92,10 +92,10 @@ def test_every_point_of_the_precision_recall_curve_is_of_a_threshold(
     precision, recall, _ = precision_recall_curve(
         predictions.truth.ravel(), predictions.logits.ravel()
     )
-    known = {
+    expected_points = {
         (round(float(r), 6), round(float(p), 6)) for r, p in zip(recall, precision, strict=True)
     }
-    assert {(float(r), float(p)) for r, p in points} <= known
+    assert {(float(r), float(p)) for r, p in points} <= expected_points
     assert [r for r, _ in points] == sorted({r for r, _ in points})
     assert points[-1][0] == 1
 

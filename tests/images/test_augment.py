@@ -263,9 +263,9 @@ def test_mixing_keeps_unknown_targets_of_either_image(
     mixup: float, cutmix: float, number: int, seed: int
 ) -> None:
     count, tags = 8, 20
-    _, pixels, own = constant(count)
+    _, pixels, image_targets = constant(count)
     drawn = torch.from_numpy(np.random.default_rng(seed).integers(-1, 2, (count, tags))).float()
-    targets = torch.cat([own, drawn], dim=1)
+    targets = torch.cat([image_targets, drawn], dim=1)
     _, made = BatchAugmentation(0, mixup, cutmix)(pixels, targets, 1, number)
     shares, labels = made[:, :count], made[:, count:]
     assume(0 < shares.diagonal().min() < 1)  # else there is no telling which two were mixed

@@ -33,8 +33,8 @@ def unread(folder: Path) -> list[tuple[str, str]]:
 
 
 def pictures_of(folder: Path, *, recursive: bool = True) -> list[Path]:
-    found = find_images.scan_folders(folder, recursive=recursive)
-    return [Path(entry.path) for directory in found for entry in directory.images]
+    directories = find_images.scan_folders(folder, recursive=recursive)
+    return [Path(entry.path) for directory in directories for entry in directory.images]
 
 
 def test_images_of_a_folder_come_before_those_below_it_by_name(
@@ -43,8 +43,8 @@ def test_images_of_a_folder_come_before_those_below_it_by_name(
     for name in ("b/2.png", "b/10.png", "a/c/1.jpg", "z.WEBP", "a/d.e.bmp", "a.png"):
         write_image(name)
     (tmp_path / "notes.md").touch()
-    found = [path.relative_to(tmp_path).as_posix() for path in pictures_of(tmp_path)]
-    assert found == ["a.png", "z.WEBP", "a/d.e.bmp", "a/c/1.jpg", "b/10.png", "b/2.png"]
+    names = [path.relative_to(tmp_path).as_posix() for path in pictures_of(tmp_path)]
+    assert names == ["a.png", "z.WEBP", "a/d.e.bmp", "a/c/1.jpg", "b/10.png", "b/2.png"]
     alone = [path.name for path in pictures_of(tmp_path, recursive=False)]
     assert alone == ["a.png", "z.WEBP"]
 
@@ -73,8 +73,8 @@ def test_links_to_images_are_followed_and_links_to_folders_reported(
     (tmp_path / "linked.png").symlink_to("below/a.png")
     (tmp_path / "dangling.png").symlink_to("nowhere.png")
     (tmp_path / "itself.png").symlink_to("itself.png")
-    found = [path.relative_to(tmp_path).as_posix() for path in pictures_of(tmp_path)]
-    assert found == ["dangling.png", "itself.png", "linked.png", "below/a.png"]
+    names = [path.relative_to(tmp_path).as_posix() for path in pictures_of(tmp_path)]
+    assert names == ["dangling.png", "itself.png", "linked.png", "below/a.png"]
     assert unread(tmp_path) == [
         (name, "a link to a folder, which is not followed") for name in ("loop", "up")
     ]

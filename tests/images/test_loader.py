@@ -27,11 +27,11 @@ def rows(batches: Sequence[Sequence[SampleKey]]) -> list[int]:
 
 def equal(batches: Sequence[Batch], others: Sequence[Batch]) -> bool:
     return len(batches) == len(others) and all(
-        one.rows == other.rows
-        and torch.equal(one.pixels, other.pixels)
-        and torch.equal(one.targets, other.targets)
-        and one.failures == other.failures
-        for one, other in zip(batches, others, strict=True)
+        batch.rows == other.rows
+        and torch.equal(batch.pixels, other.pixels)
+        and torch.equal(batch.targets, other.targets)
+        and batch.failures == other.failures
+        for batch, other in zip(batches, others, strict=True)
     )
 
 

@@ -192,10 +192,10 @@ def in_a_tar(split: Split, folder: Path) -> Split:
 def test_a_folder_and_a_tar_give_the_same_bits(split: Split, tmp_path: Path) -> None:
     packed = in_a_tar(split, tmp_path)
     assert all(place.offset > 0 for place in packed.locations)
-    one, other = (batch_of(data, prepared("pad"), range(len(split))) for data in (split, packed))
-    assert torch.equal(one.pixels, other.pixels)
-    assert torch.equal(one.targets, other.targets)
-    assert one.rows == other.rows
+    batch, other = (batch_of(data, prepared("pad"), range(len(split))) for data in (split, packed))
+    assert torch.equal(batch.pixels, other.pixels)
+    assert torch.equal(batch.targets, other.targets)
+    assert batch.rows == other.rows
 
 
 class RecordingModel(nn.Module):

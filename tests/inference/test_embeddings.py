@@ -97,6 +97,6 @@ def test_infer_writes_the_embeddings_of_the_model(
     assert run_infer(image_folder, "--embeddings", "seen.npz") == 0
     square = tagger.preprocess.to_square(decode.open_rgb(split.locations[0]))
     (expected,) = tagger.run(square[None], "embeddings")
-    found = read(Path("seen.npz"))
-    assert list(found) == [str(image_folder / f"{name}.png") for name in "abc"]
-    assert found[str(image_folder / "a.png")] == pytest.approx(expected[0], abs=1e-5)
+    file_embeddings = read(Path("seen.npz"))
+    assert list(file_embeddings) == [str(image_folder / f"{name}.png") for name in "abc"]
+    assert file_embeddings[str(image_folder / "a.png")] == pytest.approx(expected[0], abs=1e-5)

@@ -31,10 +31,10 @@ def test_tags_that_imply_each_other_both_stay() -> None:
 
 
 def test_implied_tags_are_added_with_the_highest_confidence() -> None:
-    found = implications.add_implied(
+    predicted_tags = implications.add_implied(
         predicted(tabby_cat=0.9, cat=0.5), IMPLICATIONS, {"animal": "meta"}
     )
-    assert found == [
+    assert predicted_tags == [
         PredictedTag("tabby_cat", "general", 0.9),
         PredictedTag("animal", "meta", 0.9),
         PredictedTag("cat", "general", 0.5),  # predicted by the model: with its confidence

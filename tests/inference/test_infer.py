@@ -87,8 +87,8 @@ def test_json_has_every_category_and_the_likeliest_rating(
     first = content[0]
     assert first.keys() == {"file", "rating", "tags"}
     assert list(first["tags"]) == list(CATEGORIES.values())
-    found = {tag: score for inside in first["tags"].values() for tag, score in inside.items()}
-    assert found == {tag: round(score, 6) for tag, score in scores.items() if score >= 0.4}
+    confidences = {tag: score for inside in first["tags"].values() for tag, score in inside.items()}
+    assert confidences == {tag: round(score, 6) for tag, score in scores.items() if score >= 0.4}
     category_of = {tag.name: CATEGORIES[tag.category] for tag in tags}
     for category, inside in first["tags"].items():
         assert all(category_of[tag] == category for tag in inside)

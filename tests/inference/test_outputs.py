@@ -127,8 +127,8 @@ def test_csv_and_parquet_have_each_tag_and_always_the_rating(
     table = pq.ParquetFile(tmp_path / "t.parquet")
     assert table.num_row_groups == 3
     assert table.schema_arrow.names == ["file", "tag", "category", "confidence"]
-    found = [tuple(row.values()) for row in table.read().to_pylist()]
-    assert [(*row[:3], round(row[3], 6)) for row in found] == ROWS
+    table_rows = [tuple(row.values()) for row in table.read().to_pylist()]
+    assert [(*row[:3], round(row[3], 6)) for row in table_rows] == ROWS
 
 
 @pytest.mark.parametrize("suffix", ["json", "jsonl"])

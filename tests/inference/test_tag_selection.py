@@ -64,8 +64,8 @@ def test_thresholds_of_some_categories_leave_the_others(
         expected_thresholds[column] = {0: 0.3, 4: 0.8}.get(
             tag.category, expected_thresholds[column]
         )
-    found = selected("--threshold", "general=0.3,character=0.8")
-    assert names(found) == expected_names(tagger, scores, expected_thresholds)
+    chosen_tags = selected("--threshold", "general=0.3,character=0.8")
+    assert names(chosen_tags) == expected_names(tagger, scores, expected_thresholds)
 
 
 @pytest.mark.parametrize("choice", ["best", "category"])
@@ -80,8 +80,8 @@ def test_calibrated_logits_are_divided_by_the_temperature_of_the_category(
 ) -> None:
     temperatures = calibration.read(export_folder / "calibration.json")
     category = {tag.name: CATEGORIES[tag.category] for tag in tagger.tags}
-    found = selected("--threshold", 0, "--calibrated")
-    for tag, confidence in found["general"].items():
+    confidences = selected("--threshold", 0, "--calibrated")
+    for tag, confidence in confidences["general"].items():
         expected = expit(logit(scores[tag]) / temperatures[category[tag]])
         assert confidence == pytest.approx(expected, abs=1e-4)
 
@@ -117,9 +117,9 @@ def test_excluded_tags_are_not_written(selected: TagsOf) -> None:
 
 def test_only_the_chosen_categories_are_written(selected: TagsOf) -> None:
     everything = selected("--threshold", 0.2)
-    some = selected("--threshold", 0.2, "--categories", "copyright,general")
-    assert list(some) == ["general", "copyright"]
-    assert some == {name: everything[name] for name in some}
+    chosen_tags = selected("--threshold", 0.2, "--categories", "copyright,general")
+    assert list(chosen_tags) == ["general", "copyright"]
+    assert chosen_tags == {name: everything[name] for name in chosen_tags}
 
 
 def test_the_likeliest_rating_is_written_whatever_the_threshold(

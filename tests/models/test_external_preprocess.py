@@ -156,10 +156,10 @@ def test_steps_in_sequence_equal_pillow_and_torchvision(
     )
     prepared = read(FOREIGN)
     assert prepared.size == 32
-    found = prepared(np.asarray(image))
-    assert found == pytest.approx(rest(frame).numpy(), abs=1e-5)
-    assert np.array_equal(found, prepared.compiled()(image))
-    assert np.array_equal(found, pickle.loads(pickle.dumps(prepared))(image))
+    pixels = prepared(np.asarray(image))
+    assert pixels == pytest.approx(rest(frame).numpy(), abs=1e-5)
+    assert np.array_equal(pixels, prepared.compiled()(image))
+    assert np.array_equal(pixels, pickle.loads(pickle.dumps(prepared))(image))
 
 
 def test_a_crop_of_a_larger_image_is_not_read_as_ours(

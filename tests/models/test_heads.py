@@ -112,8 +112,8 @@ def test_per_tag_entries_have_a_row_for_each_tag(tags: int) -> None:
     head = head_of(tags)
     rows = {name: len(weights) for name, weights in head.state_dict().items()}
     assert {rows[name] for name in head.per_tag} == {tags}
-    own = {name for name, count in rows.items() if count == tags}
-    assert own - {"query_of_tag"} == set(head.per_tag) - {"query_of_tag"}
+    per_tag_entries = {name for name, count in rows.items() if count == tags}
+    assert per_tag_entries - {"query_of_tag"} == set(head.per_tag) - {"query_of_tag"}
 
 
 @pytest.mark.parametrize("order", [[3, 0, 5, 1, 4, 2], [4, 1, 3, 0], [5, 5, 4, 5, 5, 5, 0, 1]])
@@ -208,8 +208,8 @@ def test_a_query_head_memorises_two_dozen_images(preset: Preset, split: Split) -
 
 @pytest.mark.usefixtures("deterministic")
 def test_training_twice_gives_the_same_weights(preset: Preset, split: Split) -> None:
-    (one, _), (again, _) = (trained(preset, split, steps=3) for _ in range(2))
-    for name, weights in one.state_dict().items():
+    (head, _), (again, _) = (trained(preset, split, steps=3) for _ in range(2))
+    for name, weights in head.state_dict().items():
         assert torch.equal(weights, again.state_dict()[name]), name
 
 

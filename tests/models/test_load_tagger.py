@@ -101,11 +101,11 @@ def test_every_layout_gives_the_outputs_of_the_model(
     assert [(tag.name, tag.category) for tag in tagger.tags] == [
         (tag.name, tag.category) for tag in tags
     ]
-    probabilities, found = tagger.run(squares, "probabilities", "logits")
+    probabilities, tagger_logits = tagger.run(squares, "probabilities", "logits")
     assert probabilities == pytest.approx(sigmoid(logits), abs=1e-5)
-    assert found == pytest.approx(logits, abs=1e-3)
+    assert tagger_logits == pytest.approx(logits, abs=1e-3)
     alone = np.concatenate([tagger.run(square[None], "logits")[0] for square in squares])
-    assert alone == pytest.approx(found, abs=1e-3)
+    assert alone == pytest.approx(tagger_logits, abs=1e-3)
 
 
 @pytest.mark.parametrize("layout", ["export", "training", "imgutils", "timm"])
@@ -241,8 +241,8 @@ def test_thresholds_of_a_training_folder_lie_beside_it(
         for tag, threshold in zip(tags, np.linspace(0.2, 0.8, len(tags)).tolist(), strict=True)
     ]
     thresholds.write([row, *per_tag], path)
-    found = load_tagger(folder, CPU).thresholds.tolist()
-    assert found == [threshold.threshold for threshold in per_tag]
+    tag_thresholds = load_tagger(folder, CPU).thresholds.tolist()
+    assert tag_thresholds == [threshold.threshold for threshold in per_tag]
     thresholds.write([row, *per_tag[1:]], path)
     with pytest.raises(TaggerError, match="of another vocabulary"):
         load_tagger(folder, CPU)
@@ -414,11 +414,11 @@ def test_infer_tags_alike_with_every_layout(
 ) -> None:
     layout, _, name = path.partition("/")
     expected = tags_of(folders["export"], 0.45)
-    found = tags_of(folders[layout] / name, 0.45)
+    layout_tags = tags_of(folders[layout] / name, 0.45)
     assert sum(map(len, expected.values())) > 5
-    assert found.keys() == expected.keys()
+    assert layout_tags.keys() == expected.keys()
     for category, inside in expected.items():
-        assert found[category] == pytest.approx(inside, abs=1e-4)
+        assert layout_tags[category] == pytest.approx(inside, abs=1e-4)
 
 
 def test_tags_without_a_known_category_are_general(

@@ -58,12 +58,14 @@ def cases(draw: st.DrawFn) -> Case:
 @settings(max_examples=100)
 @given(cases())
 def test_counts_and_deviations_equal_a_count_by_hand(case: Case) -> None:
-    found = case.measured()
+    split_balance = case.measured()
     tags = range(case.labels.shape[1])
-    assert found.sizes.tolist() == [case.splits.tolist().count(split) for split in range(3)]
-    assert found.counts.tolist() == [[case.posts_in(split, t) for t in tags] for split in range(3)]
+    assert split_balance.sizes.tolist() == [case.splits.tolist().count(split) for split in range(3)]
+    assert split_balance.counts.tolist() == [
+        [case.posts_in(split, t) for t in tags] for split in range(3)
+    ]
     expected = [[case.deviation(split, tag) for tag in tags] for split in range(3)]
-    assert found.deviations == pytest.approx(np.array(expected))
+    assert split_balance.deviations == pytest.approx(np.array(expected))
 
 
 @settings(max_examples=60)
@@ -100,10 +102,12 @@ def test_the_report_summarizes_each_split(case: Case) -> None:
 
 def test_the_report_of_a_small_split_is_as_by_hand() -> None:
     labels = csr_array(np.array([[1, 0], [1, 0], [1, 1], [1, 0]], dtype=np.float32))
-    found = balance.measure(np.array([0, 0, 1, 2], dtype=np.int8), labels, (0.5, 0.25, 0.25))
+    split_balance = balance.measure(
+        np.array([0, 0, 1, 2], dtype=np.int8), labels, (0.5, 0.25, 0.25)
+    )
     chance = balance.measure(np.array([1, 0, 0, 0], dtype=np.int8), labels, (0.5, 0.25, 0.25))
     tags = [Tag(1, "a", 0, 4), Tag(2, "b", 4, 1)]
-    assert balance.report(found, chance, tags, SPLITS)["train"] == {
+    assert balance.report(split_balance, chance, tags, SPLITS)["train"] == {
         "posts": 2,
         "fraction": 0.5,
         "target": 0.5,
@@ -113,11 +117,11 @@ def test_the_report_of_a_small_split_is_as_by_hand() -> None:
         "mean_deviation_of_random": 0.375,
         "tags_without_post_of_random": 0,
     }
-    assert list(balance.tag_rows(found, tags)) == [
+    assert list(balance.tag_rows(split_balance, tags)) == [
         ("a", "general", 4, 0.0, 2, 1, 1),
         ("b", "character", 1, 0.75, 0, 1, 0),
     ]
-    assert list(balance.band_rows(found, chance, SPLITS)) == [
+    assert list(balance.band_rows(split_balance, chance, SPLITS)) == [
         ("train", 1, 1, 0.5, 0.5, 1),
         ("train", 3, 1, 0.0, 0.25, 0),
         ("validation", 1, 1, 0.75, 0.25, 0),
@@ -160,9 +164,10 @@ def test_each_tag_in_use_is_in_one_band_of_each_split(case: Case) -> None:
 
 def test_bands_have_no_upper_limit() -> None:
     counts = np.array([[1, 2, 3, 999, 1_000, 999_999, 1_000_000, 5_000_000_000]])
-    found = SplitBalance(np.array([9]), np.ones(1), counts)
+    split_balance = SplitBalance(np.array([9]), np.ones(1), counts)
     members = [
-        (low, found.totals[inside].tolist()) for low, inside in balance.frequency_bands(found)
+        (low, split_balance.totals[inside].tolist())
+        for low, inside in balance.frequency_bands(split_balance)
     ]
     assert members == [
         (1, [1, 2]),
@@ -199,11 +204,11 @@ ODD = {
 @pytest.mark.parametrize("name", ODD)
 def test_any_balance_can_be_plotted(name: str) -> None:
     labels, splits = ODD[name]
-    found = balance.measure(
+    split_balance = balance.measure(
         np.array(splits, dtype=np.int8), csr_array(np.array(labels, dtype=np.bool_)), FRACTIONS
     )
     plot = io.BytesIO()
-    balance.plot(found, found, SPLITS).savefig(plot, format="png")
+    balance.plot(split_balance, split_balance, SPLITS).savefig(plot, format="png")
     with Image.open(plot) as image:
         assert image.size == (1300, 400)
         assert len(set(image.convert("L").tobytes())) > 10

@@ -52,8 +52,8 @@ def test_a_hash_moves_no_post_if_others_are_added_or_rows_change_order(
     numbers: list[int], data: st.DataObject
 ) -> None:
     whole = dict(zip(numbers, hashed(numbers, alone(numbers)), strict=True))
-    some = data.draw(st.permutations(numbers))[: len(numbers) // 2 + 1]
-    assert hashed(some, alone(some)).tolist() == [whole[number] for number in some]
+    subset = data.draw(st.permutations(numbers))[: len(numbers) // 2 + 1]
+    assert hashed(subset, alone(subset)).tolist() == [whole[number] for number in subset]
 
 
 @settings(max_examples=60)
@@ -126,9 +126,9 @@ def test_modulo_refuses_ids_that_are_not_numbers(name: str) -> None:
 def dated(draw: st.DrawFn) -> tuple[list[int], list[datetime], Groups]:
     """Draw ids, dates of which many are the same, and groups."""
     numbers = draw(IDS)
-    some = st.lists(st.integers(0, 20), min_size=len(numbers), max_size=len(numbers))
-    days = [datetime(2020, 1, 1, tzinfo=UTC) + timedelta(days=day) for day in draw(some)]
-    groups = alone(numbers) if draw(st.booleans()) else np.array(draw(some)) - 5
+    small_numbers = st.lists(st.integers(0, 20), min_size=len(numbers), max_size=len(numbers))
+    days = [datetime(2020, 1, 1, tzinfo=UTC) + timedelta(days=day) for day in draw(small_numbers)]
+    groups = alone(numbers) if draw(st.booleans()) else np.array(draw(small_numbers)) - 5
     return numbers, days, groups
 
 

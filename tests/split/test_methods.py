@@ -81,8 +81,8 @@ def test_stratified_sizes_are_exact_and_no_frequent_tag_is_missing(large: Labels
 def test_order_two_balances_pairs_of_tags() -> None:
     labels = zipf(600, 40)
     single = labels.toarray()
-    one, two = np.triu_indices(40, 1)
-    pairs = single[:, one] & single[:, two]
+    first_tags, second_tags = np.triu_indices(40, 1)
+    pairs = single[:, first_tags] & single[:, second_tags]
     pairs = pairs[:, pairs.sum(axis=0) >= 10]  # enough for the smallest split to have one
     assert pairs.shape[1] > 100
     ours = mean(lambda seed: methods.stratified(labels, FRACTIONS, seed=seed, order=2), pairs)
@@ -136,9 +136,9 @@ def test_the_other_methods_approximate_the_sizes_and_follow_the_seed(
 
 
 def test_random_ignores_tags_and_fills_splits_to_the_post() -> None:
-    one, other = zipf(1000, 5), csr_array((1000, 1))
+    labels, other = zipf(1000, 5), csr_array((1000, 1))
     assert np.array_equal(
-        methods.random(one, FRACTIONS, seed=3), methods.random(other, FRACTIONS, seed=3)
+        methods.random(labels, FRACTIONS, seed=3), methods.random(other, FRACTIONS, seed=3)
     )
     assert np.bincount(methods.random(other, FRACTIONS)).tolist() == [800, 100, 100]
 

@@ -77,9 +77,9 @@ def mistake(run: Run, capsys: pytest.CaptureFixture[str], project: Path) -> Mist
         with pytest.raises(SystemExit) as ended, errors.exit_on_error():
             run(**values)
         assert ended.value.code == 2
-        told = capsys.readouterr()
-        assert told.out == ""
-        (line,) = told.err.splitlines()
+        output = capsys.readouterr()
+        assert output.out == ""
+        (line,) = output.err.splitlines()
         assert line.startswith("error: ")
         assert contents(project) == before
         return line
@@ -92,8 +92,8 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def read() -> tuple[Posts, Labels]:
-    found = manifest.read_posts(split.POSTS, len(SEEN))
-    return found, manifest.select_columns(found.labels, SEEN, TAGS)
+    posts = manifest.read_posts(split.POSTS, len(SEEN))
+    return posts, manifest.select_columns(posts.labels, SEEN, TAGS)
 
 
 def written() -> list[int]:
@@ -107,8 +107,8 @@ def listed(splits: library.SplitIndices) -> list[int]:
 
 def expected(method: str, seed: int, fractions: tuple[float, ...]) -> list[int]:
     """Return what the library has for the manifest."""
-    found, labels = read()
-    ids, groups = found.ids, found.groups
+    posts, labels = read()
+    ids, groups = posts.ids, posts.groups
     ways: dict[str, Callable[[], library.SplitIndices]] = {
         "stratified": lambda: library.stratified(labels, fractions, groups=groups, seed=seed),
         "iterative": lambda: library.iterative(labels, fractions, groups=groups, seed=seed),
@@ -116,7 +116,7 @@ def expected(method: str, seed: int, fractions: tuple[float, ...]) -> list[int]:
         "hash": lambda: deterministic.by_hash(ids, fractions, groups=groups, seed=seed),
         "modulo": lambda: deterministic.by_modulo(ids, fractions, groups=groups),
         "time": lambda: deterministic.by_time(
-            found.table["created_at"], ids, fractions, groups=groups
+            posts.table["created_at"], ids, fractions, groups=groups
         ),
         "given": lambda: np.array([(n % 5 == 0) + (n % 10 == 0) for n in range(POSTS)], np.int8),
     }
@@ -135,10 +135,10 @@ def test_each_method_splits_with_its_seed_fractions_and_groups(run: Run, method:
 @pytest.mark.parametrize("method", ["stratified", "iterative"])
 def test_order_two_is_passed_on(run: Run, method: str) -> None:
     run(method=method, order=2)
-    found, labels = read()
+    posts, labels = read()
     way = getattr(library, method)
     first, second = (
-        way(labels, (0.8, 0.1, 0.1), groups=found.groups, order=order).tolist() for order in (1, 2)
+        way(labels, (0.8, 0.1, 0.1), groups=posts.groups, order=order).tolist() for order in (1, 2)
     )
     assert written() == second != first
 
@@ -175,8 +175,8 @@ def test_reports_and_output_agree_with_the_splits(
 
     lines = printed.out.splitlines()
     train, validation, test = sizes
-    told = f"{train} train, {validation} validation, {test} test -> data/split.parquet"
-    assert lines[0] == told
+    summary = f"{train} train, {validation} validation, {test} test -> data/split.parquet"
+    assert lines[0] == summary
     missing = [name for name in SPLITS if report[name]["tags_without_post"]]
     starts = [f"tags without a post in {name}: " for name in missing]
     starts += ["groups divided between splits: "] * (method == "given")

@@ -224,8 +224,8 @@ def test_too_many_unreadable_images_stop_the_training(
     build_trainer: BuildTrainer, splits: Splits, tmp_path: Path, gone: int
 ) -> None:
     train = without_files(splits["train"], range(gone), tmp_path)
-    told = r"of 24 training images cannot be read, .*gone\d+\.png first: .*No such"
-    with pytest.raises(TaggerError, match=told):
+    message = r"of 24 training images cannot be read, .*gone\d+\.png first: .*No such"
+    with pytest.raises(TaggerError, match=message):
         train_to_end(build_trainer(splits={**splits, "train": train}, max_unreadable=1 / 24))
 
 

@@ -93,16 +93,22 @@ def test_unreadable_images_are_skipped_with_their_tags_and_logged(
 ) -> None:
     incomplete = without_files(split, [3, 10], tmp_path)
     with caplog.at_level(logging.WARNING):
-        some = linear_probe.embed(model, incomplete, preprocessing, batch_size=7, workers=0)
+        readable_images = linear_probe.embed(
+            model, incomplete, preprocessing, batch_size=7, workers=0
+        )
     rows = [row for row in range(len(split)) if row not in (3, 10)]
     messages = [record.message.partition(": ")[0] for record in caplog.records]
     assert messages == [f"skipped {tmp_path / 'gone.png'}"] * 2
-    assert len(some) == len(some.split) == len(rows)
-    assert some.split.locations == [split.locations[row] for row in rows]
-    assert np.array_equal(some.split.labels.toarray(), split.labels[rows].toarray())
-    np.testing.assert_allclose(some.embeddings, embedded.embeddings[rows], rtol=1e-4, atol=1e-5)
+    assert len(readable_images) == len(readable_images.split) == len(rows)
+    assert readable_images.split.locations == [split.locations[row] for row in rows]
+    assert np.array_equal(readable_images.split.labels.toarray(), split.labels[rows].toarray())
+    np.testing.assert_allclose(
+        readable_images.embeddings, embedded.embeddings[rows], rtol=1e-4, atol=1e-5
+    )
     for new, old in enumerate(rows):
-        assert np.array_equal(some[SampleKey(0, new)].tags, embedded[SampleKey(0, old)].tags)
+        assert np.array_equal(
+            readable_images[SampleKey(0, new)].tags, embedded[SampleKey(0, old)].tags
+        )
 
 
 def test_no_readable_image_gives_no_embedding(

@@ -104,8 +104,8 @@ def test_unknown_labels_change_neither_loss_nor_gradient(
     gradients = gradient(loss, other, targets)
     assert (gradients[unknown] == 0).all()
     torch.testing.assert_close(gradients[~unknown], gradient(loss, logits, targets)[~unknown])
-    known = loss(logits[:, ~unknown[0]], targets[:, ~unknown[0]])
-    torch.testing.assert_close(loss(logits, targets), known)
+    known_loss = loss(logits[:, ~unknown[0]], targets[:, ~unknown[0]])
+    torch.testing.assert_close(loss(logits, targets), known_loss)
 
 
 @pytest.mark.parametrize("loss", EVERY)

@@ -389,15 +389,17 @@ def test_unknown_ratings_do_not_change_validation_metrics(
     trainer = build_trainer(splits={**splits, "validation": validation}, epochs=1)
     metrics, predictions = trainer.validator(trainer.state.eval_model)
     truth, scores = predictions.truth, predictions.scores
-    known = np.ones(truth.shape, np.bool_)
-    known[np.ix_(range(10), rating)] = False
-    assert np.array_equal(predictions.known, known)
+    known_labels = np.ones(truth.shape, np.bool_)
+    known_labels[np.ix_(range(10), rating)] = False
+    assert np.array_equal(predictions.known, known_labels)
     precisions = [
-        average_precision_score(truth[known[:, tag], tag], scores[known[:, tag], tag])
-        for tag in np.flatnonzero((truth & known).any(axis=0))
+        average_precision_score(truth[known_labels[:, tag], tag], scores[known_labels[:, tag], tag])
+        for tag in np.flatnonzero((truth & known_labels).any(axis=0))
     ]
     assert metrics["macro_ap"] == pytest.approx(np.mean(precisions))
-    micro = average_precision_score(truth[known], scores[known])
+    micro = average_precision_score(truth[known_labels], scores[known_labels])
     assert metrics["micro_ap"] == pytest.approx(micro)
-    loss = log_loss(truth[known], scores[known], normalize=False, labels=[False, True])
+    loss = log_loss(
+        truth[known_labels], scores[known_labels], normalize=False, labels=[False, True]
+    )
     assert metrics["validation_loss"] == pytest.approx(loss / len(split), rel=1e-5)
