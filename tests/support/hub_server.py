@@ -65,7 +65,7 @@ class HubServer(ThreadingHTTPServer):
         self.faults: dict[str, Iterator[Fault]] = {}
         self.log: list[Request] = []
         self.peak_connections = 0
-        self.at_once = 0
+        self.open_connections = 0
         self.lock = Lock()
         self.links: dict[str, tuple[str, Fault]] = {}  # signed URLs of the content server
         self.serial = count()
@@ -270,15 +270,23 @@ class Handler(BaseHTTPRequestHandler):
         self.close_connection = True
 
     def trickle(self, body: bytes, delay: float) -> None:
+        """Send a body slowly. Its connection counts until the last block, not while that is sent.
+
+        The client may start the next request as soon as it has the last block.
+        """
         server = self.server
+        *blocks, last = [body[start : start + 4096] for start in range(0, len(body), 4096)] or [b""]
         with server.lock:
-            server.at_once += 1
-            server.peak_connections = max(server.peak_connections, server.at_once)
+            server.open_connections += 1
+            server.peak_connections = max(server.peak_connections, server.open_connections)
         try:
-            for start in range(0, len(body), 4096):
+            for block in blocks:
                 time.sleep(delay)
-                self.wfile.write(body[start : start + 4096])
+                self.wfile.write(block)
                 self.wfile.flush()
+            time.sleep(delay)
         finally:
             with server.lock:
-                server.at_once -= 1
+                server.open_connections -= 1
+        self.wfile.write(last)
+        self.wfile.flush()
