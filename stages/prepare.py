@@ -15,7 +15,7 @@ from tagger.data.sources.table import TableSource
 from tagger.data.tags import rules
 from tagger.data.tags.lexicon import Lexicon
 from tagger.images import decode
-from tagger.system import scratch
+from tagger.system import processes, scratch
 
 POSTS = Path("data/posts.parquet")
 TAGS = Path("data/tags.parquet")
@@ -42,6 +42,7 @@ def main(p: params.PrepareParams) -> None:
 
 def prepare(p: params.PrepareParams, cache: Path) -> None:
     """Write the usable posts. A run continues from the results that an interrupted one cached."""
+    processes.prestart("prepare")  # loads what workers import while this process reads posts
     source = open_source(p)
     lexicon = Lexicon(rules.read(*p.rule_folders))
     posts, unwanted = ingest.read_posts(source, lexicon, p.filters)
