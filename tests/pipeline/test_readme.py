@@ -22,6 +22,7 @@ import infer
 import publish
 import register
 from tagger import params
+from tagger.inference import cli
 
 ROOT = Path(__file__).parents[2]
 FOLDERS = ("data", "models", "metrics", "stages")
@@ -151,12 +152,17 @@ def options_of(script: Any) -> set[str]:
 
 
 def test_commands_of_tools_can_be_parsed() -> None:
+    p = params.load(ROOT / params.PATH).infer
     for words in commands(*ENGLISH):
         if words[0] != "python":
             continue
         assert (ROOT / words[1]).is_file(), words[1]
         tool = importlib.import_module(Path(words[1]).stem)
-        if tool not in (infer, app):
+        if tool is infer:
+            cli.parse_args(words[2:], p, ROOT, cores=1)
+        elif tool is app:
+            app.parse_args(words[2:], p)
+        else:
             tool.parse_args(words[2:])
 
 
